@@ -1,0 +1,1 @@
+//! SQLite through deadpool-sqlite as a winddown resource.

@@ -1,0 +1,1 @@
+//! A bounded write buffer that is flushed before its pool is drained.

@@ -1,0 +1,1 @@
+//! The lifecycle, guard, budget and report of winddown.

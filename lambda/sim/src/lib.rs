@@ -1,0 +1,1 @@
+//! A local AWS Lambda lifecycle: init, invoke, freeze, thaw, SIGTERM, SIGKILL.
