@@ -1,1 +1,56 @@
 //! A local AWS Lambda lifecycle: init, invoke, freeze, thaw, SIGTERM, SIGKILL.
+//!
+//! The entry point is [`Sim::start`]: it starts a function written in any language as a child process, speaks the
+//! Runtime API and the Extensions API to it over loopback, and returns when init is over.
+//!
+//! ```no_run
+//! use serde_json::json;
+//! use winddown_sim::{Config, Error, Reason, Sim};
+//!
+//! # async fn run() -> Result<(), Error> {
+//! let sim = Sim::start(Config::new("./bootstrap").capture_output()).await?;
+//! let invocation = sim.invoke(json!({"name": "Ada"})).await?;
+//! assert!(invocation.ok);
+//!
+//! sim.freeze().await?; // SIGSTOP: no timer of the function runs now
+//! sim.thaw();
+//!
+//! let record = sim.shutdown(Reason::Spindown).await;
+//! assert!(record.ended_by_itself(), "{record}");
+//! assert!(record.shutdown.took_ms < record.shutdown.budget_ms);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # The rules that are kept
+//!
+//! - Registration of internal extensions closes at the function's first `/next`; init ends when the function *and*
+//!   every registered extension have asked for their next event.
+//! - No extension registered: SIGKILL at once, no SIGTERM. Otherwise SIGTERM to the function's process group and SIGKILL
+//!   when the budget ends: 500 ms with internal extensions only, 300 ms with an external one.
+//! - External extensions are told after the function has ended, and have until 2,000 ms after shutdown began.
+//!
+//! Where these come from, and where the simulator differs from Lambda, is in the crate's README.
+//!
+//! # What it needs
+//!
+//! A Unix with process groups, and a tokio runtime with I/O and time enabled. Time must not be paused: the function is
+//! a real process and lives in real time.
+
+mod api;
+mod config;
+mod environment;
+mod error;
+mod process;
+mod record;
+mod shutdown;
+mod sim;
+mod state;
+
+pub use config::Config;
+pub use error::{Error, ErrorKind};
+pub use record::{
+    EventType, ExtensionKind, ExtensionRecord, FunctionRecord, Invocation, InvocationError, OutputLine, Reason, Record,
+    ShutdownRecord, Stream, TimelineEntry,
+};
+pub use sim::Sim;

@@ -1,0 +1,182 @@
+//! A function that does one thing wrong, named by its first argument. It speaks HTTP by hand, as SDKs do not do these.
+
+use std::process::exit;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::sleep;
+
+const REGISTER: &str = "/2020-01-01/extension/register";
+const EVENT_NEXT: &str = "/2020-01-01/extension/event/next";
+const RUNTIME: &str = "/2018-06-01/runtime";
+
+#[tokio::main]
+async fn main() -> std::io::Result<()> {
+    let mode = std::env::args().nth(1).unwrap_or_default();
+    match mode.as_str() {
+        "ignore-sigterm" => {
+            // a listener takes the place of the default action; nobody reads it
+            let _sigterm = signal(SignalKind::terminate())?;
+            register_and_poll("stubborn").await?;
+            serve().await
+        }
+        // without a handler, SIGTERM ends the process
+        "default-sigterm" => {
+            register_and_poll("unhandled").await?;
+            serve().await
+        }
+        "exit-code" => {
+            let mut sigterm = signal(SignalKind::terminate())?;
+            register_and_poll("failing").await?;
+            tokio::spawn(async move {
+                sigterm.recv().await;
+                exit(3);
+            });
+            serve().await
+        }
+        "register-late" => {
+            tokio::spawn(async {
+                // after the first /next, which the main task sends and which is not answered before init is over
+                sleep(Duration::from_millis(200)).await;
+                let reply = call("POST", REGISTER, &["Lambda-Extension-Name: late"], r#"{"events":[]}"#).await;
+                println!("late registration: {} {}", reply.status, reply.body);
+            });
+            serve().await
+        }
+        "register-without-poll" => {
+            call("POST", REGISTER, &["Lambda-Extension-Name: silent"], r#"{"events":[]}"#).await;
+            serve().await
+        }
+        "never-next" => std::future::pending().await,
+        // a child in the same group that outlives its parent
+        "leave-child" => {
+            let child = std::process::Command::new(std::env::current_exe()?).arg("never-next").spawn()?;
+            println!("child {}", child.id());
+            serve().await
+        }
+        "exit-in-init" => exit(7),
+        "init-error" => {
+            let body = r#"{"errorType":"Config.Missing","errorMessage":"DATABASE_URL is not set"}"#;
+            call("POST", &format!("{RUNTIME}/init/error"), &[], body).await;
+            std::future::pending().await
+        }
+        "tick" => {
+            register_and_poll("ticker").await?;
+            tokio::spawn(async {
+                loop {
+                    sleep(Duration::from_millis(5)).await;
+                    println!("tick");
+                }
+            });
+            serve().await
+        }
+        "probe" => {
+            probe().await;
+            serve().await
+        }
+        "answer-wrongly" => {
+            let next = call("GET", &format!("{RUNTIME}/invocation/next"), &[], "").await;
+            let id = next.header("Lambda-Runtime-Aws-Request-Id");
+            let nobody = "00000000-0000-0000-0000-000000000000";
+            for id in [nobody, &id, &id] {
+                let reply = call("POST", &format!("{RUNTIME}/invocation/{id}/response"), &[], "not JSON").await;
+                println!("answer: {} {}", reply.status, reply.body);
+            }
+            serve().await
+        }
+        "answer-too-much" => {
+            let next = call("GET", &format!("{RUNTIME}/invocation/next"), &[], "").await;
+            let id = next.header("Lambda-Runtime-Aws-Request-Id");
+            let body = "x".repeat(6 * 1024 * 1024 + 101);
+            let reply = call("POST", &format!("{RUNTIME}/invocation/{id}/response"), &[], &body).await;
+            println!("answer: {} {}", reply.status, reply.body);
+            serve().await
+        }
+        other => {
+            eprintln!("misbehave: no mode '{other}': see its source");
+            exit(2);
+        }
+    }
+}
+
+/// Every way of registering wrongly, each with its answer.
+async fn probe() {
+    let say = |what: &str, reply: Reply| println!("{what}: {} {}", reply.status, reply.body);
+    let nothing = r#"{"events":[]}"#;
+    say("no name", call("POST", REGISTER, &[], nothing).await);
+    say("no JSON", call("POST", REGISTER, &["Lambda-Extension-Name: a"], "events").await);
+    say("shutdown", call("POST", REGISTER, &["Lambda-Extension-Name: a"], r#"{"events":["SHUTDOWN"]}"#).await);
+    say("unknown event", call("POST", REGISTER, &["Lambda-Extension-Name: a"], r#"{"events":["FREEZE"]}"#).await);
+    for n in 1..=10 {
+        register_and_poll(&format!("extension-{n}")).await.expect("ten are allowed");
+    }
+    say("same name", call("POST", REGISTER, &["Lambda-Extension-Name: extension-1"], nothing).await);
+    say("eleventh", call("POST", REGISTER, &["Lambda-Extension-Name: extension-11"], nothing).await);
+    say("no identifier", call("GET", EVENT_NEXT, &[], "").await);
+    let unknown = "Lambda-Extension-Identifier: 00000000-0000-0000-0000-000000000000";
+    say("unknown identifier", call("GET", EVENT_NEXT, &[unknown], "").await);
+}
+
+/// Registers an internal extension for no events, and asks for its next one in the background.
+async fn register_and_poll(name: &str) -> std::io::Result<()> {
+    let reply = call("POST", REGISTER, &[&format!("Lambda-Extension-Name: {name}")], r#"{"events":[]}"#).await;
+    if reply.status != 200 {
+        return Err(std::io::Error::other(reply.body));
+    }
+    let identifier = format!("Lambda-Extension-Identifier: {}", reply.header("Lambda-Extension-Identifier"));
+    tokio::spawn(async move { call("GET", EVENT_NEXT, &[&identifier], "").await });
+    Ok(())
+}
+
+/// Answers every invocation with `{}`.
+async fn serve() -> ! {
+    loop {
+        let next = call("GET", &format!("{RUNTIME}/invocation/next"), &[], "").await;
+        let id = next.header("Lambda-Runtime-Aws-Request-Id");
+        call("POST", &format!("{RUNTIME}/invocation/{id}/response"), &[], "{}").await;
+    }
+}
+
+struct Reply {
+    status: u16,
+    head: String,
+    body: String,
+}
+
+impl Reply {
+    /// By exact case: what the simulator writes is compared with what Lambda writes.
+    fn header(&self, name: &str) -> String {
+        let value = self.head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+        value.unwrap_or_default().to_owned()
+    }
+}
+
+/// One request on one connection. When the simulator is gone there is nothing left to do.
+async fn call(method: &str, path: &str, headers: &[&str], body: &str) -> Reply {
+    match exchange(method, path, headers, body).await {
+        Ok(reply) => reply,
+        Err(error) => {
+            eprintln!("misbehave: {method} {path}: {error}");
+            exit(70);
+        }
+    }
+}
+
+async fn exchange(method: &str, path: &str, headers: &[&str], body: &str) -> std::io::Result<Reply> {
+    let host = std::env::var("AWS_LAMBDA_RUNTIME_API").map_err(std::io::Error::other)?;
+    let mut connection = TcpStream::connect(&host).await?;
+    let headers: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
+    let length = body.len();
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Length: {length}\r\n{headers}\r\n"
+    );
+    connection.write_all(head.as_bytes()).await?;
+    connection.write_all(body.as_bytes()).await?;
+    let mut reply = String::new();
+    connection.read_to_string(&mut reply).await?;
+    let (head, body) = reply.split_once("\r\n\r\n").ok_or_else(|| std::io::Error::other("no reply"))?;
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_default();
+    Ok(Reply { status, head: head.to_owned(), body: body.to_owned() })
+}

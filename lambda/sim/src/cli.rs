@@ -1,0 +1,161 @@
+//! The command line: what can be asked for, and whether it makes sense.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::time::Duration;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, Parser, Subcommand};
+use serde_json::Value;
+use winddown_sim::{Config, Reason};
+
+/// A local AWS Lambda lifecycle for a function in any language
+#[derive(Debug, Parser)]
+#[command(version)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Take a function through init, invocations, freeze, thaw and shutdown
+    ///
+    /// Starts COMMAND as Lambda starts a bootstrap, with the Runtime API and the Extensions API on loopback. Prints the
+    /// timeline to standard output and progress to standard error. The exit status is 0 only if the function ended by
+    /// itself inside the budget; 1 if it did not, 2 if it could not be run as asked, 130 after Ctrl-C.
+    Run(Run),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Run {
+    /// An event: JSON, or @ and the name of a file that holds JSON. Can be repeated [default: {} once]
+    #[arg(long = "invoke", value_name = "JSON|@FILE", allow_hyphen_values = true)]
+    events: Vec<String>,
+
+    /// How many times the list of events is gone through; 0 for init and shutdown only
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    times: usize,
+
+    /// Pause between invocations, such as 200ms
+    #[arg(long, value_name = "DUR", value_parser = humantime::parse_duration)]
+    pub(crate) interval: Option<Duration>,
+
+    /// Freeze for this long after half of the invocations (rounded up), then thaw and go on
+    #[arg(long, value_name = "DUR", value_parser = humantime::parse_duration)]
+    pub(crate) freeze: Option<Duration>,
+
+    /// The reason external extensions are given
+    #[arg(long, value_name = "REASON", default_value = "spindown", value_parser = reason())]
+    pub(crate) shutdown: Reason,
+
+    /// Time from SIGTERM to SIGKILL [default: Lambda's: 500ms, or 300ms with an external extension]
+    #[arg(long, value_name = "DUR", value_parser = humantime::parse_duration)]
+    budget: Option<Duration>,
+
+    /// The function's timeout for one invocation
+    #[arg(long, value_name = "DUR", default_value = "3s", value_parser = humantime::parse_duration)]
+    timeout: Duration,
+
+    /// How long init may take
+    #[arg(long, value_name = "DUR", default_value = "10s", value_parser = humantime::parse_duration)]
+    init_timeout: Duration,
+
+    /// An external extension: program and arguments, split at spaces. It registers under its file name. Can be repeated
+    #[arg(long = "external-extension", value_name = "CMD")]
+    externals: Vec<String>,
+
+    /// A variable for the environment of the function and the extensions. Can be repeated
+    #[arg(long = "env", value_name = "KEY=VALUE")]
+    env: Vec<String>,
+
+    /// Put what the function and the extensions print into the record, not on the terminal
+    #[arg(long)]
+    capture: bool,
+
+    /// Write the record to FILE; - for standard output, which then holds nothing else
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<String>,
+
+    /// The function's program and its arguments
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+}
+
+impl Run {
+    /// Every event in the order it is to be invoked. The texts are checked to be JSON and kept as they are.
+    pub(crate) fn events(&self) -> Result<Vec<String>, String> {
+        let given: &[String] = if self.events.is_empty() { &["{}".to_owned()] } else { &self.events };
+        let events = given.iter().map(|event| read_event(event)).collect::<Result<Vec<_>, _>>()?;
+        let count = events.len().saturating_mul(self.times);
+        Ok(events.into_iter().cycle().take(count).collect())
+    }
+
+    pub(crate) fn config(&self) -> Result<Config, String> {
+        // clap requires one
+        let (program, args) = self.command.split_first().ok_or("no command: give it after --")?;
+        let mut config = Config::new(program).args(args).timeout(self.timeout).init_timeout(self.init_timeout);
+        if let Some(budget) = self.budget {
+            config = config.budget(budget);
+        }
+        for external in &self.externals {
+            let mut words = external.split_whitespace();
+            let program = words.next().ok_or("--external-extension: empty, name a program")?;
+            config = config.external_extension(program, words);
+        }
+        for variable in &self.env {
+            let (key, value) = variable
+                .split_once('=')
+                .filter(|(key, _)| !key.is_empty())
+                .ok_or_else(|| format!("--env: '{variable}' has no name and value: write KEY=VALUE"))?;
+            config = config.env(key, value);
+        }
+        if self.capture {
+            config = config.capture_output();
+        } else if self.record_on_stdout() {
+            config = config.output_to_stderr();
+        }
+        Ok(config)
+    }
+
+    pub(crate) fn record_on_stdout(&self) -> bool {
+        self.json.as_deref() == Some("-")
+    }
+
+    /// Where the record goes. Opened before anything runs: a typing error should not cost the run.
+    pub(crate) fn record_file(&self) -> Result<Option<Box<dyn Write + Send>>, String> {
+        match self.json.as_deref() {
+            None => Ok(None),
+            Some("-") => Ok(Some(Box::new(io::stdout()))),
+            Some(path) => match File::create(path) {
+                Ok(file) => Ok(Some(Box::new(file))),
+                Err(error) => Err(format!("--json: cannot write {path}: {error}: check that its directory exists")),
+            },
+        }
+    }
+}
+
+fn read_event(event: &str) -> Result<String, String> {
+    let (text, what) = match event.strip_prefix('@') {
+        Some(path) => match fs::read_to_string(path) {
+            Ok(text) => (text, path),
+            Err(error) => return Err(format!("--invoke: cannot read {path}: {error}: check the path after @")),
+        },
+        None => (event.to_owned(), event),
+    };
+    match serde_json::from_str::<Value>(&text) {
+        Ok(_) => Ok(text),
+        Err(error) => Err(format!(
+            "--invoke: '{what}' is not JSON ({error}): pass JSON in single quotes, or @FILE with JSON in it"
+        )),
+    }
+}
+
+fn reason() -> impl TypedValueParser<Value = Reason> {
+    PossibleValuesParser::new(["spindown", "timeout", "failure"]).map(|name| match name.as_str() {
+        "timeout" => Reason::Timeout,
+        "failure" => Reason::Failure,
+        _ => Reason::Spindown,
+    })
+}

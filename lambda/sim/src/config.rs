@@ -1,0 +1,250 @@
+//! What to run and how: the settings of one simulated environment.
+
+use std::ffi::{OsStr, OsString};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use crate::error::{Error, ErrorKind};
+
+/// What to run and how. Used by [`Sim::start`](crate::Sim::start).
+///
+/// ```
+/// use std::time::Duration;
+/// use winddown_sim::Config;
+///
+/// let config = Config::new("./bootstrap").env("DATABASE_URL", "postgres://localhost").timeout(Duration::from_secs(10));
+/// ```
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub(crate) program: OsString,
+    pub(crate) args: Vec<OsString>,
+    pub(crate) externals: Vec<(OsString, Vec<OsString>)>,
+    pub(crate) init_timeout: Duration,
+    pub(crate) timeout: Duration,
+    pub(crate) budget: Option<Duration>,
+    pub(crate) function_name: String,
+    output: Output,
+    env: Vec<(OsString, OsString)>,
+}
+
+impl Config {
+    /// A function started as `program`, which is a path or a name looked up in `PATH`.
+    pub fn new(program: impl Into<OsString>) -> Self {
+        Self {
+            program: program.into(),
+            args: Vec::new(),
+            externals: Vec::new(),
+            init_timeout: INIT_TIMEOUT,
+            timeout: FUNCTION_TIMEOUT,
+            budget: None,
+            function_name: "function".to_owned(),
+            output: Output::Inherit,
+            env: Vec::new(),
+        }
+    }
+
+    /// Adds one argument for the function's program.
+    #[must_use]
+    pub fn arg(mut self, arg: impl Into<OsString>) -> Self {
+        self.args.push(arg.into());
+        self
+    }
+
+    /// Adds arguments for the function's program.
+    #[must_use]
+    pub fn args(mut self, args: impl IntoIterator<Item = impl Into<OsString>>) -> Self {
+        self.args.extend(args.into_iter().map(Into::into));
+        self
+    }
+
+    /// Sets an environment variable for the function and the external extensions.
+    ///
+    /// They also inherit this process's environment, and get the variables Lambda sets. A variable set here wins over
+    /// both, except `AWS_LAMBDA_RUNTIME_API`.
+    #[must_use]
+    pub fn env(mut self, key: impl Into<OsString>, value: impl Into<OsString>) -> Self {
+        self.env.push((key.into(), value.into()));
+        self
+    }
+
+    /// Adds an external extension: a process of its own, started before the function.
+    ///
+    /// It has to register under its file name, as on Lambda. With one registered, the function's budget is 300 ms.
+    #[must_use]
+    pub fn external_extension(
+        mut self,
+        program: impl Into<OsString>,
+        args: impl IntoIterator<Item = impl Into<OsString>>,
+    ) -> Self {
+        self.externals.push((program.into(), args.into_iter().map(Into::into).collect()));
+        self
+    }
+
+    /// How long init may take.
+    ///
+    /// Defaults to 10 s, Lambda's limit (AWS: "Lambda execution environment lifecycle").
+    #[must_use]
+    pub fn init_timeout(mut self, limit: Duration) -> Self {
+        self.init_timeout = limit;
+        self
+    }
+
+    /// The function's timeout: how long one invocation may take, extensions included.
+    ///
+    /// Defaults to 3 s, which is what Lambda gives a function that sets none.
+    #[must_use]
+    pub fn timeout(mut self, limit: Duration) -> Self {
+        self.timeout = limit;
+        self
+    }
+
+    /// How long after SIGTERM the function is killed.
+    ///
+    /// Defaults to Lambda's own: 500 ms with internal extensions only, 300 ms with an external one. Without any extension
+    /// there is no SIGTERM, whatever is set here.
+    #[must_use]
+    pub fn budget(mut self, budget: Duration) -> Self {
+        self.budget = Some(budget);
+        self
+    }
+
+    /// The name the function goes by, in its environment and its ARN.
+    ///
+    /// Defaults to `function`.
+    #[must_use]
+    pub fn function_name(mut self, name: impl Into<String>) -> Self {
+        self.function_name = name.into();
+        self
+    }
+
+    /// Collects what the function and the extensions print, instead of passing it through.
+    ///
+    /// The lines are in [`Sim::output`](crate::Sim::output) and in [`Record::output`](crate::Record::output).
+    #[must_use]
+    pub fn capture_output(mut self) -> Self {
+        self.output = Output::Capture;
+        self
+    }
+
+    /// Passes what the function and the extensions print to this process's standard error.
+    ///
+    /// For when standard output is needed for something else, such as the record.
+    #[must_use]
+    pub fn output_to_stderr(mut self) -> Self {
+        self.output = Output::Stderr;
+        self
+    }
+
+    pub(crate) fn arn(&self) -> String {
+        format!("arn:aws:lambda:{}:{ACCOUNT_ID}:function:{}", self.region(), self.function_name)
+    }
+
+    /// Settings that no environment could be built from.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        let mut names = Vec::new();
+        for (program, _) in &self.externals {
+            let name = extension_name(program);
+            if names.contains(&name) {
+                let message = format!(
+                    "two external extensions are called {name}: Lambda tells them apart by file name, rename one of them"
+                );
+                return Err(Error::new(ErrorKind::Start, message));
+            }
+            names.push(name);
+        }
+        if names.len() > MAX_EXTENSIONS {
+            let message = format!("{} external extensions: Lambda allows {MAX_EXTENSIONS}, start fewer", names.len());
+            return Err(Error::new(ErrorKind::Start, message));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn function_command(&self, api: SocketAddr) -> Result<Command, Error> {
+        let mut command = self.command(&self.program, &self.args)?;
+        // the part of the environment that extensions do not see (AWS: "Lambda Extensions API", environment variables)
+        command
+            .env("AWS_EXECUTION_ENV", "AWS_Lambda_provided.al2023")
+            .env("AWS_LAMBDA_LOG_GROUP_NAME", format!("/aws/lambda/{}", self.function_name))
+            .env("AWS_LAMBDA_LOG_STREAM_NAME", format!("{FUNCTION_VERSION}/winddown-sim"))
+            .env("_HANDLER", HANDLER);
+        if let Ok(directory) = std::env::current_dir() {
+            command.env("LAMBDA_TASK_ROOT", directory);
+        }
+        Ok(self.finish_env(command, api))
+    }
+
+    pub(crate) fn extension_command(
+        &self,
+        program: &OsStr,
+        args: &[OsString],
+        api: SocketAddr,
+    ) -> Result<Command, Error> {
+        let command = self.command(program, args)?;
+        Ok(self.finish_env(command, api))
+    }
+
+    fn command(&self, program: &OsStr, args: &[OsString]) -> Result<Command, Error> {
+        let mut command = Command::new(program);
+        command.args(args);
+        // a background process group that reads the terminal would be stopped by it
+        command.stdin(Stdio::null());
+        match self.output {
+            Output::Inherit => {}
+            Output::Capture => {
+                command.stdout(Stdio::piped()).stderr(Stdio::piped());
+            }
+            Output::Stderr => {
+                let stderr = std::os::fd::AsFd::as_fd(&std::io::stderr()).try_clone_to_owned().map_err(|cause| {
+                    Error::new(ErrorKind::Start, "cannot pass output to standard error").with_source(cause)
+                })?;
+                command.stdout(stderr);
+            }
+        }
+        // set by whoever runs the simulator inside Lambda or another emulator: not true of the environment made here
+        command.env_remove("AWS_LAMBDA_MAX_CONCURRENCY").env_remove("_X_AMZN_TRACE_ID");
+        let region = self.region();
+        command
+            .env("AWS_LAMBDA_FUNCTION_NAME", &self.function_name)
+            .env("AWS_LAMBDA_FUNCTION_VERSION", FUNCTION_VERSION)
+            .env("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "128")
+            .env("AWS_LAMBDA_INITIALIZATION_TYPE", "on-demand")
+            .env("AWS_REGION", &region)
+            .env("AWS_DEFAULT_REGION", &region)
+            .env("TZ", ":UTC");
+        Ok(command)
+    }
+
+    fn finish_env(&self, mut command: Command, api: SocketAddr) -> Command {
+        command.envs(self.env.iter().map(|(key, value)| (key, value)));
+        command.env("AWS_LAMBDA_RUNTIME_API", api.to_string());
+        command
+    }
+
+    fn region(&self) -> String {
+        std::env::var("AWS_REGION").unwrap_or_else(|_| "us-east-1".to_owned())
+    }
+}
+
+/// The name an external extension has to register under (AWS: "Lambda Extensions API", register).
+pub(crate) fn extension_name(program: &OsStr) -> String {
+    Path::new(program).file_name().unwrap_or(program).to_string_lossy().into_owned()
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Output {
+    Inherit,
+    Capture,
+    Stderr,
+}
+
+pub(crate) const FUNCTION_VERSION: &str = "$LATEST";
+pub(crate) const HANDLER: &str = "bootstrap";
+/// The account number AWS uses in its own emulator.
+pub(crate) const ACCOUNT_ID: &str = "012345678912";
+/// AWS: "Lambda Extensions API", register.
+pub(crate) const MAX_EXTENSIONS: usize = 10;
+
+const INIT_TIMEOUT: Duration = Duration::from_secs(10);
+const FUNCTION_TIMEOUT: Duration = Duration::from_secs(3);

@@ -1,0 +1,195 @@
+//! The processes of one environment: starting, freezing and killing them.
+//!
+//! Locks are taken in this order: `children`, then the world's state, then a process's own. None is held over an await.
+
+use std::io;
+use std::net::SocketAddr;
+use std::process::Command;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use rustix::process::Signal;
+
+use crate::api::Shared;
+use crate::config::extension_name;
+use crate::error::{Error, ErrorKind};
+use crate::process::{Exit, Process, Spawned, read_lines};
+use crate::record::OutputLine;
+use crate::state::{External, State};
+
+#[derive(Debug)]
+pub(crate) struct Environment {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) address: SocketAddr,
+    pub(crate) launched: Instant,
+    /// Held during an invocation and while freezing: one at a time.
+    pub(crate) turn: tokio::sync::Mutex<()>,
+    children: Mutex<Children>,
+}
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Children {
+    /// Nothing is started any more.
+    closed: bool,
+    pub(crate) function: Option<Arc<Process>>,
+    pub(crate) externals: Vec<(String, Arc<Process>)>,
+}
+
+impl Environment {
+    pub(crate) fn new(shared: Arc<Shared>, address: SocketAddr, launched: Instant) -> Self {
+        Self { shared, address, launched, turn: tokio::sync::Mutex::default(), children: Mutex::default() }
+    }
+
+    /// Starts the external extensions, in the order they were given.
+    pub(crate) fn start_externals(&self) -> Result<(), Error> {
+        for (program, args) in &self.shared.config.externals {
+            let name = extension_name(program);
+            let command = self.shared.config.extension_command(program, args, self.address)?;
+            // before it runs, so that its registration finds it
+            self.shared.world.update(|state| state.externals.push(External { name: name.clone(), exit: None }));
+            let exited = name.clone();
+            let on_exit = move |state: &mut State, exit: Exit| {
+                state.note(format!("extension exit {exited} {}", exit.describe()));
+                if let Some(external) = state.externals.iter_mut().find(|it| it.name == exited) {
+                    external.exit = Some(exit);
+                }
+            };
+            self.start(command, &name, on_exit, |children, process| children.externals.push((name.clone(), process)))?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn start_function(&self) -> Result<(), Error> {
+        let command = self.shared.config.function_command(self.address)?;
+        let on_exit = |state: &mut State, exit: Exit| {
+            state.note(format!("exit {}", exit.describe()));
+            state.runtime.ready = false;
+            state.runtime.exit = Some(exit);
+        };
+        self.start(command, "function", on_exit, |children, process| children.function = Some(process))
+    }
+
+    /// Starts the function when every external extension has registered, as AWS's own emulator does.
+    pub(crate) async fn start_function_after_externals(self: Arc<Self>) {
+        let registered = |state: &State| state.externals_registered().then_some(true);
+        let go = self.shared.world.wait(|state| registered(state).or_else(|| state.init().map(|_| false))).await;
+        if go && let Err(error) = self.start_function() {
+            self.shared.world.update(|state| state.start_error = Some(error.to_string()));
+        }
+    }
+
+    /// Stops every process; `false` when the environment has ended or is ending.
+    pub(crate) fn freeze(&self) -> bool {
+        let children = self.children();
+        self.shared.world.update(|state| {
+            if state.has_ended() {
+                return false;
+            }
+            if !std::mem::replace(&mut state.frozen, true) {
+                children.signal(Signal::STOP);
+                state.note("freeze");
+            }
+            true
+        })
+    }
+
+    /// Lets every process go on, if they are frozen.
+    pub(crate) fn thaw(&self) {
+        let children = self.children();
+        self.shared.world.update(|state| {
+            if std::mem::take(&mut state.frozen) {
+                state.note("thaw");
+                children.signal(Signal::CONT);
+            }
+        });
+    }
+
+    /// Kills every process, and keeps new ones from being started.
+    pub(crate) fn kill(&self) {
+        let mut children = self.children();
+        children.closed = true;
+        self.shared.world.update(|state| {
+            state.killed = true;
+            let function_runs = children.function.is_some() && state.runtime.exit.is_none();
+            if function_runs || state.externals.iter().any(|it| it.exit.is_none()) {
+                state.note("SIGKILL to all");
+            }
+        });
+        children.signal(Signal::KILL);
+    }
+
+    /// Keeps new processes from being started, and returns the ones there are.
+    pub(crate) fn close(&self) -> Children {
+        let mut children = self.children();
+        children.closed = true;
+        children.clone()
+    }
+
+    pub(crate) fn function_pid(&self) -> Option<u32> {
+        self.children().function.as_ref().map(|process| process.id())
+    }
+
+    fn start(
+        &self,
+        command: Command,
+        from: &str,
+        on_exit: impl FnOnce(&mut State, Exit) + Send + 'static,
+        store: impl FnOnce(&mut Children, Arc<Process>),
+    ) -> Result<(), Error> {
+        let program = command.get_program().to_string_lossy().into_owned();
+        let mut children = self.children();
+        if children.closed {
+            return Err(Error::new(ErrorKind::Ended, "the environment is being shut down: start another one"));
+        }
+        let shared = Arc::clone(&self.shared);
+        let spawned = Process::spawn(command, move |exit| shared.world.update(|state| on_exit(state, exit)));
+        let Spawned { process, pipes } = spawned.map_err(|cause| cannot_start(&program, cause))?;
+        store(&mut children, process);
+        for (stream, pipe) in pipes {
+            self.shared.world.update(|state| state.open_pipes += 1);
+            let (lines, end) = (Arc::clone(&self.shared), Arc::clone(&self.shared));
+            let from = from.to_owned();
+            let on_line = move |line| {
+                lines.world.update(|state| {
+                    let at_ms = state.now_ms();
+                    state.output.push(OutputLine { at_ms, from: from.clone(), stream, line });
+                });
+            };
+            let on_end = move || end.world.update(|state| state.open_pipes -= 1);
+            read_lines(pipe, on_line, on_end).map_err(|cause| cannot_start(&program, cause))?;
+        }
+        Ok(())
+    }
+
+    fn children(&self) -> MutexGuard<'_, Children> {
+        // a panic elsewhere must not keep the processes from being killed
+        self.children.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Children {
+    fn signal(&self, signal: Signal) {
+        for process in self.function.iter().chain(self.externals.iter().map(|(_, process)| process)) {
+            process.signal(signal);
+        }
+    }
+}
+
+/// `instant` as AWS writes deadlines: milliseconds since 1970.
+pub(crate) fn epoch_ms(instant: Instant) -> u64 {
+    let at = SystemTime::now() + instant.saturating_duration_since(Instant::now());
+    let millis = at.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+    u64::try_from(millis).unwrap_or(u64::MAX)
+}
+
+fn cannot_start(program: &str, cause: io::Error) -> Error {
+    let what = match cause.kind() {
+        io::ErrorKind::NotFound if program.contains('/') => {
+            "no such file, or no such interpreter in its first line: check the path".to_owned()
+        }
+        io::ErrorKind::NotFound => format!("not found in PATH: for a file in this directory, write ./{program}"),
+        io::ErrorKind::PermissionDenied => "permission denied: make it executable (chmod +x)".to_owned(),
+        _ => format!("{cause}: check that it is built for this machine, or a script that begins with #!"),
+    };
+    Error::new(ErrorKind::Start, format!("cannot start {program}: {what}")).with_source(cause)
+}

@@ -1,0 +1,370 @@
+//! The public API: one simulated environment, from start to the end of shutdown.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::body::Bytes;
+use serde_json::Value;
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio::time::{timeout, timeout_at};
+use uuid::Uuid;
+
+use crate::api::{self, Shared};
+use crate::config::Config;
+use crate::environment::{Environment, epoch_ms};
+use crate::error::{Error, ErrorKind};
+use crate::record::{
+    EventType, INVOKE, Invocation, InvocationError, OutputLine, RESPONSE, Reason, Record, TimelineEntry,
+};
+use crate::state::{Answer, Init, Job, State, World, millis};
+
+/// One simulated Lambda environment: a function, its extensions, and the APIs they talk to.
+///
+/// All methods take `&self`, so that a signal can be sent while an invocation runs
+/// (`tokio::join!(sim.invoke(event), sim.shutdown(Reason::Spindown))`). Invocations are handed out one at a time, as on Lambda.
+///
+/// # Drop
+///
+/// Dropping it kills the process groups of the function and the external extensions at once (SIGKILL) and closes the APIs.
+/// It does not send SIGTERM and does not wait: for that, call [`shutdown`](Self::shutdown). A process that has left its
+/// group (`setsid`) is not reached.
+#[derive(Debug)]
+pub struct Sim {
+    environment: Arc<Environment>,
+    server: JoinHandle<()>,
+}
+
+impl Sim {
+    /// Starts an environment and waits until init is over: [`launch`](Self::launch), then [`ready`](Self::ready).
+    ///
+    /// # Errors
+    ///
+    /// Those of the two. Nothing is left running then.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future kills what was started.
+    pub async fn start(config: Config) -> Result<Self, Error> {
+        let sim = Self::launch(config).await?;
+        sim.ready().await?;
+        Ok(sim)
+    }
+
+    /// Starts an environment and does not wait for init: for what happens meanwhile, such as a signal during a slow init.
+    ///
+    /// External extensions are started first; the function follows when all of them have registered, as on Lambda.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Start`] when a program cannot be started. Without external extensions that includes the function; with
+    /// them, [`ready`](Self::ready) says so.
+    pub async fn launch(config: Config) -> Result<Self, Error> {
+        config.check()?;
+        let cannot_listen = |cause| {
+            Error::new(ErrorKind::Start, "cannot listen on 127.0.0.1: check that loopback is up").with_source(cause)
+        };
+        // loopback only, and a port that nobody else uses
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.map_err(cannot_listen)?;
+        let address = listener.local_addr().map_err(cannot_listen)?;
+
+        let launched = Instant::now();
+        let shared = Arc::new(Shared { world: World::new(launched), config });
+        let server = tokio::spawn(api::serve(listener, Arc::clone(&shared)));
+        let environment = Arc::new(Environment::new(shared, address, launched));
+        // from here on, an early return drops `sim`, which kills what was started
+        let sim = Self { environment: Arc::clone(&environment), server };
+
+        sim.world().update(|state| state.note("start"));
+        environment.start_externals()?;
+        if sim.world().read(State::externals_registered) {
+            environment.start_function()?;
+        } else {
+            tokio::spawn(environment.start_function_after_externals());
+        }
+        Ok(sim)
+    }
+
+    /// Waits until init is over: the function and every registered extension have asked for their next event.
+    ///
+    /// Returns at once when it is over already. A failed init is shut down before this returns, as Lambda does it (SIGTERM
+    /// only with an extension registered), and [`Error::record`] tells how that went.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InitExit`], [`ErrorKind::InitError`], [`ErrorKind::InitTimeout`], [`ErrorKind::Start`] as they say;
+    /// [`ErrorKind::Ended`] when shutdown began before init was over.
+    ///
+    /// # Cancel safety
+    ///
+    /// Can be called again.
+    pub async fn ready(&self) -> Result<(), Error> {
+        let limit = self.config().init_timeout;
+        let done = |state: &State| if state.init_done { Some(Init::Done) } else { state.init() };
+        let end = timeout_at((self.environment.launched + limit).into(), self.world().wait(done)).await;
+        let (kind, message) = match end {
+            Ok(Init::Done) => {
+                self.world().update(|state| {
+                    if !std::mem::replace(&mut state.init_done, true) {
+                        state.note("init done");
+                    }
+                });
+                return Ok(());
+            }
+            Ok(Init::Ending) => return Err(ended()),
+            Ok(Init::NotStarted(message)) => (ErrorKind::Start, message),
+            Ok(Init::Exited { who, exit }) => {
+                let how = if exit.starts_with("signal") { exit } else { format!("exit code {exit}") };
+                (ErrorKind::InitExit, format!("{who} ended during init ({how}): its output says why"))
+            }
+            Ok(Init::Failed { who, error }) => {
+                (ErrorKind::InitError, format!("{who} reported an init error, {error}: fix that and run again"))
+            }
+            Err(_elapsed) => {
+                let missing = self.world().read(State::init_waits_for);
+                let message = format!(
+                    "init was not over after {limit:?}: waited for {missing}; make it do so, or allow more with init_timeout (--init-timeout)"
+                );
+                (ErrorKind::InitTimeout, message)
+            }
+        };
+        self.world().update(|state| state.note("init failed"));
+        let record = self.shutdown(Reason::Failure).await;
+        Err(Error::new(kind, message).with_record(record))
+    }
+
+    /// Invokes the function with a JSON event, and returns when the invocation is over: the function has answered, and it
+    /// and every extension that gets INVOKE have asked for their next event.
+    ///
+    /// A frozen environment is thawed first. An invocation that fails is not an `Err`: see [`Invocation::ok`]. After a timeout
+    /// or a crash the environment is shut down in the background, as Lambda does it; [`shutdown`](Self::shutdown) waits
+    /// for that and returns its record.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Ended`] when the environment has ended or is ending; init errors when init was not over yet.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future does not take the event back: the function still works on it, and the next call waits for that. The
+    /// dropped invocation is missing from the record.
+    pub async fn invoke(&self, event: Value) -> Result<Invocation, Error> {
+        self.invoke_raw(event.to_string()).await
+    }
+
+    /// Like [`invoke`](Self::invoke), with any bytes as the event. Whether they are JSON is not checked.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`invoke`](Self::invoke).
+    pub async fn invoke_raw(&self, event: impl Into<Vec<u8>> + Send) -> Result<Invocation, Error> {
+        let event = Bytes::from(event.into());
+        self.ready().await?;
+        let _turn = self.environment.turn.lock().await;
+        self.settle().await;
+        self.environment.thaw();
+
+        let begun = Instant::now();
+        let limit = self.config().timeout;
+        let deadline = begun + limit;
+        let (number, request_id, answered) = self.hand_over(event, deadline)?;
+        let answer = self.answer(&request_id, answered, deadline).await;
+        let error_type = answer.error.as_ref().map(|error| error.error_type.as_str());
+        let event = format!("{RESPONSE}{number} {}", error_type.unwrap_or("ok"));
+        let invocation = Invocation {
+            request_id,
+            ok: answer.error.is_none(),
+            ms: millis(answer.at.saturating_duration_since(begun)),
+            payload: answer.payload,
+            error: answer.error,
+        };
+        self.world().update(|state| {
+            state.note(event);
+            state.invocations.push(invocation.clone());
+        });
+        self.finish(deadline).await;
+        Ok(invocation)
+    }
+
+    /// Freezes the environment between invocations: SIGSTOP to every process group, so that no timer fires and no socket is
+    /// read until [`thaw`](Self::thaw), the next invocation or shutdown.
+    ///
+    /// Waits until the last invocation is over, as Lambda does, at most for the function's timeout.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Ended`] when the environment has ended or is ending; init errors when init was not over yet.
+    pub async fn freeze(&self) -> Result<(), Error> {
+        self.ready().await?;
+        let _turn = self.environment.turn.lock().await;
+        self.settle().await;
+        if self.environment.freeze() { Ok(()) } else { Err(ended()) }
+    }
+
+    /// Thaws a frozen environment (SIGCONT). Does nothing if it is not frozen.
+    pub fn thaw(&self) {
+        self.environment.thaw();
+    }
+
+    /// Shuts the environment down and returns the record of its life.
+    ///
+    /// In this order: thaw; SIGTERM to the function's group if an extension is registered; SIGKILL when the budget is over, or
+    /// at once without extensions; then the SHUTDOWN event to external extensions that asked for it, SIGKILL to the others;
+    /// SIGKILL to what is left 2,000 ms after the beginning.
+    ///
+    /// Can be called while an invocation runs: it goes on until the function ends. When shutdown has already begun, by
+    /// another call, a timeout or a crash, this waits for it, and the record has *its* reason.
+    ///
+    /// # Cancel safety
+    ///
+    /// Shutdown goes on in the background, and can be waited for with another call.
+    pub async fn shutdown(&self, reason: Reason) -> Record {
+        self.environment.begin_shutdown(reason);
+        self.world().wait(|state| state.record.clone()).await
+    }
+
+    /// Kills everything at once (SIGKILL). [`shutdown`](Self::shutdown) still returns the record.
+    pub fn kill(&self) {
+        self.environment.kill();
+    }
+
+    /// Whether the environment has ended or is ending: by [`shutdown`](Self::shutdown), a timeout or a crash. Then only
+    /// `shutdown` is of use.
+    pub fn has_ended(&self) -> bool {
+        self.world().read(State::has_ended)
+    }
+
+    /// What happened until now.
+    pub fn timeline(&self) -> Vec<TimelineEntry> {
+        self.world().read(|state| state.timeline.clone())
+    }
+
+    /// What the processes have printed until now, if output is captured.
+    pub fn output(&self) -> Vec<OutputLine> {
+        self.world().read(|state| state.output.clone())
+    }
+
+    /// Where the APIs listen: the function's `AWS_LAMBDA_RUNTIME_API`.
+    pub fn api_address(&self) -> SocketAddr {
+        self.environment.address
+    }
+
+    /// The process id of the function, which is also the id of its process group. `None` before it is started.
+    pub fn function_pid(&self) -> Option<u32> {
+        self.environment.function_pid()
+    }
+
+    /// Queues the event for the function and the extensions.
+    fn hand_over(&self, payload: Bytes, deadline: Instant) -> Result<(u64, String, oneshot::Receiver<Answer>), Error> {
+        let request_id = Uuid::new_v4().to_string();
+        let job = Job {
+            request_id: request_id.clone(),
+            payload,
+            deadline_ms: epoch_ms(deadline),
+            arn: self.config().arn(),
+            trace_id: trace_id(),
+        };
+        let (answer, answered) = oneshot::channel();
+        self.world().update(|state| {
+            if state.has_ended() {
+                return Err(ended());
+            }
+            state.invocations_begun += 1;
+            let number = state.invocations_begun;
+            state.note(format!("{INVOKE}{number} {request_id}"));
+            for extension in state.extensions.iter_mut().filter(|it| it.events.contains(&EventType::Invoke)) {
+                extension.ready = false;
+                extension.queue.push_back(api::invoke_event(&job));
+            }
+            state.runtime.ready = false;
+            state.runtime.in_flight.insert(request_id.clone(), answer);
+            state.runtime.queue.push_back(job);
+            Ok((number, request_id, answered))
+        })
+    }
+
+    /// Waits for the answer, or makes one of what came instead.
+    async fn answer(&self, request_id: &str, mut answered: oneshot::Receiver<Answer>, deadline: Instant) -> Answer {
+        let (error_type, message) = tokio::select! {
+            // an answer that is there counts, even if the process has ended since
+            biased;
+            Ok(answer) = &mut answered => return answer,
+            lost = self.world().wait(lost) => lost,
+            () = tokio::time::sleep_until(deadline.into()) => {
+                let limit = self.config().timeout.as_secs_f64();
+                ("Sandbox.Timedout", format!("Task timed out after {limit:.2} seconds"))
+            }
+        };
+        if let Ok(answer) = answered.try_recv() {
+            return answer;
+        }
+        self.environment.begin_shutdown(if error_type == "Sandbox.Timedout" {
+            Reason::Timeout
+        } else {
+            Reason::Failure
+        });
+        let error = InvocationError {
+            error_type: error_type.to_owned(),
+            message: format!("RequestId: {request_id} Error: {message}"),
+        };
+        Answer { at: Instant::now(), payload: Value::Null, error: Some(error) }
+    }
+
+    /// Waits until an answered invocation is over. What keeps it from that ends the environment.
+    async fn finish(&self, deadline: Instant) {
+        let over = |state: &State| (state.is_settled() || state.has_ended()).then_some(());
+        let in_time = timeout_at(deadline.into(), self.world().wait(over)).await.is_ok();
+        if !in_time {
+            self.environment.begin_shutdown(Reason::Timeout);
+        } else if self.world().read(State::has_ended) {
+            self.environment.begin_shutdown(Reason::Failure);
+        }
+    }
+
+    /// Waits until nothing is in progress that an earlier, dropped call has left.
+    async fn settle(&self) {
+        let over = |state: &State| (state.is_settled() || state.has_ended()).then_some(());
+        let limit: Duration = self.config().timeout;
+        if timeout(limit, self.world().wait(over)).await.is_err() {
+            self.environment.begin_shutdown(Reason::Timeout);
+        }
+    }
+
+    fn world(&self) -> &World {
+        &self.environment.shared.world
+    }
+
+    fn config(&self) -> &Config {
+        &self.environment.shared.config
+    }
+}
+
+impl Drop for Sim {
+    fn drop(&mut self) {
+        self.environment.kill();
+        self.server.abort();
+    }
+}
+
+/// Why no answer will come, in the words of Lambda.
+fn lost(state: &State) -> Option<(&'static str, String)> {
+    if let Some(exit) = &state.runtime.exit {
+        return Some(("Runtime.ExitError", format!("Runtime exited with {}", exit.describe())));
+    }
+    // during shutdown, extensions are meant to exit
+    let (name, exit) = state.exited_external().filter(|_| state.ending.is_none())?;
+    Some(("Extension.Crash", format!("extension {name} exited with {}", exit.describe())))
+}
+
+fn ended() -> Error {
+    Error::new(ErrorKind::Ended, "the environment has ended: see its record, and start another one")
+}
+
+/// In the form of an X-Ray trace header, unsampled.
+fn trace_id() -> String {
+    let id = Uuid::new_v4().simple().to_string();
+    let parent = Uuid::new_v4().simple().to_string();
+    format!("Root=1-{}-{};Parent={};Sampled=0", &id[..8], &id[8..], &parent[..16])
+}

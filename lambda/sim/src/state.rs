@@ -1,0 +1,257 @@
+//! Everything the API handlers, the processes and the public API know in common, and a way to wait for it to change.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::time::Instant;
+
+use axum::body::Bytes;
+use serde_json::Value;
+use tokio::sync::{oneshot, watch};
+
+use crate::process::Exit;
+use crate::record::{EventType, ExtensionKind, Invocation, InvocationError, OutputLine, Reason, Record, TimelineEntry};
+
+/// The shared [`State`]. Every change wakes every waiter, who look again; no lock is held while waiting.
+#[derive(Debug)]
+pub(crate) struct World {
+    state: watch::Sender<State>,
+}
+
+impl World {
+    pub(crate) fn new(started: Instant) -> Self {
+        Self { state: watch::Sender::new(State::new(started)) }
+    }
+
+    /// Looks at the state.
+    pub(crate) fn read<T>(&self, look: impl FnOnce(&State) -> T) -> T {
+        look(&self.state.borrow())
+    }
+
+    /// Changes the state. Can be called from any thread.
+    pub(crate) fn update<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let mut result = None;
+        self.state.send_modify(|state| result = Some(change(state)));
+        result.expect("send_modify calls its closure")
+    }
+
+    /// Waits until `look` finds what it is looking for. Cancel safe.
+    pub(crate) async fn wait<T>(&self, mut look: impl FnMut(&State) -> Option<T>) -> T {
+        let mut changes = self.state.subscribe();
+        loop {
+            let found = look(&changes.borrow_and_update());
+            match found {
+                Some(found) => return found,
+                None => changes.changed().await.expect("the sender is self"),
+            }
+        }
+    }
+
+    /// Waits until `take` takes something out of the state. Cancel safe: what is taken is returned at once.
+    pub(crate) async fn take<T>(&self, mut take: impl FnMut(&mut State) -> Option<T>) -> T {
+        let mut changes = self.state.subscribe();
+        loop {
+            let mut taken = None;
+            changes.mark_unchanged();
+            self.state.send_if_modified(|state| {
+                taken = take(state);
+                taken.is_some()
+            });
+            match taken {
+                Some(taken) => return taken,
+                None => changes.changed().await.expect("the sender is self"),
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct State {
+    started: Instant,
+    pub(crate) runtime: Runtime,
+    pub(crate) extensions: Vec<Extension>,
+    pub(crate) externals: Vec<External>,
+    /// Why the function could not be started, where that happens after `launch` has returned.
+    pub(crate) start_error: Option<String>,
+    pub(crate) init_done: bool,
+    pub(crate) frozen: bool,
+    /// Set when shutdown begins: nothing is started or handed out any more.
+    pub(crate) ending: Option<Reason>,
+    /// Set when everything was killed by hand: the same, without a shutdown.
+    pub(crate) killed: bool,
+    /// Captured pipes that are still open.
+    pub(crate) open_pipes: usize,
+    pub(crate) invocations_begun: u64,
+    pub(crate) invocations: Vec<Invocation>,
+    pub(crate) timeline: Vec<TimelineEntry>,
+    pub(crate) output: Vec<OutputLine>,
+    /// Set when shutdown is over.
+    pub(crate) record: Option<Record>,
+}
+
+/// The function, as seen through the Runtime API.
+#[derive(Debug, Default)]
+pub(crate) struct Runtime {
+    /// It has asked for its first event: registration is closed.
+    pub(crate) polled: bool,
+    /// It is waiting for an event.
+    pub(crate) ready: bool,
+    pub(crate) queue: VecDeque<Job>,
+    /// Who waits for the answer, by request id.
+    pub(crate) in_flight: HashMap<String, oneshot::Sender<Answer>>,
+    /// Answered, and the next event not asked for yet: a second answer is a different mistake from an unknown id.
+    pub(crate) answered: HashSet<String>,
+    pub(crate) init_error: Option<InvocationError>,
+    pub(crate) exit: Option<Exit>,
+}
+
+/// An event for the function.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub(crate) request_id: String,
+    pub(crate) payload: Bytes,
+    pub(crate) deadline_ms: u64,
+    pub(crate) arn: String,
+    pub(crate) trace_id: String,
+}
+
+/// What the function answered.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) at: Instant,
+    pub(crate) payload: Value,
+    pub(crate) error: Option<InvocationError>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Extension {
+    pub(crate) id: String,
+    pub(crate) name: String,
+    pub(crate) kind: ExtensionKind,
+    pub(crate) events: Vec<EventType>,
+    /// It has asked for its first event.
+    pub(crate) polled: bool,
+    /// It is waiting for an event.
+    pub(crate) ready: bool,
+    pub(crate) queue: VecDeque<Value>,
+    pub(crate) delivered: u64,
+    pub(crate) init_error: Option<String>,
+}
+
+/// The process of an external extension.
+#[derive(Debug)]
+pub(crate) struct External {
+    pub(crate) name: String,
+    pub(crate) exit: Option<Exit>,
+}
+
+/// How init ended.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Init {
+    Done,
+    NotStarted(String),
+    Exited { who: String, exit: String },
+    Failed { who: String, error: String },
+    Ending,
+}
+
+impl State {
+    fn new(started: Instant) -> Self {
+        Self {
+            started,
+            runtime: Runtime::default(),
+            extensions: Vec::new(),
+            externals: Vec::new(),
+            start_error: None,
+            init_done: false,
+            frozen: false,
+            ending: None,
+            killed: false,
+            open_pipes: 0,
+            invocations_begun: 0,
+            invocations: Vec::new(),
+            timeline: Vec::new(),
+            output: Vec::new(),
+            record: None,
+        }
+    }
+
+    /// Adds to the timeline.
+    pub(crate) fn note(&mut self, event: impl Into<String>) {
+        let entry = TimelineEntry { at_ms: self.now_ms(), event: event.into() };
+        self.timeline.push(entry);
+    }
+
+    pub(crate) fn now_ms(&self) -> f64 {
+        millis(self.started.elapsed())
+    }
+
+    /// How init ended, or `None` while it goes on.
+    pub(crate) fn init(&self) -> Option<Init> {
+        if let Some(error) = &self.start_error {
+            return Some(Init::NotStarted(error.clone()));
+        }
+        if let Some(error) = &self.runtime.init_error {
+            let error = format!("{}: {}", error.error_type, error.message);
+            return Some(Init::Failed { who: "the function".to_owned(), error });
+        }
+        if let Some((name, error)) = self.extensions.iter().find_map(|it| Some((&it.name, it.init_error.as_ref()?))) {
+            return Some(Init::Failed { who: format!("extension {name}"), error: error.clone() });
+        }
+        // an exit during shutdown is not why init failed
+        if self.ending.is_some() || self.killed {
+            return Some(Init::Ending);
+        }
+        if let Some(exit) = &self.runtime.exit {
+            return Some(Init::Exited { who: "the function".to_owned(), exit: exit.describe() });
+        }
+        if let Some((name, exit)) = self.exited_external() {
+            return Some(Init::Exited { who: format!("external extension {name}"), exit: exit.describe() });
+        }
+        let done = self.externals_registered() && self.runtime.polled && self.extensions.iter().all(|it| it.polled);
+        done.then_some(Init::Done)
+    }
+
+    /// Who init is still waiting for, and what they have to do.
+    pub(crate) fn init_waits_for(&self) -> String {
+        let mut missing: Vec<String> = self
+            .externals
+            .iter()
+            .filter(|it| !self.is_registered(&it.name))
+            .map(|it| format!("external extension {} to register under its file name", it.name))
+            .collect();
+        if missing.is_empty() && !self.runtime.polled {
+            missing.push("the function to GET /2018-06-01/runtime/invocation/next".to_owned());
+        }
+        let silent = self.extensions.iter().filter(|it| !it.polled);
+        missing.extend(silent.map(|it| format!("extension {} to GET /2020-01-01/extension/event/next", it.name)));
+        missing.join(", and for ")
+    }
+
+    pub(crate) fn externals_registered(&self) -> bool {
+        self.externals.iter().all(|it| self.is_registered(&it.name))
+    }
+
+    pub(crate) fn exited_external(&self) -> Option<(&str, &Exit)> {
+        self.externals.iter().find_map(|it| Some((it.name.as_str(), it.exit.as_ref()?)))
+    }
+
+    /// The last invocation is over: the function and every extension that gets INVOKE have asked for their next event
+    /// (AWS: "Lambda execution environment lifecycle", invoke phase).
+    pub(crate) fn is_settled(&self) -> bool {
+        self.runtime.ready
+            && self.extensions.iter().filter(|it| it.events.contains(&EventType::Invoke)).all(|it| it.ready)
+    }
+
+    /// Nothing will be answered or settled any more.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ending.is_some() || self.killed || self.runtime.exit.is_some() || self.exited_external().is_some()
+    }
+
+    fn is_registered(&self, name: &str) -> bool {
+        self.extensions.iter().any(|it| it.kind == ExtensionKind::External && it.name == name)
+    }
+}
+
+/// Milliseconds to the microsecond: more digits are noise.
+pub(crate) fn millis(duration: std::time::Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
+}
