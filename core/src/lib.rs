@@ -1,1 +1,37 @@
-//! The lifecycle, guard, budget and report of winddown.
+#![doc = include_str!("../README.md")]
+
+// What an application uses.
+mod error;
+mod guard;
+mod lifecycle;
+mod platform;
+mod report;
+mod work;
+
+// What an adapter implements.
+mod resource;
+
+// What makes it go.
+mod clock;
+mod conductor;
+mod gate;
+mod init;
+mod node;
+mod notify;
+mod panics;
+mod plan;
+mod sync;
+
+pub mod memory;
+
+pub use crate::{
+    conductor::{EXIT_AT_DEADLINE, ReportFormat},
+    error::{BoxError, Error, ErrorKind},
+    guard::{Checkout, ShutdownGuard, Tracked, as_dependent},
+    init::Retry,
+    lifecycle::{Builder, Lifecycle, State},
+    platform::{BUDGET_VARIABLE, Budget, PLATFORMS, Platform},
+    report::{Ledger, Outcome, Reason, Records, Report, ResourceReport, Sessions, Step, Straggler},
+    resource::{Capabilities, Drain, Resource, ResourceId},
+    work::{Hook, HookResult},
+};

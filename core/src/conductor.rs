@@ -1,0 +1,399 @@
+//! The thread that owns the deadline: it receives the signals, drains the resources in order, writes the report, and
+//! ends the process if nobody else does.
+//!
+//! It is an OS thread with a runtime of its own, so that an application that starves its runtime neither hides a signal
+//! nor stops the clock. No foreign code runs on it: each resource is drained on a thread of its own, and the report is
+//! written on another, so nothing that hangs can hold it up. While nothing happens it sleeps in one system call, without
+//! a timer (C2).
+
+use std::{
+    future::{Future, pending},
+    io::{self, Write},
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+
+use tokio::{
+    runtime::{self, Runtime},
+    signal::unix::{Signal, SignalKind, signal},
+    sync::{oneshot, watch},
+    task::JoinSet,
+    time::{Instant, timeout, timeout_at},
+};
+
+use crate::{
+    Drain, Error, ErrorKind, Outcome, Reason, Report, ResourceReport,
+    guard::as_dependent,
+    lifecycle::{Begun, Shared},
+    node::{Ended, Node},
+    notify, panics,
+    plan::Plan,
+    report::{Known, Tally},
+};
+
+/// The exit status of a process that had to be ended at its deadline: what `timeout(1)` uses.
+pub const EXIT_AT_DEADLINE: i32 = 124;
+
+/// How long after its own deadline a resource's thread may still answer: it has noticed the deadline itself, unless it
+/// blocks. A quarter of the margin, so that the report and the exit keep the rest.
+const ANSWER_SHARE: u32 = 4;
+
+/// Starts the thread. Signals are received from the moment this returns.
+///
+/// # Errors
+/// [`ErrorKind::Config`] when the system refuses the signal handler, the thread or its event queue.
+pub(crate) fn start(shared: &Arc<Shared>) -> Result<(), Error> {
+    let failed = |error: io::Error| {
+        Error::new(ErrorKind::Config, "cannot start the thread that waits for signals: raise the limits of the process")
+            .with_source(error)
+    };
+    let runtime = own_runtime().map_err(failed)?;
+    let signals = if shared.owns_process {
+        let _inside = runtime.enter();
+        Some(Signals::new().map_err(failed)?)
+    } else {
+        None
+    };
+    let shared = Arc::clone(shared);
+    thread::Builder::new()
+        .name("winddown".into())
+        .spawn(move || runtime.block_on(main(&shared, signals)))
+        .map_err(failed)?;
+    Ok(())
+}
+
+async fn main(shared: &Arc<Shared>, mut signals: Option<Signals>) {
+    let begun = tokio::select! {
+        signal = next(&mut signals) => {
+            shared.begin(Reason::Signal(signal.name));
+            shared.begun().await
+        }
+        begun = shared.begun() => begun,
+    };
+    if shared.owns_process {
+        notify::stopping(shared.budget.total());
+    }
+
+    // L5: what the second signal was, if there was one.
+    let mut second = None;
+    let report = conduct(shared, &begun, Place::Thread, async { second = Some(next(&mut signals).await) }).await;
+    let clean = report.is_clean();
+    if let Some(format) = shared.report_format {
+        write_report(&report, format, shared.budget.margin() / 2).await;
+    }
+    shared.publish(report);
+
+    if !shared.owns_process {
+        return;
+    }
+    let status = match begun.reason {
+        Reason::Signal(_) => {
+            // The application ends by itself now, or never: its share of the margin is all it gets.
+            let last_moment = begun.at + shared.budget.total() - shared.budget.margin() / ANSWER_SHARE;
+            let ended = async {
+                match second {
+                    Some(signal) => signal,
+                    None => next(&mut signals).await,
+                }
+            };
+            match timeout_at(last_moment, ended).await {
+                Ok(signal) => signal.exit_status(),
+                Err(_) if clean => 0,
+                Err(_) => EXIT_AT_DEADLINE,
+            }
+        }
+        // The application asked for the drain and goes on as it likes, until it is told to stop.
+        _ => match second {
+            Some(signal) => signal.exit_status(),
+            None => next(&mut signals).await.exit_status(),
+        },
+    };
+    // Not `std::process::exit`: its exit handlers are foreign code, and may hang.
+    signal_hook::low_level::exit(status);
+}
+
+/// Drains everything in order and says what happened, by the deadline whatever a resource does (L1).
+pub(crate) async fn conduct(shared: &Shared, begun: &Begun, place: Place, forced: impl Future<Output = ()>) -> Report {
+    let nodes = shared.nodes();
+    let deadline = begun.at + shared.budget.usable();
+    let answer_by = shared.budget.margin() / ANSWER_SHARE;
+    let plan = Plan::new(&nodes, begun.at, deadline);
+    let (_release, released) = watch::channel(());
+
+    let mut rows: Vec<Row> = nodes.iter().map(|node| Row::new(Arc::clone(node), begun.at)).collect();
+    let mut running: JoinSet<(usize, Finished)> = JoinSet::new();
+    let mut forced = std::pin::pin!(forced);
+    let mut was_forced = false;
+    loop {
+        for i in 0..rows.len() {
+            let ready = rows[i].state == State::Waiting && plan.dependents[i].iter().all(|&d| rows[d].state == State::Over);
+            if ready {
+                rows[i].begin();
+                let deadlines = plan.deadlines[i];
+                let drain = Drain { deadlines, gate: Arc::clone(nodes[i].gate()), tally: Arc::clone(&rows[i].tally) };
+                let answer = place.drain(Arc::clone(&nodes[i]), drain, released.clone());
+                running.spawn(async move {
+                    let finished = timeout_at(deadlines.end + answer_by, answer).await;
+                    (i, finished.unwrap_or(Ok(Ended::Hung)))
+                });
+            }
+        }
+        tokio::select! {
+            biased;
+            over = running.join_next() => match over {
+                Some(Ok((i, finished))) => rows[i].end(finished),
+                // Only our own few lines run in these tasks, and nobody aborts them.
+                Some(Err(_)) => {}
+                None => break,
+            },
+            () = &mut forced => {
+                was_forced = true;
+                break;
+            }
+        }
+    }
+    let resources = rows.into_iter().filter_map(Row::report).collect();
+    Report {
+        reason: begun.reason.clone(),
+        platform: shared.platform.to_string(),
+        budget: shared.budget.total(),
+        took: begun.at.elapsed(),
+        forced: was_forced,
+        resources,
+    }
+}
+
+/// The report where no drain could begin.
+pub(crate) fn not_reached(shared: &Shared, error: &Error) -> Report {
+    let rows = shared.nodes().into_iter().map(|node| Row::new(node, Instant::now()));
+    let resources = rows.filter_map(Row::report).map(|row| ResourceReport { error: Some(error.to_string()), ..row });
+    Report {
+        reason: Reason::Requested,
+        platform: shared.platform.to_string(),
+        budget: shared.budget.total(),
+        took: Duration::ZERO,
+        forced: false,
+        resources: resources.collect(),
+    }
+}
+
+type Finished = Result<Ended, Error>;
+
+/// One resource on its way through the drain.
+struct Row {
+    node: Arc<dyn Node>,
+    tally: Arc<Tally>,
+    state: State,
+    began: Instant,
+    took: Duration,
+    finished: Option<Finished>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Waiting,
+    Running,
+    Over,
+}
+
+impl Row {
+    fn new(node: Arc<dyn Node>, now: Instant) -> Self {
+        Self { node, tally: Arc::default(), state: State::Waiting, began: now, took: Duration::ZERO, finished: None }
+    }
+
+    fn begin(&mut self) {
+        self.state = State::Running;
+        self.began = Instant::now();
+    }
+
+    fn end(&mut self, finished: Finished) {
+        self.state = State::Over;
+        self.took = self.began.elapsed();
+        self.finished = Some(finished);
+    }
+
+    /// The row of the report; none for tracked work where there was none.
+    fn report(self) -> Option<ResourceReport> {
+        let facts = self.node.facts();
+        let Known { step, sessions, stragglers } = self.tally.known();
+        let left_out = self.node.gate().out();
+        let took = if self.state == State::Running { self.began.elapsed() } else { self.took };
+        let records = facts.ledger.as_ref().map(|ledger| ledger.close());
+        let error = match &self.finished {
+            Some(Err(error)) => Some(error.to_string()),
+            _ => None,
+        };
+        let outcome = match &self.finished {
+            Some(Ok(Ended::NotInitialised)) => Outcome::NotInitialised,
+            Some(Ok(Ended::Drained)) => {
+                let lost = records.is_some_and(|records| records.written != records.accepted);
+                if lost || left_out > 0 || sessions.cut > 0 { Outcome::Incomplete } else { Outcome::Drained }
+            }
+            Some(Ok(Ended::Hung)) => Outcome::Hung,
+            Some(Err(error)) if error.kind() == ErrorKind::Panicked => Outcome::Panicked,
+            Some(Err(_)) => Outcome::Failed,
+            // Cut short by a second signal.
+            None if self.state == State::Running => Outcome::Hung,
+            None => Outcome::NotReached,
+        };
+        if facts.name == crate::work::TRACKED_WORK && outcome == Outcome::Drained && stragglers.is_empty() {
+            return None;
+        }
+        // What a resource cannot do matters to who reads what became of its sessions.
+        let cannot = if outcome == Outcome::NotInitialised { Vec::new() } else { facts.capabilities.missing() };
+        let name = facts.name.clone();
+        Some(ResourceReport { name, outcome, step, took, sessions, stragglers, left_out, records, error, cannot })
+    }
+}
+
+/// Where a resource is drained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// On a thread and a runtime of its own.
+    Thread,
+    /// In a task of the current runtime, whose clock a test controls.
+    #[cfg(test)]
+    Task,
+}
+
+impl Place {
+    /// Begins the drain of one node; the future is its end, however that came about.
+    fn drain(
+        self,
+        node: Arc<dyn Node>,
+        drain: Drain,
+        released: watch::Receiver<()>,
+    ) -> impl Future<Output = Finished> + Send + use<> {
+        let (sender, answer) = oneshot::channel();
+        match self {
+            Self::Thread => on_own_thread(node, drain, released, sender),
+            #[cfg(test)]
+            Self::Task => {
+                tokio::spawn(async move { sender.send(as_dependent(panics::catch(node.drain(drain))).await) });
+            }
+        }
+        async {
+            match answer.await {
+                Ok(finished) => finished,
+                Err(_) => Err(Error::new(ErrorKind::Panicked, "the thread of this resource ended without an answer")),
+            }
+        }
+    }
+}
+
+fn on_own_thread(
+    node: Arc<dyn Node>,
+    drain: Drain,
+    mut released: watch::Receiver<()>,
+    sender: oneshot::Sender<Finished>,
+) {
+    // The sender comes back through this if the thread cannot be started.
+    let sender = Arc::new(std::sync::Mutex::new(Some(sender)));
+    let answer = {
+        let sender = Arc::clone(&sender);
+        move |finished: Finished| {
+            let sender = sender.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+            if let Some(sender) = sender {
+                // The conductor may have given up on it.
+                let _ = sender.send(finished);
+            }
+        }
+    };
+    let failed = |error| Error::new(ErrorKind::Timeout, "cannot start a thread to drain on").with_source(error);
+    let work = {
+        let answer = answer.clone();
+        move || {
+            let runtime = match own_runtime() {
+                Ok(runtime) => runtime,
+                Err(error) => return answer(Err(failed(error))),
+            };
+            let drained = catch_unwind(AssertUnwindSafe(|| runtime.block_on(as_dependent(node.drain(drain)))));
+            answer(drained.unwrap_or_else(|panic| Err(panics::error(&*panic))));
+            // Tasks that the resource spawned here (a connection that a hook opened) live until all are drained.
+            runtime.block_on(async { while released.changed().await.is_ok() {} });
+            runtime.shutdown_background();
+        }
+    };
+    if let Err(error) = thread::Builder::new().name("winddown-drain".into()).spawn(work) {
+        answer(Err(failed(error)));
+    }
+}
+
+fn own_runtime() -> io::Result<Runtime> {
+    runtime::Builder::new_current_thread().enable_all().build()
+}
+
+/// How a report is written when the drain ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ReportFormat {
+    /// A table for people.
+    Table,
+    /// One line of JSON for machines.
+    Json,
+}
+
+impl ReportFormat {
+    /// A table where standard error is a terminal, else one line of JSON.
+    pub fn detect() -> Self {
+        if io::IsTerminal::is_terminal(&io::stderr()) { Self::Table } else { Self::Json }
+    }
+}
+
+/// Writes the report to standard error, on a thread that is left behind if nobody reads the other end of the pipe or
+/// somebody holds the lock.
+async fn write_report(report: &Report, format: ReportFormat, at_most: Duration) {
+    let text = match format {
+        ReportFormat::Table => report.to_string(),
+        ReportFormat::Json => format!("{}\n", report.to_json_line()),
+    };
+    let (sender, written) = oneshot::channel();
+    let write = move || {
+        // There is nowhere left to say that standard error cannot be written to.
+        let _ = io::stderr().lock().write_all(text.as_bytes());
+        let _ = sender.send(());
+    };
+    if thread::Builder::new().name("winddown-report".into()).spawn(write).is_ok() {
+        let _ = timeout(at_most, written).await;
+    }
+}
+
+/// SIGTERM and SIGINT, received from creation on.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Received {
+    name: &'static str,
+    number: i32,
+}
+
+impl Received {
+    /// As shells report a process that a signal ended.
+    fn exit_status(self) -> i32 {
+        128 + self.number
+    }
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+}
+
+/// The next signal; never, where the lifecycle does not own the process.
+///
+/// # Cancel safety
+/// Cancel safe: tokio keeps a signal until it is received.
+async fn next(signals: &mut Option<Signals>) -> Received {
+    let Some(Signals { terminate, interrupt }) = signals else { return pending().await };
+    tokio::select! {
+        Some(()) = terminate.recv() => Received { name: "SIGTERM", number: SignalKind::terminate().as_raw_value() },
+        Some(()) = interrupt.recv() => Received { name: "SIGINT", number: SignalKind::interrupt().as_raw_value() },
+        else => pending().await,
+    }
+}

@@ -1,0 +1,119 @@
+//! The rules of the gate under loom: every interleaving of the threads below, with every outcome the memory model
+//! allows. Run by `cargo xtask test`, or alone:
+//! `RUSTFLAGS="--cfg winddown_loom" cargo test --release -p winddown-core --lib gate::models`.
+
+use std::{future::poll_fn, panic::Location};
+
+use loom::{
+    future::block_on,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
+};
+
+use super::{Admits, Caller, Gate};
+
+fn gate() -> Arc<Gate> {
+    Arc::new(Gate::new(Admits::Everyone))
+}
+
+async fn settled(gate: &Gate) {
+    poll_fn(|context| gate.poll_settled(context)).await;
+}
+
+/// Checks out and gives back; counts what it holds in `held`, as a driver would.
+fn check_out(gate: &Gate, caller: Caller, held: &AtomicUsize) -> bool {
+    let Ok(key) = gate.enter(caller, Location::caller()) else { return false };
+    held.fetch_add(1, Ordering::SeqCst);
+    let handed_out = gate.hand_out(key).is_ok();
+    held.fetch_sub(1, Ordering::SeqCst);
+    gate.leave(key);
+    handed_out
+}
+
+/// S2 and L3: when the drain has settled, nobody holds anything, nobody gets anything, and the drain was woken.
+#[test]
+fn s2_settled_means_nothing_is_held_and_nothing_will_be() {
+    loom::model(|| {
+        let gate = gate();
+        let held = Arc::new(AtomicUsize::new(0));
+        let callers: Vec<_> = (0..2)
+            .map(|_| {
+                let (gate, held) = (Arc::clone(&gate), Arc::clone(&held));
+                thread::spawn(move || check_out(&gate, Caller::Application, &held))
+            })
+            .collect();
+        gate.refuse(Admits::Nobody);
+        block_on(settled(&gate));
+        assert_eq!(held.load(Ordering::SeqCst), 0, "settled while something is held");
+        assert!(!check_out(&gate, Caller::Application, &held), "handed out after settling");
+        for caller in callers {
+            caller.join().unwrap();
+        }
+    });
+}
+
+/// S2: nothing is handed out after `refuse` has returned, however early the caller was admitted.
+#[test]
+fn s2_nothing_is_handed_out_after_refuse_returned() {
+    loom::model(|| {
+        let gate = gate();
+        let refused = Arc::new(AtomicBool::new(false));
+        let caller = {
+            let (gate, refused) = (Arc::clone(&gate), Arc::clone(&refused));
+            thread::spawn(move || {
+                let Ok(key) = gate.enter(Caller::Application, Location::caller()) else { return };
+                let before = refused.load(Ordering::SeqCst);
+                let handed_out = gate.hand_out(key).is_ok();
+                assert!(!(before && handed_out), "handed out after refuse returned");
+                gate.leave(key);
+            })
+        };
+        gate.refuse(Admits::Nobody);
+        refused.store(true, Ordering::SeqCst);
+        caller.join().unwrap();
+    });
+}
+
+/// S2: a caller that waits for a slot is woken by `refuse`; a lost wake-up would block this model for ever.
+#[test]
+fn s2_a_waiting_caller_is_woken_by_refuse() {
+    loom::model(|| {
+        let gate = gate();
+        let waiting = {
+            let gate = Arc::clone(&gate);
+            thread::spawn(move || {
+                let Ok(key) = gate.enter(Caller::Application, Location::caller()) else { return };
+                block_on(poll_fn(|context| gate.poll_refused(key, context)));
+                gate.leave(key);
+            })
+        };
+        gate.refuse(Admits::Nobody);
+        block_on(settled(&gate));
+        waiting.join().unwrap();
+    });
+}
+
+/// S4: while only dependents are admitted the application gets nothing, and dependents still do.
+#[test]
+fn s4_dependents_are_admitted_until_their_resource_drains() {
+    loom::model(|| {
+        let gate = gate();
+        let held = Arc::new(AtomicUsize::new(0));
+        gate.refuse(Admits::Dependents);
+        let dependent = {
+            let (gate, held) = (Arc::clone(&gate), Arc::clone(&held));
+            thread::spawn(move || {
+                let got = check_out(&gate, Caller::Dependent, &held);
+                assert!(!check_out(&gate, Caller::Application, &held), "the application is refused");
+                got
+            })
+        };
+        assert!(dependent.join().unwrap(), "the dependent is admitted");
+        gate.refuse(Admits::Nobody);
+        block_on(settled(&gate));
+        assert_eq!(held.load(Ordering::SeqCst), 0);
+    });
+}

@@ -1,0 +1,259 @@
+//! What application code holds: the guard, its checkouts, and tracked work.
+
+use std::{
+    fmt,
+    future::{Future, poll_fn},
+    ops::{Deref, DerefMut},
+    panic::Location,
+    pin::pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use crate::{
+    Error, Resource, ResourceId,
+    gate::{Caller, Key},
+    node::Slot,
+};
+
+tokio::task_local! {
+    static DEPENDENT: ();
+}
+
+/// Runs a future as a dependent: while the lifecycle drains, guards still hand out to it, until their own drain begins.
+///
+/// Core does this for what it drains before a resource: buffers, hooks, and work in [`Tracked::scope`]. An adapter
+/// needs it for tasks that it spawns itself and that use a guard it [depends on](Resource::depends_on), such as a
+/// flush. The order of the drains is not changed by it: a resource waits for its dependents, not for this future.
+///
+/// # Cancel safety
+/// That of the future.
+pub async fn as_dependent<F: Future>(future: F) -> F::Output {
+    DEPENDENT.scope((), future).await
+}
+
+fn caller() -> Caller {
+    if DEPENDENT.try_with(|()| ()).is_ok() { Caller::Dependent } else { Caller::Application }
+}
+
+/// A resource as the application holds it: initialised on first use, handing out counted checkouts, drained once.
+///
+/// Made by [`Lifecycle::guard`](crate::Lifecycle::guard). Cheap to clone; all clones are the same guard.
+///
+/// Dropping guards drains nothing: draining is asynchronous and belongs to the lifecycle. A pool whose lifecycle is
+/// never drained ends as it would without winddown.
+pub struct ShutdownGuard<R: Resource> {
+    pub(crate) slot: Arc<Slot<R>>,
+}
+
+impl<R: Resource> ShutdownGuard<R> {
+    /// One checkout: initialises the resource if need be, then asks its driver.
+    ///
+    /// # Cancel safety
+    /// Cancel safe. An initialisation that this call began goes on for the others (S1).
+    ///
+    /// # Errors
+    /// - [`ShuttingDown`](crate::ErrorKind::ShuttingDown) once draining has begun, also for a caller that was waiting
+    ///   for a slot (S2);
+    /// - [`Init`](crate::ErrorKind::Init) when the initialisation this call waited for failed;
+    /// - [`Checkout`](crate::ErrorKind::Checkout) when the driver could not; its error is the source.
+    #[track_caller]
+    pub fn get(&self) -> impl Future<Output = Result<Checkout<R>, Error>> + Send + use<'_, R> {
+        let site = Location::caller();
+        async move {
+            let pass = Pass::enter(&self.slot, site)?;
+            let pool = match self.slot.pool() {
+                Some(pool) => pool,
+                None => self.init_with(&pass).await?,
+            };
+            // Dropped before `pass` on every way out: what the driver gave is back before it is counted back.
+            let value = {
+                let mut checkout = pin!(self.slot.resource().checkout(pool));
+                poll_fn(|context| match checkout.as_mut().poll(context) {
+                    Poll::Pending => pass.poll_refused(context).map(|()| Err(self.refusal())),
+                    ready => ready,
+                })
+                .await
+            };
+            match value {
+                Ok(value) => {
+                    // The driver may have been connecting when draining began and succeeded afterwards.
+                    pass.hand_out()?;
+                    Ok(Checkout { value, pass })
+                }
+                // A driver whose pool is closed under a waiting caller says so in its own way.
+                Err(error) if pass.is_refused() && !error.is_shutting_down() => Err(self.refusal().with_source(error)),
+                Err(error) => Err(error.of(self.name())),
+            }
+        }
+    }
+
+    /// The driver's own pool, initialised if need be. What is taken from it directly is not counted: drain knows of it
+    /// only what the driver tells.
+    ///
+    /// # Cancel safety
+    /// Cancel safe, see [`get`](Self::get).
+    ///
+    /// # Errors
+    /// As [`get`](Self::get), but for the driver's.
+    #[track_caller]
+    pub fn pool(&self) -> impl Future<Output = Result<&R::Pool, Error>> + Send + use<'_, R> {
+        let site = Location::caller();
+        async move {
+            let pass = Pass::enter(&self.slot, site)?;
+            match self.slot.pool() {
+                Some(pool) => Ok(pool),
+                None => self.init_with(&pass).await,
+            }
+        }
+    }
+
+    /// The resource itself, as it was given to [`Lifecycle::guard`](crate::Lifecycle::guard).
+    pub fn resource(&self) -> &R {
+        self.slot.resource()
+    }
+
+    /// The name it has in reports.
+    pub fn name(&self) -> &str {
+        self.slot.name()
+    }
+
+    /// Names this resource: what a dependent returns from [`Resource::depends_on`].
+    pub fn id(&self) -> ResourceId {
+        self.slot.id()
+    }
+
+    /// How many checkouts are out now. Walks them.
+    pub fn out(&self) -> usize {
+        self.slot.gate().out()
+    }
+
+    async fn init_with(&self, pass: &Pass<R>) -> Result<&R::Pool, Error> {
+        let mut init = pin!(self.slot.initialised());
+        poll_fn(|context| match init.as_mut().poll(context) {
+            Poll::Pending => pass.poll_refused(context).map(|()| Err(self.refusal())),
+            ready => ready,
+        })
+        .await
+    }
+
+    fn refusal(&self) -> Error {
+        Error::shutting_down(self.name())
+    }
+}
+
+impl<R: Resource> Clone for ShutdownGuard<R> {
+    fn clone(&self) -> Self {
+        Self { slot: Arc::clone(&self.slot) }
+    }
+}
+
+impl<R: Resource> fmt::Debug for ShutdownGuard<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The resource is left out: it may hold a password.
+        f.debug_struct("ShutdownGuard")
+            .field("name", &self.name())
+            .field("initialised", &self.slot.pool().is_some())
+            .field("out", &self.out())
+            .finish()
+    }
+}
+
+/// One counted use of a resource. Derefs to what the driver gave; dropping it gives that back, then counts it back.
+pub struct Checkout<R: Resource> {
+    // The order of the fields is the order of their drops.
+    value: R::Checkout,
+    pass: Pass<R>,
+}
+
+impl<R: Resource> Checkout<R> {
+    /// Where this checkout was made. An associated function, so that it hides nothing of the driver's.
+    pub fn name(checkout: &Self) -> &str {
+        checkout.pass.slot.name()
+    }
+}
+
+impl<R: Resource> Deref for Checkout<R> {
+    type Target = R::Checkout;
+
+    fn deref(&self) -> &R::Checkout {
+        &self.value
+    }
+}
+
+impl<R: Resource> DerefMut for Checkout<R> {
+    fn deref_mut(&mut self) -> &mut R::Checkout {
+        &mut self.value
+    }
+}
+
+impl<R: Resource> fmt::Debug for Checkout<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Checkout").field("resource", &self.pass.slot.name()).finish_non_exhaustive()
+    }
+}
+
+/// A place inside the gate, given back on drop.
+pub(crate) struct Pass<R: Resource> {
+    slot: Arc<Slot<R>>,
+    key: Key,
+}
+
+impl<R: Resource> Pass<R> {
+    pub(crate) fn enter(slot: &Arc<Slot<R>>, site: &'static Location<'static>) -> Result<Self, Error> {
+        match slot.gate().enter(caller(), site) {
+            Ok(key) => Ok(Self { slot: Arc::clone(slot), key }),
+            Err(_) => Err(Error::shutting_down(slot.name())),
+        }
+    }
+
+    pub(crate) fn hand_out(&self) -> Result<(), Error> {
+        self.slot.gate().hand_out(self.key).map_err(|_| Error::shutting_down(self.slot.name()))
+    }
+
+    pub(crate) fn poll_refused(&self, context: &Context<'_>) -> Poll<()> {
+        self.slot.gate().poll_refused(self.key, context)
+    }
+
+    fn is_refused(&self) -> bool {
+        self.poll_refused(&Context::from_waker(std::task::Waker::noop())).is_ready()
+    }
+}
+
+impl<R: Resource> Drop for Pass<R> {
+    fn drop(&mut self) {
+        self.slot.gate().leave(self.key);
+    }
+}
+
+/// Work that drain waits for: a request, a job, an invocation. Made by [`Lifecycle::track`](crate::Lifecycle::track).
+///
+/// Tracked work depends on every resource, so it is drained first: no resource says goodbye while it runs, or before
+/// its share of the budget is used up. Dropping this ends it.
+#[must_use = "the work counts as done when this is dropped"]
+pub struct Tracked {
+    pass: Pass<crate::work::TrackedWork>,
+}
+
+impl Tracked {
+    pub(crate) fn new(pass: Pass<crate::work::TrackedWork>) -> Self {
+        Self { pass }
+    }
+
+    /// Runs a future as the tracked work: guards hand out to it also while the lifecycle drains, until it ends or its
+    /// share of the budget does.
+    ///
+    /// # Cancel safety
+    /// That of the future; the work is counted as done when this is dropped.
+    pub async fn scope<F: Future>(self, future: F) -> F::Output {
+        let output = as_dependent(future).await;
+        drop(self);
+        output
+    }
+}
+
+impl fmt::Debug for Tracked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tracked").field("key", &self.pass.key).finish()
+    }
+}

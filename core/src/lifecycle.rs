@@ -1,0 +1,485 @@
+//! The process-wide registry and state machine.
+
+use std::{
+    fmt,
+    future::{Future, IntoFuture},
+    panic::Location,
+    pin::pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    sync::watch,
+    task::JoinSet,
+    time::Instant,
+};
+
+use crate::{
+    Budget, Error, ErrorKind, Hook, Platform, Reason, Report, ReportFormat, Resource, Retry, ShutdownGuard, Tracked,
+    conductor,
+    error::BoxError,
+    gate::Admits,
+    guard::Pass,
+    node::{Node, Order, Slot},
+    platform::BUDGET_VARIABLE,
+    work::{TRACKED_WORK, TrackedWork},
+};
+
+/// All resources of a process: initialises them, and drains them when the platform says stop.
+///
+/// Cheap to clone; all clones are the same lifecycle. `docs/spec.md` has the states and the allowed moves.
+///
+/// ```
+/// use winddown_core::{Lifecycle, memory::Memory};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), winddown_core::Error> {
+/// let lifecycle = Lifecycle::builder().signals(false).build()?; // `Lifecycle::detect()` in a real program
+/// let db = lifecycle.guard(Memory::new("db")); // nothing is opened yet
+/// lifecycle.init().await?;
+/// let session = db.get().await?;
+/// drop(session);
+///
+/// let report = lifecycle.drain().await;
+/// assert!(report.is_clean(), "{report}");
+/// assert!(db.get().await.is_err_and(|error| error.is_shutting_down()));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Lifecycle {
+    shared: Arc<Shared>,
+}
+
+/// Where a lifecycle stands. States only ever move down this list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum State {
+    /// Resources are being registered and initialised.
+    Starting,
+    /// [`Lifecycle::init`] has succeeded.
+    Running,
+    /// The application is refused, resources say goodbye.
+    Draining,
+    /// All is over, and the report is there.
+    Drained,
+}
+
+pub(crate) struct Shared {
+    pub(crate) platform: Platform,
+    pub(crate) budget: Budget,
+    pub(crate) report_format: Option<ReportFormat>,
+    /// Receives signals, and ends the process at the deadline.
+    pub(crate) owns_process: bool,
+    retry: Retry,
+    registry: Mutex<Vec<Arc<dyn Node>>>,
+    tracked: Arc<Slot<TrackedWork>>,
+    state: watch::Sender<State>,
+    begun: watch::Sender<Option<Begun>>,
+    report: watch::Sender<Option<Arc<Report>>>,
+}
+
+/// When and why draining began.
+#[derive(Debug, Clone)]
+pub(crate) struct Begun {
+    pub(crate) reason: Reason,
+    pub(crate) at: Instant,
+}
+
+impl Lifecycle {
+    /// A lifecycle for this process: the platform and its budget are recognised, SIGTERM and SIGINT are received from
+    /// here on, and the report is written to standard error.
+    ///
+    /// Make one per process, before anything slow: a platform may say stop while the process still starts.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] when `WINDDOWN_BUDGET_MS` is not a number, or the signal thread cannot be started.
+    pub fn detect() -> Result<Self, Error> {
+        Self::builder().build()
+    }
+
+    /// To set what [`detect`](Self::detect) decides by itself.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// Takes a resource in. Nothing is opened yet: that happens in [`init`](Self::init), or on first use.
+    #[must_use = "the guard is the way to the resource"]
+    pub fn guard<R: Resource>(&self, resource: R) -> ShutdownGuard<R> {
+        let name = resource.name().to_owned();
+        self.guard_as(name, resource)
+    }
+
+    /// The same under another name, where two resources would have the same one in the report.
+    #[must_use = "the guard is the way to the resource"]
+    pub fn guard_as<R: Resource>(&self, name: impl Into<String>, resource: R) -> ShutdownGuard<R> {
+        ShutdownGuard { slot: self.shared.register(name.into(), Order::Normal, resource) }
+    }
+
+    /// Runs this once when the lifecycle drains: an async closure, or a [`Hook`] that says when.
+    pub fn on_drain(&self, name: impl Into<String>, hook: impl Into<Hook>) {
+        let hook = hook.into();
+        self.shared.register(name.into(), hook.order(), hook);
+    }
+
+    /// Counts a piece of work that drain waits for.
+    ///
+    /// # Errors
+    /// [`ErrorKind::ShuttingDown`] once draining has begun.
+    #[track_caller]
+    pub fn track(&self) -> Result<Tracked, Error> {
+        self.track_at(Location::caller())
+    }
+
+    fn track_at(&self, site: &'static Location<'static>) -> Result<Tracked, Error> {
+        let pass = Pass::enter(&self.shared.tracked, site)?;
+        pass.hand_out()?;
+        Ok(Tracked::new(pass))
+    }
+
+    /// Initialises every resource, all at once. If one fails, the others are drained again and the lifecycle is over.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: initialisations that have begun go on.
+    ///
+    /// # Errors
+    /// - the first failure, after the rollback;
+    /// - [`ErrorKind::ShuttingDown`] when draining began meanwhile;
+    /// - [`ErrorKind::Config`] when a resource depends on one of another lifecycle.
+    pub async fn init(&self) -> Result<(), Error> {
+        let nodes = self.shared.nodes();
+        let foreign = nodes.iter().find(|node| {
+            let known = |id| nodes.iter().any(|other| other.facts().id == id);
+            !node.facts().depends_on.iter().all(|id| known(*id))
+        });
+        let mut outcome = match foreign {
+            None => Ok(()),
+            Some(node) => Err(Error::new(
+                ErrorKind::Config,
+                "depends on a resource of another lifecycle: make both guards with the same one",
+            )
+            .of(&node.facts().name)),
+        };
+        let mut running = JoinSet::new();
+        if outcome.is_ok() {
+            for node in nodes {
+                running.spawn(node.init());
+            }
+        }
+        while outcome.is_ok() {
+            match running.join_next().await {
+                None => break,
+                Some(Ok(result)) => outcome = result,
+                // The task only waits for the real one, whose panic is an error already.
+                Some(Err(error)) => outcome = Err(Error::new(ErrorKind::Panicked, "initialisation ended").with_source(error)),
+            }
+        }
+        match outcome {
+            Ok(()) => {
+                let refused = || Error::new(ErrorKind::ShuttingDown, "shutting down: draining began during start");
+                let running = self.shared.state.send_if_modified(|state| {
+                    let starting = *state == State::Starting;
+                    if starting {
+                        *state = State::Running;
+                    }
+                    starting
+                });
+                if running || self.state() == State::Running { Ok(()) } else { Err(refused()) }
+            }
+            Err(error) => {
+                if self.shared.begin(Reason::InitFailed) {
+                    tracing::debug!(%error, "initialisation failed, taking back the rest");
+                }
+                self.drained().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Drains now, and returns the report. Whoever calls it, and however often, it happens once (S3).
+    ///
+    /// # Cancel safety
+    /// Cancel safe: the drain goes on.
+    pub async fn drain(&self) -> Arc<Report> {
+        self.shared.begin(Reason::Requested);
+        self.drained().await
+    }
+
+    /// Ready when draining has begun: what a server's graceful shutdown waits for.
+    pub fn draining(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut state = self.shared.state.subscribe();
+        let shared = Arc::clone(&self.shared);
+        async move {
+            // The sender is in `shared`, so it cannot be closed.
+            let _ = state.wait_for(|state| *state >= State::Draining).await;
+            drop(shared);
+        }
+    }
+
+    /// Ready when everything is drained.
+    pub async fn drained(&self) -> Arc<Report> {
+        let mut report = self.shared.report.subscribe();
+        loop {
+            if let Some(report) = &*report.borrow_and_update() {
+                return Arc::clone(report);
+            }
+            // The sender is in `self.shared`, so it cannot be closed.
+            let _ = report.changed().await;
+        }
+    }
+
+    /// Where it stands now.
+    pub fn state(&self) -> State {
+        *self.shared.state.borrow()
+    }
+
+    /// The budget of this lifecycle.
+    pub fn budget(&self) -> Budget {
+        self.shared.budget
+    }
+
+    /// The platform of this lifecycle.
+    pub fn platform(&self) -> &Platform {
+        &self.shared.platform
+    }
+
+    /// Initialises everything, runs the work, and drains: the last line of a `main`.
+    ///
+    /// The work counts as [tracked](Self::track): when the platform says stop, it may end by itself before anything is
+    /// drained, as far as the budget goes. Give it [`draining`](Self::draining) so that it does:
+    ///
+    /// ```no_run
+    /// # use winddown_core::{Error, Lifecycle};
+    /// # async fn serve(stop: impl Future<Output = ()>) -> std::io::Result<()> { Ok(stop.await) }
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Error> {
+    /// let lifecycle = Lifecycle::detect()?;
+    /// // axum: `axum::serve(listener, app).with_graceful_shutdown(lifecycle.draining())`
+    /// lifecycle.run(serve(lifecycle.draining())).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// - what [`init`](Self::init) returns, but for a stop that arrives meanwhile: that is drained and counts as a
+    ///   success;
+    /// - [`ErrorKind::Work`] when the work failed;
+    /// - [`ErrorKind::Incomplete`] when the report is not clean.
+    #[track_caller]
+    pub fn run<W, E>(&self, work: W) -> impl Future<Output = Result<Arc<Report>, Error>> + use<'_, W, E>
+    where
+        W: IntoFuture<Output = Result<(), E>>,
+        E: Into<BoxError>,
+    {
+        let site = Location::caller();
+        async move {
+            match self.init().await {
+                Ok(()) => {}
+                Err(error) if error.is_shutting_down() => return self.ended(Ok(())).await,
+                Err(error) => return Err(error),
+            }
+            // Not before: a rollback of init would wait for it.
+            let result = match self.track_at(site) {
+                Ok(tracked) => {
+                    let mut work = pin!(tracked.scope(work.into_future()));
+                    tokio::select! {
+                        biased;
+                        result = &mut work => result,
+                        // The work never saw the stop, or did not heed it: the report names the line that ran it.
+                        _ = self.drained() => Ok(()),
+                    }
+                }
+                Err(_) => Ok(()),
+            };
+            self.shared.begin(Reason::WorkEnded);
+            self.ended(result.map_err(|error| Error::new(ErrorKind::Work, "the work failed").with_source(error))).await
+        }
+    }
+
+    /// The report, as a result: what went wrong first, or that not everything was drained.
+    ///
+    /// # Errors
+    /// The error it was given, or [`ErrorKind::Incomplete`].
+    pub async fn ended(&self, work: Result<(), Error>) -> Result<Arc<Report>, Error> {
+        let report = self.drained().await;
+        work?;
+        if report.is_clean() {
+            Ok(report)
+        } else {
+            Err(Error::new(ErrorKind::Incomplete, "not everything was drained, see the report"))
+        }
+    }
+}
+
+impl Shared {
+    /// Begins to drain, if nobody has: from here on the application is refused everywhere (S2). Returns whether it was
+    /// this call.
+    pub(crate) fn begin(self: &Arc<Self>, reason: Reason) -> bool {
+        let nodes = {
+            // Under the registry's lock: a resource that is registered later is born refused.
+            let registry = self.registry();
+            if self.begun.borrow().is_some() {
+                return false;
+            }
+            self.begun.send_replace(Some(Begun { reason, at: Instant::now() }));
+            registry.clone()
+        };
+        for node in nodes {
+            node.gate().refuse(Admits::Dependents);
+        }
+        // Last: whoever sees this state is refused everywhere (S2).
+        self.state.send_replace(State::Draining);
+        if !self.owns_process
+            && let Err(error) = conductor::start(self)
+        {
+            // Without a thread nothing can be drained: the report says so of every resource.
+            tracing::error!(%error, "cannot drain");
+            self.publish(conductor::not_reached(self, &error));
+        }
+        true
+    }
+
+    /// When and why draining began, once it has.
+    pub(crate) async fn begun(&self) -> Begun {
+        let mut begun = self.begun.subscribe();
+        loop {
+            if let Some(begun) = &*begun.borrow_and_update() {
+                return begun.clone();
+            }
+            // The sender is in `self`, so it cannot be closed.
+            let _ = begun.changed().await;
+        }
+    }
+
+    pub(crate) fn publish(&self, report: Report) {
+        self.report.send_replace(Some(Arc::new(report)));
+        self.state.send_replace(State::Drained);
+    }
+
+    pub(crate) fn nodes(&self) -> Vec<Arc<dyn Node>> {
+        self.registry().clone()
+    }
+
+    fn register<R: Resource>(&self, name: String, order: Order, resource: R) -> Arc<Slot<R>> {
+        let mut registry = self.registry();
+        let admits = if self.begun.borrow().is_some() { Admits::Nobody } else { Admits::Everyone };
+        let slot = Arc::new(Slot::new(resource, name, order, admits, self.retry));
+        registry.push(Arc::clone(&slot) as Arc<dyn Node>);
+        slot
+    }
+
+    fn registry(&self) -> MutexGuard<'_, Vec<Arc<dyn Node>>> {
+        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Sets what [`Lifecycle::detect`] decides by itself.
+#[derive(Debug, Clone)]
+#[must_use = "nothing happens before `build`"]
+pub struct Builder {
+    budget: Option<Duration>,
+    platform: Option<Platform>,
+    signals: bool,
+    /// `None`: as `signals` decides.
+    report: Option<Option<ReportFormat>>,
+    retry: Retry,
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        Self { budget: None, platform: None, signals: true, report: None, retry: Retry::default() }
+    }
+}
+
+impl Builder {
+    /// The time between the signal and SIGKILL.
+    ///
+    /// Defaults to `WINDDOWN_BUDGET_MS`, else to the platform's.
+    pub fn budget(mut self, budget: Duration) -> Self {
+        self.budget = Some(budget);
+        self
+    }
+
+    /// The platform, where it cannot be recognised, or where its budget is set otherwise (Kubernetes:
+    /// `terminationGracePeriodSeconds` less the preStop hook).
+    ///
+    /// Defaults to [`Platform::detect`].
+    pub fn platform(mut self, platform: Platform) -> Self {
+        self.platform = Some(platform);
+        self
+    }
+
+    /// Whether the lifecycle owns the process: SIGTERM and SIGINT drain it, a second signal ends it at once, and at the
+    /// deadline it is ended. Without, only [`Lifecycle::drain`] drains, and nothing ends the process: for tests, and
+    /// for a lifecycle that is part of something larger.
+    ///
+    /// Defaults to `true`.
+    pub fn signals(mut self, signals: bool) -> Self {
+        self.signals = signals;
+        self
+    }
+
+    /// How the report is written to standard error when the drain ends; `None` to leave it to the caller.
+    ///
+    /// Defaults to [`ReportFormat::detect`] for a lifecycle that receives signals, and to `None` for one that does not.
+    pub fn report(mut self, report: impl Into<Option<ReportFormat>>) -> Self {
+        self.report = Some(report.into());
+        self
+    }
+
+    /// How failed initialisations are tried again.
+    ///
+    /// Defaults to [`Retry::default`].
+    pub fn retry(mut self, retry: Retry) -> Self {
+        self.retry = retry;
+        self
+    }
+
+    /// The lifecycle. Signals are received from here on.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] when the budget cannot be used, or the signal thread cannot be started.
+    pub fn build(self) -> Result<Lifecycle, Error> {
+        let Self { budget, platform, signals, report, retry } = self;
+        let platform = platform.unwrap_or_else(Platform::detect);
+        let variable = std::env::var_os(BUDGET_VARIABLE).map(|value| value.to_string_lossy().into_owned());
+        // A variable that cannot be used is an error even where the builder overrides it: somebody meant something.
+        let variable = Budget::from_variable(variable.as_deref())?;
+        let budget = match (budget, variable) {
+            (Some(budget), _) => Budget::new(budget)?,
+            (None, Some(variable)) => variable,
+            (None, None) => Budget::new(platform.budget)?,
+        };
+        let tracked = Slot::new(TrackedWork, TRACKED_WORK.to_owned(), Order::First, Admits::Everyone, retry);
+        let tracked = Arc::new(tracked);
+        let shared = Arc::new(Shared {
+            platform,
+            budget,
+            report_format: report.unwrap_or_else(|| signals.then(ReportFormat::detect)),
+            owns_process: signals,
+            retry,
+            registry: Mutex::new(vec![Arc::clone(&tracked) as Arc<dyn Node>]),
+            tracked,
+            state: watch::Sender::new(State::Starting),
+            begun: watch::Sender::new(None),
+            report: watch::Sender::new(None),
+        });
+        if signals {
+            conductor::start(&shared)?;
+        }
+        Ok(Lifecycle { shared })
+    }
+}
+
+impl fmt::Debug for Lifecycle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<String> = self.shared.nodes().iter().map(|node| node.facts().name.clone()).collect();
+        f.debug_struct("Lifecycle")
+            .field("state", &self.state())
+            .field("platform", &self.shared.platform.name)
+            .field("budget", &self.shared.budget.total())
+            .field("resources", &names)
+            .finish()
+    }
+}

@@ -1,0 +1,336 @@
+//! A resource without a server process, for tests and examples: a pool of sessions with a [`Server`] that can be asked
+//! what it sees, paused, and made to refuse.
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    future::{Future, poll_fn},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Poll, Waker},
+    time::Duration,
+};
+
+use slab::Slab;
+use tokio::{
+    sync::{Notify, watch},
+    task::JoinSet,
+    time::{Instant, sleep_until},
+};
+
+use crate::{Drain, Error, ErrorKind, Resource};
+
+/// The far side: lists sessions and running statements as a database server would.
+#[derive(Debug, Clone, Default)]
+pub struct Server {
+    inner: Arc<ServerInner>,
+}
+
+#[derive(Debug, Default)]
+struct ServerInner {
+    sessions: Mutex<Slab<Session>>,
+    goodbyes: AtomicUsize,
+    refusals: AtomicUsize,
+    paused: watch::Sender<bool>,
+}
+
+#[derive(Debug, Default)]
+struct Session {
+    statement: Option<Statement>,
+}
+
+#[derive(Debug, Clone)]
+struct Statement {
+    ends: Instant,
+    cancelled: watch::Sender<bool>,
+}
+
+impl Statement {
+    fn runs(&self) -> bool {
+        self.ends > Instant::now() && !*self.cancelled.borrow()
+    }
+
+    /// Ready when it has ended or was cancelled; says which.
+    async fn ended(&self) -> Result<(), Error> {
+        let mut cancelled = self.cancelled.subscribe();
+        tokio::select! {
+            biased;
+            _ = cancelled.wait_for(|cancelled| *cancelled) => Err(Error::new(ErrorKind::Work, "the statement was cancelled")),
+            () = sleep_until(self.ends) => Ok(()),
+        }
+    }
+}
+
+impl Server {
+    /// A server with no sessions.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// How many sessions it lists.
+    pub fn sessions(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// How many sessions run a statement.
+    pub fn running(&self) -> usize {
+        self.lock().iter().filter(|(_, session)| session.statement.as_ref().is_some_and(Statement::runs)).count()
+    }
+
+    /// How many sessions have said goodbye.
+    pub fn goodbyes(&self) -> usize {
+        self.inner.goodbyes.load(Ordering::SeqCst)
+    }
+
+    /// Refuses the next so many new sessions with a retryable error: "too many connections".
+    pub fn refuse(&self, sessions: usize) {
+        self.inner.refusals.store(sessions, Ordering::SeqCst);
+    }
+
+    /// Answers nothing more until [`resume`](Self::resume): goodbyes hang.
+    pub fn pause(&self) {
+        self.inner.paused.send_replace(true);
+    }
+
+    /// Answers again.
+    pub fn resume(&self) {
+        self.inner.paused.send_replace(false);
+    }
+
+    fn open(&self) -> Result<usize, Error> {
+        let refused = self.inner.refusals.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        match refused {
+            Ok(_) => Err(Error::new(ErrorKind::Init, "too many connections").retryable()),
+            Err(_) => Ok(self.lock().insert(Session::default())),
+        }
+    }
+
+    async fn goodbye(&self, id: usize) {
+        let mut paused = self.inner.paused.subscribe();
+        // The sender is in `self`, so it cannot be closed.
+        let _ = paused.wait_for(|paused| !paused).await;
+        let statement = self.lock()[id].statement.clone();
+        if let Some(statement) = statement {
+            // As servers do: the goodbye is read when the statement is over, however it ended.
+            let _ = statement.ended().await;
+        }
+        self.lock().remove(id);
+        self.inner.goodbyes.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn cancel_all(&self, ids: &[usize]) -> usize {
+        let sessions = self.lock();
+        let running = ids.iter().filter_map(|id| sessions.get(*id)?.statement.as_ref()).filter(|s| s.runs());
+        running.map(|statement| statement.cancelled.send_replace(true)).count()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Slab<Session>> {
+        self.inner.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A pool of sessions of a [`Server`] in memory.
+#[derive(Debug, Clone)]
+pub struct Memory {
+    name: String,
+    size: usize,
+    server: Server,
+}
+
+impl Memory {
+    /// A pool of up to ten sessions with a server of its own.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self::on(&Server::new(), name)
+    }
+
+    /// A pool of up to ten sessions of this server.
+    pub fn on(server: &Server, name: impl Into<String>) -> Self {
+        Self { name: name.into(), size: 10, server: server.clone() }
+    }
+
+    /// The same with another number of sessions at most.
+    #[must_use]
+    pub fn size(mut self, sessions: usize) -> Self {
+        self.size = sessions;
+        self
+    }
+
+    /// Its server.
+    pub fn server(&self) -> &Server {
+        &self.server
+    }
+}
+
+/// The pool of a [`Memory`].
+pub struct MemoryPool {
+    inner: Arc<PoolInner>,
+}
+
+struct PoolInner {
+    server: Server,
+    size: usize,
+    state: Mutex<PoolState>,
+    came_back: Notify,
+}
+
+#[derive(Default)]
+struct PoolState {
+    idle: Vec<usize>,
+    /// Every session that has not said goodbye: idle, checked out, or saying it.
+    open: Vec<usize>,
+    waiting: VecDeque<Waker>,
+    closed: bool,
+}
+
+impl PoolInner {
+    fn state(&self) -> MutexGuard<'_, PoolState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl MemoryPool {
+    /// How many sessions are open.
+    pub fn open(&self) -> usize {
+        self.inner.state().open.len()
+    }
+
+    /// How many sessions are idle.
+    pub fn idle(&self) -> usize {
+        self.inner.state().idle.len()
+    }
+
+    /// One session; waits while all are checked out.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    ///
+    /// # Errors
+    /// When the server refuses the session.
+    pub fn get(&self) -> impl Future<Output = Result<MemorySession, Error>> + Send + use<'_> {
+        poll_fn(|context| {
+            let mut state = self.inner.state();
+            let id = match state.idle.pop() {
+                Some(id) => id,
+                None if state.open.len() < self.inner.size => match self.inner.server.open() {
+                    Ok(id) => {
+                        state.open.push(id);
+                        id
+                    }
+                    Err(error) => return Poll::Ready(Err(error)),
+                },
+                None => {
+                    state.waiting.push_back(context.waker().clone());
+                    return Poll::Pending;
+                }
+            };
+            Poll::Ready(Ok(MemorySession { id, pool: Arc::clone(&self.inner) }))
+        })
+    }
+}
+
+impl fmt::Debug for MemoryPool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryPool").field("open", &self.open()).field("idle", &self.idle()).finish()
+    }
+}
+
+/// A session that is checked out; back in its pool when dropped.
+pub struct MemorySession {
+    id: usize,
+    pool: Arc<PoolInner>,
+}
+
+impl MemorySession {
+    /// Runs a statement that takes so long. Like a database's it runs on when this future is dropped.
+    ///
+    /// # Errors
+    /// When it was cancelled.
+    pub async fn run(&self, takes: Duration) -> Result<(), Error> {
+        let statement = Statement { ends: Instant::now() + takes, cancelled: watch::Sender::new(false) };
+        self.pool.server.lock()[self.id].statement = Some(statement.clone());
+        statement.ended().await
+    }
+}
+
+impl fmt::Debug for MemorySession {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemorySession").field("id", &self.id).finish()
+    }
+}
+
+impl Drop for MemorySession {
+    fn drop(&mut self) {
+        let mut state = self.pool.state();
+        state.idle.push(self.id);
+        let waiting = state.waiting.pop_front();
+        let closed = state.closed;
+        drop(state);
+        if let Some(waker) = waiting {
+            waker.wake();
+        }
+        if closed {
+            self.pool.came_back.notify_one();
+        }
+    }
+}
+
+impl Resource for Memory {
+    type Pool = MemoryPool;
+    type Checkout = MemorySession;
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    async fn init(&self) -> Result<MemoryPool, Error> {
+        let first = self.server.open()?;
+        let state = PoolState { idle: vec![first], open: vec![first], ..PoolState::default() };
+        let (server, size) = (self.server.clone(), self.size);
+        Ok(MemoryPool { inner: Arc::new(PoolInner { server, size, state: Mutex::new(state), came_back: Notify::new() }) })
+    }
+
+    async fn checkout(&self, pool: &MemoryPool) -> Result<MemorySession, Error> {
+        pool.get().await
+    }
+
+    async fn goodbye(&self, pool: &MemoryPool, drain: &Drain) -> Result<(), Error> {
+        let pool = &pool.inner;
+        pool.state().closed = true;
+        let mut leaving = JoinSet::new();
+        loop {
+            let (idle, open) = {
+                let mut state = pool.state();
+                (std::mem::take(&mut state.idle), state.open.len())
+            };
+            if open == 0 {
+                return Ok(());
+            }
+            for id in idle {
+                let server = pool.server.clone();
+                leaving.spawn(async move {
+                    server.goodbye(id).await;
+                    id
+                });
+            }
+            tokio::select! {
+                Some(Ok(id)) = leaving.join_next() => {
+                    pool.state().open.retain(|open| *open != id);
+                    drain.closed(1);
+                }
+                () = pool.came_back.notified() => {}
+                () = drain.cut() => {
+                    drain.was_cut(open);
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    async fn cancel(&self, pool: &MemoryPool, drain: &Drain) -> Result<(), Error> {
+        let open = pool.inner.state().open.clone();
+        drain.cancelled(self.server.cancel_all(&open));
+        Ok(())
+    }
+}

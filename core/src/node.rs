@@ -1,0 +1,241 @@
+//! One resource in the registry, and the drain protocol of one resource.
+
+use std::{
+    panic::Location,
+    pin::pin,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use tokio::time::timeout_at;
+
+use crate::{
+    Capabilities, Drain, Error, Ledger, Resource, ResourceId, Step,
+    gate::{Admits, Gate},
+    guard::{Pass, as_dependent},
+    init::{self, InitCell, Retry},
+    panics,
+    resource::Deadlines,
+};
+
+/// Cancelling and the last goodbyes get at least this: a round trip to a server in the same region with room to spare.
+const RESERVE_FLOOR: Duration = Duration::from_millis(50);
+
+/// Connecting, cancelling, and a goodbye that is answered are about this many round trips.
+const RESERVE_ROUND_TRIPS: u32 = 8;
+
+/// When a node is drained, relative to the others that do not depend on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// Before all others: tracked work.
+    First,
+    Normal,
+    /// After all others: telemetry.
+    Last,
+}
+
+/// A resource as the lifecycle sees it, whatever its types. But for `init` and `drain` nothing here runs foreign code,
+/// so that the watchdog can call it.
+#[async_trait]
+pub(crate) trait Node: Send + Sync {
+    fn facts(&self) -> &Facts;
+    fn gate(&self) -> &Arc<Gate>;
+    /// The time to keep for cancelling and for the last goodbyes; none where nothing is initialised.
+    fn reserve(&self) -> Duration;
+    async fn init(self: Arc<Self>) -> Result<(), Error>;
+    async fn drain(self: Arc<Self>, drain: Drain) -> Result<Ended, Error>;
+}
+
+/// What a resource said of itself when it was registered.
+#[derive(Debug)]
+pub(crate) struct Facts {
+    pub(crate) id: ResourceId,
+    pub(crate) name: String,
+    pub(crate) order: Order,
+    pub(crate) depends_on: Vec<ResourceId>,
+    pub(crate) capabilities: Capabilities,
+    pub(crate) ledger: Option<Arc<Ledger>>,
+}
+
+/// How the drain of a node ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// There was nothing to drain (S3).
+    NotInitialised,
+    Drained,
+    /// Its deadline was there first.
+    Hung,
+}
+
+/// A resource with everything that core keeps for it.
+#[derive(Debug)]
+pub(crate) struct Slot<R: Resource> {
+    facts: Facts,
+    resource: R,
+    pool: InitCell<R::Pool>,
+    reserve: OnceLock<Duration>,
+    gate: Arc<Gate>,
+    retry: Retry,
+}
+
+static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+
+impl<R: Resource> Slot<R> {
+    pub(crate) fn new(resource: R, name: String, order: Order, admits: Admits, retry: Retry) -> Self {
+        let facts = Facts {
+            // Relaxed: only uniqueness is asked of it.
+            id: ResourceId(NEXT_ID.fetch_add(1, Ordering::Relaxed)),
+            name,
+            order,
+            depends_on: resource.depends_on(),
+            capabilities: resource.capabilities(),
+            ledger: resource.ledger(),
+        };
+        let opened = resource.opened();
+        let reserve = OnceLock::new();
+        if let Some(pool) = &opened {
+            // The lock is new, so this cannot fail.
+            let _ = reserve.set(reserve_for(resource.round_trip(pool)));
+        }
+        Self { facts, resource, pool: InitCell::new(opened), reserve, gate: Arc::new(Gate::new(admits)), retry }
+    }
+
+    pub(crate) fn id(&self) -> ResourceId {
+        self.facts.id
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.facts.name
+    }
+
+    pub(crate) fn resource(&self) -> &R {
+        &self.resource
+    }
+
+    pub(crate) fn pool(&self) -> Option<&R::Pool> {
+        self.pool.get()
+    }
+
+    pub(crate) fn gate(&self) -> &Gate {
+        &self.gate
+    }
+
+    /// The pool, once it is initialised: joins the attempt that is running or starts one.
+    pub(crate) async fn initialised(self: &Arc<Self>) -> Result<&R::Pool, Error> {
+        let attempt = InitCell::start(self, |slot| &slot.pool, || Self::attempts(Arc::clone(self)))
+            .map_err(|error| error.of(self.name()))?;
+        init::outcome(attempt).await.map_err(|error| error.of(self.name()))?;
+        // The outcome was a success, and a value is never taken back.
+        self.pool.get().ok_or_else(|| Error::shutting_down(self.name()))
+    }
+
+    /// Tries until it succeeds, the error is not retryable, the tries are used up, or draining begins.
+    async fn attempts(slot: Arc<Self>) -> Result<R::Pool, Error> {
+        // An attempt is inside the gate, so that draining does not overlook it, and is woken by refusal.
+        let pass = as_dependent(async { Pass::enter(&slot, Location::caller()) }).await?;
+        let mut pauses = slot.retry.pauses();
+        loop {
+            let error = match slot.resource.init().await {
+                Ok(pool) => {
+                    // A second life of the process would measure anew; in one life there is one success.
+                    let _ = slot.reserve.set(reserve_for(slot.resource.round_trip(&pool)));
+                    return Ok(pool);
+                }
+                Err(error) => error,
+            };
+            let Some(pause) = pauses.next().filter(|_| error.is_retryable()) else { return Err(error) };
+            tracing::debug!(resource = slot.name(), %error, ?pause, "initialisation failed, trying again");
+            let refused = std::future::poll_fn(|context| pass.poll_refused(context));
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = refused => return Err(Error::shutting_down(slot.name()).with_source(error)),
+            }
+        }
+    }
+}
+
+fn reserve_for(round_trip: Option<Duration>) -> Duration {
+    match round_trip {
+        // Nothing to ask anyone.
+        Some(Duration::ZERO) => Duration::ZERO,
+        None => RESERVE_FLOOR,
+        Some(round_trip) => (round_trip * RESERVE_ROUND_TRIPS).max(RESERVE_FLOOR),
+    }
+}
+
+#[async_trait]
+impl<R: Resource> Node for Slot<R> {
+    fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    fn gate(&self) -> &Arc<Gate> {
+        &self.gate
+    }
+
+    fn reserve(&self) -> Duration {
+        self.reserve.get().copied().unwrap_or_default()
+    }
+
+    async fn init(self: Arc<Self>) -> Result<(), Error> {
+        self.initialised().await.map(|_| ())
+    }
+
+    /// The drain protocol, from top to bottom.
+    async fn drain(self: Arc<Self>, drain: Drain) -> Result<Ended, Error> {
+        let Deadlines { settle, cut, end } = drain.deadlines;
+        let step = |step| drain.tally.step(step);
+
+        // 1. Refuse: dependents too, they are drained.
+        step(Step::Refuse);
+        self.gate.refuse(Admits::Nobody);
+        let Some(pool) = self.pool.stop(settle).await else {
+            step(Step::Done);
+            return Ok(Ended::NotInitialised);
+        };
+
+        // 2. and 3. Goodbye to the idle at once, and to each one that comes back.
+        step(Step::Settle);
+        let mut goodbye = pin!(panics::catch(self.resource.goodbye(pool, &drain)));
+        let mut result = None;
+        let settling = async {
+            result = Some((&mut goodbye).await);
+            drain.settled().await;
+        };
+        if timeout_at(settle, settling).await.is_err() {
+            // 4. Cancel what still runs on the server.
+            step(Step::Cancel);
+            let stragglers = self.gate.stragglers();
+            drain.tally.change(|known| known.stragglers = stragglers);
+            let cancel = async {
+                let asked = timeout_at(cut, panics::catch(self.resource.cancel(pool, &drain))).await;
+                step(Step::Goodbye);
+                // Where it ran out of time, what it counted stands in the report, and the cut follows now.
+                asked.unwrap_or(Ok(()))
+            };
+            // 5. Goodbye to the rest. The adapter cuts what is left at `Drain::cut`; a checkout that is still out then
+            // stays with its holder, and is not waited for any longer.
+            let rest = async {
+                if result.is_none() {
+                    result = Some((&mut goodbye).await);
+                }
+                let _ = timeout_at(cut, drain.settled()).await;
+            };
+            let (cancelled, in_time) = tokio::join!(cancel, timeout_at(end, rest));
+            cancelled?;
+            if in_time.is_err() {
+                return Ok(Ended::Hung);
+            }
+        }
+        match result {
+            Some(result) => result?,
+            None => return Ok(Ended::Hung),
+        }
+        step(Step::Done);
+        Ok(Ended::Drained)
+    }
+}

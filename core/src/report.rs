@@ -1,0 +1,440 @@
+//! What a drain did: a table for people, JSON for machines.
+
+use std::{
+    fmt,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use serde::{Serialize, Serializer};
+
+/// What happened between the signal and the end: the whole truth that is known, whoever asks (S6).
+///
+/// `Display` is a table for people; serialised it is one JSON object for machines, durations in milliseconds.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct Report {
+    /// Why draining began.
+    pub reason: Reason,
+    /// The platform whose budget was used.
+    pub platform: String,
+    /// The time between the signal and SIGKILL.
+    #[serde(rename = "budget_ms", serialize_with = "milliseconds")]
+    pub budget: Duration,
+    /// From the signal to the last resource's end.
+    #[serde(rename = "took_ms", serialize_with = "milliseconds")]
+    pub took: Duration,
+    /// A second signal ended the wait (L5).
+    pub forced: bool,
+    /// One row per resource, in the order in which they were registered.
+    pub resources: Vec<ResourceReport>,
+}
+
+/// Why draining began.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Reason {
+    /// The process got this signal.
+    Signal(&'static str),
+    /// [`Lifecycle::drain`](crate::Lifecycle::drain) was called.
+    Requested,
+    /// [`Lifecycle::init`](crate::Lifecycle::init) failed and took back what it had done.
+    InitFailed,
+    /// The work given to [`Lifecycle::run`](crate::Lifecycle::run) ended.
+    WorkEnded,
+}
+
+/// What happened to one resource.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct ResourceReport {
+    /// The name it was registered under.
+    pub name: String,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// The last step of the drain protocol that was reached.
+    pub step: Step,
+    /// From the start of its own drain to its end.
+    #[serde(rename = "took_ms", serialize_with = "milliseconds")]
+    pub took: Duration,
+    /// Sessions that were ended, by how.
+    #[serde(flatten)]
+    pub sessions: Sessions,
+    /// Checkouts that were still out when settling ended, by the place that made them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub stragglers: Vec<Straggler>,
+    /// Checkouts that never came back.
+    pub left_out: usize,
+    /// What became of buffered records, for a resource that has them.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub records: Option<Records>,
+    /// The error or the panic's message, in one line.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// What this resource cannot do, said by its adapter.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub cannot: Vec<&'static str>,
+}
+
+/// How a resource ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Outcome {
+    /// Everything said goodbye and everything buffered was written.
+    Drained,
+    /// It was never initialised, so there was nothing to drain (S3).
+    NotInitialised,
+    /// It ended in time, but something was cut, never came back, or was lost: the row says what.
+    Incomplete,
+    /// Its goodbye failed; `error` says how.
+    Failed,
+    /// Its goodbye panicked; `error` has the message.
+    Panicked,
+    /// It had not ended by its deadline and was left; `step` says where it hung.
+    Hung,
+    /// Its turn never came: a second signal or the deadline was there first.
+    NotReached,
+}
+
+/// A step of the drain protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Step {
+    /// Waits for its dependents to be drained.
+    Waiting,
+    /// Refuses checkouts and waits for an initialisation that is under way.
+    Refuse,
+    /// Says goodbye to the idle and to what comes back.
+    Settle,
+    /// Asks the server to stop what stragglers run.
+    Cancel,
+    /// Says goodbye to the rest.
+    Goodbye,
+    /// Cuts what cannot say goodbye.
+    Cut,
+    /// Is over.
+    Done,
+}
+
+/// Sessions of one resource, by how they ended.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Sessions {
+    /// Said goodbye, and the server has closed its side.
+    pub closed: u64,
+    /// Could not say goodbye: the connection was cut, or left to the end of the process.
+    pub cut: u64,
+    /// Statements that the server was asked to stop.
+    pub cancelled: u64,
+}
+
+/// What became of a buffer's records. Always `accepted = written + lost + in_doubt + pending`, and `pending` is zero in
+/// a report (S5).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Records {
+    /// Taken in: the push returned `Ok`.
+    pub accepted: u64,
+    /// Known to be in the sink.
+    pub written: u64,
+    /// Known not to be in the sink.
+    pub lost: u64,
+    /// Handed to the sink, and the answer did not come.
+    pub in_doubt: u64,
+    /// Neither yet: buffered, or being written.
+    pub pending: u64,
+}
+
+/// Checkouts that were out when settling ended, made at one place.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Straggler {
+    /// `file:line:column` of the call that made them.
+    pub site: String,
+    /// How many.
+    pub count: usize,
+    /// How long the oldest had been out, to a few milliseconds.
+    #[serde(rename = "oldest_ms", serialize_with = "milliseconds")]
+    pub oldest: Duration,
+}
+
+impl Report {
+    /// Whether everything was closed and written: each resource is drained, or was never initialised.
+    pub fn is_clean(&self) -> bool {
+        !self.forced
+            && self.resources.iter().all(|r| matches!(r.outcome, Outcome::Drained | Outcome::NotInitialised))
+    }
+
+    /// The row of the resource with this name.
+    pub fn resource(&self, name: &str) -> Option<&ResourceReport> {
+        self.resources.iter().find(|resource| resource.name == name)
+    }
+
+    /// The report as one line of JSON: `{"type":"winddown.report","clean":...,...}`.
+    pub fn to_json_line(&self) -> String {
+        #[derive(Serialize)]
+        struct Line<'a> {
+            r#type: &'static str,
+            clean: bool,
+            #[serde(flatten)]
+            report: &'a Report,
+        }
+        let line = Line { r#type: "winddown.report", clean: self.is_clean(), report: self };
+        serde_json::to_string(&line).expect("a report has only strings, numbers and lists")
+    }
+}
+
+impl Straggler {
+    pub(crate) fn new(site: String, count: usize, oldest: Duration) -> Self {
+        Self { site, count, oldest }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Signal(name) => name,
+            Self::Requested => "requested",
+            Self::InitFailed => "init failed",
+            Self::WorkEnded => "work ended",
+        })
+    }
+}
+
+impl Serialize for Reason {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Drained => "drained",
+            Self::NotInitialised => "not initialised",
+            Self::Incomplete => "incomplete",
+            Self::Failed => "failed",
+            Self::Panicked => "panicked",
+            Self::Hung => "hung",
+            Self::NotReached => "not reached",
+        })
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Waiting => "waiting",
+            Self::Refuse => "refuse",
+            Self::Settle => "settle",
+            Self::Cancel => "cancel",
+            Self::Goodbye => "goodbye",
+            Self::Cut => "cut",
+            Self::Done => "done",
+        })
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "winddown: {} in {:.1} ms of {} ms ({}, {}){}",
+            if self.is_clean() { "drained" } else { "NOT everything was drained" },
+            as_milliseconds(self.took),
+            self.budget.as_millis(),
+            self.platform,
+            self.reason,
+            if self.forced { ", forced by a second signal" } else { "" },
+        )?;
+        let width = self.resources.iter().map(|r| r.name.chars().count()).max().unwrap_or(0).max("resource".len());
+        writeln!(f, "  {:<width$}  {:<15}  {:>9}  what happened", "resource", "outcome", "ms")?;
+        for r in &self.resources {
+            write!(f, "  {:<width$}  {:<15}  {:>9.1}  ", r.name, r.outcome, as_milliseconds(r.took))?;
+            writeln!(f, "{}", r.what_happened())?;
+        }
+        Ok(())
+    }
+}
+
+impl ResourceReport {
+    fn what_happened(&self) -> String {
+        let mut parts = Vec::new();
+        if matches!(self.outcome, Outcome::Hung | Outcome::Panicked | Outcome::Failed) {
+            parts.push(format!("at {}", self.step));
+        }
+        let Sessions { closed, cut, cancelled } = self.sessions;
+        let mut count = |number: u64, what: &str| {
+            if number > 0 {
+                parts.push(format!("{number} {what}"));
+            }
+        };
+        count(closed, "closed");
+        count(cancelled, "cancelled");
+        count(cut, "cut");
+        if let Some(Records { accepted, written, lost, in_doubt, pending }) = self.records {
+            parts.push(format!("{accepted} records accepted, {written} written, {lost} lost"));
+            let mut count = |number: u64, what: &str| {
+                if number > 0 {
+                    parts.push(format!("{number} {what}"));
+                }
+            };
+            count(in_doubt, "in doubt");
+            count(pending, "pending");
+        }
+        for Straggler { site, count, oldest } in &self.stragglers {
+            parts.push(format!("{count} out since {:.0} ms at {site}", as_milliseconds(*oldest)));
+        }
+        if self.left_out > 0 {
+            parts.push(format!("{} never came back", self.left_out));
+        }
+        parts.extend(self.error.clone());
+        parts.extend(self.cannot.iter().map(|cannot| format!("cannot {cannot}")));
+        parts.join(", ")
+    }
+}
+
+fn as_milliseconds(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1000.0
+}
+
+fn milliseconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    // Microseconds are as fine as any of this is known.
+    serializer.serialize_f64((as_milliseconds(*duration) * 1000.0).round() / 1000.0)
+}
+
+/// What is known so far about the drain of one resource, readable at any moment: when a resource hangs, the report is
+/// written from this.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    inner: Mutex<Known>,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Known {
+    pub(crate) step: Step,
+    pub(crate) sessions: Sessions,
+    pub(crate) stragglers: Vec<Straggler>,
+}
+
+impl Default for Known {
+    fn default() -> Self {
+        Self { step: Step::Waiting, sessions: Sessions::default(), stragglers: Vec::new() }
+    }
+}
+
+impl Tally {
+    pub(crate) fn change(&self, change: impl FnOnce(&mut Known)) {
+        change(&mut self.inner.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    pub(crate) fn step(&self, step: Step) {
+        self.change(|known| known.step = step);
+    }
+
+    pub(crate) fn known(&self) -> Known {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// The books of a buffer: every record it accepted is in exactly one column, at every moment (S5).
+///
+/// The buffer moves records between the columns; the report reads them, also when the buffer hangs.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    books: Mutex<Books>,
+}
+
+#[derive(Debug, Default)]
+struct Books {
+    records: Records,
+    writing: u64,
+    closed: bool,
+}
+
+impl Ledger {
+    /// Records were taken in.
+    pub fn accepted(&self, count: u64) {
+        self.change(|books| {
+            books.records.accepted += count;
+            books.records.pending += count;
+        });
+    }
+
+    /// Pending records were handed to the sink.
+    pub fn writing(&self, count: u64) {
+        self.change(|books| books.writing += count);
+    }
+
+    /// The sink has them.
+    pub fn written(&self, count: u64) {
+        self.change(|books| {
+            books.writing -= count;
+            books.records.pending -= count;
+            books.records.written += count;
+        });
+    }
+
+    /// The sink does not have them, and they stay pending.
+    pub fn returned(&self, count: u64) {
+        self.change(|books| books.writing -= count);
+    }
+
+    /// Pending records that were not being written are given up.
+    pub fn lost(&self, count: u64) {
+        self.change(|books| {
+            books.records.pending -= count;
+            books.records.lost += count;
+        });
+    }
+
+    /// The columns now.
+    pub fn records(&self) -> Records {
+        self.books.lock().unwrap_or_else(PoisonError::into_inner).records
+    }
+
+    /// Ends the accounting: what is pending is lost, what is being written is in doubt. Later changes are ignored,
+    /// since the report has been made.
+    pub(crate) fn close(&self) -> Records {
+        let mut books = self.books.lock().unwrap_or_else(PoisonError::into_inner);
+        if !books.closed {
+            books.closed = true;
+            let Books { records, writing, .. } = &mut *books;
+            records.in_doubt += *writing;
+            records.lost += records.pending - *writing;
+            records.pending = 0;
+        }
+        books.records
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Books)) {
+        let mut books = self.books.lock().unwrap_or_else(PoisonError::into_inner);
+        if !books.closed {
+            change(&mut books);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn s5_the_columns_add_up_at_every_moment_and_after_closing() {
+        let ledger = Ledger::default();
+        ledger.accepted(10);
+        ledger.writing(4);
+        assert_eq!(ledger.records().pending, 10);
+        ledger.written(4);
+        ledger.writing(3);
+        ledger.returned(3);
+        ledger.lost(1);
+        ledger.writing(2);
+        let records = ledger.close();
+        assert_eq!(records, Records { accepted: 10, written: 4, lost: 1 + 3, in_doubt: 2, pending: 0 });
+        ledger.written(2);
+        assert_eq!(ledger.records(), records, "the report has been made");
+    }
+}

@@ -1,0 +1,245 @@
+//! The trait that an adapter implements, and what core gives it while it drains.
+
+use std::{
+    fmt,
+    future::{Future, poll_fn},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use crate::{
+    Error,
+    gate::Gate,
+    report::{Ledger, Step, Tally},
+};
+
+/// Something initialised once and drained once: a pool, a client, a buffer.
+///
+/// An adapter implements this for its backend; an application hands it to
+/// [`Lifecycle::guard`](crate::Lifecycle::guard) and uses the guard. What is the same for all backends (states,
+/// counting, retries, order, deadlines, the report) is in core, once; an adapter only speaks to its driver.
+///
+/// The methods are plain `async fn`s in the trait, not boxed ones, so that a checkout allocates nothing (C1). Core
+/// keeps resources behind an object-safe trait of its own.
+///
+/// # Where the methods run
+/// [`init`](Self::init) and [`checkout`](Self::checkout) run on the application's runtime. [`goodbye`](Self::goodbye)
+/// and [`cancel`](Self::cancel) run on a thread and a current-thread runtime of their own, which live until the whole
+/// lifecycle is drained: a resource that blocks its thread then costs only itself (L2), and a starved application does
+/// not keep the others from their goodbye. So these two must not use `block_in_place`, and they may wait for tasks of
+/// the application's runtime but must not rely on them alone.
+pub trait Resource: Send + Sync + 'static {
+    /// The driver's own pool or client. Always reachable through [`ShutdownGuard::pool`](crate::ShutdownGuard::pool).
+    type Pool: Send + Sync + 'static;
+
+    /// What callers use: a pooled connection, a handle. Dropping it gives it back.
+    type Checkout: Send + 'static;
+
+    /// The name it has in reports, unless the application gives another.
+    fn name(&self) -> &str;
+
+    /// Opens the pool, and proves that it works: a pool that connects lazily makes its first connection here.
+    ///
+    /// # Cancel safety
+    /// Need not be cancel safe: it is cancelled only when the process is about to end.
+    ///
+    /// # Errors
+    /// [`retryable`](Error::retryable) for what may pass (the server starts up, is full); core tries those again.
+    fn init(&self) -> impl Future<Output = Result<Self::Pool, Error>> + Send;
+
+    /// A pool that is open already: one that the application built and wrapped. It counts as initialised from the
+    /// start, so it is drained even if it was never used through the guard.
+    fn opened(&self) -> Option<Self::Pool> {
+        None
+    }
+
+    /// Gets one checkout from the pool.
+    ///
+    /// # Cancel safety
+    /// Must be cancel safe: core drops it when draining begins.
+    ///
+    /// # Errors
+    /// The driver's error as the source. Core does not try again.
+    fn checkout(&self, pool: &Self::Pool) -> impl Future<Output = Result<Self::Checkout, Error>> + Send;
+
+    /// Ends every session: steps 2, 3 and 5 of the drain protocol.
+    ///
+    /// Called once, after checkouts are refused. The adapter
+    /// - says goodbye to every idle session at once, concurrently, without waiting for those that are out;
+    /// - says goodbye to each one that comes back, when it comes back;
+    /// - from [`Drain::cut`] on cuts what is left;
+    /// - counts with [`Drain::closed`] what the server has closed its side of, and with [`Drain::was_cut`] the rest;
+    /// - returns when nothing is left to do.
+    ///
+    /// # Cancel safety
+    /// Is dropped at its deadline if it has not returned. What it counted until then stands in the report.
+    ///
+    /// # Errors
+    /// Anything that kept it from ending its sessions; the report quotes it.
+    fn goodbye(&self, pool: &Self::Pool, drain: &Drain) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Asks the *server* to stop what stragglers run: step 4. Runs beside [`goodbye`](Self::goodbye), once, when
+    /// settling has ended and something still runs, also where no checkout is out (a dropped query future whose
+    /// statement runs on). Counts with [`Drain::cancelled`].
+    ///
+    /// # Cancel safety
+    /// Is dropped when the second settle ends.
+    ///
+    /// # Errors
+    /// Anything that kept it from asking; the report quotes it.
+    fn cancel(&self, pool: &Self::Pool, drain: &Drain) -> impl Future<Output = Result<(), Error>> + Send {
+        let _ = (pool, drain);
+        std::future::ready(Ok(()))
+    }
+
+    /// What this resource can do, as it is set up. What it cannot is shown in the report.
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::ALL
+    }
+
+    /// How long one round trip to the server takes, as seen at init. Sizes the time kept for cancelling and for the
+    /// last goodbyes; `Some(Duration::ZERO)` where there is nobody to ask, and no time to keep.
+    fn round_trip(&self, pool: &Self::Pool) -> Option<Duration> {
+        let _ = pool;
+        None
+    }
+
+    /// The resources this one uses, and must therefore be drained before (S4): the
+    /// [`id`](crate::ShutdownGuard::id)s of the guards it holds.
+    fn depends_on(&self) -> Vec<ResourceId> {
+        Vec::new()
+    }
+
+    /// The books of a resource that buffers records.
+    fn ledger(&self) -> Option<Arc<Ledger>> {
+        None
+    }
+}
+
+/// Names one resource among all of the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ResourceId(pub(crate) u64);
+
+/// What a resource can do when it drains. Each field is `true` when the resource can; differences between backends are
+/// data, and the report shows what is missing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Capabilities {
+    /// Says the protocol's goodbye, where closing the socket alone would leave the server guessing.
+    pub goodbye: bool,
+    /// Sees that the server has closed its side.
+    pub confirmed_end: bool,
+    /// Stops statements on the server.
+    pub cancel: bool,
+    /// Sees every session, also those that were opened behind the guard's back.
+    pub all_sessions: bool,
+}
+
+impl Capabilities {
+    /// Everything.
+    pub const ALL: Self = Self { goodbye: true, confirmed_end: true, cancel: true, all_sessions: true };
+
+    /// The same without stopping statements on the server.
+    #[must_use]
+    pub const fn without_cancel(mut self) -> Self {
+        self.cancel = false;
+        self
+    }
+
+    /// The same without seeing that the server has closed its side.
+    #[must_use]
+    pub const fn without_confirmed_end(mut self) -> Self {
+        self.confirmed_end = false;
+        self
+    }
+
+    /// The same without the protocol's goodbye.
+    #[must_use]
+    pub const fn without_goodbye(mut self) -> Self {
+        self.goodbye = false;
+        self
+    }
+
+    /// The same without sight of sessions that were opened behind the guard's back.
+    #[must_use]
+    pub const fn without_all_sessions(mut self) -> Self {
+        self.all_sessions = false;
+        self
+    }
+
+    /// What is missing, in words for the report.
+    pub fn missing(&self) -> Vec<&'static str> {
+        let Self { goodbye, confirmed_end, cancel, all_sessions } = *self;
+        [
+            (goodbye, "say goodbye"),
+            (confirmed_end, "see the server's end"),
+            (cancel, "cancel statements"),
+            (all_sessions, "see every session"),
+        ]
+        .into_iter()
+        .filter_map(|(can, what)| (!can).then_some(what))
+        .collect()
+    }
+}
+
+/// One drain of one resource, as its adapter sees it: the instants that matter, and where to count.
+///
+/// The counts are in the report even if the adapter hangs afterwards, so an adapter counts each session when it is
+/// sure of it, not at the end.
+pub struct Drain {
+    pub(crate) deadlines: Deadlines,
+    pub(crate) gate: Arc<Gate>,
+    pub(crate) tally: Arc<Tally>,
+}
+
+/// The instants of one drain, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Deadlines {
+    /// Settling ends, cancelling begins.
+    pub(crate) settle: Instant,
+    /// What is left is cut.
+    pub(crate) cut: Instant,
+    /// The resource is left as it is.
+    pub(crate) end: Instant,
+}
+
+impl Drain {
+    /// When the resource is left as it is, whatever it does.
+    pub fn deadline(&self) -> Instant {
+        self.deadlines.end
+    }
+
+    /// Ready when every checkout is back.
+    pub async fn settled(&self) {
+        poll_fn(|context| self.gate.poll_settled(context)).await;
+    }
+
+    /// Ready when what is left must be cut, shortly before [`deadline`](Self::deadline).
+    pub async fn cut(&self) {
+        tokio::time::sleep_until(self.deadlines.cut).await;
+        self.tally.step(Step::Cut);
+    }
+
+    /// So many sessions said goodbye, and the server has closed its side.
+    pub fn closed(&self, sessions: usize) {
+        self.tally.change(|known| known.sessions.closed += sessions as u64);
+    }
+
+    /// So many sessions were cut, or are left to the end of the process.
+    pub fn was_cut(&self, sessions: usize) {
+        self.tally.change(|known| known.sessions.cut += sessions as u64);
+    }
+
+    /// The server was asked to stop so many statements.
+    pub fn cancelled(&self, statements: usize) {
+        self.tally.change(|known| known.sessions.cancelled += statements as u64);
+    }
+}
+
+impl fmt::Debug for Drain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Drain").field("deadlines", &self.deadlines).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,171 @@
+//! What is drained but has no adapter: tracked work, and hooks.
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use crate::{Drain, Error, Resource, ResourceId, ShutdownGuard, error::BoxError, node::Order};
+
+/// The name that tracked work has in reports.
+pub(crate) const TRACKED_WORK: &str = "tracked work";
+
+/// All the work that [`Lifecycle::track`](crate::Lifecycle::track) counts: its checkouts are the pieces of work.
+#[derive(Debug)]
+pub(crate) struct TrackedWork;
+
+impl Resource for TrackedWork {
+    type Pool = ();
+    type Checkout = ();
+
+    fn name(&self) -> &str {
+        TRACKED_WORK
+    }
+
+    fn opened(&self) -> Option<()> {
+        Some(())
+    }
+
+    async fn init(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn checkout(&self, (): &()) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn goodbye(&self, (): &(), _: &Drain) -> Result<(), Error> {
+        // Core itself waits until all of it is back.
+        Ok(())
+    }
+
+    fn round_trip(&self, (): &()) -> Option<Duration> {
+        Some(Duration::ZERO)
+    }
+}
+
+type Run = Box<dyn FnOnce() -> Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>> + Send>;
+
+/// Cleanup that has no adapter: an async closure that runs once, when the lifecycle drains.
+///
+/// Runs beside the resources, unless it is told to run [`before`](Self::before) one of them or [`last`](Self::last).
+/// Anything that returns `()` or a `Result` can be given to [`Lifecycle::on_drain`](crate::Lifecycle::on_drain)
+/// directly; this type is for telling more.
+///
+/// ```
+/// # use winddown_core::{Hook, Lifecycle, memory::Memory};
+/// # async fn example(lifecycle: &Lifecycle) {
+/// let db = lifecycle.guard(Memory::new("db"));
+/// let last_words = { let db = db.clone(); async move || db.get().await.map(drop) };
+/// lifecycle.on_drain("last words", Hook::new(last_words).before(&db));
+/// # }
+/// ```
+pub struct Hook {
+    run: Mutex<Option<Run>>,
+    before: Vec<ResourceId>,
+    order: Order,
+}
+
+impl Hook {
+    /// A hook that runs this.
+    pub fn new<F, Fut, T>(hook: F) -> Self
+    where
+        F: FnOnce() -> Fut + Send + 'static,
+        Fut: Future<Output = T> + Send + 'static,
+        T: HookResult,
+    {
+        let run: Run = Box::new(move || Box::pin(async move { hook().await.into_result() }));
+        Self { run: Mutex::new(Some(run)), before: Vec::new(), order: Order::Normal }
+    }
+
+    /// Runs before this resource is drained, so that it can still use it. Takes back [`last`](Self::last).
+    #[must_use]
+    pub fn before<R: Resource>(mut self, guard: &ShutdownGuard<R>) -> Self {
+        self.before.push(guard.id());
+        self.order = Order::Normal;
+        self
+    }
+
+    /// Runs after everything else, in time that is kept for it: for telemetry. Takes back [`before`](Self::before).
+    #[must_use]
+    pub fn last(mut self) -> Self {
+        self.before.clear();
+        self.order = Order::Last;
+        self
+    }
+
+    pub(crate) fn order(&self) -> Order {
+        self.order
+    }
+}
+
+impl fmt::Debug for Hook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hook").field("before", &self.before).field("order", &self.order).finish_non_exhaustive()
+    }
+}
+
+impl<F, Fut, T> From<F> for Hook
+where
+    F: FnOnce() -> Fut + Send + 'static,
+    Fut: Future<Output = T> + Send + 'static,
+    T: HookResult,
+{
+    fn from(hook: F) -> Self {
+        Self::new(hook)
+    }
+}
+
+/// What a hook may return: `()`, or a `Result` whose error is shown in the report.
+pub trait HookResult {
+    /// The same as a result.
+    fn into_result(self) -> Result<(), BoxError>;
+}
+
+impl HookResult for () {
+    fn into_result(self) -> Result<(), BoxError> {
+        Ok(())
+    }
+}
+
+impl<E: Into<BoxError>> HookResult for Result<(), E> {
+    fn into_result(self) -> Result<(), BoxError> {
+        self.map_err(Into::into)
+    }
+}
+
+impl Resource for Hook {
+    type Pool = ();
+    type Checkout = ();
+
+    fn name(&self) -> &str {
+        "hook"
+    }
+
+    fn opened(&self) -> Option<()> {
+        Some(())
+    }
+
+    async fn init(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn checkout(&self, (): &()) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn goodbye(&self, (): &(), _: &Drain) -> Result<(), Error> {
+        let run = self.run.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match run {
+            Some(run) => run().await.map_err(|error| Error::new(crate::ErrorKind::Work, "the hook failed").with_source(error)),
+            None => Ok(()),
+        }
+    }
+
+    fn depends_on(&self) -> Vec<ResourceId> {
+        self.before.clone()
+    }
+}
