@@ -1,2 +1,78 @@
 //! The project's own commands.
-fn main() {}
+//!
+//! `cargo xtask test` is all a developer needs before sending work; `cargo xtask lint` is the rest of what CI runs.
+
+mod bench;
+mod counts;
+mod deny;
+mod lint;
+mod rie;
+mod run;
+mod summary;
+mod test;
+mod workspace;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::workspace::Workspace;
+
+/// The project's own commands.
+#[derive(Debug, Parser)]
+#[command(bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Sets up what the tests need, then runs them all: unit, integration, benches once, docs, model checker
+    Test {
+        /// Only tests whose name contains this
+        filter: Option<String>,
+    },
+    /// Formatting, clippy (also with each feature alone), documentation, licences of the dependencies
+    Lint,
+    /// Benchmarks: all, or one
+    Bench {
+        /// The bench target
+        name: Option<String>,
+        /// For criterion, after `--`; with a named bench only, since unit tests know no such arguments
+        #[arg(last = true, requires = "name")]
+        arguments: Vec<String>,
+    },
+    /// The long tests, full size
+    Soak,
+    /// Fetches AWS's Runtime Interface Emulator, unless it is here already, and prints its path
+    Rie,
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        // one line: the chain of causes, without a backtrace
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whether all went well; an error only where a command could not go on at all.
+fn run(task: Task) -> Result<bool> {
+    let workspace = Workspace::find()?;
+    match task {
+        Task::Test { filter } => test::test(&workspace, filter.as_deref()),
+        Task::Lint => lint::lint(&workspace),
+        Task::Bench { name, arguments } => bench::bench(&workspace, name.as_deref(), &arguments),
+        Task::Soak => test::soak(&workspace),
+        Task::Rie => {
+            println!("{}", rie::fetch(&workspace)?.display());
+            Ok(true)
+        }
+    }
+}

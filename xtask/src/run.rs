@@ -1,0 +1,227 @@
+//! Running commands: shown, timed, and for tests counted.
+
+use std::{
+    io::{self, ErrorKind, Read, Write},
+    process::{Child, Command, Stdio},
+    sync::mpsc::{self, RecvTimeoutError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{
+    counts::{Counter, Counts},
+    summary::{Outcome, Row},
+};
+
+/// How long a command's output may stay open after the command has ended.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Why a step failed whose tests were none.
+pub(crate) const RAN_NO_TEST: &str = "ran no test";
+
+/// Runs a step whose output is the user's alone.
+pub(crate) fn step(step: impl Into<String>, command: &mut Command) -> Row {
+    let start = Instant::now();
+    show(command);
+    let outcome = match status(command) {
+        Ok(()) => Outcome::Passed,
+        Err(why) => Outcome::Failed(format!("{why:#}")),
+    };
+    Row { step: step.into(), took: start.elapsed(), counts: None, outcome }
+}
+
+/// Runs a step and counts its tests, passing its output through as it comes.
+pub(crate) fn test_step(step: impl Into<String>, command: &mut Command) -> Row {
+    let start = Instant::now();
+    show(command);
+    let (counts, outcome) = match counted(command, io::stdout(), GRACE) {
+        Ok((counts, outcome)) => (counts, outcome),
+        Err(why) => (Counts::default(), Outcome::Failed(format!("{why:#}"))),
+    };
+    Row { step: step.into(), took: start.elapsed(), counts: Some(counts), outcome }
+}
+
+/// Runs a command to its end; an error says which and how it ended.
+pub(crate) fn status(command: &mut Command) -> Result<()> {
+    let status = command.status().with_context(|| format!("cannot start {}", program(command)))?;
+    if !status.success() {
+        bail!("{} ended with {status}", program(command));
+    }
+    Ok(())
+}
+
+/// As [`status`], with the command's standard output sent to standard error: ours is for answers.
+pub(crate) fn status_aside(command: &mut Command) -> Result<()> {
+    show(command);
+    status(command.stdout(io::stderr()))
+}
+
+/// Whether a command can be started and ends well; what it prints is nobody's business.
+pub(crate) fn works(command: &mut Command) -> bool {
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
+}
+
+/// Runs a command, but not for longer than `limit`.
+pub(crate) fn status_within(command: &mut Command, limit: Duration) -> Result<()> {
+    show(command);
+    let start = Instant::now();
+    let mut child = command.spawn().with_context(|| format!("cannot start {}", program(command)))?;
+    loop {
+        if let Some(status) = child.try_wait().context("cannot wait for a command")? {
+            if !status.success() {
+                bail!("{} ended with {status}", program(command));
+            }
+            return Ok(());
+        }
+        if start.elapsed() >= limit {
+            end(&mut child);
+            bail!("{} was not done after {} s", program(command), limit.as_secs());
+        }
+        // std can wait for a child or for a while, not for both
+        thread::sleep(Duration::from_millis(200));
+    }
+}
+
+fn end(child: &mut Child) {
+    // both fail only where the child has just ended by itself
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+fn counted(command: &mut Command, shown: impl Write + Send + 'static, grace: Duration) -> Result<(Counts, Outcome)> {
+    let mut child =
+        command.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot start {}", program(command)))?;
+    let output = child.stdout.take().expect("standard output was asked for one line above");
+    let (sender, counts) = mpsc::channel();
+    // its own thread, because the pipe can outlive the command: see below
+    thread::spawn(move || pass_through(output, shown, &sender));
+
+    let status = child.wait().context("cannot wait for a command")?;
+    let mut total = Counts::default();
+    let deadline = Instant::now() + grace;
+    let left_behind = loop {
+        match counts.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(counts) => total = counts,
+            Err(RecvTimeoutError::Disconnected) => break false,
+            // some process of a test still holds the pipe; waiting for it could take for ever
+            Err(RecvTimeoutError::Timeout) => break true,
+        }
+    };
+
+    let outcome = if !status.success() {
+        Outcome::Failed(status.to_string())
+    } else if left_behind {
+        Outcome::Failed("a test left a process running".into())
+    } else if total.ran() == 0 {
+        Outcome::Failed(RAN_NO_TEST.into())
+    } else {
+        Outcome::Passed
+    };
+    Ok((total, outcome))
+}
+
+/// Copies bytes as they come, so that a test's name shows while it runs, and sends the counts whenever they change.
+fn pass_through(mut output: impl Read, mut shown: impl Write, counts: &mpsc::Sender<Counts>) {
+    let mut counter = Counter::default();
+    let mut buffer = vec![0; 16 * 1024];
+    loop {
+        let piece = match output.read(&mut buffer) {
+            Ok(0) => return,
+            Ok(length) => &buffer[..length],
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            Err(_) => return,
+        };
+        // when nobody reads ours any more (`| head`), counting still goes on
+        let _ = shown.write_all(piece).and_then(|()| shown.flush());
+        let before = counter.counts();
+        counter.push(piece);
+        if counter.counts() != before && counts.send(counter.counts()).is_err() {
+            return;
+        }
+    }
+}
+
+/// Prints a command as one could type it, with what it adds to the environment.
+fn show(command: &Command) {
+    let set = command.get_envs().filter_map(|(name, value)| Some((name, value?)));
+    let mut line = String::from("\n$");
+    for (name, value) in set {
+        line.push_str(&format!(" {}={:?}", name.display(), value));
+    }
+    line.push_str(&format!(" {}", program(command)));
+    for argument in command.get_args() {
+        line.push_str(&format!(" {}", argument.display()));
+    }
+    eprintln!("{line}");
+}
+
+/// A program's name without its folder.
+fn program(command: &Command) -> String {
+    let path = std::path::Path::new(command.get_program());
+    path.file_name().unwrap_or(path.as_os_str()).display().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        command
+    }
+
+    /// Unseen: the outer run of these tests counts the same lines.
+    fn outcome(script: &str) -> (Counts, Outcome) {
+        counted(&mut shell(script), io::sink(), GRACE).unwrap()
+    }
+
+    #[test]
+    fn a_step_s_tests_are_counted_over_all_its_binaries() {
+        let line = "echo 'test result: ok. 2 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out'";
+        let expected = Counts { passed: 4, failed: 0, ignored: 2 };
+        assert_eq!(outcome(&format!("{line}; {line}")), (expected, Outcome::Passed));
+    }
+
+    #[test]
+    fn a_step_that_ran_no_test_fails() {
+        let line = "echo 'test result: ok. 0 passed; 0 failed; 1 ignored; 0 measured; 9 filtered out'";
+        assert_eq!(outcome(line).1, Outcome::Failed(RAN_NO_TEST.into()));
+    }
+
+    #[test]
+    fn a_step_with_a_bad_status_fails_whatever_its_tests_said() {
+        let line = "echo 'test result: ok. 2 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out'; exit 3";
+        assert_eq!(outcome(line).1, Outcome::Failed("exit status: 3".into()));
+    }
+
+    #[test]
+    fn a_process_that_outlives_its_test_fails_the_step_instead_of_holding_it_up() {
+        let line = "sleep 2 & echo 'test result: ok. 2 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out'";
+        let grace = Duration::from_millis(100);
+        let (counts, outcome) = counted(&mut shell(line), io::sink(), grace).unwrap();
+        assert_eq!(outcome, Outcome::Failed("a test left a process running".into()));
+        assert_eq!(counts.passed, 2);
+    }
+
+    #[test]
+    fn a_command_that_takes_too_long_is_ended() {
+        let start = Instant::now();
+        let error = status_within(Command::new("sleep").arg("60"), Duration::ZERO).unwrap_err();
+        assert_eq!(error.to_string(), "sleep was not done after 0 s");
+        assert!(start.elapsed() < Duration::from_secs(30));
+    }
+
+    #[test]
+    fn a_program_that_is_missing_is_named() {
+        let error = status(&mut Command::new("/nowhere/no-such-program")).unwrap_err();
+        assert!(error.to_string().contains("cannot start no-such-program"), "{error:#}");
+    }
+}

@@ -1,0 +1,102 @@
+//! `cargo xtask test` and `cargo xtask soak`.
+
+use std::{path::PathBuf, process::Command, time::Instant};
+
+use anyhow::Result;
+
+use crate::{
+    counts::Counts,
+    rie, run,
+    summary::{Outcome, Row, Summary},
+    workspace::Workspace,
+};
+
+/// Sets up and runs every test. Steps after a failed one still run, so that one run shows everything.
+pub(crate) fn test(workspace: &Workspace, filter: Option<&str>) -> Result<bool> {
+    let mut summary = Summary::default();
+    let (row, emulator) = set_up(workspace);
+    summary.push(row);
+
+    // `--all-targets` includes the benches, which criterion then runs once each, without measuring
+    let mut all =
+        workspace.cargo(["test", "--locked", "--workspace", "--all-features", "--all-targets", "--no-fail-fast"]);
+    summary.push(counted("tests", &mut all, emulator.as_ref(), filter));
+
+    // not part of `--all-targets`
+    let mut docs = workspace.cargo(["test", "--locked", "--workspace", "--all-features", "--doc", "--no-fail-fast"]);
+    summary.push(counted("doc tests", &mut docs, emulator.as_ref(), filter));
+
+    // loom replaces the types core synchronises with: a build of its own, in a folder of its own so that the two
+    // builds do not throw each other's work away
+    let mut models = workspace.cargo(["test", "--locked", "--release", "-p", "winddown-core", "--test", "loom"]);
+    models
+        .env("RUSTFLAGS", with_flags("RUSTFLAGS", "--cfg winddown_loom"))
+        .env("CARGO_TARGET_DIR", workspace.target.join("loom"))
+        // a search without a bound does not end in useful time; loom's own advice is two or three
+        .env("LOOM_MAX_PREEMPTIONS", "3");
+    summary.push(counted("model checker", &mut models, None, filter));
+
+    Ok(close(&summary))
+}
+
+/// Runs the long tests, full size.
+pub(crate) fn soak(workspace: &Workspace) -> Result<bool> {
+    let mut summary = Summary::default();
+    let mut soak = workspace.cargo(["test", "--release", "--locked", "--workspace", "--all-features"]);
+    soak.args(["--test", "soak", "--", "--nocapture", "--include-ignored"]).env("WINDDOWN_SOAK", "1");
+    summary.push(run::test_step("soak", &mut soak));
+    Ok(close(&summary))
+}
+
+/// The value of a flags variable with more flags, keeping what the caller's environment has.
+pub(crate) fn with_flags(variable: &str, more: &str) -> String {
+    match std::env::var(variable) {
+        Ok(flags) if !flags.is_empty() => format!("{flags} {more}"),
+        _ => more.to_owned(),
+    }
+}
+
+/// Gets what the tests need and a build does not bring along.
+fn set_up(workspace: &Workspace) -> (Row, Option<PathBuf>) {
+    let start = Instant::now();
+    let (outcome, emulator) = match rie::skipped() {
+        Some(why) => {
+            eprintln!("{why}");
+            (Outcome::Skipped(why), None)
+        }
+        None => match rie::fetch(workspace) {
+            Ok(path) => (Outcome::Passed, Some(path)),
+            Err(error) => {
+                eprintln!("error: {error:#}");
+                (Outcome::Failed(format!("{error:#}")), None)
+            }
+        },
+    };
+    (Row { step: "set-up".into(), took: start.elapsed(), counts: None, outcome }, emulator)
+}
+
+/// Runs a step; one that a filter left without tests has not failed, unless all steps are (see [`close`]).
+fn counted(step: &str, command: &mut Command, emulator: Option<&PathBuf>, filter: Option<&str>) -> Row {
+    if let Some(path) = emulator {
+        command.env(rie::PATH_VARIABLE, path);
+    }
+    let Some(filter) = filter else { return run::test_step(step, command) };
+    let mut row = run::test_step(step, command.args(["--", filter]));
+    if row.outcome == Outcome::Failed(run::RAN_NO_TEST.into()) {
+        row.outcome = Outcome::Skipped(format!("no test's name contains {filter:?}"));
+    }
+    row
+}
+
+/// Prints the table and the closing line; whether the run is good.
+fn close(summary: &Summary) -> bool {
+    let total = summary.total();
+    let nothing_ran = total.ran() == 0;
+    println!("\n{summary}");
+    if nothing_ran {
+        println!("no test ran");
+    }
+    let Counts { passed, failed, ignored } = total;
+    println!("{passed} passed, {failed} failed, {ignored} skipped");
+    summary.passed() && !nothing_ran
+}
