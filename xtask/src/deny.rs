@@ -42,6 +42,7 @@ pub(crate) fn find(workspace: &Workspace) -> Result<PathBuf> {
 /// Licences, bans and sources, as `deny.toml` says.
 pub(crate) fn check(program: &Path, workspace: &Workspace) -> Command {
     let mut command = Command::new(program);
-    command.current_dir(&workspace.root).args(["--locked", "check", "licenses", "bans", "sources"]);
+    // without `--workspace` only what the facade depends on is looked at
+    command.current_dir(&workspace.root).args(["--locked", "--workspace", "check", "licenses", "bans", "sources"]);
     command
 }
