@@ -6,6 +6,9 @@
 //! written on another, so nothing that hangs can hold it up. While nothing happens it sleeps in one system call, without
 //! a timer (C2).
 
+#[cfg(all(test, not(winddown_loom)))]
+mod tests;
+
 use std::{
     future::{Future, pending},
     io::{self, Write},
@@ -254,7 +257,7 @@ pub(crate) enum Place {
     /// On a thread and a runtime of its own.
     Thread,
     /// In a task of the current runtime, whose clock a test controls.
-    #[cfg(test)]
+    #[cfg(all(test, not(winddown_loom)))]
     Task,
 }
 
@@ -269,7 +272,7 @@ impl Place {
         let (sender, answer) = oneshot::channel();
         match self {
             Self::Thread => on_own_thread(node, drain, released, sender),
-            #[cfg(test)]
+            #[cfg(all(test, not(winddown_loom)))]
             Self::Task => {
                 tokio::spawn(async move { sender.send(as_dependent(panics::catch(node.drain(drain))).await) });
             }

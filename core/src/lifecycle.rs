@@ -49,7 +49,7 @@ use crate::{
 /// ```
 #[derive(Clone)]
 pub struct Lifecycle {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
 }
 
 /// Where a lifecycle stands. States only ever move down this list.
@@ -313,9 +313,23 @@ impl Lifecycle {
 }
 
 impl Shared {
-    /// Begins to drain, if nobody has: from here on the application is refused everywhere (S2). Returns whether it was
-    /// this call.
+    /// Begins to drain, if nobody has. Returns whether it was this call.
     pub(crate) fn begin(self: &Arc<Self>, reason: Reason) -> bool {
+        let first = self.refuse(reason);
+        // A lifecycle that owns the process has its thread from the start.
+        if first
+            && !self.owns_process
+            && let Err(error) = conductor::start(self)
+        {
+            // Without a thread nothing can be drained: the report says so of every resource.
+            tracing::error!(%error, "cannot drain");
+            self.publish(conductor::not_reached(self, &error));
+        }
+        first
+    }
+
+    /// From here on the application is refused everywhere (S2).
+    pub(crate) fn refuse(&self, reason: Reason) -> bool {
         let nodes = {
             // Under the registry's lock: a resource that is registered later is born refused.
             let registry = self.registry();
@@ -330,13 +344,6 @@ impl Shared {
         }
         // Last: whoever sees this state is refused everywhere (S2).
         self.state.send_replace(State::Draining);
-        if !self.owns_process
-            && let Err(error) = conductor::start(self)
-        {
-            // Without a thread nothing can be drained: the report says so of every resource.
-            tracing::error!(%error, "cannot drain");
-            self.publish(conductor::not_reached(self, &error));
-        }
         true
     }
 

@@ -123,7 +123,10 @@ impl Server {
     fn cancel_all(&self, ids: &[usize]) -> usize {
         let sessions = self.lock();
         let running = ids.iter().filter_map(|id| sessions.get(*id)?.statement.as_ref()).filter(|s| s.runs());
-        running.map(|statement| statement.cancelled.send_replace(true)).count()
+        running.fold(0, |cancelled, statement| {
+            statement.cancelled.send_replace(true);
+            cancelled + 1
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, Slab<Session>> {

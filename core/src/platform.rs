@@ -232,17 +232,13 @@ mod tests {
 
     #[test]
     fn each_container_platform_has_its_row() {
-        let cases: &[(&'static [(&str, &str)], &str, u128)] = &[
-            (&[("K_SERVICE", "s")], "cloud run", 10_000),
-            (&[("ECS_CONTAINER_METADATA_URI_V4", "u")], "ecs", 30_000),
-            (&[("KUBERNETES_SERVICE_HOST", "h")], "kubernetes", 30_000),
-            (&[("NOTIFY_SOCKET", "/run/n")], "systemd", 90_000),
-            (&[("INVOCATION_ID", "i")], "systemd", 90_000),
-            (&[], "process", 10_000),
-        ];
-        for (variables, name, budget) in cases {
-            assert_eq!(detected(Fake { variables, ..Fake::default() }), ((*name).into(), *budget));
-        }
+        let found = |variables| detected(Fake { variables, ..Fake::default() });
+        assert_eq!(found(&[("K_SERVICE", "s")]), ("cloud run".into(), 10_000));
+        assert_eq!(found(&[("ECS_CONTAINER_METADATA_URI_V4", "u")]), ("ecs".into(), 30_000));
+        assert_eq!(found(&[("KUBERNETES_SERVICE_HOST", "h")]), ("kubernetes".into(), 30_000));
+        assert_eq!(found(&[("NOTIFY_SOCKET", "/run/n")]), ("systemd".into(), 90_000));
+        assert_eq!(found(&[("INVOCATION_ID", "i")]), ("systemd".into(), 90_000));
+        assert_eq!(found(&[]), ("process".into(), 10_000));
     }
 
     #[test]

@@ -1,0 +1,480 @@
+//! The drain's order and its limits, on a clock that the tests control: each limit is pinned 1 ms before and 1 ms
+//! after. What threads and real signals do is tested in `tests/`.
+
+use std::{
+    future::pending,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, sleep, sleep_until},
+};
+
+use super::{Place, conduct};
+use crate::{
+    Drain, Error, ErrorKind, Hook, Lifecycle, Outcome, Reason, Records, Report, Resource, ResourceId, Retry,
+    ShutdownGuard, Step,
+    memory::{Memory, Server},
+    report::Ledger,
+};
+
+/// 1000 ms: 100 ms of margin, so drains end at 900 ms; one resource's reserve is 50 ms, so settling ends at 850 ms and
+/// the cut comes at 887.5 ms.
+const BUDGET: Duration = Duration::from_millis(1000);
+
+fn ms(milliseconds: u64) -> Duration {
+    Duration::from_millis(milliseconds)
+}
+
+fn lifecycle() -> Lifecycle {
+    Lifecycle::builder().signals(false).budget(BUDGET).retry(Retry::never()).build().unwrap()
+}
+
+/// Begins the drain in this runtime, on this clock.
+fn drain(lifecycle: &Lifecycle) -> Draining {
+    assert!(lifecycle.shared.refuse(Reason::Requested));
+    let shared = Arc::clone(&lifecycle.shared);
+    let began = Instant::now();
+    let task = tokio::spawn(async move {
+        let begun = shared.begun().await;
+        conduct(&shared, &begun, Place::Task, pending()).await
+    });
+    Draining { began, task }
+}
+
+struct Draining {
+    began: Instant,
+    task: JoinHandle<Report>,
+}
+
+impl Draining {
+    async fn at(&self, milliseconds: u64) {
+        sleep_until(self.began + ms(milliseconds)).await;
+        // Whatever the clock woke runs before the test looks.
+        for _ in 0..20 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.task.is_finished()
+    }
+
+    async fn report(self) -> Report {
+        self.task.await.unwrap()
+    }
+}
+
+type Log = Arc<Mutex<Vec<(&'static str, u128)>>>;
+
+/// A resource that does as it is told and writes down when.
+struct Scripted {
+    name: &'static str,
+    goodbye: Goodbye,
+    depends_on: Vec<ResourceId>,
+    round_trip: Option<Duration>,
+    log: Log,
+    start: Instant,
+}
+
+#[derive(Clone, Copy)]
+enum Goodbye {
+    Takes(Duration),
+    UntilCut,
+    Hangs,
+    Panics,
+    Fails,
+}
+
+impl Scripted {
+    fn new(name: &'static str, goodbye: Goodbye) -> Self {
+        let (log, start) = (Log::default(), Instant::now());
+        Self { name, goodbye, depends_on: Vec::new(), round_trip: None, log, start }
+    }
+
+    fn on(mut self, guard: &ShutdownGuard<Self>) -> Self {
+        self.depends_on.push(guard.id());
+        self.log = Arc::clone(&guard.resource().log);
+        self
+    }
+
+    fn log(&self, what: &'static str) {
+        self.log.lock().unwrap().push((what, self.start.elapsed().as_millis()));
+    }
+
+    fn logged(&self, what: &str) -> Vec<u128> {
+        self.log.lock().unwrap().iter().filter(|(w, _)| *w == what).map(|(_, at)| *at).collect()
+    }
+}
+
+impl Resource for Scripted {
+    type Pool = ();
+    type Checkout = ();
+
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    async fn init(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn checkout(&self, (): &()) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn goodbye(&self, (): &(), drain: &Drain) -> Result<(), Error> {
+        self.log(self.name);
+        match self.goodbye {
+            Goodbye::Takes(time) => sleep(time).await,
+            Goodbye::UntilCut => {
+                drain.cut().await;
+                drain.was_cut(1);
+                self.log("cut");
+            }
+            Goodbye::Hangs => pending().await,
+            Goodbye::Panics => panic!("scripted panic"),
+            Goodbye::Fails => return Err(Error::new(ErrorKind::Work, "scripted failure")),
+        }
+        drain.closed(1);
+        self.log("over");
+        Ok(())
+    }
+
+    async fn cancel(&self, (): &(), drain: &Drain) -> Result<(), Error> {
+        self.log("cancel");
+        drain.cancelled(1);
+        Ok(())
+    }
+
+    fn round_trip(&self, (): &()) -> Option<Duration> {
+        self.round_trip
+    }
+
+    fn depends_on(&self) -> Vec<ResourceId> {
+        self.depends_on.clone()
+    }
+}
+
+async fn in_use(lifecycle: &Lifecycle, resource: Scripted) -> ShutdownGuard<Scripted> {
+    let guard = lifecycle.guard(resource);
+    drop(guard.get().await.unwrap());
+    guard
+}
+
+#[tokio::test(start_paused = true)]
+async fn l3_with_nothing_checked_out_drain_takes_the_time_of_the_goodbyes_alone() {
+    let lifecycle = lifecycle();
+    let _a = in_use(&lifecycle, Scripted::new("a", Goodbye::Takes(ms(30)))).await;
+    let _b = in_use(&lifecycle, Scripted::new("b", Goodbye::Takes(ms(20)))).await;
+    let report = drain(&lifecycle).report().await;
+    assert_eq!(report.took, ms(30), "both at once, and nothing else");
+    assert!(report.is_clean(), "{report}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn l1_a_resource_that_hangs_is_left_at_the_deadline() {
+    let lifecycle = lifecycle();
+    let _a = in_use(&lifecycle, Scripted::new("a", Goodbye::Hangs)).await;
+    let draining = drain(&lifecycle);
+    draining.at(899).await;
+    assert!(!draining.is_over());
+    draining.at(901).await;
+    assert!(draining.is_over());
+    let report = draining.report().await;
+    let a = report.resource("a").unwrap();
+    assert_eq!((a.outcome, a.step), (Outcome::Hung, Step::Goodbye));
+}
+
+#[tokio::test(start_paused = true)]
+async fn settling_ends_and_cancelling_begins_when_the_reserve_is_left() {
+    let lifecycle = lifecycle();
+    let a = in_use(&lifecycle, Scripted::new("a", Goodbye::Takes(ms(0)))).await;
+    let straggler = a.get().await.unwrap();
+    let draining = drain(&lifecycle);
+    draining.at(849).await;
+    assert_eq!(a.resource().logged("cancel"), []);
+    draining.at(851).await;
+    assert_eq!(a.resource().logged("cancel"), [850]);
+    drop(straggler);
+    let report = draining.report().await;
+    assert_eq!(report.took, ms(851), "the straggler came back, nothing else is waited for");
+    let a = report.resource("a").unwrap();
+    assert_eq!((a.outcome, a.sessions.cancelled, a.left_out), (Outcome::Drained, 1, 0));
+    assert_eq!(a.stragglers.len(), 1);
+    assert!(a.stragglers[0].site.contains("tests.rs"), "{:?}", a.stragglers);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_server_is_given_a_larger_reserve() {
+    let lifecycle = lifecycle();
+    let resource = Scripted { round_trip: Some(ms(20)), ..Scripted::new("a", Goodbye::Hangs) };
+    let a = in_use(&lifecycle, resource).await;
+    let draining = drain(&lifecycle);
+    draining.at(739).await;
+    assert_eq!(a.resource().logged("cancel"), []);
+    draining.at(741).await;
+    assert_eq!(a.resource().logged("cancel"), [740], "8 round trips of 20 ms before 900 ms");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_cut_comes_when_a_quarter_of_the_reserve_is_left() {
+    let lifecycle = lifecycle();
+    let resource = Scripted { round_trip: Some(ms(10)), ..Scripted::new("a", Goodbye::UntilCut) };
+    let a = in_use(&lifecycle, resource).await;
+    let draining = drain(&lifecycle);
+    draining.at(879).await;
+    assert_eq!(a.resource().logged("cut"), []);
+    draining.at(881).await;
+    assert_eq!(a.resource().logged("cut"), [880], "a quarter of 80 ms before 900 ms");
+    let report = draining.report().await;
+    let a = report.resource("a").unwrap();
+    assert_eq!((a.outcome, a.sessions.cut), (Outcome::Incomplete, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_checkout_that_never_comes_back_is_waited_for_until_the_cut() {
+    let lifecycle = lifecycle();
+    let a = in_use(&lifecycle, Scripted::new("a", Goodbye::Takes(ms(5)))).await;
+    let _straggler = a.get().await.unwrap();
+    let draining = drain(&lifecycle);
+    draining.at(887).await;
+    assert!(!draining.is_over());
+    draining.at(889).await;
+    assert!(draining.is_over());
+    let report = draining.report().await;
+    let a = report.resource("a").unwrap();
+    assert_eq!((a.outcome, a.left_out), (Outcome::Incomplete, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn s4_a_resource_is_drained_after_its_dependents() {
+    let lifecycle = lifecycle();
+    let db = in_use(&lifecycle, Scripted::new("db", Goodbye::Takes(ms(10)))).await;
+    let buffer = in_use(&lifecycle, Scripted::new("buffer", Goodbye::Takes(ms(40))).on(&db)).await;
+    let _outer = in_use(&lifecycle, Scripted::new("outer", Goodbye::Takes(ms(5))).on(&buffer)).await;
+    let draining = drain(&lifecycle);
+    let report = draining.report().await;
+    assert_eq!(report.took, ms(55), "l4: each begins when the one before ends");
+    let began = |name| db.resource().logged(name);
+    assert_eq!((began("outer"), began("buffer"), began("db")), (vec![0], vec![5], vec![45]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn s4_l2_a_dependent_that_hangs_leaves_its_resource_time_for_its_goodbye() {
+    let lifecycle = lifecycle();
+    let db = in_use(&lifecycle, Scripted::new("db", Goodbye::Takes(ms(10)))).await;
+    let _buffer = in_use(&lifecycle, Scripted::new("buffer", Goodbye::Hangs).on(&db)).await;
+    let draining = drain(&lifecycle);
+    draining.at(849).await;
+    assert_eq!(db.resource().logged("db"), []);
+    draining.at(851).await;
+    assert_eq!(db.resource().logged("db"), [850], "the reserve of db before 900 ms");
+    let report = draining.report().await;
+    assert_eq!(report.took, ms(860));
+    assert_eq!(report.resource("buffer").unwrap().outcome, Outcome::Hung);
+    assert_eq!(report.resource("db").unwrap().outcome, Outcome::Drained);
+}
+
+#[tokio::test(start_paused = true)]
+async fn l2_one_that_panics_and_one_that_fails_cost_only_themselves() {
+    let lifecycle = lifecycle();
+    let _a = in_use(&lifecycle, Scripted::new("panics", Goodbye::Panics)).await;
+    let _b = in_use(&lifecycle, Scripted::new("fails", Goodbye::Fails)).await;
+    let _c = in_use(&lifecycle, Scripted::new("works", Goodbye::Takes(ms(10)))).await;
+    let report = drain(&lifecycle).report().await;
+    assert_eq!(report.took, ms(10));
+    let row = |name| report.resource(name).unwrap();
+    assert_eq!(row("panics").outcome, Outcome::Panicked);
+    assert!(row("panics").error.as_ref().unwrap().contains("scripted panic"));
+    assert_eq!(row("fails").outcome, Outcome::Failed);
+    assert!(row("fails").error.as_ref().unwrap().contains("scripted failure"));
+    assert_eq!(row("works").outcome, Outcome::Drained);
+    assert!(!report.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn s3_one_that_never_initialised_is_not_drained() {
+    let lifecycle = lifecycle();
+    let a = lifecycle.guard(Scripted::new("a", Goodbye::Takes(ms(10))));
+    let report = drain(&lifecycle).report().await;
+    assert_eq!(report.resource("a").unwrap().outcome, Outcome::NotInitialised);
+    assert_eq!(a.resource().logged("a"), []);
+    assert!(report.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn tracked_work_is_waited_for_before_anything_is_drained_and_may_check_out() {
+    let lifecycle = lifecycle();
+    let db = in_use(&lifecycle, Scripted::new("db", Goodbye::Takes(ms(10)))).await;
+    let work = lifecycle.track().unwrap();
+    let request = tokio::spawn({
+        let db = db.clone();
+        work.scope(async move {
+            sleep(ms(100)).await;
+            db.get().await.map(drop)
+        })
+    });
+    let draining = drain(&lifecycle);
+    draining.at(50).await;
+    assert!(db.get().await.unwrap_err().is_shutting_down(), "s2: other code is refused");
+    assert!(lifecycle.track().unwrap_err().is_shutting_down());
+    let report = draining.report().await;
+    assert!(request.await.unwrap().is_ok(), "tracked work is a dependent");
+    assert_eq!(db.resource().logged("db"), [100]);
+    assert!(report.resource("tracked work").is_none(), "nothing to say about it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn tracked_work_that_hangs_leaves_the_resources_their_reserve_and_is_named() {
+    let lifecycle = lifecycle();
+    let db = in_use(&lifecycle, Scripted::new("db", Goodbye::Takes(ms(10)))).await;
+    let _work = lifecycle.track().unwrap();
+    let draining = drain(&lifecycle);
+    draining.at(849).await;
+    assert_eq!(db.resource().logged("db"), []);
+    draining.at(851).await;
+    assert_eq!(db.resource().logged("db"), [850]);
+    let report = draining.report().await;
+    let work = report.resource("tracked work").unwrap();
+    assert_eq!((work.outcome, work.left_out, work.stragglers.len()), (Outcome::Incomplete, 1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn hooks_run_beside_the_resources_or_before_one_or_last() {
+    let lifecycle = lifecycle();
+    let db = in_use(&lifecycle, Scripted::new("db", Goodbye::Takes(ms(10)))).await;
+    let log = |what| {
+        let db = db.clone();
+        move || async move {
+            db.resource().log(what);
+            sleep(ms(20)).await;
+        }
+    };
+    lifecycle.on_drain("beside", log("beside"));
+    lifecycle.on_drain("before", Hook::new(log("before")).before(&db));
+    lifecycle.on_drain("last", Hook::new(log("last")).last());
+    lifecycle.on_drain("fails", async || Err::<(), _>("no disk"));
+    let report = drain(&lifecycle).report().await;
+    let began = |name| db.resource().logged(name);
+    assert_eq!((began("beside"), began("before"), began("db"), began("last")), (vec![0], vec![0], vec![20], vec![30]));
+    assert_eq!(report.took, ms(50));
+    let fails = report.resource("fails").unwrap();
+    assert_eq!(fails.outcome, Outcome::Failed);
+    assert!(fails.error.as_ref().unwrap().contains("no disk"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_time_of_the_last_hook_is_kept_for_it() {
+    let lifecycle = lifecycle();
+    let db = in_use(&lifecycle, Scripted::new("db", Goodbye::Hangs)).await;
+    lifecycle.on_drain("last", Hook::new({
+        let db = db.clone();
+        async move || db.resource().log("last")
+    }).last());
+    let draining = drain(&lifecycle);
+    draining.at(849).await;
+    assert_eq!(db.resource().logged("last"), []);
+    draining.at(851).await;
+    assert_eq!(db.resource().logged("last"), [850]);
+    assert!(draining.is_over());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_initialisation_under_way_is_waited_for_until_settling_ends_and_then_drained_or_ended() {
+    for (takes, outcome) in [(849, Outcome::Drained), (901, Outcome::NotInitialised)] {
+        let lifecycle = lifecycle();
+        let server = Server::new();
+        let slow = lifecycle.guard(Slow { takes: ms(takes), memory: Memory::on(&server, "slow") });
+        let waiter = tokio::spawn(async move { slow.get().await.map(drop) });
+        tokio::task::yield_now().await;
+        let draining = drain(&lifecycle);
+        draining.at(1).await;
+        assert!(waiter.is_finished(), "s2: a waiter is woken at once");
+        assert!(waiter.await.unwrap().unwrap_err().is_shutting_down());
+        let report = draining.report().await;
+        assert_eq!(report.resource("slow").unwrap().outcome, outcome, "{takes}: {report}");
+        assert_eq!(server.sessions(), 0, "{takes}");
+    }
+}
+
+/// Opens its session first and then takes its time, or opens it too late.
+struct Slow {
+    takes: Duration,
+    memory: Memory,
+}
+
+impl Resource for Slow {
+    type Pool = crate::memory::MemoryPool;
+    type Checkout = crate::memory::MemorySession;
+
+    fn name(&self) -> &str {
+        self.memory.name()
+    }
+    async fn init(&self) -> Result<Self::Pool, Error> {
+        sleep(self.takes).await;
+        self.memory.init().await
+    }
+    async fn checkout(&self, pool: &Self::Pool) -> Result<Self::Checkout, Error> {
+        self.memory.checkout(pool).await
+    }
+    async fn goodbye(&self, pool: &Self::Pool, drain: &Drain) -> Result<(), Error> {
+        self.memory.goodbye(pool, drain).await
+    }
+}
+
+/// A buffer that was writing three of its ten records when it hung.
+struct Hoard(Arc<Ledger>);
+
+impl Resource for Hoard {
+    type Pool = ();
+    type Checkout = ();
+
+    fn name(&self) -> &str {
+        "hoard"
+    }
+    async fn init(&self) -> Result<(), Error> {
+        Ok(())
+    }
+    async fn checkout(&self, (): &()) -> Result<(), Error> {
+        Ok(())
+    }
+    async fn goodbye(&self, (): &(), _: &Drain) -> Result<(), Error> {
+        self.0.writing(2);
+        self.0.written(2);
+        self.0.writing(3);
+        pending().await
+    }
+    fn ledger(&self) -> Option<Arc<Ledger>> {
+        Some(Arc::clone(&self.0))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn s6_the_report_of_a_buffer_that_hung_accounts_for_every_record() {
+    let lifecycle = lifecycle();
+    let ledger = Arc::new(Ledger::default());
+    let hoard = lifecycle.guard(Hoard(Arc::clone(&ledger)));
+    drop(hoard.get().await.unwrap());
+    ledger.accepted(10);
+    let report = drain(&lifecycle).report().await;
+    let row = report.resource("hoard").unwrap();
+    assert_eq!(row.outcome, Outcome::Hung);
+    assert_eq!(row.records, Some(Records { accepted: 10, written: 2, lost: 5, in_doubt: 3, pending: 0 }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn l5_a_second_signal_ends_the_wait_at_once_and_the_report_says_who_was_running() {
+    let lifecycle = lifecycle();
+    let db = in_use(&lifecycle, Scripted::new("db", Goodbye::Takes(ms(10)))).await;
+    let _buffer = in_use(&lifecycle, Scripted::new("buffer", Goodbye::Hangs).on(&db)).await;
+    assert!(lifecycle.shared.refuse(Reason::Signal("SIGTERM")));
+    let begun = lifecycle.shared.begun().await;
+    let report = conduct(&lifecycle.shared, &begun, Place::Task, sleep(ms(123))).await;
+    assert_eq!(report.took, ms(123));
+    assert!(report.forced && !report.is_clean());
+    assert_eq!(report.resource("buffer").unwrap().outcome, Outcome::Hung);
+    assert_eq!(report.resource("db").unwrap().outcome, Outcome::NotReached);
+}
