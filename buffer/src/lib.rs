@@ -1,1 +1,5 @@
-//! A bounded write buffer that is flushed before its pool is drained.
+#![doc = include_str!("../README.md")]
+
+mod sink;
+
+pub use crate::sink::{Batch, Sink};
