@@ -109,10 +109,11 @@ async fn probe() {
     say("no JSON", call("POST", REGISTER, &["Lambda-Extension-Name: a"], "events").await);
     say("shutdown", call("POST", REGISTER, &["Lambda-Extension-Name: a"], r#"{"events":["SHUTDOWN"]}"#).await);
     say("unknown event", call("POST", REGISTER, &["Lambda-Extension-Name: a"], r#"{"events":["FREEZE"]}"#).await);
-    for n in 1..=10 {
+    register_and_poll("extension-1").await.expect("ten are allowed");
+    say("same name", call("POST", REGISTER, &["Lambda-Extension-Name: extension-1"], nothing).await);
+    for n in 2..=10 {
         register_and_poll(&format!("extension-{n}")).await.expect("ten are allowed");
     }
-    say("same name", call("POST", REGISTER, &["Lambda-Extension-Name: extension-1"], nothing).await);
     say("eleventh", call("POST", REGISTER, &["Lambda-Extension-Name: extension-11"], nothing).await);
     say("no identifier", call("GET", EVENT_NEXT, &[], "").await);
     let unknown = "Lambda-Extension-Identifier: 00000000-0000-0000-0000-000000000000";

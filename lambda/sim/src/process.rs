@@ -3,7 +3,7 @@
 //! Invariants:
 //! 1. A group is signalled only while its leader is not reaped. Until then the kernel keeps its number, so that no
 //!    stranger can have it.
-//! 2. When the leader has exited, what is left of its group is killed, then the leader is reaped.
+//! 2. When the leader has exited, what is left of its group is killed, then the leader and the rest are reaped.
 //! 3. Reaping has a thread of its own: neither a busy nor a dropped tokio runtime leaves a process behind.
 
 use std::io::{self, BufRead, BufReader, Read};
@@ -88,6 +88,8 @@ impl Process {
         state.reaped = true;
         let killed = state.kill_sent;
         drop(state);
+        // the rest of the group is ours to reap if we are a subreaper, as the command is; otherwise there is nothing to wait for
+        while matches!(waitid(WaitId::Pgid(Some(self.group)), WaitIdOptions::EXITED), Ok(_) | Err(Errno::INTR)) {}
         Exit::new(at, status, killed)
     }
 

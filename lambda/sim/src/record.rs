@@ -92,6 +92,8 @@ fn write_entries(f: &mut fmt::Formatter<'_>, entries: &[TimelineEntry]) -> fmt::
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct FunctionRecord {
+    /// The process id it had, which was also the id of its process group. `null` if it was never started.
+    pub pid: Option<u32>,
     /// Its exit code, if it exited.
     pub exit_code: Option<i32>,
     /// The signal that ended it, if one did.

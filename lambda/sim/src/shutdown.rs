@@ -40,13 +40,14 @@ impl Environment {
         // a stopped process would not see SIGTERM; Lambda thaws before it shuts down, too
         self.thaw();
         let budget = self.budget();
+        let pid = function.as_ref().map(|process| process.id());
         let shutdown = self.end_function(function, reason, budget).await;
         self.end_externals(&externals, reason, begun, budget).await;
 
         // the last lines are still in the pipes; one that a stray process holds open is not waited for
         let drained = self.shared.world.wait(|state| (state.open_pipes == 0).then_some(()));
         let _ = timeout(OUTPUT_WAIT, drained).await;
-        self.shared.world.update(|state| state.record = Some(record(state, shutdown)));
+        self.shared.world.update(|state| state.record = Some(record(state, pid, shutdown)));
     }
 
     /// How long the function has after SIGTERM; zero without extensions, which means no SIGTERM at all.
@@ -152,10 +153,11 @@ impl Environment {
     }
 }
 
-fn record(state: &State, shutdown: ShutdownRecord) -> Record {
+fn record(state: &State, pid: Option<u32>, shutdown: ShutdownRecord) -> Record {
     let exit = state.runtime.exit;
     Record {
         function: FunctionRecord {
+            pid,
             exit_code: exit.and_then(|exit| exit.code),
             signal: exit.and_then(|exit| exit.signal),
             killed: exit.is_some_and(|exit| exit.killed),

@@ -246,6 +246,21 @@ impl Sim {
         self.world().read(|state| state.output.clone())
     }
 
+    /// Waits for a captured line that is `wanted`, and returns the first; lines printed before the call count.
+    ///
+    /// `None` when nothing more will come: every process has closed its output, or output is not captured.
+    pub async fn wait_for_line(&self, wanted: impl Fn(&OutputLine) -> bool + Send + Sync) -> Option<OutputLine> {
+        let mut seen = 0;
+        let look = |state: &State| {
+            let found = state.output[seen..].iter().find(|line| wanted(line)).cloned();
+            seen = state.output.len();
+            // all of them closed; with external extensions, the function's is opened later
+            let ended = state.open_pipes == 0 && (state.init_done || state.has_ended());
+            (found.is_some() || ended).then_some(found)
+        };
+        self.world().wait(look).await
+    }
+
     /// Where the APIs listen: the function's `AWS_LAMBDA_RUNTIME_API`.
     pub fn api_address(&self) -> SocketAddr {
         self.environment.address

@@ -16,7 +16,7 @@ use crate::config::{ACCOUNT_ID, FUNCTION_VERSION, HANDLER, MAX_EXTENSIONS};
 use crate::record::{EventType, ExtensionKind, Reason};
 use crate::state::{self, Extension, Job};
 
-/// `POST /extension/register`. Which check comes first is as in AWS's own emulator (`agentregister.go`).
+/// `POST /extension/register`. Which check comes first, and the words, are as AWS's own emulator answers.
 pub(super) async fn register(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Bytes) -> Response {
     let name = text(&headers, "Lambda-Extension-Name");
     if name.is_empty() {
@@ -94,20 +94,20 @@ fn add(state: &mut state::State, name: &str, events: &[String]) -> Result<String
             ("INVOKE", _) => Ok(EventType::Invoke),
             ("SHUTDOWN", ExtensionKind::External) => Ok(EventType::Shutdown),
             ("SHUTDOWN", ExtensionKind::Internal) => {
-                Err(("Extension.InvalidEventType", format!("{event}: event not supported for internal extensions")))
+                Err(("Extension.InvalidEventType", format!("{event}: ShutdownEventNotSupportedForInternalExtension")))
             }
-            _ => Err(("Extension.InvalidEventType", format!("{event}: invalid event type"))),
+            _ => Err(("Extension.InvalidEventType", format!("{event}: ErrorInvalidEventType"))),
         })
         .collect::<Result<Vec<_>, _>>()?;
 
     if kind == ExtensionKind::Internal && state.runtime.polled {
         return Err(("Extension.RegistrationClosed", "Extension registration closed already".to_owned()));
     }
+    if kind == ExtensionKind::Internal && state.extensions.len() >= MAX_EXTENSIONS {
+        return Err(("Extension.TooManyExtensions", format!("Extension limit ({MAX_EXTENSIONS}) reached")));
+    }
     if state.extensions.iter().any(|it| it.name == name) {
         return Err(("Extension.InvalidExtensionState", "Extension with this name already registered".to_owned()));
-    }
-    if state.extensions.len() >= MAX_EXTENSIONS {
-        return Err(("Extension.TooManyExtensions", format!("Extension limit ({MAX_EXTENSIONS}) reached")));
     }
     let id = Uuid::new_v4().to_string();
     state.note(format!("extension registered {name} ({kind})"));

@@ -1,0 +1,67 @@
+//! What the tests share: the functions they run, and whether a process is still there.
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, test_kill_process_group};
+use winddown_sim::{Config, Record};
+
+/// The command under test.
+pub(crate) const COMMAND: &str = env!("CARGO_BIN_EXE_winddown-sim");
+
+/// An example program of this crate: cargo builds them beside the command before it runs the tests.
+pub(crate) fn example(name: &str) -> PathBuf {
+    let path = Path::new(COMMAND).with_file_name("examples").join(name);
+    assert!(path.exists(), "{} is missing: run `cargo build -p winddown-sim --examples`", path.display());
+    path
+}
+
+/// An example as a function, with its output captured.
+pub(crate) fn function(name: &str) -> Config {
+    Config::new(example(name)).capture_output()
+}
+
+/// `misbehave` in one of its modes.
+pub(crate) fn misbehave(mode: &str) -> Config {
+    function("misbehave").arg(mode)
+}
+
+/// The timeline's words, for what must have happened in which order.
+pub(crate) fn events(record: &Record) -> Vec<&str> {
+    record.timeline.iter().map(|entry| entry.event.as_str()).collect()
+}
+
+/// When `event` happened, in milliseconds. It must have, once.
+pub(crate) fn at_ms(record: &Record, event: &str) -> f64 {
+    let mut entries = record.timeline.iter().filter(|entry| entry.event == event);
+    match (entries.next(), entries.next()) {
+        (Some(entry), None) => entry.at_ms,
+        _ => panic!("not exactly one '{event}' in {:?}", events(record)),
+    }
+}
+
+/// Fails unless the process group is empty, or becomes so: the kernel takes a moment to end what it was told to kill.
+pub(crate) fn assert_group_gone(pid: u32) {
+    let group = i32::try_from(pid).ok().and_then(Pid::from_raw).expect("a process id");
+    assert_soon(|| test_kill_process_group(group).is_err(), &format!("process group {pid} is still there"));
+}
+
+/// Fails unless the process, which is no child of ours, has ended: whoever inherited it may not have reaped it yet.
+pub(crate) fn assert_process_gone(pid: u32) {
+    let gone = || match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
+        // the state follows the program's name, which is in parentheses
+        Ok(stat) => stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z')),
+        Err(_) => true,
+    };
+    assert_soon(gone, &format!("process {pid} is still there"));
+}
+
+// for things outside this process, which cannot be waited for
+fn assert_soon(mut holds: impl FnMut() -> bool, otherwise: &str) {
+    let begun = Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < Duration::from_secs(2), "{otherwise}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
