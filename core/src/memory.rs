@@ -302,12 +302,14 @@ impl Resource for Memory {
         let pool = &pool.inner;
         pool.state().closed = true;
         let mut leaving = JoinSet::new();
+        let mut settled = false;
         loop {
             let (idle, open) = {
                 let mut state = pool.state();
                 (std::mem::take(&mut state.idle), state.open.len())
             };
-            if open == 0 {
+            // A caller that was connecting may open one more session until it has left.
+            if open == 0 && settled {
                 return Ok(());
             }
             for id in idle {
@@ -323,6 +325,7 @@ impl Resource for Memory {
                     drain.closed(1);
                 }
                 () = pool.came_back.notified() => {}
+                () = drain.settled(), if !settled => settled = true,
                 () = drain.cut() => {
                     drain.was_cut(open);
                     return Ok(());

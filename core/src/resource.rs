@@ -71,7 +71,8 @@ pub trait Resource: Send + Sync + 'static {
     /// - says goodbye to each one that comes back, when it comes back;
     /// - from [`Drain::cut`] on cuts what is left;
     /// - counts with [`Drain::closed`] what the server has closed its side of, and with [`Drain::was_cut`] the rest;
-    /// - returns when nothing is left to do.
+    /// - returns when every checkout is back ([`Drain::settled`]) and no session is left: a caller that was connecting
+    ///   when draining began may still open one.
     ///
     /// # Cancel safety
     /// Is dropped at its deadline if it has not returned. What it counted until then stands in the report.

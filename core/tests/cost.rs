@@ -1,0 +1,96 @@
+//! C1 and C2: what a checkout costs, and what an idle lifecycle costs. One test at a time looks at the process, so they
+//! share a lock.
+
+use std::{
+    fs,
+    sync::{Mutex, MutexGuard, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use winddown_core::{Lifecycle, memory::Memory};
+
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+#[test]
+fn c1_a_checkout_through_the_guard_allocates_nothing() {
+    let _alone = alone();
+    let runtime = runtime();
+    let lifecycle = Lifecycle::builder().signals(false).build().unwrap();
+    let db = lifecycle.guard(Memory::new("db"));
+    let check_out = || runtime.block_on(async { drop(db.get().await.unwrap()) });
+    // The first one initialises.
+    check_out();
+    let allocations = allocation_counter::measure(|| {
+        for _ in 0..1000 {
+            check_out();
+        }
+    });
+    assert_eq!(allocations.count_total, 0);
+}
+
+/// The threads of this process, by id, with how often each was put on a processor.
+fn threads(named: &str) -> Vec<(String, u64)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc/self/task").unwrap() {
+        let path = entry.unwrap().path();
+        // A thread may end between the listing and the reading.
+        let Ok(status) = fs::read_to_string(path.join("status")) else { continue };
+        let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(|value| value.trim().to_owned());
+        if field("Name:").is_some_and(|name| name.starts_with(named)) {
+            let switches = ["voluntary_ctxt_switches:", "nonvoluntary_ctxt_switches:"];
+            let switches = switches.iter().filter_map(|name| field(name)?.parse::<u64>().ok()).sum();
+            found.push((path.file_name().unwrap().to_string_lossy().into_owned(), switches));
+        }
+    }
+    found
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn c2_an_idle_lifecycle_never_wakes_up() {
+    let _alone = alone();
+    let runtime = runtime();
+    // The one with signals: its thread is there from the start.
+    let lifecycle = Lifecycle::builder().build().unwrap();
+    let db = lifecycle.guard(Memory::new("db"));
+    runtime.block_on(async { drop(db.get().await.unwrap()) });
+    // Its first moments, until it waits.
+    thread::sleep(Duration::from_millis(200));
+    let before = threads("winddown");
+    assert_eq!(before.len(), 1, "one thread, and only one: {before:?}");
+    thread::sleep(Duration::from_secs(2));
+    assert_eq!(threads("winddown"), before, "it was put on a processor");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_drained_lifecycle_leaves_no_thread_and_no_file_behind() {
+    let _alone = alone();
+    let runtime = runtime();
+    let files = || fs::read_dir("/proc/self/fd").unwrap().count();
+    let threads_before = threads("winddown").len();
+    let files_before = files();
+    for _ in 0..200 {
+        let lifecycle = Lifecycle::builder().signals(false).build().unwrap();
+        let db = lifecycle.guard(Memory::new("db"));
+        let report = runtime.block_on(async {
+            drop(db.get().await.unwrap());
+            lifecycle.drain().await
+        });
+        assert!(report.is_clean(), "{report}");
+    }
+    // The last thread ends by itself, some time after the report is there.
+    let patience = Instant::now() + Duration::from_secs(10);
+    while (threads("winddown").len(), files()) != (threads_before, files_before) && Instant::now() < patience {
+        thread::yield_now();
+    }
+    assert_eq!((threads("winddown").len(), files()), (threads_before, files_before));
+}

@@ -1,0 +1,269 @@
+//! The drain as an application sees it: real threads, real time, and the in-memory server as the judge.
+
+use std::{
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use tokio::task::JoinSet;
+use winddown_core::{
+    Drain, Error, Lifecycle, Outcome, Resource, State, Step,
+    memory::{Memory, Server},
+};
+
+/// Long enough that noise does not matter, short enough to wait for.
+const BUDGET: Duration = Duration::from_millis(1500);
+
+fn lifecycle() -> Lifecycle {
+    Lifecycle::builder().signals(false).budget(BUDGET).build().unwrap()
+}
+
+#[tokio::test]
+async fn s6_what_the_report_calls_closed_the_server_no_longer_lists() {
+    for (held, idle) in [(0, 0), (0, 10), (4, 6), (10, 0)] {
+        let lifecycle = lifecycle();
+        let server = Server::new();
+        let db = lifecycle.guard(Memory::on(&server, "db"));
+        let mut checkouts = Vec::new();
+        for _ in 0..held + idle {
+            checkouts.push(db.get().await.unwrap());
+        }
+        if held + idle == 0 {
+            db.pool().await.unwrap();
+        }
+        checkouts.truncate(held);
+        let open = server.sessions();
+        let draining = lifecycle.draining();
+        let report = tokio::spawn({
+            let lifecycle = lifecycle.clone();
+            async move { lifecycle.drain().await }
+        });
+        draining.await;
+        drop(checkouts);
+        let report = report.await.unwrap();
+        assert_eq!(server.sessions(), 0, "{held} held, {idle} idle");
+        assert_eq!(server.goodbyes(), open);
+        let row = report.resource("db").unwrap();
+        assert_eq!((row.outcome, row.sessions.closed), (Outcome::Drained, open as u64), "{report}");
+    }
+}
+
+#[tokio::test]
+async fn idle_sessions_say_goodbye_at_once_and_returned_ones_when_they_return() {
+    let lifecycle = lifecycle();
+    let server = Server::new();
+    let db = lifecycle.guard(Memory::on(&server, "db"));
+    let (held, idle) = (db.get().await.unwrap(), db.get().await.unwrap());
+    drop(idle);
+    let drain = tokio::spawn({
+        let lifecycle = lifecycle.clone();
+        async move { lifecycle.drain().await }
+    });
+    while server.goodbyes() < 1 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(server.sessions(), 1, "the one that is out");
+    drop(held);
+    let report = drain.await.unwrap();
+    assert_eq!((server.sessions(), server.goodbyes()), (0, 2));
+    assert!(report.is_clean() && report.took < BUDGET / 2, "{report}");
+}
+
+#[tokio::test]
+async fn a_stragglers_statement_is_cancelled_on_the_server() {
+    let lifecycle = lifecycle();
+    let server = Server::new();
+    let db = lifecycle.guard(Memory::on(&server, "db"));
+    let session = db.get().await.unwrap();
+    let straggler = tokio::spawn(async move { session.run(Duration::from_secs(60)).await });
+    tokio::task::yield_now().await;
+    assert_eq!(server.running(), 1);
+    let report = lifecycle.drain().await;
+    assert!(straggler.await.unwrap().unwrap_err().to_string().contains("cancelled"));
+    assert_eq!((server.running(), server.sessions()), (0, 0));
+    let row = report.resource("db").unwrap();
+    assert_eq!((row.outcome, row.sessions.cancelled, row.stragglers.len()), (Outcome::Drained, 1, 1), "{report}");
+}
+
+#[tokio::test]
+async fn a_statement_whose_future_was_dropped_is_cancelled_too() {
+    let lifecycle = lifecycle();
+    let server = Server::new();
+    let db = lifecycle.guard(Memory::on(&server, "db"));
+    let session = db.get().await.unwrap();
+    tokio::time::timeout(Duration::from_millis(1), session.run(Duration::from_secs(60))).await.unwrap_err();
+    drop(session);
+    assert_eq!((db.out(), server.running()), (0, 1));
+    let report = lifecycle.drain().await;
+    assert_eq!((server.running(), server.sessions()), (0, 0));
+    let row = report.resource("db").unwrap();
+    assert_eq!((row.outcome, row.sessions.cancelled), (Outcome::Drained, 1), "{report}");
+}
+
+#[tokio::test]
+async fn l1_a_server_that_does_not_answer_is_cut_by_the_deadline_and_named() {
+    let lifecycle = lifecycle();
+    let (up, paused) = (Server::new(), Server::new());
+    let a = lifecycle.guard(Memory::on(&up, "up"));
+    let b = lifecycle.guard(Memory::on(&paused, "paused"));
+    drop((a.get().await.unwrap(), b.get().await.unwrap()));
+    paused.pause();
+    let began = Instant::now();
+    let report = lifecycle.drain().await;
+    assert!(began.elapsed() < BUDGET, "{report}");
+    assert_eq!(report.resource("up").unwrap().outcome, Outcome::Drained);
+    let row = report.resource("paused").unwrap();
+    assert_eq!((row.outcome, row.sessions.cut, row.sessions.closed), (Outcome::Incomplete, 1, 0), "{report}");
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn l1_l2_one_that_blocks_its_thread_costs_only_itself_on_a_single_threaded_runtime_too() {
+    struct Blocks;
+    impl Resource for Blocks {
+        type Pool = ();
+        type Checkout = ();
+        fn name(&self) -> &str {
+            "blocks"
+        }
+        async fn init(&self) -> Result<(), Error> {
+            Ok(())
+        }
+        async fn checkout(&self, (): &()) -> Result<(), Error> {
+            Ok(())
+        }
+        async fn goodbye(&self, (): &(), _: &Drain) -> Result<(), Error> {
+            thread::sleep(BUDGET * 3);
+            Ok(())
+        }
+    }
+    let lifecycle = lifecycle();
+    let server = Server::new();
+    let _blocks = lifecycle.guard(Blocks);
+    let _db = lifecycle.guard(Memory::on(&server, "db"));
+    lifecycle.init().await.unwrap();
+    let began = Instant::now();
+    let report = lifecycle.drain().await;
+    assert!(began.elapsed() < BUDGET, "{report}");
+    assert_eq!(report.resource("blocks").unwrap().outcome, Outcome::Hung);
+    let db = report.resource("db").unwrap();
+    assert_eq!((db.outcome, server.sessions()), (Outcome::Drained, 0));
+    assert!(db.took < BUDGET / 2, "{report}");
+}
+
+#[test]
+fn l2_a_starved_application_does_not_keep_the_others_from_their_goodbye() {
+    let server = Server::new();
+    let lifecycle = lifecycle();
+    let db = lifecycle.guard(Memory::on(&server, "db"));
+    let (stop, stopped) = std::sync::mpsc::channel::<()>();
+    let application = thread::spawn({
+        let lifecycle = lifecycle.clone();
+        move || {
+            tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+                drop(db.get().await.unwrap());
+                lifecycle.init().await.unwrap();
+                // From here on nothing of this runtime runs.
+                stopped.recv().unwrap();
+            });
+        }
+    });
+    while lifecycle.state() != State::Running {
+        thread::yield_now();
+    }
+    let other = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let report = other.block_on(lifecycle.drain());
+    assert!(report.is_clean(), "{report}");
+    assert_eq!(server.sessions(), 0);
+    stop.send(()).unwrap();
+    application.join().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s3_however_many_ask_and_however_often_it_is_drained_once() {
+    let lifecycle = lifecycle();
+    let server = Server::new();
+    let db = lifecycle.guard(Memory::on(&server, "db"));
+    drop(db.get().await.unwrap());
+    let mut callers = JoinSet::new();
+    for _ in 0..20 {
+        let lifecycle = lifecycle.clone();
+        callers.spawn(async move { lifecycle.drain().await });
+    }
+    let first = lifecycle.drain().await;
+    while let Some(report) = callers.join_next().await {
+        assert!(Arc::ptr_eq(&first, &report.unwrap()));
+    }
+    assert_eq!(server.goodbyes(), 1);
+    assert!(Arc::ptr_eq(&first, &lifecycle.drain().await), "quiet the second time");
+}
+
+#[tokio::test]
+async fn s3_dropped_without_a_drain_nothing_is_drained() {
+    let server = Server::new();
+    let lifecycle = lifecycle();
+    let db = lifecycle.guard(Memory::on(&server, "db"));
+    drop(db.get().await.unwrap());
+    drop((db, lifecycle));
+    assert_eq!((server.sessions(), server.goodbyes()), (1, 0));
+}
+
+#[tokio::test]
+async fn the_report_is_a_table_for_people_and_a_line_for_machines() {
+    let lifecycle = lifecycle();
+    let db = lifecycle.guard(Memory::new("db"));
+    let _unused = lifecycle.guard_as("spare", Memory::new("db"));
+    drop(db.get().await.unwrap());
+    let report = lifecycle.drain().await;
+    let table = report.to_string();
+    assert!(table.contains("db") && table.contains("drained") && table.contains("1 closed"), "{table}");
+    let line = report.to_json_line();
+    assert!(!line.contains('\n'));
+    let json: serde_json::Value = serde_json::from_str(&line).unwrap();
+    assert_eq!((json["type"].as_str(), json["clean"].as_bool()), (Some("winddown.report"), Some(true)));
+    assert_eq!(json["reason"], "requested");
+    assert_eq!(json["resources"][0]["outcome"], "drained");
+    assert_eq!(json["resources"][0]["closed"], 1);
+    assert_eq!(json["resources"][1]["outcome"], "not_initialised");
+    assert_eq!(report.resource("db").unwrap().step, Step::Done);
+}
+
+#[tokio::test]
+async fn run_ends_when_the_work_ends_and_drains() {
+    let lifecycle = lifecycle();
+    let server = Server::new();
+    let db = lifecycle.guard(Memory::on(&server, "db"));
+    let work = async { db.get().await.map(drop) };
+    let report = lifecycle.run(work).await.unwrap();
+    assert_eq!(report.resource("db").unwrap().outcome, Outcome::Drained);
+    assert_eq!(server.sessions(), 0);
+
+    let error = self::lifecycle().run(async { Err("out of paper") }).await.unwrap_err();
+    assert_eq!(error.to_string(), "the work failed: out of paper");
+}
+
+#[tokio::test]
+async fn run_lets_the_work_end_by_itself_when_draining_begins() {
+    let lifecycle = lifecycle();
+    let db = lifecycle.guard(Memory::new("db"));
+    let server = {
+        let (stop, db) = (lifecycle.draining(), db.clone());
+        async move {
+            stop.await;
+            // The last request needs its session, and gets it: the work is drained before the pool.
+            db.get().await.map(drop)
+        }
+    };
+    let stop = tokio::spawn({
+        let lifecycle = lifecycle.clone();
+        async move {
+            while lifecycle.state() != State::Running {
+                tokio::task::yield_now().await;
+            }
+            lifecycle.drain().await
+        }
+    });
+    let report = lifecycle.run(server).await.unwrap();
+    assert!(report.is_clean(), "{report}");
+    stop.await.unwrap();
+}

@@ -1,0 +1,138 @@
+//! S2: what a caller gets when draining begins around it.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::Semaphore;
+use winddown_core::{
+    Drain, Error, ErrorKind, Lifecycle, Outcome, Resource,
+    memory::{Memory, MemoryPool, MemorySession, Server},
+};
+
+fn lifecycle() -> Lifecycle {
+    Lifecycle::builder().signals(false).budget(Duration::from_secs(5)).build().unwrap()
+}
+
+#[tokio::test]
+async fn s2_a_checkout_after_the_drain_began_is_refused() {
+    let lifecycle = lifecycle();
+    let db = lifecycle.guard(Memory::new("db"));
+    drop(db.get().await.unwrap());
+    lifecycle.drain().await;
+    let error = db.get().await.unwrap_err();
+    assert_eq!((error.kind(), error.resource()), (ErrorKind::ShuttingDown, Some("db")));
+    assert!(db.pool().await.unwrap_err().is_shutting_down());
+    let late = lifecycle.guard(Memory::new("late"));
+    assert!(late.get().await.unwrap_err().is_shutting_down(), "born refused");
+}
+
+#[tokio::test]
+async fn s2_a_caller_that_waits_for_a_slot_is_woken_with_the_refusal() {
+    let lifecycle = lifecycle();
+    let server = Server::new();
+    let db = lifecycle.guard(Memory::on(&server, "db").size(1));
+    let held = db.get().await.unwrap();
+    let waiter = tokio::spawn({
+        let db = db.clone();
+        async move { db.get().await.map(drop) }
+    });
+    tokio::task::yield_now().await;
+    let drain = tokio::spawn({
+        let lifecycle = lifecycle.clone();
+        async move { lifecycle.drain().await }
+    });
+    // The slot is still taken: only the refusal can end this wait.
+    assert!(waiter.await.unwrap().unwrap_err().is_shutting_down());
+    drop(held);
+    assert!(drain.await.unwrap().is_clean());
+}
+
+/// Connects only when it gets a permit, and does not care who is draining: as a bare pool does.
+struct Connecting {
+    memory: Memory,
+    permits: Arc<Semaphore>,
+}
+
+impl Resource for Connecting {
+    type Pool = MemoryPool;
+    type Checkout = MemorySession;
+
+    fn name(&self) -> &str {
+        self.memory.name()
+    }
+    async fn init(&self) -> Result<MemoryPool, Error> {
+        self.memory.init().await
+    }
+    async fn checkout(&self, pool: &MemoryPool) -> Result<MemorySession, Error> {
+        self.permits.acquire().await.unwrap().forget();
+        self.memory.checkout(pool).await
+    }
+    async fn goodbye(&self, pool: &MemoryPool, drain: &Drain) -> Result<(), Error> {
+        self.memory.goodbye(pool, drain).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s2_a_checkout_that_was_connecting_when_draining_began_is_never_handed_out() {
+    for _ in 0..200 {
+        let lifecycle = lifecycle();
+        let server = Server::new();
+        let permits = Arc::new(Semaphore::new(0));
+        let db = lifecycle.guard(Connecting { memory: Memory::on(&server, "db"), permits: Arc::clone(&permits) });
+        db.pool().await.unwrap();
+        let connecting = tokio::spawn({
+            let db = db.clone();
+            async move { db.get().await.map(drop) }
+        });
+        tokio::task::yield_now().await;
+        // Both at once: either it is refused, or it was handed out first and is back before the drain ends.
+        let (report, ()) = tokio::join!(lifecycle.drain(), async { permits.add_permits(1) });
+        if let Err(error) = connecting.await.unwrap() {
+            assert!(error.is_shutting_down(), "{error}");
+        }
+        assert_eq!(server.sessions(), 0, "{report}");
+        assert_eq!(report.resource("db").unwrap().outcome, Outcome::Drained);
+    }
+}
+
+#[tokio::test]
+async fn the_drivers_error_is_the_source_and_the_resource_is_named() {
+    let lifecycle = lifecycle();
+    let server = Server::new();
+    let db = lifecycle.guard(Memory::on(&server, "db"));
+    let _held = db.get().await.unwrap();
+    server.refuse(1);
+    let error = db.get().await.unwrap_err();
+    assert_eq!(error.to_string(), "db: too many connections");
+}
+
+#[tokio::test]
+async fn debug_shows_the_name_and_the_state_and_nothing_of_the_resource() {
+    struct Secret;
+    impl std::fmt::Debug for Secret {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("hunter2")
+        }
+    }
+    impl Resource for Secret {
+        type Pool = &'static str;
+        type Checkout = &'static str;
+        fn name(&self) -> &str {
+            "vault"
+        }
+        async fn init(&self) -> Result<&'static str, Error> {
+            Ok("hunter2")
+        }
+        async fn checkout(&self, pool: &&'static str) -> Result<&'static str, Error> {
+            Ok(pool)
+        }
+        async fn goodbye(&self, _: &&'static str, _: &Drain) -> Result<(), Error> {
+            Ok(())
+        }
+    }
+    let lifecycle = lifecycle();
+    let vault = lifecycle.guard(Secret);
+    let checkout = vault.get().await.unwrap();
+    let shown = format!("{vault:?} {checkout:?} {lifecycle:?}");
+    assert!(shown.contains("vault"), "{shown}");
+    assert!(!shown.contains("hunter2"), "{shown}");
+}
