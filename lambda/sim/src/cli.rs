@@ -36,7 +36,7 @@ pub(crate) struct Run {
 
     /// How many times the list of events is gone through; 0 for init and shutdown only
     #[arg(long, value_name = "N", default_value_t = 1)]
-    times: usize,
+    pub(crate) times: usize,
 
     /// Pause between invocations, such as 200ms
     #[arg(long, value_name = "DUR", value_parser = humantime::parse_duration)]
@@ -71,7 +71,7 @@ pub(crate) struct Run {
     env: Vec<String>,
 
     /// Put what the function and the extensions print into the record, not on the terminal
-    #[arg(long)]
+    #[arg(long, requires = "json")]
     capture: bool,
 
     /// Write the record to FILE; - for standard output, which then holds nothing else
@@ -84,12 +84,10 @@ pub(crate) struct Run {
 }
 
 impl Run {
-    /// Every event in the order it is to be invoked. The texts are checked to be JSON and kept as they are.
+    /// The list of events. The texts are checked to be JSON and kept as they are.
     pub(crate) fn events(&self) -> Result<Vec<String>, String> {
         let given: &[String] = if self.events.is_empty() { &["{}".to_owned()] } else { &self.events };
-        let events = given.iter().map(|event| read_event(event)).collect::<Result<Vec<_>, _>>()?;
-        let count = events.len().saturating_mul(self.times);
-        Ok(events.into_iter().cycle().take(count).collect())
+        given.iter().map(|event| read_event(event)).collect()
     }
 
     pub(crate) fn config(&self) -> Result<Config, String> {

@@ -87,7 +87,7 @@ impl Config {
     /// Defaults to 10 s, Lambda's limit (AWS: "Lambda execution environment lifecycle").
     #[must_use]
     pub fn init_timeout(mut self, limit: Duration) -> Self {
-        self.init_timeout = limit;
+        self.init_timeout = limit.min(LONGEST);
         self
     }
 
@@ -96,7 +96,7 @@ impl Config {
     /// Defaults to 3 s, which is what Lambda gives a function that sets none.
     #[must_use]
     pub fn timeout(mut self, limit: Duration) -> Self {
-        self.timeout = limit;
+        self.timeout = limit.min(LONGEST);
         self
     }
 
@@ -106,7 +106,7 @@ impl Config {
     /// there is no SIGTERM, whatever is set here.
     #[must_use]
     pub fn budget(mut self, budget: Duration) -> Self {
-        self.budget = Some(budget);
+        self.budget = Some(budget.min(LONGEST));
         self
     }
 
@@ -165,7 +165,6 @@ impl Config {
         let mut command = self.command(&self.program, &self.args)?;
         // the part of the environment that extensions do not see (AWS: "Lambda Extensions API", environment variables)
         command
-            .env("AWS_EXECUTION_ENV", "AWS_Lambda_provided.al2023")
             .env("AWS_LAMBDA_LOG_GROUP_NAME", format!("/aws/lambda/{}", self.function_name))
             .env("AWS_LAMBDA_LOG_STREAM_NAME", format!("{FUNCTION_VERSION}/winddown-sim"))
             .env("_HANDLER", HANDLER);
@@ -203,7 +202,10 @@ impl Config {
             }
         }
         // set by whoever runs the simulator inside Lambda or another emulator: not true of the environment made here
-        command.env_remove("AWS_LAMBDA_MAX_CONCURRENCY").env_remove("_X_AMZN_TRACE_ID");
+        // (Lambda leaves AWS_EXECUTION_ENV unset for OS-only runtimes; AWS: "Lambda environment variables")
+        for variable in ["AWS_EXECUTION_ENV", "AWS_LAMBDA_MAX_CONCURRENCY", "_X_AMZN_TRACE_ID"] {
+            command.env_remove(variable);
+        }
         let region = self.region();
         command
             .env("AWS_LAMBDA_FUNCTION_NAME", &self.function_name)
@@ -246,5 +248,7 @@ pub(crate) const ACCOUNT_ID: &str = "012345678912";
 /// AWS: "Lambda Extensions API", register.
 pub(crate) const MAX_EXTENSIONS: usize = 10;
 
+/// Longer is forever, and can be added to any clock.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 const INIT_TIMEOUT: Duration = Duration::from_secs(10);
 const FUNCTION_TIMEOUT: Duration = Duration::from_secs(3);

@@ -59,20 +59,22 @@ async fn execute(run: &Run) -> Result<(), Failure> {
 async fn live(sim: &Sim, run: &Run, events: &[String]) -> Result<(), Failure> {
     sim.ready().await.map_err(|error| Failure::function(error.to_string()))?;
     progress("init done");
-    let freeze_after = events.len().div_ceil(2);
+    // gone through lazily: it may be a long run
+    let total = events.len().saturating_mul(run.times);
+    let freeze_after = total.div_ceil(2);
     // a line for each invocation, or for each tenth of them when they are many
-    let step = if events.len() <= SHOWN_SINGLY { 1 } else { events.len().div_ceil(10) };
-    for (count, event) in (1..).zip(events) {
+    let step = if total <= SHOWN_SINGLY { 1 } else { total.div_ceil(10) };
+    for (count, event) in (1..=total).zip(events.iter().cycle()) {
         if let Some(interval) = run.interval.filter(|_| count > 1) {
             tokio::time::sleep(interval).await;
         }
         let invocation = sim.invoke_raw(event.as_str()).await.map_err(|error| Failure::function(error.to_string()))?;
-        if count % step == 0 || count == events.len() || !invocation.ok {
+        if count % step == 0 || count == total || !invocation.ok {
             let outcome = match &invocation.error {
                 None => "ok",
                 Some(error) => error.error_type.as_str(),
             };
-            progress(&format!("invocation {count} of {}: {outcome}, {:.1} ms", events.len(), invocation.ms));
+            progress(&format!("invocation {count} of {}: {outcome}, {:.1} ms", total, invocation.ms));
         }
         if sim.has_ended() {
             let why = invocation.error.map_or_else(

@@ -47,8 +47,8 @@ impl Record {
             (None, None) => "not known to have ended".to_owned(),
         };
         match (sigterm_sent, overran) {
-            (true, true) => format!("{how}: still running {budget_ms:.0} ms after SIGTERM"),
-            (true, false) => format!("{how}, {took_ms:.1} ms after SIGTERM (budget {budget_ms:.0} ms)"),
+            (true, true) => format!("{how}: still running {budget_ms} ms after SIGTERM"),
+            (true, false) => format!("{how}, {took_ms:.1} ms after SIGTERM (budget {budget_ms} ms)"),
             (false, _) if killed && self.extensions.is_empty() => {
                 format!("{how} without SIGTERM: no extension is registered")
             }
@@ -111,7 +111,7 @@ pub struct ShutdownRecord {
     /// Why the environment was shut down.
     pub reason: Reason,
     /// Milliseconds the function had after SIGTERM; 0 where Lambda sends none.
-    pub budget_ms: f64,
+    pub budget_ms: u64,
     /// Milliseconds from the signal that began the function's shutdown to its end; 0 if it had ended before.
     pub took_ms: f64,
     /// Whether the function had to be killed because the budget was over.
@@ -283,7 +283,7 @@ mod tests {
             shutdown: ShutdownRecord {
                 sigterm_sent: true,
                 reason: Reason::Spindown,
-                budget_ms: 500.0,
+                budget_ms: 500,
                 took_ms: 4.1,
                 overran: false,
             },

@@ -66,8 +66,13 @@ impl Environment {
     }
 
     async fn end_function(&self, function: Option<Arc<Process>>, reason: Reason, budget: Duration) -> ShutdownRecord {
-        let mut shutdown =
-            ShutdownRecord { sigterm_sent: false, reason, budget_ms: millis(budget), took_ms: 0.0, overran: false };
+        let mut shutdown = ShutdownRecord {
+            sigterm_sent: false,
+            reason,
+            budget_ms: u64::try_from(budget.as_millis()).unwrap_or(u64::MAX),
+            took_ms: 0.0,
+            overran: false,
+        };
         let Some(function) = function else { return shutdown };
         let with_extensions = self.shared.world.read(|state| !state.extensions.is_empty());
         let mut over = false;

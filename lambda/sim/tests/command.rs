@@ -32,7 +32,7 @@ fn stderr(output: &Output) -> String {
 
 #[test]
 fn the_exit_status_is_0_when_the_function_ended_by_itself() {
-    let output = run(&["--json", "-", "--invoke", r#"{"n":1}"#, "--invoke", "[2]", "--times", "2"], &["graceful"]);
+    let output = run(&["--json", "-", "--invoke", r#"{"n":1}"#, "--invoke", "[2]", "--times", "2"], &["sim_graceful"]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let record = record(&output);
     assert_eq!(record["function"]["exit_code"], 0);
@@ -40,7 +40,7 @@ fn the_exit_status_is_0_when_the_function_ended_by_itself() {
     assert_eq!(record["function"]["killed"], false);
     assert_eq!(record["shutdown"]["sigterm_sent"], true);
     assert_eq!(record["shutdown"]["reason"], "spindown");
-    assert_eq!(record["shutdown"]["budget_ms"], 500.0);
+    assert_eq!(record["shutdown"]["budget_ms"], 500);
     assert_eq!(record["shutdown"]["overran"], false);
     assert!(record["shutdown"]["took_ms"].as_f64().is_some_and(|ms| ms > 0.0 && ms < 500.0), "{record}");
     let invocations = record["invocations"].as_array().expect("a list");
@@ -62,7 +62,7 @@ fn the_exit_status_is_0_when_the_function_ended_by_itself() {
 
 #[test]
 fn without_an_extension_the_exit_status_is_1_and_says_why() {
-    let output = run(&["--json", "-"], &["echo"]);
+    let output = run(&["--json", "-"], &["sim_echo"]);
     assert_eq!(output.status.code(), Some(1));
     let record = record(&output);
     assert_eq!(record["function"]["signal"], 9);
@@ -73,17 +73,17 @@ fn without_an_extension_the_exit_status_is_1_and_says_why() {
 
 #[test]
 fn a_function_that_has_to_be_killed_is_exit_status_1() {
-    let output = run(&["--json", "-", "--budget", "100ms"], &["misbehave", "ignore-sigterm"]);
+    let output = run(&["--json", "-", "--budget", "100ms"], &["sim_misbehave", "ignore-sigterm"]);
     assert_eq!(output.status.code(), Some(1));
     let record = record(&output);
     assert_eq!(record["shutdown"]["overran"], true);
-    assert_eq!(record["shutdown"]["budget_ms"], 100.0);
+    assert_eq!(record["shutdown"]["budget_ms"], 100);
     assert_eq!(record["function"]["killed"], true);
 }
 
 #[test]
 fn the_timeline_is_printed_for_people_with_many_invocations_shortened() {
-    let output = run(&["--times", "200"], &["graceful"]);
+    let output = run(&["--times", "200"], &["sim_graceful"]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(text.contains("196 more invocations"), "{text}");
@@ -96,7 +96,7 @@ fn the_timeline_is_printed_for_people_with_many_invocations_shortened() {
 
 #[test]
 fn the_freeze_comes_after_half_of_the_invocations() {
-    let output = run(&["--json", "-", "--times", "4", "--freeze", "100ms"], &["graceful"]);
+    let output = run(&["--json", "-", "--times", "4", "--freeze", "100ms"], &["sim_graceful"]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let record = record(&output);
     let timeline: Vec<_> =
@@ -112,7 +112,8 @@ fn the_freeze_comes_after_half_of_the_invocations() {
 fn the_record_can_go_to_a_file_with_the_output_in_it() {
     let directory = tempfile::tempdir().expect("a directory");
     let file = directory.path().join("record.json");
-    let output = run(&["--capture", "--shutdown", "failure", "--json", file.to_str().expect("UTF-8")], &["graceful"]);
+    let output =
+        run(&["--capture", "--shutdown", "failure", "--json", file.to_str().expect("UTF-8")], &["sim_graceful"]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let record: Value = serde_json::from_slice(&std::fs::read(&file).expect("a file")).expect("a record");
     assert_eq!(record["shutdown"]["reason"], "failure");
@@ -126,25 +127,27 @@ fn an_event_can_come_from_a_file() {
     let directory = tempfile::tempdir().expect("a directory");
     let file = directory.path().join("event.json");
     std::fs::write(&file, r#"{"from":"file"}"#).expect("written");
-    let output = run(&["--json", "-", "--invoke", &format!("@{}", file.display())], &["graceful"]);
+    let output = run(&["--json", "-", "--invoke", &format!("@{}", file.display())], &["sim_graceful"]);
     assert_eq!(record(&output)["invocations"][0]["payload"]["from"], "file");
 }
 
 #[test]
 fn an_external_extension_is_a_command_with_arguments() {
-    let external = format!("{} stay", example("external_extension").display());
-    let output = run(&["--json", "-", "--external-extension", &external, "--env", "A=1"], &["graceful"]);
+    let external = format!("{} stay", example("sim_external_extension").display());
+    let output = run(&["--json", "-", "--external-extension", &external, "--env", "A=1"], &["sim_graceful"]);
     let record = record(&output);
     assert_eq!(record["extensions"][0]["kind"], "external");
     assert_eq!(record["extensions"][0]["signal"], 9, "its argument makes it stay");
-    assert_eq!(record["shutdown"]["budget_ms"], 300.0);
+    assert_eq!(record["shutdown"]["budget_ms"], 300);
     assert_eq!(output.status.code(), Some(0), "the function ended by itself: {}", stderr(&output));
 }
 
 #[test]
 fn an_invocation_that_times_out_ends_the_run() {
-    let output =
-        run(&["--json", "-", "--timeout", "100ms", "--times", "3", "--invoke", r#"{"sleep_ms":5000}"#], &["graceful"]);
+    let output = run(
+        &["--json", "-", "--timeout", "100ms", "--times", "3", "--invoke", r#"{"sleep_ms":5000}"#],
+        &["sim_graceful"],
+    );
     assert_eq!(output.status.code(), Some(1));
     let record = record(&output);
     assert_eq!(record["invocations"].as_array().map(Vec::len), Some(1), "the others are not tried");
@@ -154,7 +157,7 @@ fn an_invocation_that_times_out_ends_the_run() {
 
 #[test]
 fn a_crash_ends_the_run() {
-    let output = run(&["--json", "-", "--times", "3", "--invoke", r#"{"exit":0}"#], &["graceful"]);
+    let output = run(&["--json", "-", "--times", "3", "--invoke", r#"{"exit":0}"#], &["sim_graceful"]);
     assert_eq!(output.status.code(), Some(1), "an exit code of 0 outside of shutdown is a crash");
     let record = record(&output);
     assert_eq!(record["shutdown"]["reason"], "failure");
@@ -173,10 +176,13 @@ fn assert_refused(output: &Output, what: &str) {
 
 #[test]
 fn an_event_that_is_not_json_is_refused_before_anything_is_started() {
-    assert_refused(&run(&["--invoke", "{name: Ada}"], &["graceful"]), "--invoke: '{name: Ada}' is not JSON");
-    assert_refused(&run(&["--invoke", "@/no/such/event"], &["graceful"]), "check the path after @");
-    assert_refused(&run(&["--env", "NAME"], &["graceful"]), "write KEY=VALUE");
-    assert_refused(&run(&["--json", "/no/such/directory/record"], &["graceful"]), "check that its directory exists");
+    assert_refused(&run(&["--invoke", "{name: Ada}"], &["sim_graceful"]), "--invoke: '{name: Ada}' is not JSON");
+    assert_refused(&run(&["--invoke", "@/no/such/event"], &["sim_graceful"]), "check the path after @");
+    assert_refused(&run(&["--env", "NAME"], &["sim_graceful"]), "write KEY=VALUE");
+    assert_refused(
+        &run(&["--json", "/no/such/directory/record"], &["sim_graceful"]),
+        "check that its directory exists",
+    );
 }
 
 #[test]
@@ -196,7 +202,7 @@ fn a_bootstrap_that_may_not_be_executed_is_one_line_that_says_so() {
 
 #[test]
 fn a_function_that_never_asks_for_an_event_ends_with_a_line_that_says_so() {
-    let output = run(&["--json", "-", "--init-timeout", "200ms"], &["misbehave", "never-next"]);
+    let output = run(&["--json", "-", "--init-timeout", "200ms"], &["sim_misbehave", "never-next"]);
     assert_eq!(output.status.code(), Some(1));
     let text = stderr(&output);
     let last = text.lines().last().expect("a line");
@@ -225,7 +231,7 @@ fn interrupt_when(ready: &str, options: &[&str], function: &[&str], times: usize
 
 #[test]
 fn ctrl_c_shuts_the_function_down_properly() {
-    let (status, record) = interrupt_when("init done", &["--invoke", r#"{"sleep_ms":2500}"#], &["graceful"], 1);
+    let (status, record) = interrupt_when("init done", &["--invoke", r#"{"sleep_ms":2500}"#], &["sim_graceful"], 1);
     assert_eq!(status, Some(130));
     assert_eq!(record["shutdown"]["sigterm_sent"], true);
     assert_eq!(record["function"]["exit_code"], 0);
@@ -233,7 +239,7 @@ fn ctrl_c_shuts_the_function_down_properly() {
 
 #[test]
 fn ctrl_c_during_init_leaves_nothing_running() {
-    let (status, record) = interrupt_when("waiting for init", &[], &["misbehave", "never-next"], 1);
+    let (status, record) = interrupt_when("waiting for init", &[], &["sim_misbehave", "never-next"], 1);
     assert_eq!(status, Some(130));
     assert_eq!(record["function"]["signal"], 9);
 }
@@ -241,7 +247,7 @@ fn ctrl_c_during_init_leaves_nothing_running() {
 #[test]
 fn a_second_ctrl_c_kills() {
     let options = ["--times", "2", "--interval", "20s", "--budget", "20s"];
-    let (status, record) = interrupt_when("invocation 1 of 2", &options, &["misbehave", "ignore-sigterm"], 2);
+    let (status, record) = interrupt_when("invocation 1 of 2", &options, &["sim_misbehave", "ignore-sigterm"], 2);
     assert_eq!(status, Some(130));
     assert_eq!(record["shutdown"]["overran"], false, "its budget was not over");
     assert_eq!(record["function"]["killed"], true);
@@ -250,7 +256,7 @@ fn a_second_ctrl_c_kills() {
 
 #[test]
 fn what_the_function_left_in_its_group_is_gone_when_the_command_is() {
-    let output = run(&["--json", "-", "--capture"], &["misbehave", "leave-child"]);
+    let output = run(&["--json", "-", "--capture"], &["sim_misbehave", "leave-child"]);
     let record = record(&output);
     let line = record["output"][0]["line"].as_str().expect("it says which child");
     let child = line.strip_prefix("child ").and_then(|pid| pid.parse().ok()).expect("a process id");

@@ -12,7 +12,7 @@ const SHORT: Duration = Duration::from_millis(300);
 
 #[tokio::test]
 async fn init_ends_when_the_function_and_its_extensions_have_asked_for_their_next_event() {
-    let sim = Sim::start(function("graceful")).await.expect("init");
+    let sim = Sim::start(function("sim_graceful")).await.expect("init");
     let record = sim.shutdown(Reason::Spindown).await;
     let done = at_ms(&record, "init done");
     assert!(done >= at_ms(&record, "function ready"), "{record}");
@@ -73,31 +73,32 @@ async fn a_program_that_does_not_exist_is_an_error_that_names_it() {
 
 #[tokio::test]
 async fn a_missing_function_behind_an_external_extension_is_the_same_error_and_ends_the_extension() {
-    let external = example("external_extension");
+    let external = example("sim_external_extension");
     let config = Config::new("./no-such-bootstrap").capture_output().external_extension(external, [] as [&str; 0]);
     let error = Sim::start(config).await.expect_err("nothing to start");
     assert_eq!(error.kind(), ErrorKind::Start);
     assert!(error.to_string().contains("./no-such-bootstrap"), "{error}");
     let record = error.record().expect("a record of the extension's life");
-    assert_eq!(events(record).last(), Some(&"extension exit external_extension 0"), "{record}");
+    assert_eq!(events(record).last(), Some(&"extension exit sim_external_extension 0"), "{record}");
 }
 
 #[tokio::test]
 async fn the_function_is_started_after_every_external_extension_has_registered() {
-    let external = example("external_extension");
-    let sim = Sim::start(function("graceful").external_extension(external, [] as [&str; 0])).await.expect("init");
+    let external = example("sim_external_extension");
+    let sim = Sim::start(function("sim_graceful").external_extension(external, [] as [&str; 0])).await.expect("init");
     let record = sim.shutdown(Reason::Spindown).await;
-    let registered = at_ms(&record, "extension registered external_extension (external)");
+    let registered = at_ms(&record, "extension registered sim_external_extension (external)");
     assert!(registered < at_ms(&record, "extension registered graceful (internal)"), "{record}");
 }
 
 #[tokio::test]
 async fn an_external_extension_that_does_not_register_is_named_when_init_times_out() {
     // any program that does not register under its file name
-    let config = function("graceful").external_extension(example("misbehave"), ["never-next"]).init_timeout(SHORT);
+    let config =
+        function("sim_graceful").external_extension(example("sim_misbehave"), ["never-next"]).init_timeout(SHORT);
     let error = Sim::start(config).await.expect_err("init hangs");
     assert_eq!(error.kind(), ErrorKind::InitTimeout);
-    assert!(error.to_string().contains("external extension misbehave to register"), "{error}");
+    assert!(error.to_string().contains("external extension sim_misbehave to register"), "{error}");
     let record = error.record().expect("a record");
     assert_eq!(record.function.pid, None, "the function was never started");
 }

@@ -11,7 +11,7 @@ use common::{assert_group_gone, at_ms, events, example, function, misbehave};
 
 #[tokio::test]
 async fn a_lambda_runtime_function_answers_with_its_event() {
-    let sim = Sim::start(function("echo")).await.expect("init");
+    let sim = Sim::start(function("sim_echo")).await.expect("init");
     let first = sim.invoke(json!({"name": "Ada"})).await.expect("a live environment");
     let second = sim.invoke(json!([1, 2])).await.expect("a live environment");
     assert!(first.ok && second.ok);
@@ -26,7 +26,7 @@ async fn a_lambda_runtime_function_answers_with_its_event() {
 
 #[tokio::test]
 async fn a_failing_handler_fails_its_invocation_and_nothing_else() {
-    let sim = Sim::start(function("graceful")).await.expect("init");
+    let sim = Sim::start(function("sim_graceful")).await.expect("init");
     let failed = sim.invoke(json!({"fail": "no such table"})).await.expect("a live environment");
     assert!(!failed.ok);
     assert_eq!(failed.error.expect("an error").message, "no such table");
@@ -38,7 +38,7 @@ async fn a_failing_handler_fails_its_invocation_and_nothing_else() {
 
 #[tokio::test]
 async fn a_timeout_fails_the_invocation_and_resets_the_environment() {
-    let sim = Sim::start(function("graceful").timeout(Duration::from_millis(200))).await.expect("init");
+    let sim = Sim::start(function("sim_graceful").timeout(Duration::from_millis(200))).await.expect("init");
     let late = sim.invoke(json!({"sleep_ms": 5_000})).await.expect("a live environment");
     assert!(!late.ok);
     assert!((199.0..500.0).contains(&late.ms), "{} ms", late.ms);
@@ -55,8 +55,8 @@ async fn a_timeout_fails_the_invocation_and_resets_the_environment() {
 
 #[tokio::test]
 async fn a_crash_fails_the_invocation_and_tells_the_external_extension() {
-    let external = example("external_extension");
-    let sim = Sim::start(function("graceful").external_extension(external, [] as [&str; 0])).await.expect("init");
+    let external = example("sim_external_extension");
+    let sim = Sim::start(function("sim_graceful").external_extension(external, [] as [&str; 0])).await.expect("init");
     let crashed = sim.invoke(json!({"exit": 4})).await.expect("a live environment");
     assert!(!crashed.ok);
     assert_eq!(crashed.payload, Value::Null);
@@ -72,8 +72,8 @@ async fn a_crash_fails_the_invocation_and_tells_the_external_extension() {
 
 #[tokio::test]
 async fn an_extension_that_asked_for_invoke_is_handed_every_invocation() {
-    let external = example("external_extension");
-    let sim = Sim::start(function("echo").external_extension(external, [] as [&str; 0])).await.expect("init");
+    let external = example("sim_external_extension");
+    let sim = Sim::start(function("sim_echo").external_extension(external, [] as [&str; 0])).await.expect("init");
     let mut ids = Vec::new();
     for n in 0..3 {
         ids.push(sim.invoke(json!(n)).await.expect("a live environment").request_id);
@@ -104,7 +104,7 @@ async fn freezing_stops_the_process_and_thawing_lets_it_go_on() {
 
 #[tokio::test]
 async fn an_invocation_thaws_a_frozen_environment() {
-    let sim = Sim::start(function("graceful")).await.expect("init");
+    let sim = Sim::start(function("sim_graceful")).await.expect("init");
     sim.freeze().await.expect("a live environment");
     assert!(sim.invoke(json!({})).await.expect("a live environment").ok);
     let record = sim.shutdown(Reason::Spindown).await;
@@ -113,7 +113,7 @@ async fn an_invocation_thaws_a_frozen_environment() {
 
 #[tokio::test]
 async fn a_frozen_environment_is_thawed_before_sigterm() {
-    let sim = Sim::start(function("graceful")).await.expect("init");
+    let sim = Sim::start(function("sim_graceful")).await.expect("init");
     sim.freeze().await.expect("a live environment");
     let record = sim.shutdown(Reason::Spindown).await;
     assert!(at_ms(&record, "thaw") <= at_ms(&record, "SIGTERM"), "{record}");
@@ -131,7 +131,7 @@ async fn a_frozen_environment_can_be_dropped() {
 
 #[tokio::test]
 async fn a_dropped_invocation_does_not_disturb_the_next() {
-    let sim = Sim::start(function("graceful")).await.expect("init");
+    let sim = Sim::start(function("sim_graceful")).await.expect("init");
     let given_up = tokio::time::timeout(Duration::from_millis(50), sim.invoke(json!({"sleep_ms": 300}))).await;
     assert!(given_up.is_err(), "it takes longer");
     let next = sim.invoke(json!({"n": 2})).await.expect("a live environment");
@@ -143,7 +143,7 @@ async fn a_dropped_invocation_does_not_disturb_the_next() {
 
 #[tokio::test]
 async fn concurrent_callers_are_served_one_after_the_other() {
-    let sim = Sim::start(function("graceful")).await.expect("init");
+    let sim = Sim::start(function("sim_graceful")).await.expect("init");
     let (a, b) = tokio::join!(sim.invoke(json!({"sleep_ms": 50, "n": 1})), sim.invoke(json!({"sleep_ms": 50, "n": 2})));
     assert_eq!(a.expect("a live environment").payload["n"], 1);
     assert_eq!(b.expect("a live environment").payload["n"], 2);

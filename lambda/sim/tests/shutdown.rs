@@ -19,9 +19,9 @@ async fn shut_down(config: Config) -> Record {
 
 #[tokio::test]
 async fn without_an_extension_the_function_is_killed_at_once() {
-    let record = shut_down(function("echo")).await;
+    let record = shut_down(function("sim_echo")).await;
     assert!(!record.shutdown.sigterm_sent);
-    assert_eq!(record.shutdown.budget_ms, 0.0);
+    assert_eq!(record.shutdown.budget_ms, 0);
     assert!(!record.shutdown.overran);
     assert_eq!(record.function.exit_code, None);
     assert_eq!(record.function.signal, Some(9));
@@ -33,9 +33,9 @@ async fn without_an_extension_the_function_is_killed_at_once() {
 
 #[tokio::test]
 async fn with_an_internal_extension_the_function_gets_sigterm_and_may_exit_by_itself() {
-    let record = shut_down(function("graceful")).await;
+    let record = shut_down(function("sim_graceful")).await;
     assert!(record.shutdown.sigterm_sent);
-    assert_eq!(record.shutdown.budget_ms, 500.0);
+    assert_eq!(record.shutdown.budget_ms, 500);
     assert!(record.shutdown.took_ms > 0.0 && record.shutdown.took_ms < 500.0, "{record}");
     assert!(!record.shutdown.overran);
     assert_eq!(record.function.exit_code, Some(0));
@@ -69,7 +69,7 @@ async fn a_function_that_ignores_sigterm_is_killed_after_500_ms() {
 #[tokio::test]
 async fn the_budget_can_be_set() {
     let record = shut_down(misbehave("ignore-sigterm").budget(Duration::from_millis(120))).await;
-    assert_eq!(record.shutdown.budget_ms, 120.0);
+    assert_eq!(record.shutdown.budget_ms, 120);
     let waited = at_ms(&record, "SIGKILL") - at_ms(&record, "SIGTERM");
     assert!((119.0..320.0).contains(&waited), "killed after {waited} ms");
 }
@@ -93,53 +93,55 @@ async fn a_failing_exit_code_is_not_ending_by_itself() {
 
 #[tokio::test]
 async fn an_external_extension_leaves_the_function_300_ms_and_is_told_after_it() {
-    let external = example("external_extension");
+    let external = example("sim_external_extension");
     let record = shut_down(misbehave("ignore-sigterm").external_extension(external, [] as [&str; 0])).await;
-    assert_eq!(record.shutdown.budget_ms, 300.0);
+    assert_eq!(record.shutdown.budget_ms, 300);
     let waited = at_ms(&record, "SIGKILL") - at_ms(&record, "SIGTERM");
     assert!((299.0..490.0).contains(&waited), "killed after {waited} ms");
-    assert!(at_ms(&record, "SHUTDOWN event external_extension") >= at_ms(&record, "exit signal 9"), "{record}");
-    assert_eq!(events(&record).last(), Some(&"extension exit external_extension 0"));
+    assert!(at_ms(&record, "SHUTDOWN event sim_external_extension") >= at_ms(&record, "exit signal 9"), "{record}");
+    assert_eq!(events(&record).last(), Some(&"extension exit sim_external_extension 0"));
 
     let extension = record.extensions.iter().find(|it| it.kind == ExtensionKind::External).expect("it registered");
     assert_eq!(extension.events, [EventType::Invoke, EventType::Shutdown]);
     assert_eq!(extension.delivered, 1);
     assert_eq!(extension.exit_code, Some(0));
-    let told = record.output.iter().find(|line| line.from == "external_extension").expect("it prints its event");
+    let told = record.output.iter().find(|line| line.from == "sim_external_extension").expect("it prints its event");
     assert!(told.line.to_lowercase().starts_with("shutdown spindown "), "{}", told.line);
 }
 
 #[tokio::test]
 async fn an_external_extension_alone_is_enough_for_sigterm() {
-    let external = example("external_extension");
-    let record = shut_down(function("echo").external_extension(external, [] as [&str; 0])).await;
+    let external = example("sim_external_extension");
+    let record = shut_down(function("sim_echo").external_extension(external, [] as [&str; 0])).await;
     assert!(record.shutdown.sigterm_sent);
-    assert_eq!(record.shutdown.budget_ms, 300.0);
+    assert_eq!(record.shutdown.budget_ms, 300);
 }
 
 #[tokio::test]
 async fn an_external_extension_that_stays_is_killed_2_seconds_after_the_beginning() {
-    let record = shut_down(function("graceful").external_extension(example("external_extension"), ["stay"])).await;
-    let waited = at_ms(&record, "SIGKILL external_extension") - at_ms(&record, "shutdown spindown");
+    let record =
+        shut_down(function("sim_graceful").external_extension(example("sim_external_extension"), ["stay"])).await;
+    let waited = at_ms(&record, "SIGKILL sim_external_extension") - at_ms(&record, "shutdown spindown");
     assert!((1_999.0..2_300.0).contains(&waited), "killed after {waited} ms");
-    let extension = record.extensions.iter().find(|it| it.name == "external_extension").expect("it registered");
+    let extension = record.extensions.iter().find(|it| it.name == "sim_external_extension").expect("it registered");
     assert_eq!(extension.signal, Some(9));
     assert!(record.ended_by_itself(), "the function did: {record}");
 }
 
 #[tokio::test]
 async fn an_external_extension_that_did_not_ask_for_shutdown_is_killed_without_being_told() {
-    let record = shut_down(function("graceful").external_extension(example("external_extension"), ["invoke"])).await;
-    let extension = record.extensions.iter().find(|it| it.name == "external_extension").expect("it registered");
+    let record =
+        shut_down(function("sim_graceful").external_extension(example("sim_external_extension"), ["invoke"])).await;
+    let extension = record.extensions.iter().find(|it| it.name == "sim_external_extension").expect("it registered");
     assert_eq!(extension.delivered, 0);
     assert_eq!(extension.signal, Some(9));
-    assert!(at_ms(&record, "SIGKILL external_extension") >= at_ms(&record, "exit 0"), "{record}");
-    assert!(at_ms(&record, "SIGKILL external_extension") - at_ms(&record, "exit 0") < 200.0, "{record}");
+    assert!(at_ms(&record, "SIGKILL sim_external_extension") >= at_ms(&record, "exit 0"), "{record}");
+    assert!(at_ms(&record, "SIGKILL sim_external_extension") - at_ms(&record, "exit 0") < 200.0, "{record}");
 }
 
 #[tokio::test]
 async fn shutdown_in_the_middle_of_an_invocation_signals_the_function_at_once() {
-    let sim = Sim::start(function("graceful")).await.expect("init");
+    let sim = Sim::start(function("sim_graceful")).await.expect("init");
     let (invocation, record) =
         tokio::join!(biased; sim.invoke(json!({"sleep_ms": 2_000})), sim.shutdown(Reason::Spindown));
     let invocation = invocation.expect("handed over before shutdown");
@@ -152,7 +154,7 @@ async fn shutdown_in_the_middle_of_an_invocation_signals_the_function_at_once() 
 
 #[tokio::test]
 async fn shutting_down_twice_is_one_shutdown() {
-    let sim = Sim::start(function("graceful")).await.expect("init");
+    let sim = Sim::start(function("sim_graceful")).await.expect("init");
     let (first, second) = tokio::join!(biased; sim.shutdown(Reason::Timeout), sim.shutdown(Reason::Failure));
     let third = sim.shutdown(Reason::Spindown).await;
     for record in [&first, &second, &third] {
@@ -187,7 +189,7 @@ async fn what_the_function_leaves_behind_in_its_group_is_killed() {
 
 #[tokio::test]
 async fn dropping_the_simulator_leaves_nothing_running() {
-    let external = example("external_extension");
+    let external = example("sim_external_extension");
     let sim = Sim::start(misbehave("ignore-sigterm").external_extension(external, ["stay"])).await.expect("init");
     let pid = sim.function_pid().expect("a started function");
     let address = sim.api_address();

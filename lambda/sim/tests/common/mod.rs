@@ -22,9 +22,9 @@ pub(crate) fn function(name: &str) -> Config {
     Config::new(example(name)).capture_output()
 }
 
-/// `misbehave` in one of its modes.
+/// `sim_misbehave` in one of its modes.
 pub(crate) fn misbehave(mode: &str) -> Config {
-    function("misbehave").arg(mode)
+    function("sim_misbehave").arg(mode)
 }
 
 /// The timeline's words, for what must have happened in which order.

@@ -95,7 +95,7 @@ async fn main() -> std::io::Result<()> {
             serve().await
         }
         other => {
-            eprintln!("misbehave: no mode '{other}': see its source");
+            eprintln!("sim_misbehave: no mode '{other}': see its source");
             exit(2);
         }
     }
@@ -159,7 +159,7 @@ async fn call(method: &str, path: &str, headers: &[&str], body: &str) -> Reply {
     match exchange(method, path, headers, body).await {
         Ok(reply) => reply,
         Err(error) => {
-            eprintln!("misbehave: {method} {path}: {error}");
+            eprintln!("sim_misbehave: {method} {path}: {error}");
             exit(70);
         }
     }
