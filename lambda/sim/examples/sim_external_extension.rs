@@ -1,16 +1,20 @@
 //! An external extension: registers under its file name for INVOKE and SHUTDOWN, and prints what it is handed.
 //!
-//! Its argument makes it behave otherwise: `invoke` registers for INVOKE only, `stay` does not exit after SHUTDOWN.
+//! Its argument makes it behave otherwise: `invoke` registers for INVOKE only, `slow` takes 300 ms for each, `stay` does not
+//! exit after SHUTDOWN.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use lambda_extension::{Error, Extension, LambdaEvent, NextEvent, service_fn};
 
+static SLOW: AtomicBool = AtomicBool::new(false);
 static STAYS: AtomicBool = AtomicBool::new(false);
 
 #[tokio::main]
 async fn main() -> Result<(), Error> {
     let mode = std::env::args().nth(1).unwrap_or_default();
+    SLOW.store(mode == "slow", Ordering::Relaxed);
     STAYS.store(mode == "stay", Ordering::Relaxed);
     let events: &[&str] = if mode == "invoke" { &["INVOKE"] } else { &["INVOKE", "SHUTDOWN"] };
     Extension::new().with_events(events).with_events_processor(service_fn(handle)).run().await
@@ -18,7 +22,12 @@ async fn main() -> Result<(), Error> {
 
 async fn handle(event: LambdaEvent) -> Result<(), Error> {
     match event.next {
-        NextEvent::Invoke(event) => println!("INVOKE {}", event.request_id),
+        NextEvent::Invoke(event) => {
+            if SLOW.load(Ordering::Relaxed) {
+                tokio::time::sleep(Duration::from_millis(300)).await;
+            }
+            println!("INVOKE {}", event.request_id);
+        }
         NextEvent::Shutdown(event) => {
             println!("SHUTDOWN {} {}", event.shutdown_reason, event.deadline_ms);
             if STAYS.load(Ordering::Relaxed) {

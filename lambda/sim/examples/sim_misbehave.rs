@@ -1,6 +1,7 @@
 //! A function that does one thing wrong, named by its first argument. It speaks HTTP by hand, as SDKs do not do these.
 
-use std::process::exit;
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio, exit};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -50,10 +51,25 @@ async fn main() -> std::io::Result<()> {
             serve().await
         }
         "never-next" => std::future::pending().await,
-        // a child in the same group that outlives its parent
+        "deaf" => {
+            let _sigterm = signal(SignalKind::terminate())?;
+            println!("child {}", std::process::id());
+            std::future::pending().await
+        }
+        // exits on SIGTERM, which its child in the same group ignores
         "leave-child" => {
-            let child = std::process::Command::new(std::env::current_exe()?).arg("never-next").spawn()?;
-            println!("child {}", child.id());
+            let mut sigterm = signal(SignalKind::terminate())?;
+            let mut child = Command::new(std::env::current_exe()?).arg("deaf").stdout(Stdio::piped()).spawn()?;
+            // it is deaf when it says so
+            let mut line = String::new();
+            let pipe = child.stdout.take().ok_or_else(|| std::io::Error::other("no pipe"))?;
+            BufReader::new(pipe).read_line(&mut line)?;
+            print!("{line}");
+            register_and_poll("parent").await?;
+            tokio::spawn(async move {
+                sigterm.recv().await;
+                exit(0);
+            });
             serve().await
         }
         "exit-in-init" => exit(7),

@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use winddown_sim::{ErrorKind, Reason, Sim};
@@ -82,6 +82,31 @@ async fn an_extension_that_asked_for_invoke_is_handed_every_invocation() {
     let told: Vec<_> = record.output.iter().filter_map(|line| line.line.strip_prefix("INVOKE ")).collect();
     assert_eq!(told, ids);
     assert_eq!(record.extensions[0].delivered, 4, "three invocations and the shutdown");
+}
+
+#[tokio::test]
+async fn an_invocation_is_over_when_the_extensions_are_done_with_it_too() {
+    let external = example("sim_external_extension");
+    let sim = Sim::start(function("sim_echo").external_extension(external, ["slow"])).await.expect("init");
+    let begun = Instant::now();
+    let invocation = sim.invoke(json!({})).await.expect("a live environment");
+    let over = begun.elapsed();
+    assert!(invocation.ms < 250.0, "the function's answer does not wait: {} ms", invocation.ms);
+    assert!(over >= Duration::from_millis(300), "over after {over:?}");
+    // the line was printed before the extension asked for its next event
+    assert!(sim.wait_for_line(|line| line.line == format!("INVOKE {}", invocation.request_id)).await.is_some());
+    sim.freeze().await.expect("a live environment");
+}
+
+#[tokio::test]
+async fn an_extension_that_takes_longer_than_the_timeout_resets_the_environment() {
+    let external = example("sim_external_extension");
+    let config = function("sim_echo").external_extension(external, ["slow"]).timeout(Duration::from_millis(150));
+    let sim = Sim::start(config).await.expect("init");
+    let invocation = sim.invoke(json!({})).await.expect("a live environment");
+    assert!(invocation.ok, "it was answered in time");
+    assert!(sim.has_ended());
+    assert_eq!(sim.shutdown(Reason::Spindown).await.shutdown.reason, Reason::Timeout);
 }
 
 #[tokio::test]

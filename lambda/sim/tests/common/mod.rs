@@ -10,7 +10,8 @@ use winddown_sim::{Config, Record};
 /// The command under test.
 pub(crate) const COMMAND: &str = env!("CARGO_BIN_EXE_winddown-sim");
 
-/// An example program of this crate: cargo builds them beside the command before it runs the tests.
+/// An example program of this crate. `cargo test` builds them beside the command before it runs the tests; with `--test NAME` it
+/// does not, and they have to be built first.
 pub(crate) fn example(name: &str) -> PathBuf {
     let path = Path::new(COMMAND).with_file_name("examples").join(name);
     assert!(path.exists(), "{} is missing: run `cargo build -p winddown-sim --examples`", path.display());
