@@ -131,7 +131,8 @@ pub(crate) async fn conduct(shared: &Shared, begun: &Begun, place: Place, forced
     let mut was_forced = false;
     loop {
         for i in 0..rows.len() {
-            let ready = rows[i].state == State::Waiting && plan.dependents[i].iter().all(|&d| rows[d].state == State::Over);
+            let ready =
+                rows[i].state == State::Waiting && plan.dependents[i].iter().all(|&d| rows[d].state == State::Over);
             if ready {
                 rows[i].begin();
                 let deadlines = plan.deadlines[i];

@@ -55,7 +55,9 @@ struct Inner {
 impl Error {
     /// An error of this kind with this one-line message: lower case, no full stop, and what to do where that is known.
     pub fn new(kind: ErrorKind, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { inner: Arc::new(Inner { kind, message: message.into(), resource: None, retryable: false, source: None }) }
+        Self {
+            inner: Arc::new(Inner { kind, message: message.into(), resource: None, retryable: false, source: None }),
+        }
     }
 
     /// The same error with the driver's own error behind it.

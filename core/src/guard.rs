@@ -61,28 +61,26 @@ impl<R: Resource> ShutdownGuard<R> {
     pub fn get(&self) -> impl Future<Output = Result<Checkout<R>, Error>> + Send + use<'_, R> {
         let site = Location::caller();
         async move {
-            let pass = Pass::enter(&self.slot, site)?;
+            let mut checkout = Checkout { value: None, pass: Pass::enter(&self.slot, site)? };
             let pool = match self.slot.pool() {
                 Some(pool) => pool,
-                None => self.init_with(&pass).await?,
+                // Boxed, since it happens once: inline it would make the future of every checkout larger.
+                None => Box::pin(self.init_with(&checkout.pass)).await?,
             };
-            // Dropped before `pass` on every way out: what the driver gave is back before it is counted back.
-            let value = {
-                let mut checkout = pin!(self.slot.resource().checkout(pool));
-                poll_fn(|context| match checkout.as_mut().poll(context) {
-                    Poll::Pending => pass.poll_refused(context).map(|()| Err(self.refusal())),
-                    ready => ready,
-                })
-                .await
+            let result = {
+                let mut driver = pin!(self.slot.resource().checkout(pool));
+                // The value goes straight to its place: every move on its way is time on the hot path.
+                let Checkout { value, pass } = &mut checkout;
+                pass.unless_refused(|context| driver.as_mut().poll(context).map_ok(|got| *value = Some(got))).await
             };
-            match value {
-                Ok(value) => {
-                    // The driver may have been connecting when draining began and succeeded afterwards.
-                    pass.hand_out()?;
-                    Ok(Checkout { value, pass })
-                }
+            match result {
+                // The driver may have been connecting when draining began and succeeded afterwards: then the checkout
+                // is dropped here, and so given back.
+                Ok(()) => checkout.pass.hand_out().map(|()| checkout),
                 // A driver whose pool is closed under a waiting caller says so in its own way.
-                Err(error) if pass.is_refused() && !error.is_shutting_down() => Err(self.refusal().with_source(error)),
+                Err(error) if checkout.pass.is_refused() && !error.is_shutting_down() => {
+                    Err(self.refusal().with_source(error))
+                }
                 Err(error) => Err(error.of(self.name())),
             }
         }
@@ -130,11 +128,7 @@ impl<R: Resource> ShutdownGuard<R> {
 
     async fn init_with(&self, pass: &Pass<R>) -> Result<&R::Pool, Error> {
         let mut init = pin!(self.slot.initialised());
-        poll_fn(|context| match init.as_mut().poll(context) {
-            Poll::Pending => pass.poll_refused(context).map(|()| Err(self.refusal())),
-            ready => ready,
-        })
-        .await
+        pass.unless_refused(|context| init.as_mut().poll(context)).await
     }
 
     fn refusal(&self) -> Error {
@@ -161,8 +155,9 @@ impl<R: Resource> fmt::Debug for ShutdownGuard<R> {
 
 /// One counted use of a resource. Derefs to what the driver gave; dropping it gives that back, then counts it back.
 pub struct Checkout<R: Resource> {
-    // The order of the fields is the order of their drops.
-    value: R::Checkout,
+    /// There until it is dropped.
+    value: Option<R::Checkout>,
+    /// Dropped after the value is given back.
     pass: Pass<R>,
 }
 
@@ -177,13 +172,23 @@ impl<R: Resource> Deref for Checkout<R> {
     type Target = R::Checkout;
 
     fn deref(&self) -> &R::Checkout {
-        &self.value
+        self.value.as_ref().expect(STILL_THERE)
     }
 }
 
 impl<R: Resource> DerefMut for Checkout<R> {
     fn deref_mut(&mut self) -> &mut R::Checkout {
-        &mut self.value
+        self.value.as_mut().expect(STILL_THERE)
+    }
+}
+
+const STILL_THERE: &str = "a checkout has its value until it is dropped";
+
+impl<R: Resource> Drop for Checkout<R> {
+    fn drop(&mut self) {
+        if let (Some(value), Some(pool)) = (self.value.take(), self.pass.slot.pool()) {
+            self.pass.slot.resource().give_back(pool, value);
+        }
     }
 }
 
@@ -211,12 +216,38 @@ impl<R: Resource> Pass<R> {
         self.slot.gate().hand_out(self.key).map_err(|_| Error::shutting_down(self.slot.name()))
     }
 
+    /// What `poll` gets, or the refusal if draining begins while it is not ready.
+    fn unless_refused<T>(
+        &self,
+        mut poll: impl FnMut(&mut Context<'_>) -> Poll<Result<T, Error>>,
+    ) -> impl Future<Output = Result<T, Error>> {
+        let mut waited = false;
+        poll_fn(move |context| match poll(context) {
+            Poll::Pending => {
+                waited = true;
+                self.poll_refused(context).map(|()| Err(Error::shutting_down(self.slot.name())))
+            }
+            ready => {
+                if waited {
+                    self.slot.gate().got_through(self.key);
+                }
+                ready
+            }
+        })
+    }
+
     pub(crate) fn poll_refused(&self, context: &Context<'_>) -> Poll<()> {
         self.slot.gate().poll_refused(self.key, context)
     }
 
+    /// Counts as one who waits, so never as a straggler.
+    pub(crate) fn is_not_a_checkout(&self) {
+        // Whether it is refused already shows at the next look.
+        let _ = self.poll_refused(&Context::from_waker(std::task::Waker::noop()));
+    }
+
     fn is_refused(&self) -> bool {
-        self.poll_refused(&Context::from_waker(std::task::Waker::noop())).is_ready()
+        self.slot.gate().hand_out(self.key).is_err()
     }
 }
 

@@ -24,7 +24,10 @@ pub(crate) struct InitCell<T> {
 #[derive(Debug)]
 enum Progress {
     Idle,
-    Running { outcome: Outcome, task: AbortHandle },
+    Running {
+        outcome: Outcome,
+        task: AbortHandle,
+    },
     Done,
     /// Draining has begun: a value made later is dropped at once.
     Stopped,
@@ -64,11 +67,14 @@ impl<T: Send + Sync + 'static> InitCell<T> {
         match &*progress {
             Progress::Running { outcome, .. } => return Ok(outcome.clone()),
             Progress::Done => return Ok(watch::channel(Some(Ok(()))).1),
-            Progress::Stopped => return Err(Error::new(ErrorKind::ShuttingDown, "shutting down: not initialised any more")),
+            Progress::Stopped => {
+                return Err(Error::new(ErrorKind::ShuttingDown, "shutting down: not initialised any more"));
+            }
             Progress::Idle => {}
         }
-        let runtime = Handle::try_current()
-            .map_err(|error| Error::new(ErrorKind::Init, "initialise from inside a tokio runtime").with_source(error))?;
+        let runtime = Handle::try_current().map_err(|error| {
+            Error::new(ErrorKind::Init, "initialise from inside a tokio runtime").with_source(error)
+        })?;
         let (sender, outcome) = watch::channel(None);
         let attempt = Attempt { owner: Arc::clone(owner), this, sender };
         let make = make();

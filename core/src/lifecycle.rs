@@ -9,11 +9,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::{
-    sync::watch,
-    task::JoinSet,
-    time::Instant,
-};
+use tokio::{sync::watch, task::JoinSet, time::Instant};
 
 use crate::{
     Budget, Error, ErrorKind, Hook, Platform, Reason, Report, ReportFormat, Resource, Retry, ShutdownGuard, Tracked,
@@ -172,7 +168,9 @@ impl Lifecycle {
                 None => break,
                 Some(Ok(result)) => outcome = result,
                 // The task only waits for the real one, whose panic is an error already.
-                Some(Err(error)) => outcome = Err(Error::new(ErrorKind::Panicked, "initialisation ended").with_source(error)),
+                Some(Err(error)) => {
+                    outcome = Err(Error::new(ErrorKind::Panicked, "initialisation ended").with_source(error))
+                }
             }
         }
         match outcome {
@@ -360,8 +358,9 @@ impl Shared {
     }
 
     pub(crate) fn publish(&self, report: Report) {
-        self.report.send_replace(Some(Arc::new(report)));
+        // The state first: whoever has the report sees it.
         self.state.send_replace(State::Drained);
+        self.report.send_replace(Some(Arc::new(report)));
     }
 
     pub(crate) fn nodes(&self) -> Vec<Arc<dyn Node>> {

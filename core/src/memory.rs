@@ -99,11 +99,11 @@ impl Server {
         self.inner.paused.send_replace(false);
     }
 
-    fn open(&self) -> Result<usize, Error> {
+    fn open(&self) -> Result<MemorySession, Error> {
         let refused = self.inner.refusals.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
         match refused {
             Ok(_) => Err(Error::new(ErrorKind::Init, "too many connections").retryable()),
-            Err(_) => Ok(self.lock().insert(Session::default())),
+            Err(_) => Ok(MemorySession { id: self.lock().insert(Session::default()), server: self.clone() }),
         }
     }
 
@@ -168,10 +168,6 @@ impl Memory {
 
 /// The pool of a [`Memory`].
 pub struct MemoryPool {
-    inner: Arc<PoolInner>,
-}
-
-struct PoolInner {
     server: Server,
     size: usize,
     state: Mutex<PoolState>,
@@ -180,31 +176,25 @@ struct PoolInner {
 
 #[derive(Default)]
 struct PoolState {
-    idle: Vec<usize>,
+    idle: Vec<MemorySession>,
     /// Every session that has not said goodbye: idle, checked out, or saying it.
     open: Vec<usize>,
     waiting: VecDeque<Waker>,
     closed: bool,
 }
 
-impl PoolInner {
-    fn state(&self) -> MutexGuard<'_, PoolState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 impl MemoryPool {
     /// How many sessions are open.
     pub fn open(&self) -> usize {
-        self.inner.state().open.len()
+        self.state().open.len()
     }
 
     /// How many sessions are idle.
     pub fn idle(&self) -> usize {
-        self.inner.state().idle.len()
+        self.state().idle.len()
     }
 
-    /// One session; waits while all are checked out.
+    /// One session, to be [`put`](Self::put) back; waits while all are checked out.
     ///
     /// # Cancel safety
     /// Cancel safe.
@@ -213,23 +203,35 @@ impl MemoryPool {
     /// When the server refuses the session.
     pub fn get(&self) -> impl Future<Output = Result<MemorySession, Error>> + Send + use<'_> {
         poll_fn(|context| {
-            let mut state = self.inner.state();
-            let id = match state.idle.pop() {
-                Some(id) => id,
-                None if state.open.len() < self.inner.size => match self.inner.server.open() {
-                    Ok(id) => {
-                        state.open.push(id);
-                        id
-                    }
-                    Err(error) => return Poll::Ready(Err(error)),
-                },
-                None => {
-                    state.waiting.push_back(context.waker().clone());
-                    return Poll::Pending;
-                }
-            };
-            Poll::Ready(Ok(MemorySession { id, pool: Arc::clone(&self.inner) }))
+            let mut state = self.state();
+            if let Some(session) = state.idle.pop() {
+                return Poll::Ready(Ok(session));
+            }
+            if state.open.len() == self.size {
+                state.waiting.push_back(context.waker().clone());
+                return Poll::Pending;
+            }
+            Poll::Ready(self.server.open().inspect(|session| state.open.push(session.id)))
         })
+    }
+
+    /// Takes a session back.
+    pub fn put(&self, session: MemorySession) {
+        let mut state = self.state();
+        state.idle.push(session);
+        let waiting = state.waiting.pop_front();
+        let closed = state.closed;
+        drop(state);
+        if let Some(waker) = waiting {
+            waker.wake();
+        }
+        if closed {
+            self.came_back.notify_one();
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, PoolState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -239,10 +241,11 @@ impl fmt::Debug for MemoryPool {
     }
 }
 
-/// A session that is checked out; back in its pool when dropped.
+/// A session of a [`Server`].
+#[derive(Debug)]
 pub struct MemorySession {
     id: usize,
-    pool: Arc<PoolInner>,
+    server: Server,
 }
 
 impl MemorySession {
@@ -252,30 +255,13 @@ impl MemorySession {
     /// When it was cancelled.
     pub async fn run(&self, takes: Duration) -> Result<(), Error> {
         let statement = Statement { ends: Instant::now() + takes, cancelled: watch::Sender::new(false) };
-        self.pool.server.lock()[self.id].statement = Some(statement.clone());
+        self.server.lock()[self.id].statement = Some(statement.clone());
         statement.ended().await
     }
-}
 
-impl fmt::Debug for MemorySession {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MemorySession").field("id", &self.id).finish()
-    }
-}
-
-impl Drop for MemorySession {
-    fn drop(&mut self) {
-        let mut state = self.pool.state();
-        state.idle.push(self.id);
-        let waiting = state.waiting.pop_front();
-        let closed = state.closed;
-        drop(state);
-        if let Some(waker) = waiting {
-            waker.wake();
-        }
-        if closed {
-            self.pool.came_back.notify_one();
-        }
+    async fn goodbye(self) -> usize {
+        self.server.goodbye(self.id).await;
+        self.id
     }
 }
 
@@ -289,17 +275,20 @@ impl Resource for Memory {
 
     async fn init(&self) -> Result<MemoryPool, Error> {
         let first = self.server.open()?;
-        let state = PoolState { idle: vec![first], open: vec![first], ..PoolState::default() };
+        let state = PoolState { open: vec![first.id], idle: vec![first], ..PoolState::default() };
         let (server, size) = (self.server.clone(), self.size);
-        Ok(MemoryPool { inner: Arc::new(PoolInner { server, size, state: Mutex::new(state), came_back: Notify::new() }) })
+        Ok(MemoryPool { server, size, state: Mutex::new(state), came_back: Notify::new() })
     }
 
-    async fn checkout(&self, pool: &MemoryPool) -> Result<MemorySession, Error> {
-        pool.get().await
+    fn checkout(&self, pool: &MemoryPool) -> impl Future<Output = Result<MemorySession, Error>> + Send {
+        pool.get()
+    }
+
+    fn give_back(&self, pool: &MemoryPool, session: MemorySession) {
+        pool.put(session);
     }
 
     async fn goodbye(&self, pool: &MemoryPool, drain: &Drain) -> Result<(), Error> {
-        let pool = &pool.inner;
         pool.state().closed = true;
         let mut leaving = JoinSet::new();
         let mut settled = false;
@@ -312,12 +301,8 @@ impl Resource for Memory {
             if open == 0 && settled {
                 return Ok(());
             }
-            for id in idle {
-                let server = pool.server.clone();
-                leaving.spawn(async move {
-                    server.goodbye(id).await;
-                    id
-                });
+            for session in idle {
+                leaving.spawn(session.goodbye());
             }
             tokio::select! {
                 Some(Ok(id)) = leaving.join_next() => {
@@ -335,7 +320,7 @@ impl Resource for Memory {
     }
 
     async fn cancel(&self, pool: &MemoryPool, drain: &Drain) -> Result<(), Error> {
-        let open = pool.inner.state().open.clone();
+        let open = pool.state().open.clone();
         drain.cancelled(self.server.cancel_all(&open));
         Ok(())
     }

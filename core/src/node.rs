@@ -137,6 +137,7 @@ impl<R: Resource> Slot<R> {
     async fn attempts(slot: Arc<Self>) -> Result<R::Pool, Error> {
         // An attempt is inside the gate, so that draining does not overlook it, and is woken by refusal.
         let pass = as_dependent(async { Pass::enter(&slot, Location::caller()) }).await?;
+        pass.is_not_a_checkout();
         let mut pauses = slot.retry.pauses();
         loop {
             let error = match slot.resource.init().await {

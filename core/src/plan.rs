@@ -4,11 +4,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use crate::{
-    ResourceId,
-    node::Node,
-    resource::Deadlines,
-};
+use crate::{ResourceId, node::Node, resource::Deadlines};
 
 /// The order and the deadlines of one drain.
 ///

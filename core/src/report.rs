@@ -163,8 +163,7 @@ pub struct Straggler {
 impl Report {
     /// Whether everything was closed and written: each resource is drained, or was never initialised.
     pub fn is_clean(&self) -> bool {
-        !self.forced
-            && self.resources.iter().all(|r| matches!(r.outcome, Outcome::Drained | Outcome::NotInitialised))
+        !self.forced && self.resources.iter().all(|r| matches!(r.outcome, Outcome::Drained | Outcome::NotInitialised))
     }
 
     /// The row of the resource with this name.

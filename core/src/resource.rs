@@ -34,7 +34,7 @@ pub trait Resource: Send + Sync + 'static {
     /// The driver's own pool or client. Always reachable through [`ShutdownGuard::pool`](crate::ShutdownGuard::pool).
     type Pool: Send + Sync + 'static;
 
-    /// What callers use: a pooled connection, a handle. Dropping it gives it back.
+    /// What callers use: the driver's own pooled connection or handle.
     type Checkout: Send + 'static;
 
     /// The name it has in reports, unless the application gives another.
@@ -63,6 +63,14 @@ pub trait Resource: Send + Sync + 'static {
     /// # Errors
     /// The driver's error as the source. Core does not try again.
     fn checkout(&self, pool: &Self::Pool) -> impl Future<Output = Result<Self::Checkout, Error>> + Send;
+
+    /// Takes back what [`checkout`](Self::checkout) gave. By default it is dropped, which returns it to most pools; an
+    /// adapter that must see what comes back while it drains does so here. Must not block and must not panic: it runs
+    /// in a destructor.
+    fn give_back(&self, pool: &Self::Pool, checkout: Self::Checkout) {
+        let _ = pool;
+        drop(checkout);
+    }
 
     /// Ends every session: steps 2, 3 and 5 of the drain protocol.
     ///

@@ -160,7 +160,9 @@ impl Resource for Hook {
     async fn goodbye(&self, (): &(), _: &Drain) -> Result<(), Error> {
         let run = self.run.lock().unwrap_or_else(PoisonError::into_inner).take();
         match run {
-            Some(run) => run().await.map_err(|error| Error::new(crate::ErrorKind::Work, "the hook failed").with_source(error)),
+            Some(run) => {
+                run().await.map_err(|error| Error::new(crate::ErrorKind::Work, "the hook failed").with_source(error))
+            }
             None => Ok(()),
         }
     }

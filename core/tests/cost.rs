@@ -43,7 +43,8 @@ fn threads(named: &str) -> Vec<(String, u64)> {
         let path = entry.unwrap().path();
         // A thread may end between the listing and the reading.
         let Ok(status) = fs::read_to_string(path.join("status")) else { continue };
-        let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(|value| value.trim().to_owned());
+        let field =
+            |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(|value| value.trim().to_owned());
         if field("Name:").is_some_and(|name| name.starts_with(named)) {
             let switches = ["voluntary_ctxt_switches:", "nonvoluntary_ctxt_switches:"];
             let switches = switches.iter().filter_map(|name| field(name)?.parse::<u64>().ok()).sum();

@@ -66,6 +66,9 @@ impl Resource for Connecting {
         self.permits.acquire().await.unwrap().forget();
         self.memory.checkout(pool).await
     }
+    fn give_back(&self, pool: &MemoryPool, session: MemorySession) {
+        self.memory.give_back(pool, session);
+    }
     async fn goodbye(&self, pool: &MemoryPool, drain: &Drain) -> Result<(), Error> {
         self.memory.goodbye(pool, drain).await
     }

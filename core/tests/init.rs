@@ -49,6 +49,9 @@ impl Resource for Counted {
     async fn checkout(&self, pool: &MemoryPool) -> Result<MemorySession, Error> {
         self.memory.checkout(pool).await
     }
+    fn give_back(&self, pool: &MemoryPool, session: MemorySession) {
+        self.memory.give_back(pool, session);
+    }
     async fn goodbye(&self, pool: &MemoryPool, drain: &Drain) -> Result<(), Error> {
         self.memory.goodbye(pool, drain).await
     }
@@ -58,7 +61,8 @@ impl Resource for Counted {
 async fn s1_a_hundred_concurrent_first_uses_initialise_once() {
     let lifecycle = lifecycle();
     let counted = Counted::new(|_| Ok(()));
-    let (begun, permits, server) = (Arc::clone(&counted.begun), Arc::clone(&counted.permits), counted.memory.server().clone());
+    let (begun, permits, server) =
+        (Arc::clone(&counted.begun), Arc::clone(&counted.permits), counted.memory.server().clone());
     let guard = lifecycle.guard(counted);
     let mut callers = JoinSet::new();
     for _ in 0..100 {

@@ -28,7 +28,7 @@ pub(crate) fn test(workspace: &Workspace, filter: Option<&str>) -> Result<bool> 
 
     // loom replaces the types core synchronises with: a build of its own, in a folder of its own so that the two
     // builds do not throw each other's work away
-    let mut models = workspace.cargo(["test", "--locked", "--release", "-p", "winddown-core", "--test", "loom"]);
+    let mut models = workspace.cargo(["test", "--locked", "--release", "-p", "winddown-core", "--lib", "gate::models"]);
     models
         .env("RUSTFLAGS", with_flags("RUSTFLAGS", "--cfg winddown_loom"))
         .env("CARGO_TARGET_DIR", workspace.target.join("loom"))

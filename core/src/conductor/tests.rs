@@ -370,10 +370,14 @@ async fn hooks_run_beside_the_resources_or_before_one_or_last() {
 async fn the_time_of_the_last_hook_is_kept_for_it() {
     let lifecycle = lifecycle();
     let db = in_use(&lifecycle, Scripted::new("db", Goodbye::Hangs)).await;
-    lifecycle.on_drain("last", Hook::new({
-        let db = db.clone();
-        async move || db.resource().log("last")
-    }).last());
+    lifecycle.on_drain(
+        "last",
+        Hook::new({
+            let db = db.clone();
+            async move || db.resource().log("last")
+        })
+        .last(),
+    );
     let draining = drain(&lifecycle);
     draining.at(849).await;
     assert_eq!(db.resource().logged("last"), []);
@@ -419,6 +423,9 @@ impl Resource for Slow {
     }
     async fn checkout(&self, pool: &Self::Pool) -> Result<Self::Checkout, Error> {
         self.memory.checkout(pool).await
+    }
+    fn give_back(&self, pool: &Self::Pool, session: Self::Checkout) {
+        self.memory.give_back(pool, session);
     }
     async fn goodbye(&self, pool: &Self::Pool, drain: &Drain) -> Result<(), Error> {
         self.memory.goodbye(pool, drain).await

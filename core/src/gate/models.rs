@@ -65,14 +65,15 @@ fn s2_nothing_is_handed_out_after_refuse_returned() {
             let (gate, refused) = (Arc::clone(&gate), Arc::clone(&refused));
             thread::spawn(move || {
                 let Ok(key) = gate.enter(Caller::Application, Location::caller()) else { return };
-                let before = refused.load(Ordering::SeqCst);
+                // Acquire: the weakest way in which the caller can know of it.
+                let before = refused.load(Ordering::Acquire);
                 let handed_out = gate.hand_out(key).is_ok();
                 assert!(!(before && handed_out), "handed out after refuse returned");
                 gate.leave(key);
             })
         };
         gate.refuse(Admits::Nobody);
-        refused.store(true, Ordering::SeqCst);
+        refused.store(true, Ordering::Release);
         caller.join().unwrap();
     });
 }
