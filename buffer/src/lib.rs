@@ -1,5 +1,20 @@
 #![doc = include_str!("../README.md")]
 
+// What an application uses.
+mod push;
+mod writer;
+
+// What an adapter implements.
 mod sink;
 
-pub use crate::sink::{Batch, Sink};
+// What makes it go.
+mod flusher;
+mod queue;
+
+pub use crate::{
+    flusher::Flusher,
+    push::{Push, PushError},
+    queue::Room,
+    sink::{Batch, Sink},
+    writer::BatchWriter,
+};
