@@ -1,1 +1,16 @@
-//! SQLite through deadpool-sqlite as a winddown resource.
+#![doc = include_str!("../README.md")]
+
+mod config;
+mod error;
+mod manager;
+#[cfg(feature = "buffer")]
+mod sink;
+
+pub use deadpool_sqlite::{self, rusqlite};
+
+#[cfg(feature = "buffer")]
+pub use crate::sink::Insert;
+pub use crate::{
+    config::{Config, PATH_VARIABLE},
+    manager::{Connection, Sqlite},
+};
