@@ -550,7 +550,7 @@ async fn what_was_written_is_there_for_the_next_life_of_the_process() {
 
 #[cfg(feature = "buffer")]
 mod insert {
-    use winddown_buffer::{Batch, Sink};
+    use winddown_buffer::{Batch, BatchWriter, Push as _, Sink};
     use winddown_sqlite::Insert;
 
     use super::*;
@@ -606,5 +606,21 @@ mod insert {
         write(&db, [2]).await.unwrap();
         assert!(drain(&lifecycle).await.is_clean());
         assert_eq!(database.rows(), 2);
+    }
+
+    #[tokio::test]
+    async fn everything_a_buffer_has_accepted_is_in_the_file_after_the_drain() {
+        let database = Database::new();
+        let lifecycle = lifecycle(BUDGET);
+        let db = prepared(&lifecycle, Sqlite::open(&database.path)).await;
+        let buffer = lifecycle.guard(BatchWriter::new(&db, Insert::new(STATEMENT)).max_age(Duration::from_secs(60)));
+        for record in 0..500_i64 {
+            buffer.push((record,)).await.unwrap();
+        }
+        let report = drain(&lifecycle).await;
+        assert!(report.is_clean(), "{report}");
+        assert_eq!(report.resource("sqlite-buffer").unwrap().records.unwrap().written, 500, "{report}");
+        assert_eq!(database.rows(), 1 + 500);
+        assert_eq!(database.logs(), [""; 0]);
     }
 }
