@@ -178,7 +178,11 @@ impl Resource for Sqlite {
         if self.is_wrapped() {
             self.sessions.recognise(&object);
         }
-        Ok(Connection { object: Some(object), sessions: Arc::clone(&self.sessions) })
+        Ok(Connection { object, sessions: Arc::clone(&self.sessions) })
+    }
+
+    fn give_back(&self, _: &Pool, connection: Connection) {
+        self.sessions.give_back(connection.object);
     }
 
     async fn goodbye(&self, pool: &Pool, drain: &Drain) -> Result<(), Error> {
@@ -269,11 +273,10 @@ fn interrupt(handles: Vec<Arc<InterruptHandle>>) -> impl FnOnce() + Send + 'stat
     move || handles.iter().for_each(|handle| handle.interrupt())
 }
 
-/// A connection that is checked out. Derefs to the driver's; dropping it gives it back to the pool, or closes it when
-/// the resource drains.
+/// A connection that is checked out. Derefs to the driver's; the guard's checkout gives it back to the pool, and to be
+/// closed when the resource drains.
 pub struct Connection {
-    /// There until it is dropped.
-    object: Option<Object>,
+    object: Object,
     sessions: Arc<Sessions>,
 }
 
@@ -296,11 +299,7 @@ impl Connection {
             let _running = Running::new(&sessions);
             f(connection)
         };
-        self.object().interact(counted).await
-    }
-
-    fn object(&self) -> &Object {
-        self.object.as_ref().expect("it is taken out by drop alone")
+        self.object.interact(counted).await
     }
 }
 
@@ -308,21 +307,13 @@ impl Deref for Connection {
     type Target = Object;
 
     fn deref(&self) -> &Object {
-        self.object()
-    }
-}
-
-impl Drop for Connection {
-    fn drop(&mut self) {
-        if let Some(object) = self.object.take() {
-            self.sessions.give_back(object);
-        }
+        &self.object
     }
 }
 
 impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Connection").field("id", &Object::id(self.object())).finish_non_exhaustive()
+        f.debug_struct("Connection").field("id", &Object::id(&self.object)).finish_non_exhaustive()
     }
 }
 
