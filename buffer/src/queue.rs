@@ -523,3 +523,68 @@ impl<T> Drop for Room<T> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn queue() -> Arc<Queue<u8>> {
+        let limits = Limits { capacity: 4, batch_size: 2, max_age: Duration::MAX };
+        Arc::new(Queue::new("audit", limits, Arc::default(), None))
+    }
+
+    async fn push(queue: &Arc<Queue<u8>>, record: u8) {
+        queue.room().await.unwrap().put(record).unwrap();
+    }
+
+    #[tokio::test]
+    async fn once_the_drain_has_begun_the_flusher_gets_nothing() {
+        let queue = queue();
+        push(&queue, 1).await;
+        queue.begin_drain();
+        assert!(queue.take(Writer::Flusher).is_none());
+        queue.take(Writer::Goodbye).unwrap().written();
+        assert_eq!(queue.ledger.records().written, 1);
+    }
+
+    #[tokio::test]
+    async fn one_batch_is_out_at_a_time() {
+        let queue = queue();
+        for record in 0..3 {
+            push(&queue, record).await;
+        }
+        let first = queue.take(Writer::Flusher).unwrap();
+        assert!(queue.take(Writer::Flusher).is_none());
+        first.returned(Error::new(ErrorKind::Write, "not now"));
+        let again = queue.take(Writer::Flusher).unwrap();
+        assert_eq!(**again.batch(), [0, 1], "first again, though it could be larger by now");
+    }
+
+    #[tokio::test]
+    async fn room_that_was_held_can_be_filled_until_the_drain_is_over() {
+        let queue = queue();
+        let (mut early, mut late) = (queue.room().await.unwrap(), queue.room().await.unwrap());
+        queue.begin_drain();
+        early.put(1).unwrap();
+        queue.changed().await;
+        assert!(!queue.quiet().await);
+        queue.close(&Error::new(ErrorKind::Timeout, "time is up"));
+        let refused = late.put(2).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ShuttingDown);
+        assert_eq!(refused.into_record(), 2);
+        let records = queue.ledger.records();
+        assert_eq!((records.accepted, records.lost, records.pending), (1, 1, 0));
+    }
+
+    #[tokio::test]
+    async fn a_batch_that_comes_back_after_the_drain_is_lost() {
+        let queue = queue();
+        push(&queue, 1).await;
+        let out = queue.take(Writer::Flusher).unwrap();
+        queue.begin_drain();
+        queue.close(&Error::new(ErrorKind::Timeout, "time is up"));
+        out.returned(Error::new(ErrorKind::Write, "not now"));
+        let records = queue.ledger.records();
+        assert_eq!((records.accepted, records.lost, records.pending), (1, 1, 0));
+    }
+}

@@ -318,6 +318,16 @@ mod running {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn room_comes_back_from_a_checkout_that_is_not_used_and_from_records_that_are_lost() {
+        let Setup { far, buffer, .. } = setup(|writer| only_when_asked(writer).capacity(2)).await;
+        far.answers([Answer::Refuse, Answer::Panic]);
+        drop((buffer.get().await.unwrap(), buffer.get().await.unwrap()));
+        timeout(Duration::from_secs(1), push_all(&buffer, 0..6)).await.unwrap();
+        buffer.flush().await.unwrap_or_default();
+        assert_eq!(far.stored(), [4, 5]);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn try_push_gives_the_record_back() {
         let Setup { far, buffer, lifecycle, .. } = setup(|writer| only_when_asked(writer).capacity(1)).await;
         far.answers([Answer::StoreAfter(Duration::from_secs(1))]);
@@ -529,20 +539,21 @@ mod draining {
 
     #[tokio::test]
     async fn tracked_work_pushes_until_it_ends() {
-        let Setup { far, buffer, lifecycle, .. } = setup(only_when_asked).await;
+        let Setup { far, buffer, lifecycle, .. } = setup(|writer| only_when_asked(writer).capacity(2)).await;
         let work = tokio::spawn({
             let (tracked, draining) = (lifecycle.track().unwrap(), lifecycle.draining());
             let buffer = buffer.clone();
             tracked.scope(async move {
                 draining.await;
                 sleep(Duration::from_millis(20)).await;
-                buffer.push(1).await
+                // More than there is room for: the flusher still writes.
+                push_all(&buffer, 0..10).await;
             })
         });
         let report = lifecycle.drain().await;
-        work.await.unwrap().unwrap();
+        work.await.unwrap();
         assert!(report.is_clean(), "{report}");
-        assert_eq!(far.stored(), [1]);
+        assert_eq!(far.stored(), Vec::from_iter(0..10));
     }
 
     #[tokio::test]
@@ -669,7 +680,10 @@ mod draining {
 
     #[tokio::test]
     async fn a_sink_that_panics_in_the_drain_costs_its_batch_only() {
-        let Setup { far, buffer, lifecycle, .. } = setup(|writer| only_when_asked(writer).batch_size(2)).await;
+        // Printing the panic's backtrace takes its time, on the drain's thread.
+        let budget = Duration::from_secs(5);
+        let Setup { far, buffer, lifecycle, .. } = setup_with(budget, |writer| only_when_asked(writer).batch_size(2));
+        lifecycle.init().await.unwrap();
         far.answers([Answer::Panic]);
         for record in 0..5 {
             buffer.try_push(record).unwrap();

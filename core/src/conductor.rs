@@ -70,7 +70,7 @@ pub(crate) fn start(shared: &Arc<Shared>) -> Result<(), Error> {
 async fn main(shared: &Arc<Shared>, mut signals: Option<Signals>) {
     let begun = tokio::select! {
         signal = next(&mut signals) => {
-            shared.begin(Reason::Signal(signal.name));
+            shared.begin(Reason::Signal(signal.name.into()));
             shared.begun().await
         }
         begun = shared.begun() => begun,

@@ -1,17 +1,18 @@
 //! What a drain did: a table for people, JSON for machines.
 
 use std::{
+    borrow::Cow,
     fmt,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 /// What happened between the signal and the end: the whole truth that is known, whoever asks (S6).
 ///
 /// `Display` is a table for people; serialised it is one JSON object for machines, durations in milliseconds.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Report {
     /// Why draining began.
@@ -19,10 +20,10 @@ pub struct Report {
     /// The platform whose budget was used.
     pub platform: String,
     /// The time between the signal and SIGKILL.
-    #[serde(rename = "budget_ms", serialize_with = "milliseconds")]
+    #[serde(rename = "budget_ms", with = "milliseconds")]
     pub budget: Duration,
     /// From the signal to the last resource's end.
-    #[serde(rename = "took_ms", serialize_with = "milliseconds")]
+    #[serde(rename = "took_ms", with = "milliseconds")]
     pub took: Duration,
     /// A second signal ended the wait (L5).
     pub forced: bool,
@@ -35,7 +36,7 @@ pub struct Report {
 #[non_exhaustive]
 pub enum Reason {
     /// The process got this signal.
-    Signal(&'static str),
+    Signal(Cow<'static, str>),
     /// [`Lifecycle::drain`](crate::Lifecycle::drain) was called.
     Requested,
     /// [`Lifecycle::init`](crate::Lifecycle::init) failed and took back what it had done.
@@ -45,7 +46,7 @@ pub enum Reason {
 }
 
 /// What happened to one resource.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ResourceReport {
     /// The name it was registered under.
@@ -55,29 +56,29 @@ pub struct ResourceReport {
     /// The last step of the drain protocol that was reached.
     pub step: Step,
     /// From the start of its own drain to its end.
-    #[serde(rename = "took_ms", serialize_with = "milliseconds")]
+    #[serde(rename = "took_ms", with = "milliseconds")]
     pub took: Duration,
     /// Sessions that were ended, by how.
     #[serde(flatten)]
     pub sessions: Sessions,
     /// Checkouts that were still out when settling ended, by the place that made them.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stragglers: Vec<Straggler>,
     /// Checkouts that never came back.
     pub left_out: usize,
     /// What became of buffered records, for a resource that has them.
-    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub records: Option<Records>,
     /// The error or the panic's message, in one line.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
     /// What this resource cannot do, said by its adapter.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub cannot: Vec<&'static str>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cannot: Vec<Cow<'static, str>>,
 }
 
 /// How a resource ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Outcome {
@@ -98,7 +99,7 @@ pub enum Outcome {
 }
 
 /// A step of the drain protocol.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Step {
@@ -119,7 +120,7 @@ pub enum Step {
 }
 
 /// Sessions of one resource, by how they ended.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Sessions {
     /// Said goodbye, and the server has closed its side.
@@ -132,7 +133,7 @@ pub struct Sessions {
 
 /// What became of a buffer's records. Always `accepted = written + lost + in_doubt + pending`, and `pending` is zero in
 /// a report (S5).
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Records {
     /// Taken in: the push returned `Ok`.
@@ -148,7 +149,7 @@ pub struct Records {
 }
 
 /// Checkouts that were out when settling ended, made at one place.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Straggler {
     /// `file:line:column` of the call that made them.
@@ -156,7 +157,7 @@ pub struct Straggler {
     /// How many.
     pub count: usize,
     /// How long the oldest had been out, to a few milliseconds.
-    #[serde(rename = "oldest_ms", serialize_with = "milliseconds")]
+    #[serde(rename = "oldest_ms", with = "milliseconds")]
     pub oldest: Duration,
 }
 
@@ -171,7 +172,7 @@ impl Report {
         self.resources.iter().find(|resource| resource.name == name)
     }
 
-    /// The report as one line of JSON: `{"type":"winddown.report","clean":...,...}`.
+    /// The report as one line of JSON: `{"type":"winddown.report","clean":...,...}`. [`Deserialize`] reads it back.
     pub fn to_json_line(&self) -> String {
         #[derive(Serialize)]
         struct Line<'a> {
@@ -195,16 +196,32 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Signal(name) => name,
-            Self::Requested => "requested",
-            Self::InitFailed => "init failed",
-            Self::WorkEnded => "work ended",
+            Self::Requested => REQUESTED,
+            Self::InitFailed => INIT_FAILED,
+            Self::WorkEnded => WORK_ENDED,
         })
     }
 }
 
+const REQUESTED: &str = "requested";
+const INIT_FAILED: &str = "init failed";
+const WORK_ENDED: &str = "work ended";
+
 impl Serialize for Reason {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Reason {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Ok(match text.as_str() {
+            REQUESTED => Self::Requested,
+            INIT_FAILED => Self::InitFailed,
+            WORK_ENDED => Self::WorkEnded,
+            _ => Self::Signal(text.into()),
+        })
     }
 }
 
@@ -299,9 +316,17 @@ fn as_milliseconds(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1000.0
 }
 
-fn milliseconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-    // Microseconds are as fine as any of this is known.
-    serializer.serialize_f64((as_milliseconds(*duration) * 1000.0).round() / 1000.0)
+/// Durations as milliseconds, to the microsecond: as fine as any of this is known.
+mod milliseconds {
+    use super::*;
+
+    pub(super) fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_f64((as_milliseconds(*duration) * 1000.0).round() / 1000.0)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        Duration::try_from_secs_f64(f64::deserialize(deserializer)? / 1000.0).map_err(D::Error::custom)
+    }
 }
 
 /// What is known so far about the drain of one resource, readable at any moment: when a resource hangs, the report is

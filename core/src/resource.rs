@@ -1,6 +1,7 @@
 //! The trait that an adapter implements, and what core gives it while it drains.
 
 use std::{
+    borrow::Cow,
     fmt,
     future::{Future, poll_fn},
     sync::Arc,
@@ -179,7 +180,7 @@ impl Capabilities {
     }
 
     /// What is missing, in words for the report.
-    pub fn missing(&self) -> Vec<&'static str> {
+    pub fn missing(&self) -> Vec<Cow<'static, str>> {
         let Self { goodbye, confirmed_end, cancel, all_sessions } = *self;
         [
             (goodbye, "say goodbye"),
@@ -188,7 +189,7 @@ impl Capabilities {
             (all_sessions, "see every session"),
         ]
         .into_iter()
-        .filter_map(|(can, what)| (!can).then_some(what))
+        .filter_map(|(can, what)| (!can).then_some(what.into()))
         .collect()
     }
 }

@@ -8,7 +8,7 @@ use std::{
 
 use tokio::task::JoinSet;
 use winddown_core::{
-    Drain, Error, Lifecycle, Outcome, Resource, State, Step,
+    Drain, Error, Lifecycle, Outcome, Report, Resource, State, Step,
     memory::{Memory, Server},
 };
 
@@ -226,6 +226,8 @@ async fn the_report_is_a_table_for_people_and_a_line_for_machines() {
     assert_eq!(json["resources"][0]["closed"], 1);
     assert_eq!(json["resources"][1]["outcome"], "not_initialised");
     assert_eq!(report.resource("db").unwrap().step, Step::Done);
+    let read: Report = serde_json::from_str(&line).unwrap();
+    assert_eq!(read.to_json_line(), line);
 }
 
 #[tokio::test]

@@ -477,7 +477,7 @@ async fn l5_a_second_signal_ends_the_wait_at_once_and_the_report_says_who_was_ru
     let lifecycle = lifecycle();
     let db = in_use(&lifecycle, Scripted::new("db", Goodbye::Takes(ms(10)))).await;
     let _buffer = in_use(&lifecycle, Scripted::new("buffer", Goodbye::Hangs).on(&db)).await;
-    assert!(lifecycle.shared.refuse(Reason::Signal("SIGTERM")));
+    assert!(lifecycle.shared.refuse(Reason::Signal("SIGTERM".into())));
     let begun = lifecycle.shared.begun().await;
     let report = conduct(&lifecycle.shared, &begun, Place::Task, sleep(ms(123))).await;
     assert_eq!(report.took, ms(123));

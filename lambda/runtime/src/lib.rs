@@ -1,1 +1,20 @@
-//! AWS Lambda functions that drain on SIGTERM.
+#![doc = include_str!("../README.md")]
+
+mod environment;
+mod extension;
+mod init_error;
+mod run;
+
+pub use lambda_runtime::{self, Context, LambdaEvent, service_fn};
+
+pub use crate::run::run;
+
+/// Says something that must be seen: through tracing where the function has set it up, else on standard error, which
+/// Lambda puts into the function's log as well.
+fn warn(message: &str, error: &dyn std::fmt::Display) {
+    if tracing::dispatcher::has_been_set() {
+        tracing::warn!(%error, "{message}");
+    } else {
+        eprintln!("winddown: {message}: {error}");
+    }
+}
