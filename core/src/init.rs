@@ -67,9 +67,7 @@ impl<T: Send + Sync + 'static> InitCell<T> {
         match &*progress {
             Progress::Running { outcome, .. } => return Ok(outcome.clone()),
             Progress::Done => return Ok(watch::channel(Some(Ok(()))).1),
-            Progress::Stopped => {
-                return Err(Error::new(ErrorKind::ShuttingDown, "shutting down: not initialised any more"));
-            }
+            Progress::Stopped => return Err(stopped()),
             Progress::Idle => {}
         }
         let runtime = Handle::try_current().map_err(|error| {
@@ -114,9 +112,25 @@ impl<T: Send + Sync + 'static> InitCell<T> {
         self.value.get()
     }
 
+    /// Waits for an attempt's outcome.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: the attempt goes on.
+    pub(crate) async fn outcome(&self, mut outcome: Outcome) -> Result<(), Error> {
+        match outcome.wait_for(Option::is_some).await {
+            Ok(outcome) => outcome.clone().unwrap_or(Ok(())),
+            Err(_) if matches!(*self.progress(), Progress::Stopped) => Err(stopped()),
+            Err(_) => Err(Error::new(ErrorKind::Init, "the runtime ended while it was initialised")),
+        }
+    }
+
     fn progress(&self) -> MutexGuard<'_, Progress> {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn stopped() -> Error {
+    Error::new(ErrorKind::ShuttingDown, "shutting down: not initialised any more")
 }
 
 /// One attempt. Dropped unfinished (its runtime has ended), it leaves the cell as it found it.
@@ -132,9 +146,7 @@ impl<O, T: Send + Sync + 'static> Attempt<O, T> {
         let mut progress = cell.progress();
         let outcome = match made {
             // Under the lock: either `stop` sees the value, or this sees that it was stopped.
-            Ok(_) if matches!(*progress, Progress::Stopped) => {
-                Err(Error::new(ErrorKind::ShuttingDown, "shutting down: initialised too late"))
-            }
+            Ok(_) if matches!(*progress, Progress::Stopped) => Err(stopped()),
             Ok(value) => {
                 // One attempt at a time, and the last one failed: the cell is empty.
                 let _ = cell.value.set(value);
@@ -160,17 +172,6 @@ impl<O, T: Send + Sync + 'static> Drop for Attempt<O, T> {
         if self.sender.borrow().is_none() && matches!(*progress, Progress::Running { .. }) {
             *progress = Progress::Idle;
         }
-    }
-}
-
-/// Waits for an attempt's outcome.
-///
-/// # Cancel safety
-/// Cancel safe: the attempt goes on.
-pub(crate) async fn outcome(mut outcome: Outcome) -> Result<(), Error> {
-    match outcome.wait_for(Option::is_some).await {
-        Ok(outcome) => outcome.clone().unwrap_or(Ok(())),
-        Err(_) => Err(Error::new(ErrorKind::Init, "the runtime ended while it was initialised")),
     }
 }
 

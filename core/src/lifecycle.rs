@@ -163,19 +163,23 @@ impl Lifecycle {
                 running.spawn(node.init());
             }
         }
+        let refused = || Error::new(ErrorKind::ShuttingDown, "shutting down: draining began during start");
         while outcome.is_ok() {
-            match running.join_next().await {
-                None => break,
-                Some(Ok(result)) => outcome = result,
-                // The task only waits for the real one, whose panic is an error already.
-                Some(Err(error)) => {
-                    outcome = Err(Error::new(ErrorKind::Panicked, "initialisation ended").with_source(error))
-                }
+            tokio::select! {
+                biased;
+                next = running.join_next() => match next {
+                    None => break,
+                    Some(Ok(result)) => outcome = result,
+                    // The task only waits for the real one, whose panic is an error already.
+                    Some(Err(error)) => {
+                        outcome = Err(Error::new(ErrorKind::Panicked, "initialisation ended").with_source(error));
+                    }
+                },
+                () = self.draining() => return Err(refused()),
             }
         }
         match outcome {
             Ok(()) => {
-                let refused = || Error::new(ErrorKind::ShuttingDown, "shutting down: draining began during start");
                 let running = self.shared.state.send_if_modified(|state| {
                     let starting = *state == State::Starting;
                     if starting {

@@ -2,7 +2,6 @@
 //! what it sees, paused, and made to refuse.
 
 use std::{
-    collections::VecDeque,
     fmt,
     future::{Future, poll_fn},
     sync::{
@@ -179,7 +178,7 @@ struct PoolState {
     idle: Vec<MemorySession>,
     /// Every session that has not said goodbye: idle, checked out, or saying it.
     open: Vec<usize>,
-    waiting: VecDeque<Waker>,
+    waiting: Vec<Waker>,
     closed: bool,
 }
 
@@ -208,7 +207,7 @@ impl MemoryPool {
                 return Poll::Ready(Ok(session));
             }
             if state.open.len() == self.size {
-                state.waiting.push_back(context.waker().clone());
+                state.waiting.push(context.waker().clone());
                 return Poll::Pending;
             }
             Poll::Ready(self.server.open().inspect(|session| state.open.push(session.id)))
@@ -219,10 +218,11 @@ impl MemoryPool {
     pub fn put(&self, session: MemorySession) {
         let mut state = self.state();
         state.idle.push(session);
-        let waiting = state.waiting.pop_front();
+        // All of them: the first may belong to a caller that has given up.
+        let waiting = std::mem::take(&mut state.waiting);
         let closed = state.closed;
         drop(state);
-        if let Some(waker) = waiting {
+        for waker in waiting {
             waker.wake();
         }
         if closed {

@@ -11,19 +11,23 @@ use std::{
 };
 
 use async_trait::async_trait;
-use tokio::time::timeout_at;
+use tokio::time::{Instant, timeout_at};
 
 use crate::{
     Capabilities, Drain, Error, Ledger, Resource, ResourceId, Step,
     gate::{Admits, Gate},
     guard::{Pass, as_dependent},
-    init::{self, InitCell, Retry},
+    init::{InitCell, Retry},
     panics,
     resource::Deadlines,
 };
 
 /// Cancelling and the last goodbyes get at least this: a round trip to a server in the same region with room to spare.
 const RESERVE_FLOOR: Duration = Duration::from_millis(50);
+
+/// How long an initialisation that is under way may still take. A server that is there has answered by then; one that
+/// is not must not use up the 30 s of a platform that gives them.
+const INIT_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Connecting, cancelling, and a goodbye that is answered are about this many round trips.
 const RESERVE_ROUND_TRIPS: u32 = 8;
@@ -128,7 +132,7 @@ impl<R: Resource> Slot<R> {
     pub(crate) async fn initialised(self: &Arc<Self>) -> Result<&R::Pool, Error> {
         let attempt = InitCell::start(self, |slot| &slot.pool, || Self::attempts(Arc::clone(self)))
             .map_err(|error| error.of(self.name()))?;
-        init::outcome(attempt).await.map_err(|error| error.of(self.name()))?;
+        self.pool.outcome(attempt).await.map_err(|error| error.of(self.name()))?;
         // The outcome was a success, and a value is never taken back.
         self.pool.get().ok_or_else(|| Error::shutting_down(self.name()))
     }
@@ -194,7 +198,7 @@ impl<R: Resource> Node for Slot<R> {
         // 1. Refuse: dependents too, they are drained.
         step(Step::Refuse);
         self.gate.refuse(Admits::Nobody);
-        let Some(pool) = self.pool.stop(settle).await else {
+        let Some(pool) = self.pool.stop(settle.min(Instant::now() + INIT_PATIENCE)).await else {
             step(Step::Done);
             return Ok(Ended::NotInitialised);
         };

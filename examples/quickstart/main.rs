@@ -72,11 +72,14 @@ async fn compare(arguments: &Arguments) -> Result<ExitCode> {
 
     if let Some(file) = &arguments.json {
         let both = json!({ "with": with, "without": without });
-        fs::write(file, serde_json::to_vec_pretty(&both)?).with_context(|| format!("cannot write {}", file.display()))?;
+        fs::write(file, serde_json::to_vec_pretty(&both)?)
+            .with_context(|| format!("cannot write {}", file.display()))?;
     }
     Ok(match with.broken_promise() {
         None => {
-            println!("The promise holds: every accepted record is in the database, which was closed inside the budget.");
+            println!(
+                "The promise holds: every accepted record is in the database, which was closed inside the budget."
+            );
             ExitCode::SUCCESS
         }
         Some(broken) => {

@@ -16,7 +16,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use deadpool_sqlite::{
@@ -46,7 +46,11 @@ pub struct Sqlite {
 
 enum Source {
     Config(Config),
-    Wrapped(Pool),
+    Wrapped {
+        pool: Pool,
+        /// Connections that were made after this are new to us.
+        at: Instant,
+    },
 }
 
 impl Sqlite {
@@ -79,15 +83,15 @@ impl Sqlite {
         pool.retain(|session, _| {
             if let Ok(connection) = session.try_lock() {
                 // One that cannot take a witness now is asked again when it is handed out.
-                let _ = sessions.adopt(&connection);
+                let _ = sessions.register(&connection);
             }
             true
         });
-        Self { source: Source::Wrapped(pool), sessions }
+        Self { source: Source::Wrapped { pool, at: Instant::now() }, sessions }
     }
 
     fn is_wrapped(&self) -> bool {
-        matches!(self.source, Source::Wrapped(_))
+        matches!(self.source, Source::Wrapped { .. })
     }
 
     async fn open_pool(&self, config: &Config) -> Result<Pool, Error> {
@@ -125,7 +129,7 @@ fn on_create(config: Config, sessions: Arc<Sessions>) -> Hook {
 
 fn prepare(connection: &rusqlite::Connection, config: &Config, sessions: &Arc<Sessions>) -> Result<(), HookError> {
     let Config { path, pool_size: _, wait_timeout: _, busy_timeout, pragmas } = config;
-    sessions.adopt(connection).map_err(HookError::Backend)?;
+    sessions.register(connection).map_err(HookError::Backend)?;
     // After it is known of and before it touches the file: a caller that gave up may have left this behind.
     if sessions.state().phase != Phase::Open {
         return Err(HookError::message("shutting down"));
@@ -161,22 +165,22 @@ impl Resource for Sqlite {
                 self.sessions.state().phase = Phase::Open;
                 self.open_pool(config).await
             }
-            Source::Wrapped(pool) => Ok(pool.clone()),
+            Source::Wrapped { pool, .. } => Ok(pool.clone()),
         }
     }
 
     fn opened(&self) -> Option<Pool> {
         match &self.source {
             Source::Config(_) => None,
-            Source::Wrapped(pool) => Some(pool.clone()),
+            Source::Wrapped { pool, .. } => Some(pool.clone()),
         }
     }
 
     async fn checkout(&self, pool: &Pool) -> Result<Connection, Error> {
         let object = pool.get().await;
         let object = object.map_err(|failure| error(ErrorKind::Checkout, "no connection", failure.into()))?;
-        if self.is_wrapped() {
-            self.sessions.recognise(&object);
+        if let Source::Wrapped { at, .. } = self.source {
+            self.sessions.recognise(&object, at);
         }
         Ok(Connection { object, sessions: Arc::clone(&self.sessions) })
     }
@@ -263,7 +267,7 @@ impl fmt::Debug for Sqlite {
         let mut out = f.debug_struct("Sqlite");
         match &self.source {
             Source::Config(config) => out.field("config", config),
-            Source::Wrapped(pool) => out.field("wrapped", &pool.status()),
+            Source::Wrapped { pool, .. } => out.field("wrapped", &pool.status()),
         };
         out.finish_non_exhaustive()
     }
@@ -428,14 +432,17 @@ impl Sessions {
 
     /// The number of this connection, which it is given now if it has none.
     ///
-    /// Touches no file.
+    /// Reads the file if it has none: SQLite looks at the schema before it says that there is no such function.
     fn adopt(self: &Arc<Self>, connection: &rusqlite::Connection) -> rusqlite::Result<i64> {
         let number = connection.query_row(&format!("SELECT {WITNESS}()"), [], |row| row.get(0));
-        if let Ok(id) = number
-            && self.state().open.contains_key(&id)
-        {
-            return Ok(id);
+        match number {
+            Ok(id) if self.state().open.contains_key(&id) => Ok(id),
+            _ => self.register(connection),
         }
+    }
+
+    /// Gives a number to a connection that has none. Touches no file.
+    fn register(self: &Arc<Self>, connection: &rusqlite::Connection) -> rusqlite::Result<i64> {
         let interrupt = Some(Arc::new(connection.get_interrupt_handle()));
         let path = connection.path().filter(|path| !path.is_empty()).map(PathBuf::from);
         let id = {
@@ -453,14 +460,16 @@ impl Sessions {
         Ok(id)
     }
 
-    /// Makes sure that a connection of a wrapped pool is known.
-    fn recognise(self: &Arc<Self>, object: &Object) {
+    /// Makes sure that a connection of a pool that was wrapped at this moment is known.
+    fn recognise(self: &Arc<Self>, object: &Object, wrapped_at: Instant) {
         let known = Some(Object::id(object));
         if self.state().open.values().any(|open| open.object == known) {
             return;
         }
-        if let Ok(connection) = object.try_lock()
-            && let Ok(id) = self.adopt(&connection)
+        let Ok(connection) = object.try_lock() else { return };
+        let is_new = Object::metrics(object).created > wrapped_at;
+        let id = if is_new { self.register(&connection) } else { self.adopt(&connection) };
+        if let Ok(id) = id
             && let Some(open) = self.state().open.get_mut(&id)
         {
             open.object = known;
@@ -613,5 +622,35 @@ fn sweep(path: &Path) -> Result<(), Error> {
                 ))
             }
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_that_a_caller_left_behind_does_not_touch_the_file_once_draining_has_begun() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = Config::new(directory.path().join("test.db"));
+        let log = directory.path().join("test.db-wal");
+        let connect = || rusqlite::Connection::open(&config.path).unwrap();
+        let sessions = Arc::<Sessions>::default();
+
+        let before = connect();
+        prepare(&before, &config, &sessions).unwrap();
+        before.execute_batch("CREATE TABLE t(x)").unwrap();
+        assert!(log.exists());
+        before.close().unwrap();
+        assert!(!log.exists());
+
+        let _over = sessions.begin();
+        let after = connect();
+        prepare(&after, &config, &sessions).unwrap_err();
+        assert!(!log.exists());
+        assert_eq!(sessions.news().open, 1);
+        after.close().unwrap();
+        let News { open, ended, .. } = sessions.news();
+        assert_eq!((open, ended), (0, 1), "it counts as closed when it is");
     }
 }

@@ -386,6 +386,27 @@ async fn a_connection_taken_from_the_pool_directly_is_waited_for() {
 }
 
 #[tokio::test]
+async fn a_connection_that_the_driver_drops_somewhere_is_interrupted_and_waited_for() {
+    let database = Database::new();
+    let lifecycle = lifecycle(Duration::from_secs(2));
+    let db = prepared(&lifecycle, Sqlite::open(&database.path)).await;
+    let taken = deadpool_sqlite::Object::take(db.pool().await.unwrap().get().await.unwrap());
+    idle(&db, 2).await;
+    let (begun, running) = tokio::sync::oneshot::channel();
+    tokio::select! {
+        biased;
+        _ = taken.interact(|connection| { begun.send(()).unwrap(); endless(connection) }) => panic!("it ended at once"),
+        begun = running => begun.unwrap(),
+    }
+    // Nobody has it any more: the driver closes it on some thread when the statement is over.
+    drop(taken);
+    let report = drain(&lifecycle).await;
+    assert_eq!(row(&report).outcome, Outcome::Drained, "{report}");
+    assert_eq!(row(&report).sessions.closed, 3, "{report}");
+    assert_eq!(database.logs(), [""; 0]);
+}
+
+#[tokio::test]
 async fn a_connection_that_only_the_wrapped_pool_knows_is_waited_for_and_counted_as_cut() {
     let database = Database::new();
     let lifecycle = lifecycle(Duration::from_millis(700));

@@ -404,6 +404,21 @@ async fn an_initialisation_under_way_is_waited_for_until_settling_ends_and_then_
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_initialisation_under_way_gets_a_second_at_most() {
+    for (takes, outcome) in [(999, Outcome::Drained), (1001, Outcome::NotInitialised)] {
+        let lifecycle = Lifecycle::builder().signals(false).budget(ms(30_000)).build().unwrap();
+        let server = Server::new();
+        let slow = lifecycle.guard(Slow { takes: ms(takes), memory: Memory::on(&server, "slow") });
+        tokio::spawn(async move { slow.get().await.map(drop) });
+        tokio::task::yield_now().await;
+        let report = drain(&lifecycle).report().await;
+        assert_eq!(report.resource("slow").unwrap().outcome, outcome, "{takes}: {report}");
+        assert!(report.took <= ms(1001), "{report}");
+        assert_eq!(server.sessions(), 0, "{takes}");
+    }
+}
+
 /// Opens its session first and then takes its time, or opens it too late.
 struct Slow {
     takes: Duration,

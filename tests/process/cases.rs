@@ -1,0 +1,372 @@
+//! The cases. Times are bounds well above scheduling noise: what must end by the deadline has a budget of seconds, what
+//! must not wait has a bound of half of it.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Write},
+    net::TcpListener,
+    os::unix::net::UnixDatagram,
+    path::Path,
+    thread,
+    time::Duration,
+};
+
+use rustix::process::Signal;
+use tempfile::TempDir;
+use winddown::{EXIT_AT_DEADLINE, Outcome, Reason, sqlite::rusqlite::Connection};
+
+use crate::child::{Child, Ended};
+
+/// Three seconds: drains must end 100 ms before it.
+const BUDGET: Duration = Duration::from_secs(3);
+
+/// What does not hang takes a small part of it.
+const AT_ONCE: Duration = Duration::from_millis(1500);
+
+macro_rules! cases {
+    ($($case:ident),* $(,)?) => {
+        /// Every case with its name.
+        pub(crate) const ALL: &[(&str, fn())] = &[$((stringify!($case), $case)),*];
+    };
+}
+
+cases![
+    idle_says_goodbye_and_exits_0,
+    an_interrupt_drains_as_well,
+    buffered_records_are_written,
+    a_checkout_that_comes_back_late_is_waited_for,
+    a_straggler_is_interrupted_and_named,
+    l1_l2_a_resource_that_hangs_is_named_and_costs_only_itself,
+    l2_a_resource_that_panics_costs_only_itself,
+    l1_l2_a_resource_that_blocks_its_thread_is_named_and_costs_only_itself,
+    l1_l2_the_same_on_a_single_threaded_runtime,
+    l1_a_starved_runtime_neither_hides_the_signal_nor_stops_the_clock,
+    l1_a_starved_single_threaded_runtime_neither,
+    a_stop_during_a_slow_init_is_heeded,
+    a_failed_init_is_rolled_back_and_exits_1,
+    l5_a_second_signal_ends_the_wait_at_once,
+    a_main_that_ignores_the_lifecycle_is_ended_at_the_deadline,
+    l1_a_report_that_nobody_reads_does_not_hold_up_the_end,
+    s5_every_record_a_writer_had_accepted_is_accounted_for,
+    an_unknown_budget_is_one_clear_line,
+    an_unreadable_database_path_is_one_clear_line,
+    a_function_outside_lambda_is_told_what_to_do,
+    without_an_extensions_api_the_function_warns_and_goes_on,
+    an_extensions_api_that_refuses_is_warned_of_once,
+    systemd_is_told,
+];
+
+fn outcome(ended: &Ended, name: &str) -> Outcome {
+    let report = ended.report();
+    report.resource(name).unwrap_or_else(|| panic!("no {name} in\n{report}")).outcome
+}
+
+/// A database with a table for records, and what is left in it.
+struct Database {
+    folder: TempDir,
+}
+
+impl Database {
+    fn new() -> Self {
+        let database = Self { folder: tempfile::tempdir().unwrap() };
+        Connection::open(database.path())
+            .unwrap()
+            .execute_batch("CREATE TABLE audit(number INTEGER PRIMARY KEY)")
+            .unwrap();
+        database
+    }
+
+    fn path(&self) -> std::path::PathBuf {
+        self.folder.path().join("app.db")
+    }
+
+    fn start(&self, program: &str) -> Child {
+        let budget = BUDGET.as_millis().to_string();
+        let path = self.path();
+        Child::start_with(program, &[("WINDDOWN_BUDGET_MS", budget.as_ref()), ("SQLITE_PATH", path.as_os_str())])
+    }
+
+    fn is_closed(&self) -> bool {
+        let beside = |suffix| Path::new(&format!("{}{suffix}", self.path().display())).exists();
+        !beside("-wal") && !beside("-shm")
+    }
+
+    fn rows(&self) -> u64 {
+        let connection = Connection::open(self.path()).unwrap();
+        let count: i64 = connection.query_row("SELECT count(*) FROM audit", [], |row| row.get(0)).unwrap();
+        count.unsigned_abs()
+    }
+}
+
+fn idle_says_goodbye_and_exits_0() {
+    let ended = Child::start("idle", BUDGET).ready().terminate().end();
+    assert_eq!((ended.code, ended.signal), (Some(0), None), "{}", ended.stderr);
+    assert!(ended.took < AT_ONCE, "{:?}", ended.took);
+    let report = ended.report();
+    assert!(report.is_clean(), "{report}");
+    assert_eq!((&report.reason, report.budget), (&Reason::Signal("SIGTERM".into()), BUDGET));
+    assert_eq!(report.resource("db").unwrap().sessions.closed, 2);
+    assert_eq!(report.resource("spare").unwrap().sessions.closed, 1, "opened by init");
+}
+
+fn an_interrupt_drains_as_well() {
+    let ended = Child::start("idle", BUDGET).ready().signal(Signal::INT).end();
+    assert_eq!(ended.code, Some(0));
+    assert_eq!(ended.report().reason, Reason::Signal("SIGINT".into()));
+}
+
+fn buffered_records_are_written() {
+    let database = Database::new();
+    let ended = database.start("buffered").ready().terminate().end();
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert!(ended.took < AT_ONCE, "{:?}", ended.took);
+    assert!(database.is_closed());
+    assert_eq!(database.rows(), 100);
+    let records = ended.report().resource("audit").unwrap().records.unwrap();
+    assert_eq!((records.accepted, records.written, records.lost), (100, 100, 0));
+}
+
+fn a_checkout_that_comes_back_late_is_waited_for() {
+    let ended = Child::start("held", BUDGET).ready().terminate().end();
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert!(ended.took >= Duration::from_millis(300), "{:?}", ended.took);
+    assert!(ended.took < BUDGET / 2, "{:?}", ended.took);
+    assert!(ended.report().is_clean(), "{}", ended.report());
+}
+
+fn a_straggler_is_interrupted_and_named() {
+    let database = Database::new();
+    let ended = database.start("straggler").ready().terminate().end();
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert!(ended.took < BUDGET, "{:?}", ended.took);
+    assert!(database.is_closed());
+    let report = ended.report();
+    let row = report.resource("sqlite").unwrap();
+    assert_eq!((row.outcome, row.sessions.cancelled, row.left_out), (Outcome::Drained, 1, 0), "{report}");
+    assert_eq!(row.stragglers.len(), 1);
+    assert!(row.stragglers[0].site.contains("programs.rs"), "{report}");
+}
+
+fn l1_l2_a_resource_that_hangs_is_named_and_costs_only_itself() {
+    hung("hangs");
+}
+
+fn l1_l2_a_resource_that_blocks_its_thread_is_named_and_costs_only_itself() {
+    hung("blocks");
+}
+
+fn l1_l2_the_same_on_a_single_threaded_runtime() {
+    hung("blocks_single");
+}
+
+fn hung(program: &str) {
+    let ended = Child::start(program, BUDGET).ready().terminate().end();
+    assert_eq!((ended.code, ended.signal), (Some(1), None), "{}", ended.stderr);
+    assert!(ended.took < BUDGET, "{:?}", ended.took);
+    assert_eq!(outcome(&ended, "faulty"), Outcome::Hung);
+    let db = ended.report().resource("db").unwrap();
+    assert_eq!(db.outcome, Outcome::Drained);
+    assert!(db.took < AT_ONCE, "{}", ended.report());
+}
+
+fn l2_a_resource_that_panics_costs_only_itself() {
+    let ended = Child::start("panics", BUDGET).ready().terminate().end();
+    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+    assert!(ended.took < AT_ONCE, "{:?}", ended.took);
+    assert_eq!(outcome(&ended, "faulty"), Outcome::Panicked);
+    assert!(ended.report().resource("faulty").unwrap().error.as_ref().unwrap().contains("the driver has a bug"));
+    assert_eq!(outcome(&ended, "db"), Outcome::Drained);
+}
+
+fn l1_a_starved_runtime_neither_hides_the_signal_nor_stops_the_clock() {
+    starved("starved");
+}
+
+fn l1_a_starved_single_threaded_runtime_neither() {
+    starved("starved_single");
+}
+
+fn starved(program: &str) {
+    let database = Database::new();
+    let ended = database.start(program).ready().terminate().end();
+    // The application never comes to its own end.
+    assert_eq!((ended.code, ended.signal), (Some(EXIT_AT_DEADLINE), None), "{}", ended.stderr);
+    assert!(ended.took < BUDGET, "{:?}", ended.took);
+    assert_eq!(outcome(&ended, "faulty"), Outcome::Hung);
+    assert_eq!(outcome(&ended, "sqlite"), Outcome::Drained, "{}", ended.report());
+    assert!(database.is_closed());
+}
+
+fn a_stop_during_a_slow_init_is_heeded() {
+    let ended = Child::start("slow_init", BUDGET).ready().terminate().end();
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert!(ended.took < BUDGET, "{:?}", ended.took);
+    assert_eq!(outcome(&ended, "slow"), Outcome::NotInitialised);
+    assert_eq!(outcome(&ended, "db"), Outcome::Drained);
+}
+
+fn a_failed_init_is_rolled_back_and_exits_1() {
+    let ended = Child::start("failing_init", BUDGET).end();
+    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+    let report = ended.report();
+    assert_eq!(report.reason, Reason::InitFailed);
+    assert_eq!(outcome(&ended, "sqlite"), Outcome::NotInitialised);
+    assert!(matches!(outcome(&ended, "db"), Outcome::Drained | Outcome::NotInitialised), "{report}");
+    let last = ended.stderr.lines().last().unwrap();
+    assert!(last.contains("/no/such/directory"), "{last}");
+}
+
+fn l5_a_second_signal_ends_the_wait_at_once() {
+    let child = Child::start("hangs", Duration::from_secs(30)).ready().terminate();
+    thread::sleep(Duration::from_millis(300));
+    let ended = child.terminate().end();
+    assert_eq!((ended.code, ended.signal), (Some(128 + 15), None), "{}", ended.stderr);
+    assert!(ended.took < Duration::from_secs(10), "{:?}", ended.took);
+    let report = ended.report();
+    assert!(report.forced && !report.is_clean(), "{report}");
+    assert_eq!(outcome(&ended, "faulty"), Outcome::Hung);
+    assert_eq!(outcome(&ended, "db"), Outcome::Drained);
+}
+
+fn a_main_that_ignores_the_lifecycle_is_ended_at_the_deadline() {
+    let ended = Child::start("ignores", BUDGET).ready().terminate().end();
+    assert_eq!((ended.code, ended.signal), (Some(0), None), "everything was drained: {}", ended.stderr);
+    assert!(ended.took < BUDGET, "{:?}", ended.took);
+    assert!(ended.report().is_clean());
+}
+
+fn l1_a_report_that_nobody_reads_does_not_hold_up_the_end() {
+    let (child, _unread) = Child::start("chatty", BUDGET).ready().deaf();
+    let ended = child.terminate().end();
+    assert_eq!((ended.code, ended.signal), (Some(0), None));
+    assert!(ended.took < BUDGET, "{:?}", ended.took);
+}
+
+fn s5_every_record_a_writer_had_accepted_is_accounted_for() {
+    let totals = soak(env_or("WINDDOWN_SOAK_SIGNALS", 25));
+    println!("{totals}");
+}
+
+/// How many times a writer is ended at a random moment; `cargo xtask soak` asks for more.
+fn env_or(variable: &str, default: u32) -> u32 {
+    match std::env::var(variable) {
+        Ok(value) => value.parse().unwrap_or_else(|_| panic!("{variable}={value} is not a number")),
+        Err(_) => default,
+    }
+}
+
+fn soak(signals: u32) -> String {
+    let (mut accepted, mut written, mut lost) = (0, 0, 0);
+    for round in 0..signals {
+        let database = Database::new();
+        let mut child = database.start("writer").ready();
+        // Random enough: where in a batch, a commit or a timer this falls is not in our hands.
+        thread::sleep(Duration::from_micros(u64::from(round) * 7919 % 40_000));
+        child = child.terminate();
+        let said = child.line();
+        let ended = child.end();
+        assert_eq!(ended.code, Some(0), "round {round}: {}", ended.stderr);
+        assert!(ended.took < BUDGET, "round {round}: {:?}", ended.took);
+        let said: u64 = said.trim().strip_prefix("accepted ").unwrap().parse().unwrap();
+        let records = ended.report().resource("audit").unwrap().records.unwrap();
+        assert_eq!(records.accepted, said, "round {round}");
+        assert_eq!(records.accepted, records.written + records.lost, "round {round}");
+        assert!(database.is_closed(), "round {round}");
+        assert_eq!(database.rows(), records.written, "round {round}");
+        accepted += records.accepted;
+        written += records.written;
+        lost += records.lost;
+    }
+    format!("{signals} signals: {accepted} records accepted = {written} written + {lost} reported lost")
+}
+
+fn an_unknown_budget_is_one_clear_line() {
+    let ended = Child::start_with("idle", &[("WINDDOWN_BUDGET_MS", "soon")]).end();
+    assert_eq!(ended.code, Some(1));
+    assert_eq!(
+        ended.stderr,
+        "WINDDOWN_BUDGET_MS=\"soon\" is not a whole number of milliseconds: set it to one, like 500, or unset it\n"
+    );
+}
+
+fn an_unreadable_database_path_is_one_clear_line() {
+    let ended = Child::start_with("unreadable", &[("SQLITE_PATH", "/no/such/directory/app.db")]).end();
+    assert_eq!(ended.code, Some(1));
+    let lines: Vec<&str> = ended.stderr.lines().filter(|line| !line.starts_with('{')).collect();
+    assert_eq!(lines.len(), 1, "{}", ended.stderr);
+    assert!(lines[0].starts_with("sqlite: ") && lines[0].contains("/no/such/directory/app.db"), "{}", lines[0]);
+}
+
+fn a_function_outside_lambda_is_told_what_to_do() {
+    let ended = Child::start("lambda", BUDGET).end();
+    assert_eq!(ended.code, Some(1));
+    assert!(
+        ended.stderr.contains("AWS_LAMBDA_RUNTIME_API is not set: start the function on Lambda"),
+        "{}",
+        ended.stderr
+    );
+}
+
+fn without_an_extensions_api_the_function_warns_and_goes_on() {
+    refused(404, "winddown: no extension could be registered");
+}
+
+fn an_extensions_api_that_refuses_is_warned_of_once() {
+    refused(403, "winddown: no extension could be registered");
+}
+
+/// A Lambda that has a Runtime API and nothing else: no invocation ever comes, and extensions are answered with
+/// `status`.
+fn refused(status: u16, warning: &str) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let (asked, next) = std::sync::mpsc::channel();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (mut stream, asked) = (stream.unwrap(), asked.clone());
+            thread::spawn(move || {
+                let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
+                while let Some(request) = lines.next() {
+                    if request.contains("/runtime/invocation/next") {
+                        asked.send(()).unwrap();
+                    } else if request.contains("/extension/register") {
+                        let body = "{}";
+                        write!(stream, "HTTP/1.1 {status} No\r\ncontent-length: {}\r\n\r\n{body}", body.len()).unwrap();
+                    }
+                }
+            });
+        }
+    });
+    let variables = [
+        ("WINDDOWN_BUDGET_MS", BUDGET.as_millis().to_string()),
+        ("AWS_LAMBDA_RUNTIME_API", address),
+        ("AWS_LAMBDA_FUNCTION_NAME", "f".into()),
+        ("AWS_LAMBDA_FUNCTION_VERSION", "$LATEST".into()),
+        ("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "128".into()),
+    ];
+    let child = Child::start_with("lambda", &variables);
+    next.recv_timeout(BUDGET * 10).expect("the function asks for an invocation");
+    let ended = child.terminate().end();
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert!(ended.took < AT_ONCE, "{:?}", ended.took);
+    assert_eq!(ended.stderr.matches(warning).count(), 1, "{}", ended.stderr);
+    assert_eq!(outcome(&ended, "db"), Outcome::Drained);
+}
+
+fn systemd_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(BUDGET * 10)).unwrap();
+    let budget = BUDGET.as_millis().to_string();
+    let child =
+        Child::start_with("idle", &[("WINDDOWN_BUDGET_MS", budget.as_ref()), ("NOTIFY_SOCKET", path.as_os_str())]);
+    let child = child.ready().terminate();
+    let mut message = [0; 1024];
+    let length = socket.recv(&mut message).unwrap();
+    let message = String::from_utf8_lossy(&message[..length]).into_owned();
+    assert!(message.lines().any(|line| line == "STOPPING=1"), "{message}");
+    assert!(message.lines().any(|line| line == "EXTEND_TIMEOUT_USEC=3000000"), "{message}");
+    assert_eq!(child.end().code, Some(0));
+    fs::remove_file(path).unwrap();
+}

@@ -1,0 +1,143 @@
+//! A program of `programs.rs` as a child process.
+
+use std::{
+    env,
+    ffi::OsStr,
+    io::{BufRead, BufReader, Read},
+    os::unix::process::ExitStatusExt,
+    process::{ChildStderr, Command, Stdio},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+use winddown::Report;
+
+const ROLE: &str = "WINDDOWN_TEST_PROGRAM";
+
+/// A child that has not ended by then never will.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Which program this process is, if it is a child.
+pub(crate) fn role() -> Option<String> {
+    env::var(ROLE).ok()
+}
+
+/// Tells the parent that the program has come to the point of its case.
+pub(crate) fn ready() {
+    println!("ready");
+}
+
+/// A child that runs. It does not outlive its case, however that ends.
+pub(crate) struct Child {
+    child: std::process::Child,
+    /// Dropped when the child has ended; until then somebody watches that it does.
+    over: Option<mpsc::Sender<()>>,
+    stdout: BufReader<std::process::ChildStdout>,
+    stderr: Option<ChildStderr>,
+    signalled: Option<Instant>,
+}
+
+/// How a child ended.
+pub(crate) struct Ended {
+    pub(crate) code: Option<i32>,
+    pub(crate) signal: Option<i32>,
+    /// From the first signal to the end of the process.
+    pub(crate) took: Duration,
+    pub(crate) report: Option<Report>,
+    pub(crate) stderr: String,
+}
+
+impl Child {
+    pub(crate) fn start(program: &str, budget: Duration) -> Self {
+        Self::start_with(program, &[("WINDDOWN_BUDGET_MS", budget.as_millis().to_string())])
+    }
+
+    pub(crate) fn start_with<V: AsRef<OsStr>>(program: &str, variables: &[(&str, V)]) -> Self {
+        let mut command = Command::new(env::current_exe().unwrap());
+        command.env(ROLE, program).envs(variables.iter().map(|(name, value)| (name, value)));
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        let stderr = child.stderr.take();
+        let (over, watch) = mpsc::channel();
+        let pid = Pid::from_child(&child);
+        thread::spawn(move || {
+            // So that a case with a child that hangs fails, and does not hang too.
+            if watch.recv_timeout(PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout) {
+                // It may have ended at this very moment.
+                let _ = kill_process(pid, Signal::KILL);
+            }
+        });
+        Self { child, over: Some(over), stdout, stderr, signalled: None }
+    }
+
+    /// Waits for the program's `ready`.
+    pub(crate) fn ready(mut self) -> Self {
+        let line = self.line();
+        if line != "ready\n" {
+            let mut stderr = String::new();
+            self.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+            panic!("said {line:?} and not ready; on standard error:\n{stderr}");
+        }
+        self
+    }
+
+    pub(crate) fn signal(mut self, signal: Signal) -> Self {
+        let pid = Pid::from_child(&self.child);
+        self.signalled.get_or_insert_with(Instant::now);
+        kill_process(pid, signal).unwrap();
+        self
+    }
+
+    pub(crate) fn terminate(self) -> Self {
+        self.signal(Signal::TERM)
+    }
+
+    /// The next line of its standard output.
+    pub(crate) fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.stdout.read_line(&mut line).unwrap();
+        line
+    }
+
+    /// Leaves standard error unread from here on, with its pipe open.
+    pub(crate) fn deaf(mut self) -> (Self, ChildStderr) {
+        let stderr = self.stderr.take().unwrap();
+        (self, stderr)
+    }
+
+    /// Waits for the end.
+    pub(crate) fn end(mut self) -> Ended {
+        let reader = self.stderr.take().map(|mut stderr| {
+            thread::spawn(move || {
+                let mut text = String::new();
+                stderr.read_to_string(&mut text).unwrap();
+                text
+            })
+        });
+        let status = self.child.wait().unwrap();
+        let took = self.signalled.map(|signalled| signalled.elapsed()).unwrap_or_default();
+        self.over = None;
+        let stderr = reader.map(|reader| reader.join().unwrap()).unwrap_or_default();
+        let report = stderr.lines().find_map(|line| serde_json::from_str(line).ok());
+        Ended { code: status.code(), signal: status.signal(), took, report, stderr }
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        if self.over.is_some() {
+            self.child.kill().unwrap();
+            self.child.wait().unwrap();
+        }
+    }
+}
+
+impl Ended {
+    /// The report; the case fails without one.
+    pub(crate) fn report(&self) -> &Report {
+        self.report.as_ref().unwrap_or_else(|| panic!("no report; on standard error:\n{}", self.stderr))
+    }
+}

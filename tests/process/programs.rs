@@ -1,0 +1,287 @@
+//! The programs that the cases end. Each is a small `main` of the kind that users write.
+
+use std::{
+    env,
+    future::pending,
+    hint,
+    io::Write,
+    process::ExitCode,
+    sync::{Arc, Barrier},
+    thread,
+    time::{Duration, Instant},
+};
+
+use tokio::{runtime::Builder, time::sleep};
+use winddown::{
+    Drain, Error, Lifecycle, Resource,
+    buffer::{BatchWriter, Push},
+    lambda::{LambdaEvent, lambda_runtime, service_fn},
+    memory::Memory,
+    sqlite::{Insert, Sqlite},
+};
+
+use crate::child::ready;
+
+/// Longer than any budget here.
+const FOR_EVER: Duration = Duration::from_secs(3600);
+
+pub(crate) fn run(program: &str) -> ExitCode {
+    let runtime = match program {
+        "starved_single" | "blocks_single" => Builder::new_current_thread().enable_all().build(),
+        _ => Builder::new_multi_thread().worker_threads(2).enable_all().build(),
+    };
+    let result = runtime.unwrap().block_on(async {
+        match program {
+            "idle" => idle().await,
+            "buffered" => buffered().await,
+            "held" => held().await,
+            "straggler" => straggler().await,
+            "hangs" => faulty(Fault::Hangs).await,
+            "panics" => faulty(Fault::Panics).await,
+            "blocks" | "blocks_single" => faulty(Fault::Blocks).await,
+            "starved" => starved(2).await,
+            "starved_single" => starved(0).await,
+            "slow_init" => slow_init().await,
+            "failing_init" => failing_init().await,
+            "ignores" => ignores().await,
+            "writer" => writer().await,
+            "chatty" => chatty().await,
+            "unreadable" => unreadable().await,
+            "lambda" => lambda().await,
+            other => panic!("no program {other}"),
+        }
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The work of a program that waits for its end.
+async fn until_stopped(lifecycle: &Lifecycle) -> Result<(), Error> {
+    let stop = lifecycle.draining();
+    let work = async {
+        ready();
+        stop.await;
+        Ok::<_, Error>(())
+    };
+    lifecycle.run(work).await.map(drop)
+}
+
+async fn idle() -> Result<(), Error> {
+    let lifecycle = Lifecycle::detect()?;
+    let db = lifecycle.guard(Memory::new("db"));
+    let _spare = lifecycle.guard(Memory::new("spare"));
+    drop((db.get().await?, db.get().await?));
+    until_stopped(&lifecycle).await
+}
+
+async fn buffered() -> Result<(), Error> {
+    let lifecycle = Lifecycle::detect()?;
+    let db = lifecycle.guard(Sqlite::from_env()?);
+    let insert = Insert::new("INSERT INTO audit(number) VALUES (?1)");
+    let audit = lifecycle.guard(BatchWriter::new(&db, insert).name("audit").max_age(FOR_EVER));
+    for number in 0..100_i64 {
+        audit.push((number,)).await?;
+    }
+    until_stopped(&lifecycle).await
+}
+
+async fn held() -> Result<(), Error> {
+    let lifecycle = Lifecycle::detect()?;
+    let db = lifecycle.guard(Memory::new("db"));
+    let checkout = db.get().await?;
+    let draining = lifecycle.draining();
+    tokio::spawn(async move {
+        draining.await;
+        sleep(Duration::from_millis(300)).await;
+        drop(checkout);
+    });
+    until_stopped(&lifecycle).await
+}
+
+async fn straggler() -> Result<(), Error> {
+    const ENDLESS: &str = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n";
+    let lifecycle = Lifecycle::detect()?;
+    let db = lifecycle.guard(Sqlite::from_env()?);
+    let checkout = db.get().await?;
+    tokio::spawn(async move {
+        let query = checkout.interact(|connection| connection.query_row(ENDLESS, [], |row| row.get::<_, i64>(0))).await;
+        // Also in the output, to see that it ended before the process did.
+        println!("query ended: {:?}", query.map(|result| result.is_err()));
+        drop(checkout);
+    });
+    until_stopped(&lifecycle).await
+}
+
+enum Fault {
+    Hangs,
+    Panics,
+    Blocks,
+}
+
+struct Faulty(Fault);
+
+impl Resource for Faulty {
+    type Pool = ();
+    type Checkout = ();
+
+    fn name(&self) -> &str {
+        "faulty"
+    }
+    async fn init(&self) -> Result<(), Error> {
+        Ok(())
+    }
+    async fn checkout(&self, (): &()) -> Result<(), Error> {
+        Ok(())
+    }
+    async fn goodbye(&self, (): &(), _: &Drain) -> Result<(), Error> {
+        match self.0 {
+            Fault::Hangs => pending().await,
+            Fault::Panics => panic!("the driver has a bug"),
+            Fault::Blocks => {
+                thread::sleep(FOR_EVER);
+                Ok(())
+            }
+        }
+    }
+}
+
+async fn faulty(fault: Fault) -> Result<(), Error> {
+    let lifecycle = Lifecycle::detect()?;
+    let _faulty = lifecycle.guard(Faulty(fault));
+    let db = lifecycle.guard(Memory::new("db"));
+    drop(db.get().await?);
+    until_stopped(&lifecycle).await
+}
+
+/// Every thread that could run the application in a busy loop: `workers` of the runtime, and this one.
+async fn starved(workers: usize) -> Result<(), Error> {
+    let lifecycle = Lifecycle::detect()?;
+    let db = lifecycle.guard(Sqlite::from_env()?);
+    let _never = lifecycle.guard(Faulty(Fault::Hangs));
+    drop(db.get().await?);
+    lifecycle.init().await?;
+    let all_busy = Arc::new(Barrier::new(workers + 1));
+    for _ in 0..workers {
+        let all_busy = Arc::clone(&all_busy);
+        tokio::spawn(async move {
+            all_busy.wait();
+            spin();
+        });
+    }
+    all_busy.wait();
+    ready();
+    spin();
+    Ok(())
+}
+
+fn spin() {
+    let end = Instant::now() + FOR_EVER;
+    while Instant::now() < end {
+        hint::spin_loop();
+    }
+}
+
+struct SlowInit;
+
+impl Resource for SlowInit {
+    type Pool = ();
+    type Checkout = ();
+
+    fn name(&self) -> &str {
+        "slow"
+    }
+    async fn init(&self) -> Result<(), Error> {
+        ready();
+        pending().await
+    }
+    async fn checkout(&self, (): &()) -> Result<(), Error> {
+        Ok(())
+    }
+    async fn goodbye(&self, (): &(), _: &Drain) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+async fn slow_init() -> Result<(), Error> {
+    let lifecycle = Lifecycle::detect()?;
+    let db = lifecycle.guard(Memory::new("db"));
+    drop(db.get().await?);
+    let _slow = lifecycle.guard(SlowInit);
+    lifecycle.run(pending::<Result<(), Error>>()).await.map(drop)
+}
+
+async fn failing_init() -> Result<(), Error> {
+    let lifecycle = Lifecycle::detect()?;
+    let _db = lifecycle.guard(Memory::new("db"));
+    let _bad = lifecycle.guard(Sqlite::open("/no/such/directory/app.db"));
+    lifecycle.run(pending::<Result<(), Error>>()).await.map(drop)
+}
+
+/// A `main` that never asks what became of the lifecycle.
+async fn ignores() -> Result<(), Error> {
+    let lifecycle = Lifecycle::detect()?;
+    let db = lifecycle.guard(Memory::new("db"));
+    drop(db.get().await?);
+    ready();
+    pending().await
+}
+
+/// Accepts records as quickly as it can until it is stopped, and says how many on its standard output.
+async fn writer() -> Result<(), Error> {
+    let lifecycle = Lifecycle::detect()?;
+    let db = lifecycle.guard(Sqlite::from_env()?);
+    let insert = Insert::new("INSERT INTO audit(number) VALUES (?1)");
+    let audit =
+        lifecycle.guard(BatchWriter::new(&db, insert).name("audit").batch_size(64).max_age(Duration::from_millis(5)));
+    let work = async {
+        let mut accepted = 0_i64;
+        ready();
+        while audit.push((accepted,)).await.is_ok() {
+            accepted += 1;
+            // As a handler would between two records.
+            tokio::task::yield_now().await;
+        }
+        println!("accepted {accepted}");
+        Ok::<_, Error>(())
+    };
+    // Tracked work is drained before the buffer, and would not be refused; this is what happens between requests.
+    let (report, _) = tokio::join!(lifecycle.run(async { Ok::<_, Error>(lifecycle.draining().await) }), work);
+    report.map(drop)
+}
+
+/// Fills standard error before it waits.
+async fn chatty() -> Result<(), Error> {
+    let lifecycle = Lifecycle::detect()?;
+    let db = lifecycle.guard(Memory::new("db"));
+    drop(db.get().await?);
+    thread::spawn(|| {
+        // Blocks when the pipe is full, holding the lock of standard error.
+        let mut stderr = std::io::stderr().lock();
+        while stderr.write_all(&[b'.'; 4096]).is_ok() {}
+    });
+    until_stopped(&lifecycle).await
+}
+
+async fn unreadable() -> Result<(), Error> {
+    let lifecycle = Lifecycle::detect()?;
+    let _db = lifecycle.guard(Sqlite::open(env::var("SQLITE_PATH").unwrap()));
+    lifecycle.init().await
+}
+
+async fn lambda() -> Result<(), Error> {
+    let lifecycle = Lifecycle::detect()?;
+    let db = lifecycle.guard(Memory::new("db"));
+    let handler = service_fn(async |event: LambdaEvent<serde_json::Value>| {
+        let session = db.get().await?;
+        if let Some(ms) = event.payload["run_ms"].as_u64() {
+            session.run(Duration::from_millis(ms)).await?;
+        }
+        Ok::<_, lambda_runtime::Error>(event.payload)
+    });
+    winddown::lambda::run(lifecycle, handler).await
+}
