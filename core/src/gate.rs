@@ -133,6 +133,7 @@ impl Gate {
     ///
     /// # Errors
     /// [`Refused`] when it is not; nothing is counted then.
+    #[inline]
     pub(crate) fn enter(&self, caller: Caller, site: &'static Location<'static>) -> Result<Key, Refused> {
         let since = Coarse::now();
         let mut state = self.state();
@@ -146,6 +147,7 @@ impl Gate {
     ///
     /// # Errors
     /// [`Refused`] when draining began since [`enter`](Self::enter); the caller must give back what it got and leave.
+    #[inline]
     pub(crate) fn hand_out(&self, key: Key) -> Result<(), Refused> {
         if self.admits().admits(key.caller()) { Ok(()) } else { Err(Refused) }
     }
@@ -157,11 +159,16 @@ impl Gate {
     }
 
     /// Counts a caller out.
+    #[inline]
     pub(crate) fn leave(&self, key: Key) {
         let mut state = self.state();
         // The waker's destructor is foreign code: it must not run under the lock.
         let inside = state.inside.remove(key.index());
-        let woken = if state.inside.is_empty() { std::mem::take(&mut state.settled) } else { Vec::new() };
+        let woken = if state.inside.is_empty() && !state.settled.is_empty() {
+            std::mem::take(&mut state.settled)
+        } else {
+            Vec::new()
+        };
         drop(state);
         drop(inside);
         for waker in woken {

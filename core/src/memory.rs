@@ -102,7 +102,10 @@ impl Server {
         let refused = self.inner.refusals.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
         match refused {
             Ok(_) => Err(Error::new(ErrorKind::Init, "too many connections").retryable()),
-            Err(_) => Ok(MemorySession { id: self.lock().insert(Session::default()), server: self.clone() }),
+            Err(_) => {
+                let connection = Connection { id: self.lock().insert(Session::default()), server: self.clone() };
+                Ok(MemorySession { inner: Box::new(connection) })
+            }
         }
     }
 
@@ -210,7 +213,7 @@ impl MemoryPool {
                 state.waiting.push(context.waker().clone());
                 return Poll::Pending;
             }
-            Poll::Ready(self.server.open().inspect(|session| state.open.push(session.id)))
+            Poll::Ready(self.server.open().inspect(|session| state.open.push(session.inner.id)))
         })
     }
 
@@ -244,6 +247,12 @@ impl fmt::Debug for MemoryPool {
 /// A session of a [`Server`].
 #[derive(Debug)]
 pub struct MemorySession {
+    // One word, as a driver's connection is: it moves with every checkout.
+    inner: Box<Connection>,
+}
+
+#[derive(Debug)]
+struct Connection {
     id: usize,
     server: Server,
 }
@@ -255,13 +264,14 @@ impl MemorySession {
     /// When it was cancelled.
     pub async fn run(&self, takes: Duration) -> Result<(), Error> {
         let statement = Statement { ends: Instant::now() + takes, cancelled: watch::Sender::new(false) };
-        self.server.lock()[self.id].statement = Some(statement.clone());
+        self.inner.server.lock()[self.inner.id].statement = Some(statement.clone());
         statement.ended().await
     }
 
     async fn goodbye(self) -> usize {
-        self.server.goodbye(self.id).await;
-        self.id
+        let Connection { id, server } = *self.inner;
+        server.goodbye(id).await;
+        id
     }
 }
 
@@ -275,7 +285,7 @@ impl Resource for Memory {
 
     async fn init(&self) -> Result<MemoryPool, Error> {
         let first = self.server.open()?;
-        let state = PoolState { open: vec![first.id], idle: vec![first], ..PoolState::default() };
+        let state = PoolState { open: vec![first.inner.id], idle: vec![first], ..PoolState::default() };
         let (server, size) = (self.server.clone(), self.size);
         Ok(MemoryPool { server, size, state: Mutex::new(state), came_back: Notify::new() })
     }

@@ -107,8 +107,9 @@ pub struct Budget {
     total: Duration,
 }
 
-/// A tenth of the budget is kept for writing the report and ending the process, between these two.
-const MARGIN: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
+/// A tenth of the budget is kept for writing the report and ending the process, between these two: on a starved machine
+/// a thread may wait tens of milliseconds for its turn.
+const MARGIN: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(250));
 
 impl Budget {
     /// A budget of this much time between the signal and the end of the process.
@@ -265,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tenth_is_kept_for_the_report_between_5_and_100_ms() {
+    fn a_tenth_is_kept_for_the_report_between_5_and_250_ms() {
         let of = |ms| {
             let budget = Budget::new(Duration::from_millis(ms)).unwrap();
             (budget.margin().as_millis(), budget.usable().as_millis())
@@ -273,6 +274,7 @@ mod tests {
         assert_eq!(of(10), (5, 5));
         assert_eq!(of(300), (30, 270));
         assert_eq!(of(500), (50, 450));
-        assert_eq!(of(30_000), (100, 29_900));
+        assert_eq!(of(2_500), (250, 2_250));
+        assert_eq!(of(30_000), (250, 29_750));
     }
 }

@@ -14,7 +14,8 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 use winddown::Report;
 
-const ROLE: &str = "WINDDOWN_TEST_PROGRAM";
+/// Set for a child: which program it is.
+pub(crate) const ROLE: &str = "WINDDOWN_TEST_PROGRAM";
 
 /// A child that has not ended by then never will.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -121,9 +122,14 @@ impl Child {
         let took = self.signalled.map(|signalled| signalled.elapsed()).unwrap_or_default();
         self.over = None;
         let stderr = reader.map(|reader| reader.join().unwrap()).unwrap_or_default();
-        let report = stderr.lines().find_map(|line| serde_json::from_str(line).ok());
+        let report = stderr.lines().find_map(report);
         Ended { code: status.code(), signal: status.signal(), took, report, stderr }
     }
+}
+
+/// The report, if the line is one.
+pub(crate) fn report(line: &str) -> Option<Report> {
+    serde_json::from_str(line).ok()
 }
 
 impl Drop for Child {

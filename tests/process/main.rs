@@ -5,6 +5,7 @@
 
 mod cases;
 mod child;
+mod lambda;
 mod programs;
 
 use std::process::ExitCode;
@@ -15,11 +16,17 @@ fn main() -> ExitCode {
     if let Some(program) = child::role() {
         return programs::run(&program);
     }
-    let trials = cases::ALL.iter().map(|(name, case)| {
-        Trial::test(*name, || {
+    let trials = [cases::ALL, lambda::ALL].concat().into_iter().map(|(name, case)| {
+        let trial = Trial::test(name, move || {
             case();
             Ok(())
-        })
+        });
+        // The only case that can be left out, and only by saying so.
+        let left_out = name == lambda::EMULATOR && std::env::var_os(lambda::SKIP_EMULATOR).is_some();
+        if left_out {
+            println!("{name} is left out: {} is set", lambda::SKIP_EMULATOR);
+        }
+        trial.with_ignored_flag(left_out)
     });
     libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit_code()
 }

@@ -276,8 +276,10 @@ async fn unreadable() -> Result<(), Error> {
 async fn lambda() -> Result<(), Error> {
     let lifecycle = Lifecycle::detect()?;
     let db = lifecycle.guard(Memory::new("db"));
+    let _file = env::var_os("SQLITE_PATH").map(|path| lifecycle.guard(Sqlite::open(path)));
     let handler = service_fn(async |event: LambdaEvent<serde_json::Value>| {
         let session = db.get().await?;
+        assert!(event.payload["panic"].is_null(), "the handler has a bug");
         if let Some(ms) = event.payload["run_ms"].as_u64() {
             session.run(Duration::from_millis(ms)).await?;
         }

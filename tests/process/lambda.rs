@@ -1,0 +1,236 @@
+//! Functions under the simulator, and under AWS's own emulator.
+
+use std::{
+    env, fs,
+    io::{BufRead, BufReader, Read, Write},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    path::PathBuf,
+    process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use winddown::{
+    Outcome, Report,
+    sim::{Config, ErrorKind, Reason, Record, Sim},
+};
+
+use crate::{
+    cases::cases,
+    child::{self, ROLE},
+};
+
+cases![
+    a_function_is_drained_inside_lambdas_budget,
+    an_invocation_in_flight_at_sigterm_gets_its_response,
+    a_handler_that_panics_leaves_the_pool_usable,
+    a_frozen_function_is_thawed_and_drained,
+    an_init_error_reaches_lambda,
+    the_quickstart_keeps_its_promise,
+    the_quickstart_fails_when_the_promise_does_not_hold,
+    a_function_is_drained_under_awss_own_emulator,
+];
+
+/// The case that needs a file from outside.
+pub(crate) const EMULATOR: &str = "a_function_is_drained_under_awss_own_emulator";
+
+/// Leaves it out.
+pub(crate) const SKIP_EMULATOR: &str = "WINDDOWN_SKIP_RIE";
+
+fn function() -> Config {
+    Config::new(env::current_exe().unwrap()).env(ROLE, "lambda").capture_output()
+}
+
+/// Runs a scene on a runtime of its own.
+fn play<T>(scene: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap().block_on(scene)
+}
+
+fn report(record: &Record) -> Report {
+    record
+        .output
+        .iter()
+        .find_map(|output| child::report(&output.line))
+        .unwrap_or_else(|| panic!("no report in\n{record}"))
+}
+
+/// The function ended by itself, drained, inside the budget that is Lambda's with one internal extension.
+fn ended_well(record: &Record) {
+    assert!(record.ended_by_itself(), "{record}\n{:?}", record.output);
+    assert_eq!(record.function.exit_code, Some(0), "{record}");
+    assert!(record.shutdown.sigterm_sent && !record.shutdown.overran);
+    assert_eq!(record.shutdown.budget_ms, 500);
+    let report = report(record);
+    assert!(report.is_clean(), "{report}");
+    assert_eq!((report.platform.as_str(), report.budget), ("lambda", Duration::from_millis(500)));
+}
+
+fn a_function_is_drained_inside_lambdas_budget() {
+    let record = play(async {
+        let sim = Sim::start(function()).await.unwrap();
+        for number in 0..3 {
+            assert!(sim.invoke(json!({ "number": number })).await.unwrap().ok);
+        }
+        sim.shutdown(Reason::Spindown).await
+    });
+    ended_well(&record);
+    assert_eq!(record.extensions.len(), 1);
+    assert_eq!((record.extensions[0].name.as_str(), record.extensions[0].events.len()), ("_winddown", 0));
+    assert_eq!(report(&record).resource("db").unwrap().sessions.closed, 1);
+}
+
+fn an_invocation_in_flight_at_sigterm_gets_its_response() {
+    let record = play(async {
+        let sim = Sim::start(function()).await.unwrap();
+        let invocation = sim.invoke(json!({ "run_ms": 200 }));
+        let stop = async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            sim.shutdown(Reason::Spindown).await
+        };
+        let (invocation, record) = tokio::join!(invocation, stop);
+        assert!(invocation.unwrap().ok);
+        record
+    });
+    ended_well(&record);
+    assert!(record.invocations[0].ok);
+    assert!(record.shutdown.took_ms >= 50.0, "it was waited for: {record}");
+}
+
+fn a_handler_that_panics_leaves_the_pool_usable() {
+    let record = play(async {
+        let sim = Sim::start(function()).await.unwrap();
+        assert!(!sim.invoke(json!({ "panic": true })).await.unwrap().ok);
+        for _ in 0..20 {
+            assert!(sim.invoke(json!({})).await.unwrap().ok);
+        }
+        sim.shutdown(Reason::Spindown).await
+    });
+    ended_well(&record);
+    assert_eq!(report(&record).resource("db").unwrap().sessions.closed, 1, "one session served all of them");
+}
+
+fn a_frozen_function_is_thawed_and_drained() {
+    let record = play(async {
+        let sim = Sim::start(function()).await.unwrap();
+        sim.invoke(json!({})).await.unwrap();
+        sim.freeze().await.unwrap();
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        sim.shutdown(Reason::Spindown).await
+    });
+    ended_well(&record);
+}
+
+fn an_init_error_reaches_lambda() {
+    let error = play(Sim::start(function().env("SQLITE_PATH", "/no/such/directory/app.db"))).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InitError, "{error}");
+    assert!(error.to_string().contains("/no/such/directory/app.db"), "{error}");
+}
+
+/// An example of this package, as `cargo test` has built it.
+fn example(name: &str) -> Command {
+    let path = env::current_exe().unwrap().parent().unwrap().parent().unwrap().join("examples").join(name);
+    assert!(path.exists(), "{} is not built: run `cargo build --examples --all-features` first", path.display());
+    Command::new(path)
+}
+
+fn quickstart(invocations: u32) -> (std::process::Output, Value) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("seen.json");
+    let mut command = example("quickstart");
+    command.args(["--invocations", &invocations.to_string(), "--freeze-ms", "300", "--json"]).arg(&file);
+    let output = command.output().unwrap();
+    let seen = fs::read(file).ok().and_then(|seen| serde_json::from_slice(&seen).ok()).unwrap_or_default();
+    (output, seen)
+}
+
+fn the_quickstart_keeps_its_promise() {
+    let (output, seen) = quickstart(200);
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{stdout}");
+    assert!(stdout.contains("The promise holds"), "{stdout}");
+    assert_eq!(seen["with"]["accepted"], 600);
+    assert_eq!(seen["with"]["rows"], 600);
+    assert_eq!(seen["with"]["record"]["function"]["exit_code"], 0);
+    assert_eq!(seen["without"]["record"]["function"]["signal"], 9);
+    assert!(seen["without"]["rows"].as_u64().unwrap() < 600, "what nobody flushed is lost: {stdout}");
+}
+
+fn the_quickstart_fails_when_the_promise_does_not_hold() {
+    // Nothing is accepted, so nothing can be shown.
+    let (output, _) = quickstart(0);
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert!(!output.status.success() && stdout.contains("does NOT hold"), "{stdout}");
+}
+
+/// The emulator's program: from `cargo xtask test`, or fetched now.
+fn emulator() -> PathBuf {
+    if let Some(path) = env::var_os("WINDDOWN_RIE") {
+        return path.into();
+    }
+    let output = Command::new(env!("CARGO")).args(["xtask", "rie"]).stderr(Stdio::inherit()).output().unwrap();
+    assert!(output.status.success(), "`cargo xtask rie` failed; set {SKIP_EMULATOR} to leave this test out");
+    String::from_utf8(output.stdout).unwrap().trim().into()
+}
+
+fn free_port() -> SocketAddr {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap()
+}
+
+/// One invocation through the emulator's front door; none while it does not listen yet.
+fn invoke(address: SocketAddr, event: &Value) -> Option<String> {
+    let mut stream = TcpStream::connect(address).ok()?;
+    let event = event.to_string();
+    write!(
+        stream,
+        "POST /2015-03-31/functions/function/invocations HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\
+         content-length: {}\r\n\r\n{event}",
+        event.len()
+    )
+    .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    Some(answer)
+}
+
+fn lines(stream: impl Read + Send + 'static) -> thread::JoinHandle<Vec<String>> {
+    thread::spawn(move || BufReader::new(stream).lines().map_while(Result::ok).collect())
+}
+
+fn a_function_is_drained_under_awss_own_emulator() {
+    let (front, api) = (free_port(), free_port());
+    let mut emulator = Command::new(emulator())
+        .args(["--runtime-interface-emulator-address", &front.to_string()])
+        .args(["--runtime-api-address", &api.to_string()])
+        .arg(env::current_exe().unwrap())
+        .env(ROLE, "lambda")
+        .env("AWS_LAMBDA_FUNCTION_NAME", "function")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let pid = Pid::from_child(&emulator);
+    // The function's output is mixed into the emulator's own, on whichever of the two.
+    let streams = [lines(emulator.stdout.take().unwrap()), lines(emulator.stderr.take().unwrap())];
+
+    let patience = Instant::now() + Duration::from_secs(30);
+    let answer = loop {
+        match invoke(front, &json!({ "number": 7 })) {
+            Some(answer) => break answer,
+            None => assert!(Instant::now() < patience, "the emulator does not listen"),
+        }
+        thread::yield_now();
+    };
+    assert!(answer.contains(r#"{"number":7}"#), "{answer}");
+    let began = Instant::now();
+    kill_process(pid, Signal::TERM).unwrap();
+    emulator.wait().unwrap();
+    let took = began.elapsed();
+    let lines = streams.map(|stream| stream.join().unwrap()).concat();
+    let report = lines.iter().find_map(|line| child::report(line)).unwrap_or_else(|| panic!("no report in {lines:#?}"));
+    assert!(report.is_clean(), "{report}");
+    assert_eq!(report.resource("db").map(|db| db.outcome), Some(Outcome::Drained));
+    assert!(took < Duration::from_secs(10), "{took:?}");
+}
