@@ -16,6 +16,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -221,9 +222,12 @@ impl Resource for Sqlite {
                 () = sessions.changed.notified() => {}
                 () = drain.settled(), if !settled => settled = true,
                 () = drain.cut() => {
-                    // One that was between two statements when it was cancelled may be in the next by now. This may
-                    // block, and there is nothing left to wait for.
-                    drop(spawn_blocking(interrupt(sessions.interruptible())));
+                    // One that was between two statements when it was cancelled may be in the next by now. On a thread
+                    // of its own: it may have to wait for one that is just being closed, and this runtime ends now. If
+                    // there can be no thread any more, the end of the process does it.
+                    let _ = thread::Builder::new()
+                        .name("winddown-interrupt".into())
+                        .spawn(interrupt(sessions.interruptible()));
                     while closing.try_join_next().is_some() {}
                     let News { returned: _, ended, open, stuck } = sessions.news();
                     drain.closed(ended);
