@@ -30,7 +30,7 @@ use crate::{
     Drain, Error, ErrorKind, Outcome, Reason, Report, ResourceReport,
     guard::as_dependent,
     lifecycle::{Begun, Shared},
-    node::{Ended, Node},
+    node::{Ended, Node, Order},
     notify, panics,
     plan::Plan,
     report::{Known, Tally},
@@ -68,50 +68,57 @@ pub(crate) fn start(shared: &Arc<Shared>) -> Result<(), Error> {
 }
 
 async fn main(shared: &Arc<Shared>, mut signals: Option<Signals>) {
+    // When the platform said stop; a drain may also be asked for.
+    let mut stop = None;
     let begun = tokio::select! {
+        biased;
+        begun = shared.begun() => begun,
         signal = next(&mut signals) => {
+            stop = Some(Instant::now());
             shared.begin(Reason::Signal(signal.name.into()));
             shared.begun().await
         }
-        begun = shared.begun() => begun,
     };
     if shared.owns_process {
         notify::stopping(shared.budget.total());
     }
 
-    // L5: what the second signal was, if there was one.
+    // L5: the signal after the one that said stop.
     let mut second = None;
-    let report = conduct(shared, &begun, Place::Thread, async { second = Some(next(&mut signals).await) }).await;
+    let forced = async {
+        loop {
+            let signal = next(&mut signals).await;
+            if stop.is_some() {
+                second = Some(signal);
+                return;
+            }
+            stop = Some(Instant::now());
+        }
+    };
+    let report = conduct(shared, &begun, Place::Thread, forced).await;
     let clean = report.is_clean();
     if let Some(format) = shared.report_format {
         write_report(&report, format, shared.budget.margin() / 2).await;
+    }
+    if let Some(signal) = second {
+        // Before anybody is told that the drain is over: nothing comes before this end.
+        signal_hook::low_level::exit(signal.exit_status());
     }
     shared.publish(report);
 
     if !shared.owns_process {
         return;
     }
-    let status = match begun.reason {
-        Reason::Signal(_) => {
-            // The application ends by itself now, or never: its share of the margin is all it gets.
-            let last_moment = begun.at + shared.budget.total() - shared.budget.margin() / ANSWER_SHARE;
-            let ended = async {
-                match second {
-                    Some(signal) => signal,
-                    None => next(&mut signals).await,
-                }
-            };
-            match timeout_at(last_moment, ended).await {
-                Ok(signal) => signal.exit_status(),
-                Err(_) if clean => 0,
-                Err(_) => EXIT_AT_DEADLINE,
-            }
-        }
+    if stop.is_none() {
         // The application asked for the drain and goes on as it likes, until it is told to stop.
-        _ => match second {
-            Some(signal) => signal.exit_status(),
-            None => next(&mut signals).await.exit_status(),
-        },
+        next(&mut signals).await;
+    }
+    // The application ends by itself now, or never.
+    let last_moment = stop.unwrap_or_else(Instant::now) + shared.budget.total() - shared.budget.margin() / ANSWER_SHARE;
+    let status = match timeout_at(last_moment, next(&mut signals)).await {
+        Ok(signal) => signal.exit_status(),
+        Err(_) if clean => 0,
+        Err(_) => EXIT_AT_DEADLINE,
     };
     // Not `std::process::exit`: its exit handlers are foreign code, and may hang.
     signal_hook::low_level::exit(status);
@@ -119,10 +126,10 @@ async fn main(shared: &Arc<Shared>, mut signals: Option<Signals>) {
 
 /// Drains everything in order and says what happened, by the deadline whatever a resource does (L1).
 pub(crate) async fn conduct(shared: &Shared, begun: &Begun, place: Place, forced: impl Future<Output = ()>) -> Report {
-    let nodes = shared.nodes();
+    let nodes = &begun.nodes;
     let deadline = begun.at + shared.budget.usable();
     let answer_by = shared.budget.margin() / ANSWER_SHARE;
-    let plan = Plan::new(&nodes, begun.at, deadline);
+    let plan = Plan::new(nodes, begun.at, deadline);
     let (_release, released) = watch::channel(());
 
     let mut rows: Vec<Row> = nodes.iter().map(|node| Row::new(Arc::clone(node), begun.at)).collect();
@@ -170,11 +177,11 @@ pub(crate) async fn conduct(shared: &Shared, begun: &Begun, place: Place, forced
 }
 
 /// The report where no drain could begin.
-pub(crate) fn not_reached(shared: &Shared, error: &Error) -> Report {
-    let rows = shared.nodes().into_iter().map(|node| Row::new(node, Instant::now()));
+pub(crate) fn not_reached(shared: &Shared, begun: Begun, error: &Error) -> Report {
+    let rows = begun.nodes.iter().map(|node| Row::new(Arc::clone(node), begun.at));
     let resources = rows.filter_map(Row::report).map(|row| ResourceReport { error: Some(error.to_string()), ..row });
     Report {
-        reason: Reason::Requested,
+        reason: begun.reason,
         platform: shared.platform.to_string(),
         budget: shared.budget.total(),
         took: Duration::ZERO,
@@ -183,7 +190,20 @@ pub(crate) fn not_reached(shared: &Shared, error: &Error) -> Report {
     }
 }
 
-type Finished = Result<Ended, Error>;
+/// How a drain ended. Errors are text by then: printing them is foreign code, and is done where the drain ran.
+type Finished = Result<Ended, Failure>;
+
+#[derive(Debug)]
+struct Failure {
+    panicked: bool,
+    message: String,
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self { panicked: error.kind() == ErrorKind::Panicked, message: error.to_string() }
+    }
+}
 
 /// One resource on its way through the drain.
 struct Row {
@@ -226,7 +246,7 @@ impl Row {
         let took = if self.state == State::Running { self.began.elapsed() } else { self.took };
         let records = facts.ledger.as_ref().map(|ledger| ledger.close());
         let error = match &self.finished {
-            Some(Err(error)) => Some(error.to_string()),
+            Some(Err(failure)) => Some(failure.message.clone()),
             _ => None,
         };
         let outcome = match &self.finished {
@@ -236,13 +256,14 @@ impl Row {
                 if lost || left_out > 0 || sessions.cut > 0 { Outcome::Incomplete } else { Outcome::Drained }
             }
             Some(Ok(Ended::Hung)) => Outcome::Hung,
-            Some(Err(error)) if error.kind() == ErrorKind::Panicked => Outcome::Panicked,
+            Some(Err(failure)) if failure.panicked => Outcome::Panicked,
             Some(Err(_)) => Outcome::Failed,
             // Cut short by a second signal.
             None if self.state == State::Running => Outcome::Hung,
             None => Outcome::NotReached,
         };
-        if facts.name == crate::work::TRACKED_WORK && outcome == Outcome::Drained && stragglers.is_empty() {
+        // Tracked work that there was none of.
+        if facts.order == Order::First && outcome == Outcome::Drained && stragglers.is_empty() {
             return None;
         }
         // What a resource cannot do matters to who reads what became of its sessions.
@@ -275,13 +296,15 @@ impl Place {
             Self::Thread => on_own_thread(node, drain, released, sender),
             #[cfg(all(test, not(winddown_loom)))]
             Self::Task => {
-                tokio::spawn(async move { sender.send(as_dependent(panics::catch(node.drain(drain))).await) });
+                tokio::spawn(async move {
+                    sender.send(as_dependent(panics::catch(node.drain(drain))).await.map_err(Failure::from))
+                });
             }
         }
         async {
             match answer.await {
                 Ok(finished) => finished,
-                Err(_) => Err(Error::new(ErrorKind::Panicked, "the thread of this resource ended without an answer")),
+                Err(_) => Err(Error::new(ErrorKind::Panicked, "its thread ended without an answer").into()),
             }
         }
     }
@@ -305,7 +328,8 @@ fn on_own_thread(
             }
         }
     };
-    let failed = |error| Error::new(ErrorKind::Timeout, "cannot start a thread to drain on").with_source(error);
+    let failed =
+        |error| Failure::from(Error::new(ErrorKind::Config, "cannot start a thread to drain on").with_source(error));
     let work = {
         let answer = answer.clone();
         move || {
@@ -313,8 +337,10 @@ fn on_own_thread(
                 Ok(runtime) => runtime,
                 Err(error) => return answer(Err(failed(error))),
             };
-            let drained = catch_unwind(AssertUnwindSafe(|| runtime.block_on(as_dependent(node.drain(drain)))));
-            answer(drained.unwrap_or_else(|panic| Err(panics::error(&*panic))));
+            let drained = catch_unwind(AssertUnwindSafe(|| {
+                runtime.block_on(as_dependent(node.drain(drain))).map_err(Failure::from)
+            }));
+            answer(drained.unwrap_or_else(|panic| Err(panics::error(&*panic).into())));
             // Tasks that the resource spawned here (a connection that a hook opened) live until all are drained.
             runtime.block_on(async { while released.changed().await.is_ok() {} });
             runtime.shutdown_background();

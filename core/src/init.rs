@@ -84,6 +84,11 @@ impl<T: Send + Sync + 'static> InitCell<T> {
         Ok(outcome)
     }
 
+    /// Whether an attempt is under way.
+    pub(crate) fn is_running(&self) -> bool {
+        matches!(*self.progress(), Progress::Running { .. })
+    }
+
     /// Lets no further attempt begin, waits for one that is under way, and ends it at `until`. Returns the value if
     /// there is one: then, and only then, it has to be drained (S3).
     pub(crate) async fn stop(&self, until: Instant) -> Option<&T> {

@@ -18,6 +18,7 @@ use crate::{
     gate::Admits,
     guard::Pass,
     node::{Node, Order, Slot},
+    panics,
     platform::BUDGET_VARIABLE,
     work::{TRACKED_WORK, TrackedWork},
 };
@@ -77,10 +78,12 @@ pub(crate) struct Shared {
 }
 
 /// When and why draining began.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct Begun {
     pub(crate) reason: Reason,
     pub(crate) at: Instant,
+    /// What is drained: what was registered until then.
+    pub(crate) nodes: Arc<[Arc<dyn Node>]>,
 }
 
 impl Lifecycle {
@@ -101,6 +104,8 @@ impl Lifecycle {
     }
 
     /// Takes a resource in. Nothing is opened yet: that happens in [`init`](Self::init), or on first use.
+    ///
+    /// Once draining has begun it is too late: the guard refuses, and the resource is not drained.
     #[must_use = "the guard is the way to the resource"]
     pub fn guard<R: Resource>(&self, resource: R) -> ShutdownGuard<R> {
         let name = resource.name().to_owned();
@@ -113,7 +118,8 @@ impl Lifecycle {
         ShutdownGuard { slot: self.shared.register(name.into(), Order::Normal, resource) }
     }
 
-    /// Runs this once when the lifecycle drains: an async closure, or a [`Hook`] that says when.
+    /// Runs this once when the lifecycle drains: an async closure, or a [`Hook`] that says when. Once draining has begun
+    /// it is too late, and the hook does not run.
     pub fn on_drain(&self, name: impl Into<String>, hook: impl Into<Hook>) {
         let hook = hook.into();
         self.shared.register(name.into(), hook.order(), hook);
@@ -180,14 +186,8 @@ impl Lifecycle {
         }
         match outcome {
             Ok(()) => {
-                let running = self.shared.state.send_if_modified(|state| {
-                    let starting = *state == State::Starting;
-                    if starting {
-                        *state = State::Running;
-                    }
-                    starting
-                });
-                if running || self.state() == State::Running { Ok(()) } else { Err(refused()) }
+                self.shared.advance(State::Running);
+                if self.state() == State::Running { Ok(()) } else { Err(refused()) }
             }
             Err(error) => {
                 if self.shared.begin(Reason::InitFailed) {
@@ -266,7 +266,7 @@ impl Lifecycle {
     /// # Errors
     /// - what [`init`](Self::init) returns, but for a stop that arrives meanwhile: that is drained and counts as a
     ///   success;
-    /// - [`ErrorKind::Work`] when the work failed;
+    /// - [`ErrorKind::Work`] when the work failed, [`ErrorKind::Panicked`] when it panicked: drained all the same;
     /// - [`ErrorKind::Incomplete`] when the report is not clean.
     #[track_caller]
     pub fn run<W, E>(&self, work: W) -> impl Future<Output = Result<Arc<Report>, Error>> + use<'_, W, E>
@@ -284,7 +284,9 @@ impl Lifecycle {
             // Not before: a rollback of init would wait for it.
             let result = match self.track_at(site) {
                 Ok(tracked) => {
-                    let mut work = pin!(tracked.scope(work.into_future()));
+                    let failed = |error: E| Error::new(ErrorKind::Work, "the work failed").with_source(error);
+                    let work = async { work.into_future().await.map_err(failed) };
+                    let mut work = pin!(tracked.scope(panics::catch(work)));
                     tokio::select! {
                         biased;
                         result = &mut work => result,
@@ -295,7 +297,7 @@ impl Lifecycle {
                 Err(_) => Ok(()),
             };
             self.shared.begin(Reason::WorkEnded);
-            self.ended(result.map_err(|error| Error::new(ErrorKind::Work, "the work failed").with_source(error))).await
+            self.ended(result).await
         }
     }
 
@@ -325,7 +327,10 @@ impl Shared {
         {
             // Without a thread nothing can be drained: the report says so of every resource.
             tracing::error!(%error, "cannot drain");
-            self.publish(conductor::not_reached(self, &error));
+            let begun = self.begun.borrow().clone();
+            if let Some(begun) = begun {
+                self.publish(conductor::not_reached(self, begun, &error));
+            }
         }
         first
     }
@@ -338,14 +343,15 @@ impl Shared {
             if self.begun.borrow().is_some() {
                 return false;
             }
-            self.begun.send_replace(Some(Begun { reason, at: Instant::now() }));
-            registry.clone()
+            let nodes: Arc<[_]> = registry.clone().into();
+            self.begun.send_replace(Some(Begun { reason, at: Instant::now(), nodes: Arc::clone(&nodes) }));
+            nodes
         };
-        for node in nodes {
+        for node in nodes.iter() {
             node.gate().refuse(Admits::Dependents);
         }
-        // Last: whoever sees this state is refused everywhere (S2).
-        self.state.send_replace(State::Draining);
+        // Last: whoever sees this state is refused everywhere (S2). It may be over already: states only move on.
+        self.advance(State::Draining);
         true
     }
 
@@ -363,8 +369,19 @@ impl Shared {
 
     pub(crate) fn publish(&self, report: Report) {
         // The state first: whoever has the report sees it.
-        self.state.send_replace(State::Drained);
+        self.advance(State::Drained);
         self.report.send_replace(Some(Arc::new(report)));
+    }
+
+    /// Moves to this state, unless it is there or further. Returns whether this call did it.
+    fn advance(&self, to: State) -> bool {
+        self.state.send_if_modified(|state| {
+            let moves = *state < to;
+            if moves {
+                *state = to;
+            }
+            moves
+        })
     }
 
     pub(crate) fn nodes(&self) -> Vec<Arc<dyn Node>> {
@@ -372,10 +389,19 @@ impl Shared {
     }
 
     fn register<R: Resource>(&self, name: String, order: Order, resource: R) -> Arc<Slot<R>> {
+        // Not under the lock: the resource is asked about itself here.
+        let slot = Arc::new(Slot::new(resource, name, order, self.retry));
         let mut registry = self.registry();
-        let admits = if self.begun.borrow().is_some() { Admits::Nobody } else { Admits::Everyone };
-        let slot = Arc::new(Slot::new(resource, name, order, admits, self.retry));
-        registry.push(Arc::clone(&slot) as Arc<dyn Node>);
+        if self.begun.borrow().is_some() {
+            slot.gate().refuse(Admits::Nobody);
+            tracing::warn!(
+                resource = slot.name(),
+                "registered after draining had begun: it is refused, and not drained"
+            );
+        } else {
+            registry.push(Arc::clone(&slot) as Arc<dyn Node>);
+        }
+        drop(registry);
         slot
     }
 
@@ -461,7 +487,7 @@ impl Builder {
             (None, Some(variable)) => variable,
             (None, None) => Budget::new(platform.budget)?,
         };
-        let tracked = Slot::new(TrackedWork, TRACKED_WORK.to_owned(), Order::First, Admits::Everyone, retry);
+        let tracked = Slot::new(TrackedWork, TRACKED_WORK.to_owned(), Order::First, retry);
         let tracked = Arc::new(tracked);
         let shared = Arc::new(Shared {
             platform,

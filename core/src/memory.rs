@@ -98,10 +98,10 @@ impl Server {
         self.inner.paused.send_replace(false);
     }
 
-    fn open(&self) -> Result<MemorySession, Error> {
+    fn open(&self, failure: ErrorKind) -> Result<MemorySession, Error> {
         let refused = self.inner.refusals.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
         match refused {
-            Ok(_) => Err(Error::new(ErrorKind::Init, "too many connections").retryable()),
+            Ok(_) => Err(Error::new(failure, "too many connections").retryable()),
             Err(_) => {
                 let connection = Connection { id: self.lock().insert(Session::default()), server: self.clone() };
                 Ok(MemorySession { inner: Box::new(connection) })
@@ -213,7 +213,8 @@ impl MemoryPool {
                 state.waiting.push(context.waker().clone());
                 return Poll::Pending;
             }
-            Poll::Ready(self.server.open().inspect(|session| state.open.push(session.inner.id)))
+            let opened = self.server.open(ErrorKind::Checkout);
+            Poll::Ready(opened.inspect(|session| state.open.push(session.inner.id)))
         })
     }
 
@@ -284,7 +285,7 @@ impl Resource for Memory {
     }
 
     async fn init(&self) -> Result<MemoryPool, Error> {
-        let first = self.server.open()?;
+        let first = self.server.open(ErrorKind::Init)?;
         let state = PoolState { open: vec![first.inner.id], idle: vec![first], ..PoolState::default() };
         let (server, size) = (self.server.clone(), self.size);
         Ok(MemoryPool { server, size, state: Mutex::new(state), came_back: Notify::new() })

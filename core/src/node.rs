@@ -89,7 +89,7 @@ pub(crate) struct Slot<R: Resource> {
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
 impl<R: Resource> Slot<R> {
-    pub(crate) fn new(resource: R, name: String, order: Order, admits: Admits, retry: Retry) -> Self {
+    pub(crate) fn new(resource: R, name: String, order: Order, retry: Retry) -> Self {
         let facts = Facts {
             // Relaxed: only uniqueness is asked of it.
             id: ResourceId(NEXT_ID.fetch_add(1, Ordering::Relaxed)),
@@ -105,7 +105,14 @@ impl<R: Resource> Slot<R> {
             // The lock is new, so this cannot fail.
             let _ = reserve.set(reserve_for(resource.round_trip(pool)));
         }
-        Self { facts, resource, pool: InitCell::new(opened), reserve, gate: Arc::new(Gate::new(admits)), retry }
+        Self {
+            facts,
+            resource,
+            pool: InitCell::new(opened),
+            reserve,
+            gate: Arc::new(Gate::new(Admits::Everyone)),
+            retry,
+        }
     }
 
     pub(crate) fn id(&self) -> ResourceId {
@@ -183,7 +190,12 @@ impl<R: Resource> Node for Slot<R> {
     }
 
     fn reserve(&self) -> Duration {
-        self.reserve.get().copied().unwrap_or_default()
+        match self.reserve.get() {
+            Some(reserve) => *reserve,
+            // It may succeed yet, and then has to be drained.
+            None if self.pool.is_running() => RESERVE_FLOOR,
+            None => Duration::ZERO,
+        }
     }
 
     async fn init(self: Arc<Self>) -> Result<(), Error> {
@@ -231,10 +243,10 @@ impl<R: Resource> Node for Slot<R> {
                 let _ = timeout_at(cut, drain.settled()).await;
             };
             let (cancelled, in_time) = tokio::join!(cancel, timeout_at(end, rest));
-            cancelled?;
             if in_time.is_err() {
                 return Ok(Ended::Hung);
             }
+            cancelled?;
         }
         match result {
             Some(result) => result?,

@@ -111,16 +111,20 @@ pub struct Budget {
 /// a thread may wait tens of milliseconds for its turn.
 const MARGIN: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(250));
 
+const SMALLEST: Duration = Duration::from_millis(10);
+const LARGEST: Duration = Duration::from_secs(24 * 60 * 60);
+
 impl Budget {
     /// A budget of this much time between the signal and the end of the process.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] under 10 ms, which would not leave time to say anything.
+    /// [`ErrorKind::Config`] under 10 ms, which would not leave time to say anything, and over a day, which is no
+    /// deadline.
     pub fn new(total: Duration) -> Result<Self, Error> {
-        if total < Duration::from_millis(10) {
+        if total < SMALLEST || total > LARGEST {
             return Err(Error::new(
                 ErrorKind::Config,
-                format!("a budget of {} ms is too small: give at least 10 ms", total.as_millis()),
+                format!("a budget of {} ms cannot be used: give 10 ms to one day", total.as_millis()),
             ));
         }
         Ok(Self { total })
@@ -256,7 +260,7 @@ mod tests {
         assert_eq!(of("500").unwrap(), Some(500));
         assert_eq!(of(" 10 ").unwrap(), Some(10));
         assert_eq!(Budget::from_variable(None).unwrap(), None);
-        for bad in ["", "9", "0", "-5", "1.5", "500ms", "soon"] {
+        for bad in ["", "9", "0", "86400001", "-5", "1.5", "500ms", "soon"] {
             let error = of(bad).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Config, "{bad}");
             assert!(!error.to_string().contains('\n'), "{bad}");

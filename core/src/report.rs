@@ -354,8 +354,9 @@ impl Tally {
         change(&mut self.inner.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
+    /// Reaches a step. Steps that run beside each other may come in any order; the furthest one counts.
     pub(crate) fn step(&self, step: Step) {
-        self.change(|known| known.step = step);
+        self.change(|known| known.step = known.step.max(step));
     }
 
     pub(crate) fn known(&self) -> Known {
@@ -365,7 +366,8 @@ impl Tally {
 
 /// The books of a buffer: every record it accepted is in exactly one column, at every moment (S5).
 ///
-/// The buffer moves records between the columns; the report reads them, also when the buffer hangs.
+/// The buffer moves records between the columns; the report reads them, also when the buffer hangs. Nobody can move more
+/// than there is: a wrong count is limited to what the column has.
 #[derive(Debug, Default)]
 pub struct Ledger {
     books: Mutex<Books>,
@@ -389,12 +391,13 @@ impl Ledger {
 
     /// Pending records were handed to the sink.
     pub fn writing(&self, count: u64) {
-        self.change(|books| books.writing += count);
+        self.change(|books| books.writing += count.min(books.records.pending - books.writing));
     }
 
     /// The sink has them.
     pub fn written(&self, count: u64) {
         self.change(|books| {
+            let count = count.min(books.writing);
             books.writing -= count;
             books.records.pending -= count;
             books.records.written += count;
@@ -403,12 +406,13 @@ impl Ledger {
 
     /// The sink does not have them, and they stay pending.
     pub fn returned(&self, count: u64) {
-        self.change(|books| books.writing -= count);
+        self.change(|books| books.writing -= count.min(books.writing));
     }
 
     /// Pending records that were not being written are given up.
     pub fn lost(&self, count: u64) {
         self.change(|books| {
+            let count = count.min(books.records.pending - books.writing);
             books.records.pending -= count;
             books.records.lost += count;
         });

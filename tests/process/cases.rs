@@ -3,8 +3,8 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader, Write},
-    net::TcpListener,
+    io::{BufRead, BufReader, Read, Write},
+    net::{TcpListener, TcpStream},
     os::unix::net::UnixDatagram,
     path::Path,
     thread,
@@ -46,6 +46,8 @@ cases![
     a_stop_during_a_slow_init_is_heeded,
     a_failed_init_is_rolled_back_and_exits_1,
     l5_a_second_signal_ends_the_wait_at_once,
+    a_signal_during_a_drain_that_was_asked_for_does_not_cut_it_short,
+    work_that_panics_is_drained_all_the_same,
     a_main_that_ignores_the_lifecycle_is_ended_at_the_deadline,
     l1_a_report_that_nobody_reads_does_not_hold_up_the_end,
     soak_s5_every_record_a_writer_had_accepted_is_accounted_for,
@@ -55,6 +57,7 @@ cases![
     without_an_extensions_api_the_function_warns_and_goes_on,
     an_extensions_api_that_refuses_is_warned_of_once,
     systemd_is_told,
+    a_web_server_answers_the_requests_in_flight_and_is_drained,
 ];
 
 fn outcome(ended: &Ended, name: &str) -> Outcome {
@@ -229,6 +232,22 @@ fn l5_a_second_signal_ends_the_wait_at_once() {
     assert_eq!(outcome(&ended, "db"), Outcome::Drained);
 }
 
+fn a_signal_during_a_drain_that_was_asked_for_does_not_cut_it_short() {
+    let ended = Child::start("drains_itself", BUDGET).ready().terminate().end();
+    assert_eq!((ended.code, ended.signal), (Some(0), None), "{}", ended.stderr);
+    let report = ended.report();
+    assert!(report.is_clean() && !report.forced, "{report}");
+    assert_eq!(report.reason, Reason::Requested);
+}
+
+fn work_that_panics_is_drained_all_the_same() {
+    let ended = Child::start("panicking_work", BUDGET).end();
+    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+    assert_eq!(ended.report().reason, Reason::WorkEnded);
+    assert_eq!(outcome(&ended, "db"), Outcome::Drained);
+    assert_eq!(ended.stderr.lines().last(), Some("panicked: the application has a bug"));
+}
+
 fn a_main_that_ignores_the_lifecycle_is_ended_at_the_deadline() {
     let ended = Child::start("ignores", BUDGET).ready().terminate().end();
     assert_eq!((ended.code, ended.signal), (Some(0), None), "everything was drained: {}", ended.stderr);
@@ -320,8 +339,8 @@ fn refused(scheme: &str, status: u16) {
         for stream in listener.incoming() {
             let (mut stream, asked) = (stream.unwrap(), asked.clone());
             thread::spawn(move || {
-                let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
-                while let Some(request) = lines.next() {
+                let lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
+                for request in lines {
                     if request.contains("/runtime/invocation/next") {
                         asked.send(()).unwrap();
                     } else if request.contains("/extension/register") {
@@ -346,6 +365,35 @@ fn refused(scheme: &str, status: u16) {
     assert!(ended.took < AT_ONCE, "{:?}", ended.took);
     assert_eq!(ended.stderr.matches("winddown: no extension could be registered").count(), 1, "{}", ended.stderr);
     assert_eq!(outcome(&ended, "db"), Outcome::Drained);
+}
+
+/// The axum example: a request that is in flight at SIGTERM, and asks the database only after it, gets its answer.
+fn a_web_server_answers_the_requests_in_flight_and_is_drained() {
+    let budget = BUDGET.as_millis().to_string();
+    let mut server = Child::example("axum", &[("WINDDOWN_BUDGET_MS", budget.as_ref()), ("ADDRESS", "127.0.0.1:0")]);
+    let said = server.line();
+    let address = said.trim().strip_prefix("listening on ").unwrap().to_owned();
+    let ask = |path: &str| {
+        let mut stream = TcpStream::connect(&address).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n").unwrap();
+        stream
+    };
+    let answer = |mut stream: TcpStream| {
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    assert!(answer(ask("/count")).starts_with("HTTP/1.1 200"));
+    let in_flight = ask("/slow");
+    // Until the server has it for sure.
+    thread::sleep(Duration::from_millis(200));
+    let server = server.terminate();
+    let answer = answer(in_flight);
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("tables\n"), "{answer}");
+    let ended = server.end();
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert_eq!(outcome(&ended, "sqlite"), Outcome::Drained);
+    assert!(ended.took < BUDGET, "{:?}", ended.took);
 }
 
 fn systemd_is_told() {

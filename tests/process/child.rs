@@ -57,7 +57,17 @@ impl Child {
 
     pub(crate) fn start_with<V: AsRef<OsStr>>(program: &str, variables: &[(&str, V)]) -> Self {
         let mut command = Command::new(env::current_exe().unwrap());
-        command.env(ROLE, program).envs(variables.iter().map(|(name, value)| (name, value)));
+        command.env(ROLE, program);
+        Self::spawn(command, variables)
+    }
+
+    /// An example of this package instead.
+    pub(crate) fn example<V: AsRef<OsStr>>(name: &str, variables: &[(&str, V)]) -> Self {
+        Self::spawn(example(name), variables)
+    }
+
+    fn spawn<V: AsRef<OsStr>>(mut command: Command, variables: &[(&str, V)]) -> Self {
+        command.envs(variables.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
@@ -125,6 +135,13 @@ impl Child {
         let report = stderr.lines().find_map(report);
         Ended { code: status.code(), signal: status.signal(), took, report, stderr }
     }
+}
+
+/// An example of this package, as `cargo test` has built it.
+pub(crate) fn example(name: &str) -> Command {
+    let path = env::current_exe().unwrap().parent().unwrap().parent().unwrap().join("examples").join(name);
+    assert!(path.exists(), "{} is not built: run `cargo build --examples --all-features` first", path.display());
+    Command::new(path)
 }
 
 /// The report, if the line is one.

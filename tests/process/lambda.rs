@@ -128,17 +128,10 @@ fn an_init_error_reaches_lambda() {
     assert!(error.to_string().contains("/no/such/directory/app.db"), "{error}");
 }
 
-/// An example of this package, as `cargo test` has built it.
-fn example(name: &str) -> Command {
-    let path = env::current_exe().unwrap().parent().unwrap().parent().unwrap().join("examples").join(name);
-    assert!(path.exists(), "{} is not built: run `cargo build --examples --all-features` first", path.display());
-    Command::new(path)
-}
-
 fn quickstart(invocations: u32) -> (std::process::Output, Value) {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("seen.json");
-    let mut command = example("quickstart");
+    let mut command = child::example("quickstart");
     command.args(["--invocations", &invocations.to_string(), "--freeze-ms", "300", "--json"]).arg(&file);
     let output = command.output().unwrap();
     let seen = fs::read(file).ok().and_then(|seen| serde_json::from_slice(&seen).ok()).unwrap_or_default();

@@ -45,6 +45,8 @@ pub(crate) fn run(program: &str) -> ExitCode {
             "failing_init" => failing_init().await,
             "ignores" => ignores().await,
             "writer" => writer().await,
+            "drains_itself" => drains_itself().await,
+            "panicking_work" => panicking_work().await,
             "chatty" => chatty().await,
             "unreadable" => unreadable().await,
             "lambda" => lambda().await,
@@ -231,6 +233,36 @@ async fn ignores() -> Result<(), Error> {
     pending().await
 }
 
+/// Asks for the drain, and gets the signal while that waits for a checkout.
+async fn drains_itself() -> Result<(), Error> {
+    let lifecycle = Lifecycle::detect()?;
+    let db = lifecycle.guard(Memory::new("db"));
+    let checkout = db.get().await?;
+    tokio::spawn(async move {
+        sleep(Duration::from_secs(1)).await;
+        drop(checkout);
+    });
+    let drain = lifecycle.drain();
+    let said = async {
+        lifecycle.draining().await;
+        ready();
+    };
+    let (report, ()) = tokio::join!(drain, said);
+    if report.is_clean() { Ok(()) } else { lifecycle.ended(Ok(())).await.map(drop) }
+}
+
+async fn panicking_work() -> Result<(), Error> {
+    let lifecycle = Lifecycle::detect()?;
+    let _db = lifecycle.guard(Memory::new("db"));
+    let work = async {
+        if lifecycle.state() == winddown::State::Running {
+            panic!("the application has a bug");
+        }
+        Ok::<_, Error>(())
+    };
+    lifecycle.run(work).await.map(drop)
+}
+
 /// Accepts records as quickly as it can until it is stopped, and says how many on its standard output.
 async fn writer() -> Result<(), Error> {
     let lifecycle = Lifecycle::detect()?;
@@ -250,7 +282,11 @@ async fn writer() -> Result<(), Error> {
         Ok::<_, Error>(())
     };
     // Tracked work is drained before the buffer, and would not be refused; this is what happens between requests.
-    let (report, _) = tokio::join!(lifecycle.run(async { Ok::<_, Error>(lifecycle.draining().await) }), work);
+    let stopped = async {
+        lifecycle.draining().await;
+        Ok::<_, Error>(())
+    };
+    let (report, _) = tokio::join!(lifecycle.run(stopped), work);
     report.map(drop)
 }
 

@@ -28,7 +28,7 @@ use crate::{environment, extension, init_error};
 ///
 /// ```no_run
 /// use winddown_core::{Error, Lifecycle, memory::Memory};
-/// use winddown_lambda::{LambdaEvent, run, service_fn};
+/// use winddown_lambda::{LambdaEvent, lambda_runtime, run, service_fn};
 ///
 /// #[tokio::main]
 /// async fn main() -> Result<(), Error> {
@@ -36,7 +36,7 @@ use crate::{environment, extension, init_error};
 ///     let db = lifecycle.guard(Memory::new("db"));
 ///     let handler = service_fn(async |_event: LambdaEvent<serde_json::Value>| {
 ///         let _session = db.get().await?;
-///         Ok::<_, Error>("done")
+///         Ok::<_, lambda_runtime::Error>("done")
 ///     });
 ///     run(lifecycle, handler).await
 /// }
@@ -60,7 +60,14 @@ where
     E: Into<BoxError> + Send + fmt::Debug,
 {
     environment::check()?;
-    let ((), initialised) = tokio::join!(extension::register(), lifecycle.init());
+    let register = async {
+        tokio::select! {
+            () = extension::register() => {}
+            // Too late to be told of anything.
+            () = lifecycle.draining() => {}
+        }
+    };
+    let ((), initialised) = tokio::join!(register, lifecycle.init());
     match initialised {
         Ok(()) => {}
         // The stop came during init, and was heeded.

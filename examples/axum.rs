@@ -1,0 +1,60 @@
+//! A web server that is drained on SIGTERM: requests in flight end, then the pool says goodbye.
+//!
+//! `cargo run --example axum --features sqlite`, then `curl localhost:PORT/count`, and Ctrl-C while a slow request runs:
+//! `curl localhost:PORT/slow`.
+
+use std::time::Duration;
+
+use axum::{
+    Router,
+    extract::{Request, State},
+    http::StatusCode,
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use winddown::{Error, ErrorKind, Lifecycle, ShutdownGuard, sqlite::Sqlite};
+
+#[tokio::main]
+async fn main() -> Result<(), Error> {
+    let lifecycle = Lifecycle::detect()?;
+    let db = lifecycle.guard(Sqlite::open(std::env::temp_dir().join("winddown-axum.db")));
+
+    let app = Router::new()
+        .route("/count", get(count))
+        .route("/slow", get(slow))
+        // Every request is tracked: it may check out until its end, also when that is after SIGTERM.
+        .layer(middleware::from_fn_with_state(lifecycle.clone(), track))
+        .with_state(db);
+
+    let address = std::env::var("ADDRESS").unwrap_or_else(|_| "127.0.0.1:0".into());
+    let listener = tokio::net::TcpListener::bind(&address).await.map_err(|error| no_address(&address, error))?;
+    println!("listening on {}", listener.local_addr().map_err(|error| no_address(&address, error))?);
+    lifecycle.run(axum::serve(listener, app).with_graceful_shutdown(lifecycle.draining())).await.map(drop)
+}
+
+async fn track(State(lifecycle): State<Lifecycle>, request: Request, next: Next) -> Response {
+    match lifecycle.track() {
+        Ok(tracked) => tracked.scope(next.run(request)).await,
+        Err(_) => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+    }
+}
+
+async fn count(State(db): State<ShutdownGuard<Sqlite>>) -> Result<String, (StatusCode, String)> {
+    let failed = |error: &dyn std::fmt::Display| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string());
+    let connection = db.get().await.map_err(|error| failed(&error))?;
+    let tables =
+        connection.interact(|c| c.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get::<_, i64>(0)));
+    let tables = tables.await.map_err(|error| failed(&error))?.map_err(|error| failed(&error))?;
+    Ok(format!("{tables} tables\n"))
+}
+
+/// Asks the database only after a while.
+async fn slow(db: State<ShutdownGuard<Sqlite>>) -> Result<String, (StatusCode, String)> {
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    count(db).await
+}
+
+fn no_address(address: &str, error: std::io::Error) -> Error {
+    Error::new(ErrorKind::Config, format!("cannot listen on {address}: set ADDRESS to a free one")).with_source(error)
+}
