@@ -268,12 +268,16 @@ impl<T> Queue<T> {
             drop(state);
             return Err(PushError::new(record, self.closed()));
         }
+        if !self.ledger.accepted(1) {
+            // The report has been made without it: a drain that was cut short.
+            drop(state);
+            return Err(PushError::new(record, self.closed()));
+        }
         let before = state.queue.len();
         if before == state.since.len() * self.limits.batch_size {
             state.since.push_back(Instant::now());
         }
         state.queue.push_back(record);
-        self.ledger.accepted(1);
         let writer = state.writer;
         drop(state);
         match writer {

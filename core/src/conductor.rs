@@ -13,7 +13,7 @@ use std::{
     future::{Future, pending},
     io::{self, Write},
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError, mpsc},
     thread,
     time::Duration,
 };
@@ -28,6 +28,7 @@ use tokio::{
 
 use crate::{
     Drain, Error, ErrorKind, Outcome, Reason, Report, ResourceReport,
+    gate::Admits,
     guard::as_dependent,
     lifecycle::{Begun, Shared},
     node::{Ended, Node, Order},
@@ -52,19 +53,47 @@ pub(crate) fn start(shared: &Arc<Shared>) -> Result<(), Error> {
         Error::new(ErrorKind::Config, "cannot start the thread that waits for signals: raise the limits of the process")
             .with_source(error)
     };
-    let runtime = own_runtime().map_err(failed)?;
-    let signals = if shared.owns_process {
+    let shared = Arc::clone(shared);
+    // The runtime is made and dropped on its thread: an async caller may do neither.
+    let (sender, started) = mpsc::channel();
+    let run = move || {
+        let (runtime, signals) = match prepare(shared.owns_process) {
+            Ok(prepared) => prepared,
+            Err(error) => return drop(sender.send(Err(error))),
+        };
+        // The caller waits for exactly this.
+        let _ = sender.send(Ok(()));
+        let conducted = catch_unwind(AssertUnwindSafe(|| runtime.block_on(main(&shared, signals))));
+        if conducted.is_err() && shared.owns_process {
+            // A bug of this crate; its message has been printed. Without this thread nothing would heed a signal.
+            signal_hook::low_level::exit(EXIT_AT_DEADLINE);
+        }
+    };
+    thread::Builder::new().name("winddown".into()).spawn(run).map_err(failed)?;
+    started.recv().unwrap_or_else(|_| Err(io::Error::other("it ended at once"))).map_err(failed)
+}
+
+fn prepare(owns_process: bool) -> io::Result<(Runtime, Option<Signals>)> {
+    let runtime = own_runtime()?;
+    let signals = if owns_process {
         let _inside = runtime.enter();
-        Some(Signals::new().map_err(failed)?)
+        Some(Signals::new()?)
     } else {
         None
     };
-    let shared = Arc::clone(shared);
-    thread::Builder::new()
-        .name("winddown".into())
-        .spawn(move || runtime.block_on(main(&shared, signals)))
-        .map_err(failed)?;
-    Ok(())
+    Ok((runtime, signals))
+}
+
+/// Runs code that wakes the application's tasks, and may therefore block or panic, beside this thread.
+fn aside(shared: &Arc<Shared>, work: impl Fn(&Shared) + Clone + Send + 'static) {
+    let there = {
+        let (work, shared) = (work.clone(), Arc::clone(shared));
+        thread::Builder::new().name("winddown-wake".into()).spawn(move || work(&shared))
+    };
+    if there.is_err() {
+        // No more threads: better here than not at all.
+        work(shared);
+    }
 }
 
 async fn main(shared: &Arc<Shared>, mut signals: Option<Signals>) {
@@ -74,8 +103,11 @@ async fn main(shared: &Arc<Shared>, mut signals: Option<Signals>) {
         biased;
         begun = shared.begun() => begun,
         signal = next(&mut signals) => {
-            stop = Some(Instant::now());
-            shared.begin(Reason::Signal(signal.name.into()));
+            let now = Instant::now();
+            stop = Some(now);
+            aside(shared, move |shared| {
+                shared.refuse(Reason::Signal(signal.name.into()), now);
+            });
             shared.begun().await
         }
     };
@@ -85,17 +117,8 @@ async fn main(shared: &Arc<Shared>, mut signals: Option<Signals>) {
 
     // L5: the signal after the one that said stop.
     let mut second = None;
-    let forced = async {
-        loop {
-            let signal = next(&mut signals).await;
-            if stop.is_some() {
-                second = Some(signal);
-                return;
-            }
-            stop = Some(Instant::now());
-        }
-    };
-    let report = conduct(shared, &begun, Place::Thread, forced).await;
+    let forced = async { second = Some(second_signal(&mut signals, &mut stop).await) };
+    let report = Arc::new(conduct(shared, &begun, Place::Thread, forced).await);
     let clean = report.is_clean();
     if let Some(format) = shared.report_format {
         write_report(&report, format, shared.budget.margin() / 2).await;
@@ -104,24 +127,53 @@ async fn main(shared: &Arc<Shared>, mut signals: Option<Signals>) {
         // Before anybody is told that the drain is over: nothing comes before this end.
         signal_hook::low_level::exit(signal.exit_status());
     }
-    shared.publish(report);
-
     if !shared.owns_process {
-        return;
+        // Nobody's time is kept any more.
+        return shared.publish(report);
     }
+    aside(shared, move |shared| shared.publish(Arc::clone(&report)));
+
+    let retired = async {
+        // The sender is in `shared`, so it cannot be closed.
+        let _ = shared.retired.subscribe().wait_for(|retired| *retired).await;
+    };
     if stop.is_none() {
         // The application asked for the drain and goes on as it likes, until it is told to stop.
-        next(&mut signals).await;
+        tokio::select! {
+            _ = next(&mut signals) => stop = Some(Instant::now()),
+            // A next lifecycle receives the signals.
+            () = retired => return,
+        }
     }
     // The application ends by itself now, or never.
-    let last_moment = stop.unwrap_or_else(Instant::now) + shared.budget.total() - shared.budget.margin() / ANSWER_SHARE;
-    let status = match timeout_at(last_moment, next(&mut signals)).await {
+    let last_moment = stop.unwrap_or(begun.at) + shared.budget.total() - shared.budget.margin() / ANSWER_SHARE;
+    let status = match timeout_at(last_moment, second_signal(&mut signals, &mut stop)).await {
         Ok(signal) => signal.exit_status(),
         Err(_) if clean => 0,
         Err(_) => EXIT_AT_DEADLINE,
     };
     // Not `std::process::exit`: its exit handlers are foreign code, and may hang.
     signal_hook::low_level::exit(status);
+}
+
+/// One request to stop may arrive as several signals: `timeout(1)` and shells send them to the process and to its group.
+/// What comes within this time of the first is the same request.
+const SAME_REQUEST: Duration = Duration::from_millis(100);
+
+/// The signal that repeats a request to stop. The first one since the drain began otherwise is that request, and is
+/// written to `stop`.
+///
+/// # Cancel safety
+/// Cancel safe: what it has learnt is in `stop`.
+async fn second_signal(signals: &mut Option<Signals>, stop: &mut Option<Instant>) -> Received {
+    loop {
+        let signal = next(signals).await;
+        match stop {
+            Some(at) if at.elapsed() >= SAME_REQUEST => return signal,
+            Some(_) => {}
+            None => *stop = Some(Instant::now()),
+        }
+    }
 }
 
 /// Drains everything in order and says what happened, by the deadline whatever a resource does (L1).
@@ -163,6 +215,14 @@ pub(crate) async fn conduct(shared: &Shared, begun: &Begun, place: Place, forced
                 was_forced = true;
                 break;
             }
+        }
+    }
+    if was_forced {
+        // What was not reached admits dependents still; nothing may be handed out behind the report's back.
+        for node in nodes.iter() {
+            let woken = node.gate().refuse(Admits::Nobody);
+            // The process ends now: nobody needs to wake for it.
+            drop(woken);
         }
     }
     let resources = rows.into_iter().filter_map(Row::report).collect();
@@ -213,6 +273,8 @@ struct Row {
     began: Instant,
     took: Duration,
     finished: Option<Finished>,
+    /// Checkouts that were out when it was over.
+    left_out: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -224,7 +286,15 @@ enum State {
 
 impl Row {
     fn new(node: Arc<dyn Node>, now: Instant) -> Self {
-        Self { node, tally: Arc::default(), state: State::Waiting, began: now, took: Duration::ZERO, finished: None }
+        Self {
+            node,
+            tally: Arc::default(),
+            state: State::Waiting,
+            began: now,
+            took: Duration::ZERO,
+            finished: None,
+            left_out: 0,
+        }
     }
 
     fn begin(&mut self) {
@@ -236,18 +306,19 @@ impl Row {
         self.state = State::Over;
         self.took = self.began.elapsed();
         self.finished = Some(finished);
+        self.left_out = self.node.gate().out();
     }
 
     /// The row of the report; none for tracked work where there was none.
     fn report(self) -> Option<ResourceReport> {
         let facts = self.node.facts();
-        let Known { step, sessions, stragglers } = self.tally.known();
-        let left_out = self.node.gate().out();
+        let Known { step, sessions, stragglers, error } = self.tally.known();
+        let left_out = if self.state == State::Over { self.left_out } else { self.node.gate().out() };
         let took = if self.state == State::Running { self.began.elapsed() } else { self.took };
         let records = facts.ledger.as_ref().map(|ledger| ledger.close());
         let error = match &self.finished {
             Some(Err(failure)) => Some(failure.message.clone()),
-            _ => None,
+            _ => error,
         };
         let outcome = match &self.finished {
             Some(Ok(Ended::NotInitialised)) => Outcome::NotInitialised,
@@ -317,11 +388,11 @@ fn on_own_thread(
     sender: oneshot::Sender<Finished>,
 ) {
     // The sender comes back through this if the thread cannot be started.
-    let sender = Arc::new(std::sync::Mutex::new(Some(sender)));
+    let sender = Arc::new(Mutex::new(Some(sender)));
     let answer = {
         let sender = Arc::clone(&sender);
         move |finished: Finished| {
-            let sender = sender.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+            let sender = sender.lock().unwrap_or_else(PoisonError::into_inner).take();
             if let Some(sender) = sender {
                 // The conductor may have given up on it.
                 let _ = sender.send(finished);
@@ -333,7 +404,7 @@ fn on_own_thread(
     let work = {
         let answer = answer.clone();
         move || {
-            let runtime = match own_runtime() {
+            let runtime = match drain_runtime() {
                 Ok(runtime) => runtime,
                 Err(error) => return answer(Err(failed(error))),
             };
@@ -353,6 +424,12 @@ fn on_own_thread(
 
 fn own_runtime() -> io::Result<Runtime> {
     runtime::Builder::new_current_thread().enable_all().build()
+}
+
+/// Where files have run out, as they do when connections leak, a runtime without I/O must do: goodbyes over sockets that
+/// are open, and on blocking threads, need no more.
+fn drain_runtime() -> io::Result<Runtime> {
+    own_runtime().or_else(|_| runtime::Builder::new_current_thread().enable_time().build())
 }
 
 /// How a report is written when the drain ends.

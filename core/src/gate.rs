@@ -14,9 +14,10 @@
 //! 1. A checkout is counted from [`Gate::enter`] to [`Gate::leave`], so nothing is ever handed out and not counted (S2).
 //! 2. [`Gate::hand_out`] is the moment a checkout is handed out. After [`Gate::refuse`] it fails for everyone refused,
 //!    also for callers that were admitted before (S2).
-//! 3. `refuse` wakes every caller that waits for a slot (S2).
-//! 4. Once nobody is admitted any more, [`Gate::poll_settled`] is ready exactly when all have left, and whoever waits
-//!    for it is woken by the last one to leave (L3).
+//! 3. `refuse` wakes every caller that waits for a slot (S2). Such a caller does not touch its driver again
+//!    ([`Gate::resume`] refuses it), so it holds nothing and will hold nothing, even if nobody polls it any more.
+//! 4. Once nobody is admitted any more, [`Gate::poll_settled`] is ready exactly when nobody is active, which is to hold
+//!    something or to be about to; and whoever waits for it is woken by the last one (L3).
 //!
 //! The lock is never held across an await, and no foreign code runs under it but a waker's `clone`: wakers are taken out before
 //! they wake or drop.
@@ -88,14 +89,40 @@ struct State {
     settled: Vec<Waker>,
 }
 
+impl State {
+    fn is_settled(&self) -> bool {
+        !self.inside.iter().any(|(_, inside)| inside.is_active())
+    }
+
+    /// Those who wait for this moment, if it has come.
+    fn settled_now(&mut self) -> Vec<Waker> {
+        // Almost always nobody waits for it, and nothing has to be counted.
+        if self.settled.is_empty() || !self.is_settled() { Vec::new() } else { std::mem::take(&mut self.settled) }
+    }
+}
+
 #[derive(Debug)]
 struct Inside {
     caller: Caller,
     site: &'static Location<'static>,
     since: Coarse,
-    /// The caller's waker while it waits for a slot. Whoever does not wait holds something, or is about to: a straggler
-    /// if it is still here when settling ends.
-    waiting: Option<Waker>,
+    standing: Standing,
+}
+
+#[derive(Debug)]
+enum Standing {
+    /// Holds something, or asks its driver for it at this moment: a straggler if it is still here when settling ends.
+    Active,
+    /// Waits for a slot, and is woken by this.
+    Waits(Waker),
+    /// Was waiting when draining began.
+    Refused,
+}
+
+impl Inside {
+    fn is_active(&self) -> bool {
+        matches!(self.standing, Standing::Active)
+    }
 }
 
 /// The place of one caller in the gate, with on whose behalf it is: one word, since it moves with every checkout.
@@ -140,7 +167,7 @@ impl Gate {
         if !self.admits().admits(caller) {
             return Err(Refused);
         }
-        Ok(Key::new(state.inside.insert(Inside { caller, site, since, waiting: None }), caller))
+        Ok(Key::new(state.inside.insert(Inside { caller, site, since, standing: Standing::Active }), caller))
     }
 
     /// Hands out: from here on the caller has what it came for.
@@ -152,10 +179,20 @@ impl Gate {
         if self.admits().admits(key.caller()) { Ok(()) } else { Err(Refused) }
     }
 
-    /// The caller at `key` does not wait any more.
-    pub(crate) fn got_through(&self, key: Key) {
-        let waited = self.state().inside[key.index()].waiting.take();
+    /// A caller that waited is about to ask its driver again.
+    ///
+    /// # Errors
+    /// [`Refused`] when draining began while it waited; then it must not.
+    pub(crate) fn resume(&self, key: Key) -> Result<(), Refused> {
+        let mut state = self.state();
+        let inside = &mut state.inside[key.index()];
+        if !self.admits().admits(inside.caller) {
+            return Err(Refused);
+        }
+        let waited = std::mem::replace(&mut inside.standing, Standing::Active);
+        drop(state);
         drop(waited);
+        Ok(())
     }
 
     /// Counts a caller out.
@@ -164,11 +201,7 @@ impl Gate {
         let mut state = self.state();
         // The waker's destructor is foreign code: it must not run under the lock.
         let inside = state.inside.remove(key.index());
-        let woken = if state.inside.is_empty() && !state.settled.is_empty() {
-            std::mem::take(&mut state.settled)
-        } else {
-            Vec::new()
-        };
+        let woken = state.settled_now();
         drop(state);
         drop(inside);
         for waker in woken {
@@ -184,37 +217,40 @@ impl Gate {
         if !self.admits().admits(inside.caller) {
             return Poll::Ready(());
         }
-        let old = inside.waiting.replace(waker);
+        let old = std::mem::replace(&mut inside.standing, Standing::Waits(waker));
+        let woken = state.settled_now();
         drop(state);
         drop(old);
-        Poll::Pending
-    }
-
-    /// Admits only these from here on, and wakes everyone who waits and is now refused. Returns whether this call
-    /// changed anything: a gate never opens again.
-    pub(crate) fn refuse(&self, admits: Admits) -> bool {
-        let mut state = self.state();
-        if self.admits() >= admits {
-            return false;
-        }
-        self.admits.store(admits as u8, Ordering::Release);
-        let woken: Vec<Waker> = state
-            .inside
-            .iter_mut()
-            .filter(|(_, inside)| !admits.admits(inside.caller))
-            .filter_map(|(_, inside)| inside.waiting.take())
-            .collect();
-        drop(state);
         for waker in woken {
             waker.wake();
         }
-        true
+        Poll::Pending
     }
 
-    /// Ready once nobody is inside; wakes everyone who asked when the last one leaves.
+    /// Admits only these from here on; a gate never opens again. Returns the wakers of those who wait and are now
+    /// refused, for the caller to wake where foreign code may run.
+    #[must_use = "who waits must be woken"]
+    pub(crate) fn refuse(&self, admits: Admits) -> Vec<Waker> {
+        let mut state = self.state();
+        if self.admits() >= admits {
+            return Vec::new();
+        }
+        self.admits.store(admits as u8, Ordering::Release);
+        let mut woken = Vec::new();
+        for (_, inside) in state.inside.iter_mut().filter(|(_, inside)| !admits.admits(inside.caller)) {
+            if matches!(inside.standing, Standing::Waits(_))
+                && let Standing::Waits(waker) = std::mem::replace(&mut inside.standing, Standing::Refused)
+            {
+                woken.push(waker);
+            }
+        }
+        woken
+    }
+
+    /// Ready once nobody is active; wakes everyone who asked when the last one ends.
     pub(crate) fn poll_settled(&self, context: &Context<'_>) -> Poll<()> {
         let mut state = self.state();
-        if state.inside.is_empty() {
+        if state.is_settled() {
             return Poll::Ready(());
         }
         if !state.settled.iter().any(|waker| waker.will_wake(context.waker())) {
@@ -225,14 +261,14 @@ impl Gate {
 
     /// How many checkouts are handed out. Walks them.
     pub(crate) fn out(&self) -> usize {
-        self.state().inside.iter().filter(|(_, inside)| inside.waiting.is_none()).count()
+        self.state().inside.iter().filter(|(_, inside)| inside.is_active()).count()
     }
 
     /// The checkouts that are out, by the place that made them, with the age of the oldest. Walks them.
     pub(crate) fn stragglers(&self) -> Vec<Straggler> {
         let state = self.state();
         let mut sites: BTreeMap<String, (usize, Duration)> = BTreeMap::new();
-        for (_, inside) in state.inside.iter().filter(|(_, inside)| inside.waiting.is_none()) {
+        for (_, inside) in state.inside.iter().filter(|(_, inside)| inside.is_active()) {
             let (count, oldest) = sites.entry(inside.site.to_string()).or_default();
             *count += 1;
             *oldest = (*oldest).max(inside.since.elapsed());
@@ -271,6 +307,12 @@ mod tests {
         }
     }
 
+    fn refuse(gate: &Gate, admits: Admits) {
+        for waker in gate.refuse(admits) {
+            waker.wake();
+        }
+    }
+
     fn here() -> &'static Location<'static> {
         Location::caller()
     }
@@ -278,7 +320,7 @@ mod tests {
     #[test]
     fn s2_after_refuse_nobody_enters_and_nothing_is_counted() {
         let gate = Gate::new(Admits::Everyone);
-        assert!(gate.refuse(Admits::Nobody));
+        refuse(&gate, Admits::Nobody);
         assert_eq!(gate.enter(Caller::Application, here()), Err(Refused));
         assert!(gate.poll_settled(&Context::from_waker(Waker::noop())).is_ready());
     }
@@ -287,7 +329,7 @@ mod tests {
     fn s2_an_admitted_caller_that_still_connects_is_refused_at_hand_out() {
         let gate = Gate::new(Admits::Everyone);
         let key = gate.enter(Caller::Application, here()).unwrap();
-        gate.refuse(Admits::Nobody);
+        refuse(&gate, Admits::Nobody);
         assert_eq!(gate.hand_out(key), Err(Refused));
         assert!(gate.poll_settled(&Context::from_waker(Waker::noop())).is_pending(), "counted until it leaves");
         gate.leave(key);
@@ -305,19 +347,31 @@ mod tests {
             assert!(gate.poll_refused(key, &Context::from_waker(&waker)).is_pending());
         }
         let woken = || wakes.each_ref().map(|count| count.0.load(Ordering::SeqCst));
-        gate.refuse(Admits::Dependents);
+        refuse(&gate, Admits::Dependents);
         assert_eq!(woken(), [1, 0]);
-        gate.refuse(Admits::Nobody);
+        refuse(&gate, Admits::Nobody);
         assert_eq!(woken(), [1, 1]);
     }
 
     #[test]
-    fn refusing_is_said_once_and_never_taken_back() {
+    fn refusing_is_never_taken_back() {
         let gate = Gate::new(Admits::Everyone);
-        assert!(gate.refuse(Admits::Nobody));
-        assert!(!gate.refuse(Admits::Nobody));
-        assert!(!gate.refuse(Admits::Dependents));
+        refuse(&gate, Admits::Nobody);
+        refuse(&gate, Admits::Nobody);
+        refuse(&gate, Admits::Dependents);
         assert_eq!(gate.enter(Caller::Dependent, here()), Err(Refused));
+    }
+
+    #[test]
+    fn a_caller_that_waited_and_is_never_polled_again_holds_up_nobody() {
+        let gate = Gate::new(Admits::Everyone);
+        let parked = gate.enter(Caller::Application, here()).unwrap();
+        let context = Context::from_waker(Waker::noop());
+        assert!(gate.poll_refused(parked, &context).is_pending());
+        refuse(&gate, Admits::Nobody);
+        assert!(gate.poll_settled(&context).is_ready());
+        assert_eq!((gate.out(), gate.stragglers()), (0, Vec::new()));
+        assert_eq!(gate.resume(parked), Err(Refused), "it does not ask its driver again");
     }
 
     #[test]

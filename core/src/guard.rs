@@ -221,17 +221,18 @@ impl<R: Resource> Pass<R> {
         &self,
         mut poll: impl FnMut(&mut Context<'_>) -> Poll<Result<T, Error>>,
     ) -> impl Future<Output = Result<T, Error>> {
+        let refusal = || Error::shutting_down(self.slot.name());
         let mut waited = false;
-        poll_fn(move |context| match poll(context) {
-            Poll::Pending => {
-                waited = true;
-                self.poll_refused(context).map(|()| Err(Error::shutting_down(self.slot.name())))
+        poll_fn(move |context| {
+            if waited && self.slot.gate().resume(self.key).is_err() {
+                return Poll::Ready(Err(refusal()));
             }
-            ready => {
-                if waited {
-                    self.slot.gate().got_through(self.key);
+            match poll(context) {
+                Poll::Pending => {
+                    waited = true;
+                    self.poll_refused(context).map(|()| Err(refusal()))
                 }
-                ready
+                ready => ready,
             }
         })
     }
@@ -240,7 +241,7 @@ impl<R: Resource> Pass<R> {
         self.slot.gate().poll_refused(self.key, context)
     }
 
-    /// Counts as one who waits, so never as a straggler.
+    /// Counts as one who waits, so nobody settles for it.
     pub(crate) fn is_not_a_checkout(&self) {
         // Whether it is refused already shows at the next look.
         let _ = self.poll_refused(&Context::from_waker(std::task::Waker::noop()));

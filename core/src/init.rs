@@ -26,7 +26,8 @@ enum Progress {
     Idle,
     Running {
         outcome: Outcome,
-        task: AbortHandle,
+        /// There as soon as it is spawned.
+        task: Option<AbortHandle>,
     },
     Done,
     /// Draining has begun: a value made later is dropped at once.
@@ -74,13 +75,24 @@ impl<T: Send + Sync + 'static> InitCell<T> {
             Error::new(ErrorKind::Init, "initialise from inside a tokio runtime").with_source(error)
         })?;
         let (sender, outcome) = watch::channel(None);
+        *progress = Progress::Running { outcome: outcome.clone(), task: None };
+        drop(progress);
+        // Not under the lock: a runtime that has ended drops the task at once, and the attempt then takes the lock.
         let attempt = Attempt { owner: Arc::clone(owner), this, sender };
         let make = make();
-        let task = runtime.spawn(async move {
+        let spawned = runtime.spawn(async move {
             let made = panics::catch(make).await;
             attempt.finish(made);
         });
-        *progress = Progress::Running { outcome: outcome.clone(), task: task.abort_handle() };
+        match &mut *cell.progress() {
+            // It may be over already, and a later one be running.
+            Progress::Running { outcome: running, task } if running.same_channel(&outcome) => {
+                *task = Some(spawned.abort_handle());
+            }
+            // `stop` was quicker than this line.
+            Progress::Stopped => spawned.abort(),
+            _ => {}
+        }
         Ok(outcome)
     }
 
@@ -107,7 +119,7 @@ impl<T: Send + Sync + 'static> InitCell<T> {
             // A closed channel is an attempt that was aborted: over as well.
             let _ = tokio::time::timeout_at(until, outcome.wait_for(Option::is_some)).await;
             let mut progress = self.progress();
-            if let Progress::Running { task, .. } = &*progress {
+            if let Progress::Running { task: Some(task), .. } = &*progress {
                 task.abort();
             }
             if !matches!(*progress, Progress::Done) {

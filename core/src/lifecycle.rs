@@ -3,13 +3,13 @@
 use std::{
     fmt,
     future::{Future, IntoFuture},
-    panic::Location,
+    panic::{AssertUnwindSafe, Location, catch_unwind},
     pin::pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
-use tokio::{sync::watch, task::JoinSet, time::Instant};
+use tokio::{runtime::Handle, sync::watch, task::JoinSet, time::Instant};
 
 use crate::{
     Budget, Error, ErrorKind, Hook, Platform, Reason, Report, ReportFormat, Resource, Retry, ShutdownGuard, Tracked,
@@ -75,6 +75,31 @@ pub(crate) struct Shared {
     state: watch::Sender<State>,
     begun: watch::Sender<Option<Begun>>,
     report: watch::Sender<Option<Arc<Report>>>,
+    /// Another lifecycle receives the signals now.
+    pub(crate) retired: watch::Sender<bool>,
+}
+
+/// The lifecycle that receives the signals of this process.
+static OWNER: Owner = Owner(Mutex::new(Weak::new()));
+
+struct Owner(Mutex<Weak<Shared>>);
+
+impl Owner {
+    /// Two that both end the process would end it under each other. One that is drained makes way for the next.
+    fn take_over(&self, next: &Arc<Shared>) -> Result<(), Error> {
+        let mut owner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(current) = owner.upgrade() {
+            if *current.state.borrow() != State::Drained {
+                return Err(Error::new(
+                    ErrorKind::Config,
+                    "this process has a lifecycle that receives signals: use that one, or build this one with `signals(false)`",
+                ));
+            }
+            current.retired.send_replace(true);
+        }
+        *owner = Arc::downgrade(next);
+        Ok(())
+    }
 }
 
 /// When and why draining began.
@@ -93,7 +118,8 @@ impl Lifecycle {
     /// Make one per process, before anything slow: a platform may say stop while the process still starts.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] when `WINDDOWN_BUDGET_MS` is not a number, or the signal thread cannot be started.
+    /// [`ErrorKind::Config`] when `WINDDOWN_BUDGET_MS` is not a number, the signal thread cannot be started, or the
+    /// process has such a lifecycle already that is not drained.
     pub fn detect() -> Result<Self, Error> {
         Self::builder().build()
     }
@@ -150,6 +176,9 @@ impl Lifecycle {
     /// - [`ErrorKind::ShuttingDown`] when draining began meanwhile;
     /// - [`ErrorKind::Config`] when a resource depends on one of another lifecycle.
     pub async fn init(&self) -> Result<(), Error> {
+        Handle::try_current().map_err(|error| {
+            Error::new(ErrorKind::Init, "initialise from inside a tokio runtime").with_source(error)
+        })?;
         let nodes = self.shared.nodes();
         let foreign = nodes.iter().find(|node| {
             let known = |id| nodes.iter().any(|other| other.facts().id == id);
@@ -201,6 +230,9 @@ impl Lifecycle {
 
     /// Drains now, and returns the report. Whoever calls it, and however often, it happens once (S3).
     ///
+    /// Not from work that the drain waits for ([tracked](Self::track) work, the work given to [`run`](Self::run), a
+    /// hook): the two would wait for each other until the deadline. There [`begin_drain`](Self::begin_drain) is right.
+    ///
     /// # Cancel safety
     /// Cancel safe: the drain goes on.
     pub async fn drain(&self) -> Arc<Report> {
@@ -208,7 +240,14 @@ impl Lifecycle {
         self.drained().await
     }
 
-    /// Ready when draining has begun: what a server's graceful shutdown waits for.
+    /// Begins to drain and does not wait for it: the application's own way to say stop. Returns whether it was this
+    /// call.
+    pub fn begin_drain(&self) -> bool {
+        self.shared.begin(Reason::Requested)
+    }
+
+    /// Ready when draining has begun: what a server's graceful shutdown waits for. A `main` that waits for nothing else returns
+    /// in the middle of the drain; [`run`](Self::run) waits for its end.
     pub fn draining(&self) -> impl Future<Output = ()> + Send + 'static {
         let mut state = self.shared.state.subscribe();
         let shared = Arc::clone(&self.shared);
@@ -319,7 +358,7 @@ impl Lifecycle {
 impl Shared {
     /// Begins to drain, if nobody has. Returns whether it was this call.
     pub(crate) fn begin(self: &Arc<Self>, reason: Reason) -> bool {
-        let first = self.refuse(reason);
+        let first = self.refuse(reason, Instant::now());
         // A lifecycle that owns the process has its thread from the start.
         if first
             && !self.owns_process
@@ -329,28 +368,34 @@ impl Shared {
             tracing::error!(%error, "cannot drain");
             let begun = self.begun.borrow().clone();
             if let Some(begun) = begun {
-                self.publish(conductor::not_reached(self, begun, &error));
+                self.publish(Arc::new(conductor::not_reached(self, begun, &error)));
             }
         }
         first
     }
 
-    /// From here on the application is refused everywhere (S2).
-    pub(crate) fn refuse(&self, reason: Reason) -> bool {
-        let nodes = {
-            // Under the registry's lock: a resource that is registered later is born refused.
+    /// From here on the application is refused everywhere (S2). Whoever waits for that is woken here, which is foreign
+    /// code: nobody who keeps the time calls this.
+    pub(crate) fn refuse(&self, reason: Reason, at: Instant) -> bool {
+        let mut woken = Vec::new();
+        {
+            // Under the registry's lock: a resource that is registered later is refused and not drained.
             let registry = self.registry();
             if self.begun.borrow().is_some() {
                 return false;
             }
             let nodes: Arc<[_]> = registry.clone().into();
-            self.begun.send_replace(Some(Begun { reason, at: Instant::now(), nodes: Arc::clone(&nodes) }));
-            nodes
-        };
-        for node in nodes.iter() {
-            node.gate().refuse(Admits::Dependents);
+            for node in nodes.iter() {
+                woken.extend(node.gate().refuse(Admits::Dependents));
+            }
+            // After all are refused: the drain begins with this.
+            self.begun.send_replace(Some(Begun { reason, at, nodes }));
         }
-        // Last: whoever sees this state is refused everywhere (S2). It may be over already: states only move on.
+        for waker in woken {
+            // One that panics must not leave the others asleep.
+            let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
+        }
+        // Whoever sees this state is refused everywhere (S2). It may be over already: states only move on.
         self.advance(State::Draining);
         true
     }
@@ -367,10 +412,10 @@ impl Shared {
         }
     }
 
-    pub(crate) fn publish(&self, report: Report) {
+    pub(crate) fn publish(&self, report: Arc<Report>) {
         // The state first: whoever has the report sees it.
         self.advance(State::Drained);
-        self.report.send_replace(Some(Arc::new(report)));
+        self.report.send_replace(Some(report));
     }
 
     /// Moves to this state, unless it is there or further. Returns whether this call did it.
@@ -393,7 +438,8 @@ impl Shared {
         let slot = Arc::new(Slot::new(resource, name, order, self.retry));
         let mut registry = self.registry();
         if self.begun.borrow().is_some() {
-            slot.gate().refuse(Admits::Nobody);
+            // Nobody has it yet, so nobody waits.
+            drop(slot.gate().refuse(Admits::Nobody));
             tracing::warn!(
                 resource = slot.name(),
                 "registered after draining had begun: it is refused, and not drained"
@@ -475,7 +521,8 @@ impl Builder {
     /// The lifecycle. Signals are received from here on.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] when the budget cannot be used, or the signal thread cannot be started.
+    /// [`ErrorKind::Config`] when the budget cannot be used, the signal thread cannot be started, or signals are asked
+    /// for and another lifecycle that is not drained has them.
     pub fn build(self) -> Result<Lifecycle, Error> {
         let Self { budget, platform, signals, report, retry } = self;
         let platform = platform.unwrap_or_else(Platform::detect);
@@ -500,8 +547,10 @@ impl Builder {
             state: watch::Sender::new(State::Starting),
             begun: watch::Sender::new(None),
             report: watch::Sender::new(None),
+            retired: watch::Sender::new(false),
         });
         if signals {
+            OWNER.take_over(&shared)?;
             conductor::start(&shared)?;
         }
         Ok(Lifecycle { shared })

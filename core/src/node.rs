@@ -29,6 +29,9 @@ const RESERVE_FLOOR: Duration = Duration::from_millis(50);
 /// is not must not use up the 30 s of a platform that gives them.
 const INIT_PATIENCE: Duration = Duration::from_secs(1);
 
+/// No server is that slow; a resource that says so must not upset the arithmetic of the others.
+const RESERVE_MOST: Duration = Duration::from_secs(60);
+
 /// Connecting, cancelling, and a goodbye that is answered are about this many round trips.
 const RESERVE_ROUND_TRIPS: u32 = 8;
 
@@ -137,8 +140,9 @@ impl<R: Resource> Slot<R> {
 
     /// The pool, once it is initialised: joins the attempt that is running or starts one.
     pub(crate) async fn initialised(self: &Arc<Self>) -> Result<&R::Pool, Error> {
-        let attempt = InitCell::start(self, |slot| &slot.pool, || Self::attempts(Arc::clone(self)))
-            .map_err(|error| error.of(self.name()))?;
+        // A dependent, whoever began it: what it uses itself (a buffer its pool) is then still handed out.
+        let attempts = || as_dependent(Self::attempts(Arc::clone(self)));
+        let attempt = InitCell::start(self, |slot| &slot.pool, attempts).map_err(|error| error.of(self.name()))?;
         self.pool.outcome(attempt).await.map_err(|error| error.of(self.name()))?;
         // The outcome was a success, and a value is never taken back.
         self.pool.get().ok_or_else(|| Error::shutting_down(self.name()))
@@ -147,7 +151,7 @@ impl<R: Resource> Slot<R> {
     /// Tries until it succeeds, the error is not retryable, the tries are used up, or draining begins.
     async fn attempts(slot: Arc<Self>) -> Result<R::Pool, Error> {
         // An attempt is inside the gate, so that draining does not overlook it, and is woken by refusal.
-        let pass = as_dependent(async { Pass::enter(&slot, Location::caller()) }).await?;
+        let pass = Pass::enter(&slot, Location::caller())?;
         pass.is_not_a_checkout();
         let mut pauses = slot.retry.pauses();
         loop {
@@ -175,7 +179,7 @@ fn reserve_for(round_trip: Option<Duration>) -> Duration {
         // Nothing to ask anyone.
         Some(Duration::ZERO) => Duration::ZERO,
         None => RESERVE_FLOOR,
-        Some(round_trip) => (round_trip * RESERVE_ROUND_TRIPS).max(RESERVE_FLOOR),
+        Some(round_trip) => round_trip.saturating_mul(RESERVE_ROUND_TRIPS).clamp(RESERVE_FLOOR, RESERVE_MOST),
     }
 }
 
@@ -209,7 +213,9 @@ impl<R: Resource> Node for Slot<R> {
 
         // 1. Refuse: dependents too, they are drained.
         step(Step::Refuse);
-        self.gate.refuse(Admits::Nobody);
+        for waker in self.gate.refuse(Admits::Nobody) {
+            waker.wake();
+        }
         let Some(pool) = self.pool.stop(settle.min(Instant::now() + INIT_PATIENCE)).await else {
             step(Step::Done);
             return Ok(Ended::NotInitialised);
@@ -246,7 +252,10 @@ impl<R: Resource> Node for Slot<R> {
             if in_time.is_err() {
                 return Ok(Ended::Hung);
             }
-            cancelled?;
+            if let Err(error) = cancelled {
+                // What was not cancelled shows in what became of the sessions.
+                drain.note(&error);
+            }
         }
         match result {
             Some(result) => result?,

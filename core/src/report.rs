@@ -341,11 +341,12 @@ pub(crate) struct Known {
     pub(crate) step: Step,
     pub(crate) sessions: Sessions,
     pub(crate) stragglers: Vec<Straggler>,
+    pub(crate) error: Option<String>,
 }
 
 impl Default for Known {
     fn default() -> Self {
-        Self { step: Step::Waiting, sessions: Sessions::default(), stragglers: Vec::new() }
+        Self { step: Step::Waiting, sessions: Sessions::default(), stragglers: Vec::new(), error: None }
     }
 }
 
@@ -381,12 +382,17 @@ struct Books {
 }
 
 impl Ledger {
-    /// Records were taken in.
-    pub fn accepted(&self, count: u64) {
+    /// Records are taken in. Returns whether the books are still open: once the report has been made they are not, and
+    /// the buffer must refuse.
+    #[must_use = "refuse the records when the books are closed"]
+    pub fn accepted(&self, count: u64) -> bool {
+        let mut open = false;
         self.change(|books| {
             books.records.accepted += count;
             books.records.pending += count;
+            open = true;
         });
+        open
     }
 
     /// Pending records were handed to the sink.
@@ -452,7 +458,7 @@ mod tests {
     #[test]
     fn s5_the_columns_add_up_at_every_moment_and_after_closing() {
         let ledger = Ledger::default();
-        ledger.accepted(10);
+        assert!(ledger.accepted(10));
         ledger.writing(4);
         assert_eq!(ledger.records().pending, 10);
         ledger.written(4);
@@ -463,6 +469,7 @@ mod tests {
         let records = ledger.close();
         assert_eq!(records, Records { accepted: 10, written: 4, lost: 1 + 3, in_doubt: 2, pending: 0 });
         ledger.written(2);
+        assert!(!ledger.accepted(1));
         assert_eq!(ledger.records(), records, "the report has been made");
     }
 }

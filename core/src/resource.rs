@@ -98,7 +98,7 @@ pub trait Resource: Send + Sync + 'static {
     /// Is dropped when the second settle ends.
     ///
     /// # Errors
-    /// Anything that kept it from asking; the report quotes it.
+    /// Anything that kept it from asking; the report quotes it, and the outcome stays that of the goodbye.
     fn cancel(&self, pool: &Self::Pool, drain: &Drain) -> impl Future<Output = Result<(), Error>> + Send {
         let _ = (pool, drain);
         std::future::ready(Ok(()))
@@ -240,6 +240,12 @@ impl Drain {
     /// So many sessions were cut, or are left to the end of the process.
     pub fn was_cut(&self, sessions: usize) {
         self.tally.change(|known| known.sessions.cut += sessions as u64);
+    }
+
+    /// Quotes an error in the report, without making the outcome a failure.
+    pub fn note(&self, error: &Error) {
+        let text = error.to_string();
+        self.tally.change(|known| known.error = Some(text));
     }
 
     /// The server was asked to stop so many statements.

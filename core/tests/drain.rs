@@ -8,7 +8,7 @@ use std::{
 
 use tokio::task::JoinSet;
 use winddown_core::{
-    Drain, Error, Lifecycle, Outcome, Report, Resource, State, Step,
+    Drain, Error, Lifecycle, Outcome, Report, Resource, ResourceId, ShutdownGuard, State, Step,
     memory::{Memory, Server},
 };
 
@@ -228,6 +228,87 @@ async fn the_report_is_a_table_for_people_and_a_line_for_machines() {
     assert_eq!(report.resource("db").unwrap().step, Step::Done);
     let read: Report = serde_json::from_str(&line).unwrap();
     assert_eq!(read.to_json_line(), line);
+}
+
+#[tokio::test]
+async fn s4_what_tracked_work_uses_for_the_first_time_while_draining_may_use_its_own_dependency() {
+    /// Initialised through another guard, as a buffer is.
+    struct Outer(ShutdownGuard<Memory>);
+    impl Resource for Outer {
+        type Pool = ();
+        type Checkout = ();
+        fn name(&self) -> &str {
+            "outer"
+        }
+        async fn init(&self) -> Result<(), Error> {
+            self.0.get().await.map(drop)
+        }
+        async fn checkout(&self, (): &()) -> Result<(), Error> {
+            Ok(())
+        }
+        async fn goodbye(&self, (): &(), _: &Drain) -> Result<(), Error> {
+            Ok(())
+        }
+        fn depends_on(&self) -> Vec<ResourceId> {
+            vec![self.0.id()]
+        }
+    }
+    let lifecycle = lifecycle();
+    let inner = lifecycle.guard(Memory::new("inner"));
+    let outer = lifecycle.guard(Outer(inner));
+    let tracked = lifecycle.track().unwrap();
+    let work = tokio::spawn({
+        let draining = lifecycle.draining();
+        tracked.scope(async move {
+            draining.await;
+            outer.get().await.map(drop)
+        })
+    });
+    let report = lifecycle.drain().await;
+    work.await.unwrap().unwrap();
+    assert!(report.is_clean(), "{report}");
+    assert_eq!(report.resource("outer").unwrap().outcome, Outcome::Drained);
+}
+
+#[tokio::test]
+async fn l3_a_caller_that_nobody_polls_any_more_holds_up_nothing() {
+    let lifecycle = lifecycle();
+    let db = lifecycle.guard(Memory::new("db").size(1));
+    let held = db.get().await.unwrap();
+    let mut parked = std::pin::pin!(db.get());
+    let poll = std::future::poll_fn(|context| std::task::Poll::Ready(parked.as_mut().poll(context).is_pending()));
+    assert!(poll.await, "there is no slot");
+    drop(held);
+    let report = lifecycle.drain().await;
+    assert!(report.is_clean() && report.took < BUDGET / 2, "{report}");
+}
+
+#[test]
+fn an_initialisation_on_a_runtime_that_has_ended_is_an_error_and_can_be_tried_again() {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let ended = {
+        let runtime = runtime();
+        runtime.handle().clone()
+    };
+    let db = lifecycle().guard(Memory::new("db"));
+    {
+        let _inside = ended.enter();
+        let error = runtime_free_block_on(db.get()).unwrap_err();
+        assert!(error.to_string().contains("the runtime ended"), "{error}");
+    }
+    runtime().block_on(async { drop(db.get().await.unwrap()) });
+}
+
+/// Polls until it is ready, without a runtime of its own.
+fn runtime_free_block_on<F: Future>(future: F) -> F::Output {
+    let mut future = std::pin::pin!(future);
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    loop {
+        if let std::task::Poll::Ready(output) = future.as_mut().poll(&mut context) {
+            return output;
+        }
+        thread::yield_now();
+    }
 }
 
 #[tokio::test]

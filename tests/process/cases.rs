@@ -46,6 +46,8 @@ cases![
     a_stop_during_a_slow_init_is_heeded,
     a_failed_init_is_rolled_back_and_exits_1,
     l5_a_second_signal_ends_the_wait_at_once,
+    one_request_that_arrives_as_several_signals_does_not_force,
+    an_application_that_listens_for_the_signal_too_is_drained,
     a_signal_during_a_drain_that_was_asked_for_does_not_cut_it_short,
     work_that_panics_is_drained_all_the_same,
     a_main_that_ignores_the_lifecycle_is_ended_at_the_deadline,
@@ -230,6 +232,21 @@ fn l5_a_second_signal_ends_the_wait_at_once() {
     assert!(report.forced && !report.is_clean(), "{report}");
     assert_eq!(outcome(&ended, "faulty"), Outcome::Hung);
     assert_eq!(outcome(&ended, "db"), Outcome::Drained);
+}
+
+fn one_request_that_arrives_as_several_signals_does_not_force() {
+    let ended = Child::start("held", BUDGET).ready().terminate().terminate().signal(Signal::INT).end();
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert!(ended.report().is_clean(), "{}", ended.report());
+}
+
+fn an_application_that_listens_for_the_signal_too_is_drained() {
+    for _ in 0..20 {
+        let ended = Child::start("listens", BUDGET).ready().terminate().end();
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        let report = ended.report();
+        assert!(report.is_clean() && !report.forced, "{report}");
+    }
 }
 
 fn a_signal_during_a_drain_that_was_asked_for_does_not_cut_it_short() {

@@ -11,7 +11,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{runtime::Builder, time::sleep};
+use tokio::{
+    runtime::Builder,
+    signal::unix::{SignalKind, signal},
+    time::sleep,
+};
 use winddown::{
     Drain, Error, Lifecycle, Resource,
     buffer::{BatchWriter, Push},
@@ -45,6 +49,7 @@ pub(crate) fn run(program: &str) -> ExitCode {
             "failing_init" => failing_init().await,
             "ignores" => ignores().await,
             "writer" => writer().await,
+            "listens" => listens().await,
             "drains_itself" => drains_itself().await,
             "panicking_work" => panicking_work().await,
             "chatty" => chatty().await,
@@ -249,6 +254,18 @@ async fn drains_itself() -> Result<(), Error> {
     };
     let (report, ()) = tokio::join!(drain, said);
     if report.is_clean() { Ok(()) } else { lifecycle.ended(Ok(())).await.map(drop) }
+}
+
+/// Waits for the signal in its own way, and drains then.
+async fn listens() -> Result<(), Error> {
+    let lifecycle = Lifecycle::detect()?;
+    let db = lifecycle.guard(Memory::new("db"));
+    drop(db.get().await?);
+    let mut terminate = signal(SignalKind::terminate()).unwrap();
+    ready();
+    terminate.recv().await;
+    lifecycle.drain().await;
+    lifecycle.ended(Ok(())).await.map(drop)
 }
 
 async fn panicking_work() -> Result<(), Error> {

@@ -34,7 +34,7 @@ fn lifecycle() -> Lifecycle {
 
 /// Begins the drain in this runtime, on this clock.
 fn drain(lifecycle: &Lifecycle) -> Draining {
-    assert!(lifecycle.shared.refuse(Reason::Requested));
+    assert!(lifecycle.shared.refuse(Reason::Requested, Instant::now()));
     let shared = Arc::clone(&lifecycle.shared);
     let began = Instant::now();
     let task = tokio::spawn(async move {
@@ -480,7 +480,7 @@ async fn s6_the_report_of_a_buffer_that_hung_accounts_for_every_record() {
     let ledger = Arc::new(Ledger::default());
     let hoard = lifecycle.guard(Hoard(Arc::clone(&ledger)));
     drop(hoard.get().await.unwrap());
-    ledger.accepted(10);
+    assert!(ledger.accepted(10));
     let report = drain(&lifecycle).report().await;
     let row = report.resource("hoard").unwrap();
     assert_eq!(row.outcome, Outcome::Hung);
@@ -492,7 +492,7 @@ async fn l5_a_second_signal_ends_the_wait_at_once_and_the_report_says_who_was_ru
     let lifecycle = lifecycle();
     let db = in_use(&lifecycle, Scripted::new("db", Goodbye::Takes(ms(10)))).await;
     let _buffer = in_use(&lifecycle, Scripted::new("buffer", Goodbye::Hangs).on(&db)).await;
-    assert!(lifecycle.shared.refuse(Reason::Signal("SIGTERM".into())));
+    assert!(lifecycle.shared.refuse(Reason::Signal("SIGTERM".into()), Instant::now()));
     let begun = lifecycle.shared.begun().await;
     let report = conduct(&lifecycle.shared, &begun, Place::Task, sleep(ms(123))).await;
     assert_eq!(report.took, ms(123));

@@ -19,6 +19,12 @@ fn gate() -> Arc<Gate> {
     Arc::new(Gate::new(Admits::Everyone))
 }
 
+fn refuse(gate: &Gate, admits: Admits) {
+    for waker in gate.refuse(admits) {
+        waker.wake();
+    }
+}
+
 async fn settled(gate: &Gate) {
     poll_fn(|context| gate.poll_settled(context)).await;
 }
@@ -45,7 +51,7 @@ fn s2_settled_means_nothing_is_held_and_nothing_will_be() {
                 thread::spawn(move || check_out(&gate, Caller::Application, &held))
             })
             .collect();
-        gate.refuse(Admits::Nobody);
+        refuse(&gate, Admits::Nobody);
         block_on(settled(&gate));
         assert_eq!(held.load(Ordering::SeqCst), 0, "settled while something is held");
         assert!(!check_out(&gate, Caller::Application, &held), "handed out after settling");
@@ -72,7 +78,7 @@ fn s2_nothing_is_handed_out_after_refuse_returned() {
                 gate.leave(key);
             })
         };
-        gate.refuse(Admits::Nobody);
+        refuse(&gate, Admits::Nobody);
         refused.store(true, Ordering::Release);
         caller.join().unwrap();
     });
@@ -91,9 +97,36 @@ fn s2_a_waiting_caller_is_woken_by_refuse() {
                 gate.leave(key);
             })
         };
-        gate.refuse(Admits::Nobody);
+        refuse(&gate, Admits::Nobody);
         block_on(settled(&gate));
         waiting.join().unwrap();
+    });
+}
+
+/// S2: a caller that waited asks its driver again only if it is still admitted, and the drain waits for that.
+#[test]
+fn s2_a_caller_that_resumes_is_waited_for_or_refused() {
+    loom::model(|| {
+        let gate = gate();
+        let held = Arc::new(AtomicUsize::new(0));
+        let resumes = {
+            let (gate, held) = (Arc::clone(&gate), Arc::clone(&held));
+            thread::spawn(move || {
+                let Ok(key) = gate.enter(Caller::Application, Location::caller()) else { return };
+                // Its driver has no slot yet; the next poll finds one.
+                let waits = gate.poll_refused(key, &std::task::Context::from_waker(std::task::Waker::noop()));
+                if waits.is_pending() && gate.resume(key).is_ok() {
+                    held.fetch_add(1, Ordering::SeqCst);
+                    let _ = gate.hand_out(key);
+                    held.fetch_sub(1, Ordering::SeqCst);
+                }
+                gate.leave(key);
+            })
+        };
+        refuse(&gate, Admits::Nobody);
+        block_on(settled(&gate));
+        assert_eq!(held.load(Ordering::SeqCst), 0, "settled while something is held");
+        resumes.join().unwrap();
     });
 }
 
@@ -103,7 +136,7 @@ fn s4_dependents_are_admitted_until_their_resource_drains() {
     loom::model(|| {
         let gate = gate();
         let held = Arc::new(AtomicUsize::new(0));
-        gate.refuse(Admits::Dependents);
+        refuse(&gate, Admits::Dependents);
         let dependent = {
             let (gate, held) = (Arc::clone(&gate), Arc::clone(&held));
             thread::spawn(move || {
@@ -113,7 +146,7 @@ fn s4_dependents_are_admitted_until_their_resource_drains() {
             })
         };
         assert!(dependent.join().unwrap(), "the dependent is admitted");
-        gate.refuse(Admits::Nobody);
+        refuse(&gate, Admits::Nobody);
         block_on(settled(&gate));
         assert_eq!(held.load(Ordering::SeqCst), 0);
     });

@@ -3,6 +3,7 @@
 use std::{
     fmt,
     future::{Future, pending},
+    pin::pin,
     sync::Arc,
 };
 
@@ -60,16 +61,20 @@ where
     E: Into<BoxError> + Send + fmt::Debug,
 {
     environment::check()?;
-    let register = async {
-        tokio::select! {
-            () = extension::register() => {}
+    // Beside each other, but a failed init is not kept waiting by an Extensions API that does not answer.
+    let mut register = pin!(extension::register());
+    let mut init = pin!(lifecycle.init());
+    let (initialised, registered) = tokio::select! {
+        initialised = &mut init => (initialised, false),
+        () = &mut register => (init.await, true),
+    };
+    match initialised {
+        Ok(()) if registered => {}
+        Ok(()) => tokio::select! {
+            () = register => {}
             // Too late to be told of anything.
             () = lifecycle.draining() => {}
-        }
-    };
-    let ((), initialised) = tokio::join!(register, lifecycle.init());
-    match initialised {
-        Ok(()) => {}
+        },
         // The stop came during init, and was heeded.
         Err(error) if error.is_shutting_down() => return lifecycle.ended(Ok(())).await.map(drop),
         Err(error) => {
@@ -106,9 +111,8 @@ where
         () = stopped(&lifecycle, &in_flight) => Ok(()),
         result = runtime.run() => result.map_err(|error| Error::new(ErrorKind::Work, "the Runtime API failed").with_source(error)),
     };
-    if result.is_err() {
-        lifecycle.drain().await;
-    }
+    // Where the Runtime API failed nobody has begun it.
+    lifecycle.begin_drain();
     lifecycle.ended(result).await.map(drop)
 }
 
