@@ -8,6 +8,7 @@ use std::{
     hint::black_box,
     path::PathBuf,
     sync::atomic::{AtomicUsize, Ordering},
+    time::{Duration, Instant},
 };
 
 use criterion::{Criterion, criterion_group};
@@ -63,6 +64,33 @@ fn sqlite(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// Both in turns, and the ratio of their sums. deadpool checks each connection on another thread, and how quickly that
+/// thread wakes up changes from one second to the next by far more than what is measured here: two benchmarks one after
+/// the other compare the seconds, not the checkouts.
+fn sqlite_in_turns() -> f64 {
+    const ROUNDS: u32 = 50_000;
+    let runtime = runtime();
+    let _inside = runtime.enter();
+    let folder = tempfile::tempdir().unwrap();
+    let guarded = guarded(&runtime, Sqlite::open(folder.path().join("app.db")));
+    let pool = runtime.block_on(guarded.pool()).unwrap();
+    let (mut bare, mut guard) = (Duration::ZERO, Duration::ZERO);
+    runtime.block_on(async {
+        for round in 0..2 * ROUNDS {
+            let began = Instant::now();
+            // The one that comes second finds the thread awake: each does so half of the time.
+            if matches!(round % 4, 0 | 3) {
+                drop(black_box(pool.get().await.unwrap()));
+                bare += began.elapsed();
+            } else {
+                drop(black_box(guarded.get().await.unwrap()));
+                guard += began.elapsed();
+            }
+        }
+    });
+    guard.as_secs_f64() / bare.as_secs_f64()
+}
+
 fn results() -> PathBuf {
     PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("criterion")
 }
@@ -85,7 +113,8 @@ fn main() {
     checkouts();
     Criterion::default().configure_from_args().final_summary();
     if let (Some(bare), Some(guard)) = (median("sqlite", "bare"), median("sqlite", "guard")) {
-        println!("sqlite: guard {guard:.0} ns / bare {bare:.0} ns = {:.3} (target: at most 1.10)", guard / bare);
+        println!("sqlite: guard {guard:.0} ns, bare {bare:.0} ns, one after the other");
+        println!("sqlite: guard / bare = {:.3} in turns (target: at most 1.10)", sqlite_in_turns());
     }
     if let (Some(atomic), Some(bare), Some(guard)) =
         (median("memory", "atomic"), median("memory", "bare"), median("memory", "guard"))

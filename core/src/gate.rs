@@ -61,9 +61,7 @@ pub(crate) enum Caller {
 }
 
 impl Admits {
-    fn from_u8(value: u8) -> Self {
-        [Self::Everyone, Self::Dependents].into_iter().find(|admits| *admits as u8 == value).unwrap_or(Self::Nobody)
-    }
+    const ALL: [Self; 3] = [Self::Everyone, Self::Dependents, Self::Nobody];
 
     fn admits(self, caller: Caller) -> bool {
         match self {
@@ -96,8 +94,7 @@ impl State {
 
     /// Those who wait for this moment, if it has come.
     fn settled_now(&mut self) -> Vec<Waker> {
-        // Almost always nobody waits for it, and nothing has to be counted.
-        if self.settled.is_empty() || !self.is_settled() { Vec::new() } else { std::mem::take(&mut self.settled) }
+        if self.is_settled() { std::mem::take(&mut self.settled) } else { Vec::new() }
     }
 }
 
@@ -201,7 +198,8 @@ impl Gate {
         let mut state = self.state();
         // The waker's destructor is foreign code: it must not run under the lock.
         let inside = state.inside.remove(key.index());
-        let woken = state.settled_now();
+        // Almost always nobody waits for it, and nothing has to be counted.
+        let woken = if state.settled.is_empty() { Vec::new() } else { state.settled_now() };
         drop(state);
         drop(inside);
         for waker in woken {
@@ -277,10 +275,12 @@ impl Gate {
         sites.into_iter().map(|(site, (count, oldest))| Straggler::new(site, count, oldest)).collect()
     }
 
+    #[inline]
     fn admits(&self) -> Admits {
-        Admits::from_u8(self.admits.load(Ordering::Acquire))
+        Admits::ALL[usize::from(self.admits.load(Ordering::Acquire))]
     }
 
+    #[inline]
     fn state(&self) -> MutexGuard<'_, State> {
         // Nothing under the lock panics but a key that was used after `leave`, which is a bug of this crate; the
         // state is whole at every unlock, so a poisoned lock carries no broken state.

@@ -223,7 +223,7 @@ impl MemoryPool {
         let mut state = self.state();
         state.idle.push(session);
         // All of them: the first may belong to a caller that has given up.
-        let waiting = std::mem::take(&mut state.waiting);
+        let waiting = if state.waiting.is_empty() { Vec::new() } else { std::mem::take(&mut state.waiting) };
         let closed = state.closed;
         drop(state);
         for waker in waiting {
