@@ -1,5 +1,5 @@
-//! The rules of the gate under loom: every interleaving of the threads below, with every outcome the memory model
-//! allows. Run by `cargo xtask test`, or alone:
+//! The rules of the gate under loom: the interleavings of the threads below, with every outcome the memory model allows.
+//! Run with up to five preemptions by `cargo xtask test`, or alone:
 //! `RUSTFLAGS="--cfg winddown_loom" cargo test --release -p winddown-core --lib gate::models`.
 
 use std::{future::poll_fn, panic::Location};
