@@ -15,7 +15,7 @@
 //! 2. [`Gate::hand_out`] is the moment a checkout is handed out. After [`Gate::refuse`] it fails for everyone refused,
 //!    also for callers that were admitted before (S2).
 //! 3. `refuse` wakes every caller that waits for a slot (S2). Such a caller does not touch its driver again
-//!    ([`Gate::resume`] refuses it), so it holds nothing and will hold nothing, even if nobody polls it any more.
+//!    ([`Gate::resume`] refuses it), so it is handed nothing any more, even if nobody polls it.
 //! 4. Once nobody is admitted any more, [`Gate::poll_settled`] is ready exactly when nobody is active, which is to hold
 //!    something or to be about to; and whoever waits for it is woken by the last one (L3).
 //!

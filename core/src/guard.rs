@@ -162,7 +162,7 @@ pub struct Checkout<R: Resource> {
 }
 
 impl<R: Resource> Checkout<R> {
-    /// Where this checkout was made. An associated function, so that it hides nothing of the driver's.
+    /// The name of its resource in reports. An associated function, so that it hides nothing of the driver's.
     pub fn name(checkout: &Self) -> &str {
         checkout.pass.slot.name()
     }

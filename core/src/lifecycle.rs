@@ -492,9 +492,9 @@ impl Builder {
         self
     }
 
-    /// Whether the lifecycle owns the process: SIGTERM and SIGINT drain it, a second signal ends it at once, and at the
-    /// deadline it is ended. Without, only [`Lifecycle::drain`] drains, and nothing ends the process: for tests, and
-    /// for a lifecycle that is part of something larger.
+    /// Whether the lifecycle owns the process: SIGTERM and SIGINT drain it, a further signal 100 ms or more after the
+    /// first ends the process at once, and at the deadline it is ended. Without, only the application's own calls drain,
+    /// and nothing ends the process: for tests, and for a lifecycle that is part of something larger.
     ///
     /// Defaults to `true`.
     pub fn signals(mut self, signals: bool) -> Self {

@@ -46,7 +46,7 @@ pub(crate) enum Order {
 }
 
 /// A resource as the lifecycle sees it, whatever its types. But for `init` and `drain` nothing here runs foreign code,
-/// so that the watchdog can call it.
+/// so that the conductor can call it.
 #[async_trait]
 pub(crate) trait Node: Send + Sync {
     fn facts(&self) -> &Facts;

@@ -22,10 +22,10 @@ pub struct Report {
     /// The time between the signal and SIGKILL.
     #[serde(rename = "budget_ms", with = "milliseconds")]
     pub budget: Duration,
-    /// From the signal to the last resource's end.
+    /// From when draining began to the last resource's end.
     #[serde(rename = "took_ms", with = "milliseconds")]
     pub took: Duration,
-    /// A second signal ended the wait (L5).
+    /// A further signal, 100 ms or more after the one that said stop, ended the wait (L5).
     pub forced: bool,
     /// One row per resource, in the order in which they were registered.
     pub resources: Vec<ResourceReport>,
@@ -37,7 +37,7 @@ pub struct Report {
 pub enum Reason {
     /// The process got this signal.
     Signal(Cow<'static, str>),
-    /// [`Lifecycle::drain`](crate::Lifecycle::drain) was called.
+    /// [`Lifecycle::drain`](crate::Lifecycle::drain) or [`begin_drain`](crate::Lifecycle::begin_drain) was called.
     Requested,
     /// [`Lifecycle::init`](crate::Lifecycle::init) failed and took back what it had done.
     InitFailed,
@@ -69,7 +69,7 @@ pub struct ResourceReport {
     /// What became of buffered records, for a resource that has them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub records: Option<Records>,
-    /// The error or the panic's message, in one line.
+    /// The error or the panic's message, in one line; or what [`Drain::note`](crate::Drain::note) quoted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
     /// What this resource cannot do, said by its adapter.
@@ -94,7 +94,7 @@ pub enum Outcome {
     Panicked,
     /// It had not ended by its deadline and was left; `step` says where it hung.
     Hung,
-    /// Its turn never came: a second signal or the deadline was there first.
+    /// Its turn never came: a further signal ended the wait, or the drain could not begin.
     NotReached,
 }
 

@@ -21,7 +21,7 @@ use crate::{environment, extension, init_error};
 ///
 /// 1. Registers an internal extension without events, so that Lambda sends SIGTERM at all. Where the Extensions API is
 ///    missing or refuses, it says so once and goes on.
-/// 2. Initialises every resource of the lifecycle; an error is posted to `/runtime/init/error` and returned.
+/// 2. Beside that, initialises every resource of the lifecycle; an error is posted to `/runtime/init/error` and returned.
 /// 3. Runs the real `lambda_runtime` with the handler. Each invocation is [tracked](Lifecycle::track) until its response
 ///    is posted, and may check out of guards until then.
 /// 4. On SIGTERM takes no further invocation, lets the one that is in flight end as far as the budget goes, drains, and
