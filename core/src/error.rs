@@ -156,8 +156,9 @@ impl fmt::Display for Error {
             if !said.ends_with(&text) {
                 write!(f, ": {text}")?;
             }
+            // One of ours has said all that is behind it.
+            next = if source.is::<Self>() { None } else { source.source() };
             said = text;
-            next = source.source();
         }
         Ok(())
     }
@@ -186,6 +187,17 @@ mod tests {
         assert_eq!(error.to_string(), "db: cannot connect: connection refused");
         assert_eq!(format!("{error:?}"), error.to_string());
         assert!(error.is_retryable());
+    }
+
+    #[test]
+    fn an_error_behind_an_error_is_said_once() {
+        let driver = std::io::Error::other("connection refused");
+        let pool = Error::new(ErrorKind::Init, "cannot connect").of("db").with_source(driver);
+        let buffer = Error::new(ErrorKind::Init, "its pool is not initialised").of("audit").with_source(pool.clone());
+        let expected = "audit: its pool is not initialised: db: cannot connect: connection refused";
+        assert_eq!(buffer.to_string(), expected);
+        // Named again while others share it.
+        assert_eq!(buffer.clone().of("log").to_string(), expected.replace("audit", "log"));
     }
 
     #[test]

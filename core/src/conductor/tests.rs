@@ -250,14 +250,14 @@ async fn a_checkout_that_never_comes_back_is_waited_for_until_the_cut() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn s4_a_resource_is_drained_after_its_dependents() {
+async fn s4_l4_a_resource_is_drained_after_its_dependents_and_at_once() {
     let lifecycle = lifecycle();
     let db = in_use(&lifecycle, Scripted::new("db", Goodbye::Takes(ms(10)))).await;
     let buffer = in_use(&lifecycle, Scripted::new("buffer", Goodbye::Takes(ms(40))).on(&db)).await;
     let _outer = in_use(&lifecycle, Scripted::new("outer", Goodbye::Takes(ms(5))).on(&buffer)).await;
     let draining = drain(&lifecycle);
     let report = draining.report().await;
-    assert_eq!(report.took, ms(55), "l4: each begins when the one before ends");
+    assert_eq!(report.took, ms(55), "each begins when the one before ends");
     let began = |name| db.resource().logged(name);
     assert_eq!((began("outer"), began("buffer"), began("db")), (vec![0], vec![5], vec![45]));
 }
