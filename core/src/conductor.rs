@@ -2,9 +2,10 @@
 //! ends the process if nobody else does.
 //!
 //! It is an OS thread with a runtime of its own, so that an application that starves its runtime neither hides a signal
-//! nor stops the clock. No foreign code runs on it: each resource is drained on a thread of its own, and the report is
-//! written on another, so nothing that hangs can hold it up. While nothing happens it sleeps in one system call, without
-//! a timer (C2).
+//! nor stops the clock. Foreign code runs beside it: each resource is drained on a thread of its own, the report is
+//! written on another, and wakers are called on a third, so nothing that hangs can hold it up. Only where the system
+//! gives no more threads are wakers called here. While nothing happens it sleeps in one system call, without a timer
+//! (C2).
 
 #[cfg(all(test, not(winddown_loom)))]
 mod tests;
@@ -13,15 +14,15 @@ use std::{
     future::{Future, pending},
     io::{self, Write},
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Mutex, PoisonError, mpsc},
+    sync::{Arc, Mutex, PoisonError, mpsc as blocking},
     thread,
     time::Duration,
 };
 
 use tokio::{
     runtime::{self, Runtime},
-    signal::unix::{Signal, SignalKind, signal},
-    sync::{oneshot, watch},
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, oneshot, watch},
     task::JoinSet,
     time::{Instant, timeout, timeout_at},
 };
@@ -55,7 +56,7 @@ pub(crate) fn start(shared: &Arc<Shared>) -> Result<(), Error> {
     };
     let shared = Arc::clone(shared);
     // The runtime is made and dropped on its thread: an async caller may do neither.
-    let (sender, started) = mpsc::channel();
+    let (sender, started) = blocking::channel();
     let run = move || {
         let (runtime, signals) = match prepare(shared.owns_process) {
             Ok(prepared) => prepared,
@@ -64,22 +65,23 @@ pub(crate) fn start(shared: &Arc<Shared>) -> Result<(), Error> {
         // The caller waits for exactly this.
         let _ = sender.send(Ok(()));
         let conducted = catch_unwind(AssertUnwindSafe(|| runtime.block_on(main(&shared, signals))));
-        if conducted.is_err() && shared.owns_process {
-            // A bug of this crate; its message has been printed. Without this thread nothing would heed a signal.
-            signal_hook::low_level::exit(EXIT_AT_DEADLINE);
+        if let Err(panic) = conducted {
+            // A bug of this crate; its message has been printed. Nobody may wait for this thread any more.
+            if shared.owns_process {
+                signal_hook::low_level::exit(EXIT_AT_DEADLINE);
+            }
+            shared.publish_failure(&panics::error(&*panic));
         }
     };
     thread::Builder::new().name("winddown".into()).spawn(run).map_err(failed)?;
     started.recv().unwrap_or_else(|_| Err(io::Error::other("it ended at once"))).map_err(failed)
 }
 
-fn prepare(owns_process: bool) -> io::Result<(Runtime, Option<Signals>)> {
+fn prepare(owns_process: bool) -> io::Result<(Runtime, Signals)> {
     let runtime = own_runtime()?;
-    let signals = if owns_process {
+    let signals = {
         let _inside = runtime.enter();
-        Some(Signals::new()?)
-    } else {
-        None
+        if owns_process { Signals::listen()? } else { Signals::none() }
     };
     Ok((runtime, signals))
 }
@@ -96,17 +98,16 @@ fn aside(shared: &Arc<Shared>, work: impl Fn(&Shared) + Clone + Send + 'static) 
     }
 }
 
-async fn main(shared: &Arc<Shared>, mut signals: Option<Signals>) {
+async fn main(shared: &Arc<Shared>, mut signals: Signals) {
     // When the platform said stop; a drain may also be asked for.
     let mut stop = None;
     let begun = tokio::select! {
         biased;
         begun = shared.begun() => begun,
-        signal = next(&mut signals) => {
-            let now = Instant::now();
-            stop = Some(now);
+        signal = signals.next() => {
+            stop = Some(signal.at);
             aside(shared, move |shared| {
-                shared.refuse(Reason::Signal(signal.name.into()), now);
+                shared.refuse(Reason::Signal(signal.name.into()), signal.at);
             });
             shared.begun().await
         }
@@ -117,7 +118,7 @@ async fn main(shared: &Arc<Shared>, mut signals: Option<Signals>) {
 
     // L5: the signal after the one that said stop.
     let mut second = None;
-    let forced = async { second = Some(second_signal(&mut signals, &mut stop).await) };
+    let forced = async { second = Some(signals.second(&mut stop).await) };
     let report = Arc::new(conduct(shared, &begun, Place::Thread, forced).await);
     let clean = report.is_clean();
     if let Some(format) = shared.report_format {
@@ -140,14 +141,14 @@ async fn main(shared: &Arc<Shared>, mut signals: Option<Signals>) {
     if stop.is_none() {
         // The application asked for the drain and goes on as it likes, until it is told to stop.
         tokio::select! {
-            _ = next(&mut signals) => stop = Some(Instant::now()),
+            signal = signals.next() => stop = Some(signal.at),
             // A next lifecycle receives the signals.
             () = retired => return,
         }
     }
     // The application ends by itself now, or never.
     let last_moment = stop.unwrap_or(begun.at) + shared.budget.total() - shared.budget.margin() / ANSWER_SHARE;
-    let status = match timeout_at(last_moment, second_signal(&mut signals, &mut stop)).await {
+    let status = match timeout_at(last_moment, signals.second(&mut stop)).await {
         Ok(signal) => signal.exit_status(),
         Err(_) if clean => 0,
         Err(_) => EXIT_AT_DEADLINE,
@@ -159,22 +160,6 @@ async fn main(shared: &Arc<Shared>, mut signals: Option<Signals>) {
 /// One request to stop may arrive as several signals: `timeout(1)` and shells send them to the process and to its group.
 /// What comes within this time of the first is the same request.
 const SAME_REQUEST: Duration = Duration::from_millis(100);
-
-/// The signal that repeats a request to stop. The first one since the drain began otherwise is that request, and is
-/// written to `stop`.
-///
-/// # Cancel safety
-/// Cancel safe: what it has learnt is in `stop`.
-async fn second_signal(signals: &mut Option<Signals>, stop: &mut Option<Instant>) -> Received {
-    loop {
-        let signal = next(signals).await;
-        match stop {
-            Some(at) if at.elapsed() >= SAME_REQUEST => return signal,
-            Some(_) => {}
-            None => *stop = Some(Instant::now()),
-        }
-    }
-}
 
 /// Drains everything in order and says what happened, by the deadline whatever a resource does (L1).
 pub(crate) async fn conduct(shared: &Shared, begun: &Begun, place: Place, forced: impl Future<Output = ()>) -> Report {
@@ -467,19 +452,25 @@ async fn write_report(report: &Report, format: ReportFormat, at_most: Duration) 
     }
 }
 
-/// SIGTERM and SIGINT, received from creation on.
+/// SIGTERM and SIGINT, received from creation on, each with the moment of its arrival.
 struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
+    received: mpsc::UnboundedReceiver<Received>,
+    /// Keeps the channel open where nothing is ever received.
+    _open: mpsc::UnboundedSender<Received>,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Received {
     name: &'static str,
     number: i32,
+    at: Instant,
 }
 
 impl Received {
+    fn now(name: &'static str, kind: SignalKind) -> Self {
+        Self { name, number: kind.as_raw_value(), at: Instant::now() }
+    }
+
     /// As shells report a process that a signal ended.
     fn exit_status(self) -> i32 {
         128 + self.number
@@ -487,20 +478,57 @@ impl Received {
 }
 
 impl Signals {
-    fn new() -> io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    /// No signal, ever: for a lifecycle that does not own the process.
+    fn none() -> Self {
+        let (sender, received) = mpsc::unbounded_channel();
+        Self { received, _open: sender }
     }
-}
 
-/// The next signal; never, where the lifecycle does not own the process.
-///
-/// # Cancel safety
-/// Cancel safe: tokio keeps a signal until it is received.
-async fn next(signals: &mut Option<Signals>) -> Received {
-    let Some(Signals { terminate, interrupt }) = signals else { return pending().await };
-    tokio::select! {
-        Some(()) = terminate.recv() => Received { name: "SIGTERM", number: SignalKind::terminate().as_raw_value() },
-        Some(()) = interrupt.recv() => Received { name: "SIGINT", number: SignalKind::interrupt().as_raw_value() },
-        else => pending().await,
+    /// Must be called inside the runtime of the thread.
+    fn listen() -> io::Result<Self> {
+        let (terminate, interrupt) = (SignalKind::terminate(), SignalKind::interrupt());
+        let (mut terminated, mut interrupted) = (signal(terminate)?, signal(interrupt)?);
+        let signals = Self::none();
+        let sender = signals._open.clone();
+        // In a task of its own: a signal that arrives while something else is waited for has its moment too.
+        tokio::spawn(async move {
+            loop {
+                let received = tokio::select! {
+                    Some(()) = terminated.recv() => Received::now("SIGTERM", terminate),
+                    Some(()) = interrupted.recv() => Received::now("SIGINT", interrupt),
+                    else => return,
+                };
+                if sender.send(received).is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(signals)
+    }
+
+    /// # Cancel safety
+    /// Cancel safe: no signal is lost.
+    async fn next(&mut self) -> Received {
+        match self.received.recv().await {
+            Some(received) => received,
+            // The sender is in `self`, so it cannot be closed.
+            None => pending().await,
+        }
+    }
+
+    /// The signal that repeats a request to stop. The first one since the drain began otherwise is that request, and is
+    /// written to `stop`.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: what it has learnt is in `stop`.
+    async fn second(&mut self, stop: &mut Option<Instant>) -> Received {
+        loop {
+            let signal = self.next().await;
+            match *stop {
+                Some(at) if signal.at.saturating_duration_since(at) >= SAME_REQUEST => return signal,
+                Some(_) => {}
+                None => *stop = Some(signal.at),
+            }
+        }
     }
 }

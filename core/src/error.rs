@@ -193,11 +193,13 @@ mod tests {
     fn an_error_behind_an_error_is_said_once() {
         let driver = std::io::Error::other("connection refused");
         let pool = Error::new(ErrorKind::Init, "cannot connect").of("db").with_source(driver);
-        let buffer = Error::new(ErrorKind::Init, "its pool is not initialised").of("audit").with_source(pool.clone());
+        let buffer = Error::new(ErrorKind::Init, "its pool is not initialised").of("audit").with_source(pool);
         let expected = "audit: its pool is not initialised: db: cannot connect: connection refused";
         assert_eq!(buffer.to_string(), expected);
         // Named again while others share it.
-        assert_eq!(buffer.clone().of("log").to_string(), expected.replace("audit", "log"));
+        let shared = buffer.clone();
+        assert_eq!(buffer.of("log").to_string(), expected.replace("audit", "log"));
+        assert_eq!(shared.to_string(), expected);
     }
 
     #[test]

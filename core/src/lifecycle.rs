@@ -85,19 +85,24 @@ static OWNER: Owner = Owner(Mutex::new(Weak::new()));
 struct Owner(Mutex<Weak<Shared>>);
 
 impl Owner {
-    /// Two that both end the process would end it under each other. One that is drained makes way for the next.
+    /// Starts the next owner. Two that both end the process would end it under each other; one that is drained makes way
+    /// for the next.
     fn take_over(&self, next: &Arc<Shared>) -> Result<(), Error> {
         let mut owner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(current) = owner.upgrade() {
-            if *current.state.borrow() != State::Drained {
-                return Err(Error::new(
-                    ErrorKind::Config,
-                    "this process has a lifecycle that receives signals: use that one, or build this one with `signals(false)`",
-                ));
-            }
+        let current = owner.upgrade();
+        if current.as_ref().is_some_and(|current| *current.state.borrow() != State::Drained) {
+            return Err(Error::new(
+                ErrorKind::Config,
+                "this process has a lifecycle that receives signals: use that one, or build this one with `signals(false)`",
+            ));
+        }
+        conductor::start(next)?;
+        *owner = Arc::downgrade(next);
+        drop(owner);
+        // Only now, so that signals are received by one or the other at every moment.
+        if let Some(current) = current {
             current.retired.send_replace(true);
         }
-        *owner = Arc::downgrade(next);
         Ok(())
     }
 }
@@ -179,6 +184,10 @@ impl Lifecycle {
         Handle::try_current().map_err(|error| {
             Error::new(ErrorKind::Init, "initialise from inside a tokio runtime").with_source(error)
         })?;
+        let refused = || Error::new(ErrorKind::ShuttingDown, "shutting down: draining began during start");
+        if self.state() >= State::Draining {
+            return Err(refused());
+        }
         let nodes = self.shared.nodes();
         let foreign = nodes.iter().find(|node| {
             let known = |id| nodes.iter().any(|other| other.facts().id == id);
@@ -198,7 +207,6 @@ impl Lifecycle {
                 running.spawn(node.init());
             }
         }
-        let refused = || Error::new(ErrorKind::ShuttingDown, "shutting down: draining began during start");
         while outcome.is_ok() {
             tokio::select! {
                 biased;
@@ -366,10 +374,7 @@ impl Shared {
         {
             // Without a thread nothing can be drained: the report says so of every resource.
             tracing::error!(%error, "cannot drain");
-            let begun = self.begun.borrow().clone();
-            if let Some(begun) = begun {
-                self.publish(Arc::new(conductor::not_reached(self, begun, &error)));
-            }
+            self.publish_failure(&error);
         }
         first
     }
@@ -413,9 +418,17 @@ impl Shared {
     }
 
     pub(crate) fn publish(&self, report: Arc<Report>) {
-        // The state first: whoever has the report sees it.
-        self.advance(State::Drained);
+        // The state first: whoever has the report sees it. A waker that panics must not keep the report from the others.
+        let _ = catch_unwind(AssertUnwindSafe(|| self.advance(State::Drained)));
         self.report.send_replace(Some(report));
+    }
+
+    /// The report of a drain that could not go on.
+    pub(crate) fn publish_failure(&self, error: &Error) {
+        let begun = self.begun.borrow().clone();
+        if let Some(begun) = begun {
+            self.publish(Arc::new(conductor::not_reached(self, begun, error)));
+        }
     }
 
     /// Moves to this state, unless it is there or further. Returns whether this call did it.
@@ -551,7 +564,6 @@ impl Builder {
         });
         if signals {
             OWNER.take_over(&shared)?;
-            conductor::start(&shared)?;
         }
         Ok(Lifecycle { shared })
     }

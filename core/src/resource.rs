@@ -44,7 +44,7 @@ pub trait Resource: Send + Sync + 'static {
     /// Opens the pool, and proves that it works: a pool that connects lazily makes its first connection here.
     ///
     /// # Cancel safety
-    /// Need not be cancel safe: it is cancelled only when the process is about to end.
+    /// Need not be cancel safe: it is cancelled only while draining, when its time is up, and not called again.
     ///
     /// # Errors
     /// [`retryable`](Error::retryable) for what may pass (the server starts up, is full); core tries those again.

@@ -271,6 +271,21 @@ async fn s4_what_tracked_work_uses_for_the_first_time_while_draining_may_use_its
 }
 
 #[tokio::test]
+async fn what_is_registered_after_draining_began_is_refused_and_not_drained() {
+    let lifecycle = lifecycle();
+    assert!(lifecycle.begin_drain());
+    assert!(!lifecycle.begin_drain(), "once");
+    let server = Server::new();
+    let late = lifecycle.guard(Memory::on(&server, "late"));
+    lifecycle.on_drain("too late", async || panic!("it ran"));
+    assert!(late.get().await.unwrap_err().is_shutting_down());
+    let report = lifecycle.drain().await;
+    assert!(report.resources.is_empty() && report.is_clean(), "{report}");
+    assert!(lifecycle.init().await.unwrap_err().is_shutting_down());
+    assert_eq!(server.sessions(), 0);
+}
+
+#[tokio::test]
 async fn l3_a_caller_that_nobody_polls_any_more_holds_up_nothing() {
     let lifecycle = lifecycle();
     let db = lifecycle.guard(Memory::new("db").size(1));

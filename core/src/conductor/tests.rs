@@ -75,6 +75,7 @@ struct Scripted {
     goodbye: Goodbye,
     depends_on: Vec<ResourceId>,
     round_trip: Option<Duration>,
+    cancel_fails: bool,
     log: Log,
     start: Instant,
 }
@@ -91,7 +92,7 @@ enum Goodbye {
 impl Scripted {
     fn new(name: &'static str, goodbye: Goodbye) -> Self {
         let (log, start) = (Log::default(), Instant::now());
-        Self { name, goodbye, depends_on: Vec::new(), round_trip: None, log, start }
+        Self { name, goodbye, depends_on: Vec::new(), round_trip: None, cancel_fails: false, log, start }
     }
 
     fn on(mut self, guard: &ShutdownGuard<Self>) -> Self {
@@ -145,6 +146,9 @@ impl Resource for Scripted {
 
     async fn cancel(&self, (): &(), drain: &Drain) -> Result<(), Error> {
         self.log("cancel");
+        if self.cancel_fails {
+            return Err(Error::new(ErrorKind::Work, "scripted refusal"));
+        }
         drain.cancelled(1);
         Ok(())
     }
@@ -205,6 +209,17 @@ async fn settling_ends_and_cancelling_begins_when_the_reserve_is_left() {
     assert_eq!((a.outcome, a.sessions.cancelled, a.left_out), (Outcome::Drained, 1, 0));
     assert_eq!(a.stragglers.len(), 1);
     assert!(a.stragglers[0].site.contains("tests.rs"), "{:?}", a.stragglers);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancel_that_fails_is_quoted_and_the_outcome_stays_that_of_the_goodbye() {
+    let lifecycle = lifecycle();
+    let resource = Scripted { cancel_fails: true, ..Scripted::new("a", Goodbye::Takes(ms(860))) };
+    let _a = in_use(&lifecycle, resource).await;
+    let report = drain(&lifecycle).report().await;
+    let a = report.resource("a").unwrap();
+    assert_eq!((a.outcome, a.sessions.closed), (Outcome::Drained, 1), "{report}");
+    assert_eq!(a.error.as_deref(), Some("scripted refusal"));
 }
 
 #[tokio::test(start_paused = true)]
