@@ -1,7 +1,10 @@
 //! The drain as an application sees it: real threads, real time, and the in-memory server as the judge.
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -277,11 +280,16 @@ async fn what_is_registered_after_draining_began_is_refused_and_not_drained() {
     assert!(!lifecycle.begin_drain(), "once");
     let server = Server::new();
     let late = lifecycle.guard(Memory::on(&server, "late"));
-    lifecycle.on_drain("too late", async || panic!("it ran"));
+    let ran = Arc::new(AtomicBool::new(false));
+    lifecycle.on_drain("too late", {
+        let ran = Arc::clone(&ran);
+        async move || ran.store(true, Ordering::SeqCst)
+    });
     assert!(late.get().await.unwrap_err().is_shutting_down());
     let report = lifecycle.drain().await;
     assert!(report.resources.is_empty() && report.is_clean(), "{report}");
     assert!(lifecycle.init().await.unwrap_err().is_shutting_down());
+    assert!(!ran.load(Ordering::SeqCst));
     assert_eq!(server.sessions(), 0);
 }
 
