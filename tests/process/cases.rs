@@ -53,6 +53,7 @@ cases![
     a_main_that_ignores_the_lifecycle_is_ended_at_the_deadline,
     l1_a_report_that_nobody_reads_does_not_hold_up_the_end,
     soak_s5_every_record_a_writer_had_accepted_is_accounted_for,
+    soak_s5_what_does_not_fit_into_the_budget_is_reported_lost,
     an_unknown_budget_is_one_clear_line,
     an_unreadable_database_path_is_one_clear_line,
     a_function_outside_lambda_is_told_what_to_do,
@@ -308,6 +309,40 @@ fn soak(signals: u32, random: &mut fastrand::Rng) -> String {
         lost += records.lost;
     }
     format!("{signals} signals: {accepted} records accepted = {written} written + {lost} reported lost")
+}
+
+/// Budgets that are too small for what is buffered: the books still add up, and the file has what they call written.
+fn soak_s5_what_does_not_fit_into_the_budget_is_reported_lost() {
+    let rounds = if std::env::var_os("WINDDOWN_SOAK").is_some() { 200 } else { 20 };
+    let (mut accepted, mut written, mut lost, mut in_doubt) = (0, 0, 0, 0);
+    for round in 0..rounds {
+        let database = Database::new();
+        let path = database.path();
+        let budget = format!("{}", 10 + round % 20);
+        let variables = [("WINDDOWN_BUDGET_MS", budget.as_ref()), ("SQLITE_PATH", path.as_os_str())];
+        let child = Child::start_with("hoarder", &variables).ready().terminate();
+        let ended = child.end();
+        assert!(ended.took < BUDGET, "round {round}: {:?}", ended.took);
+        // The margin is 5 ms at the least, and on a busy machine the report may not be out by then.
+        let Some(report) = &ended.report else { continue };
+        let records = report.resource("audit").unwrap().records.unwrap();
+        assert_eq!(records.accepted, records.written + records.lost + records.in_doubt, "round {round}: {report}");
+        let rows = database.rows();
+        assert!(
+            (records.written..=records.written + records.in_doubt).contains(&rows),
+            "round {round}: {rows} {report}"
+        );
+        if records.lost + records.in_doubt > 0 {
+            assert!(!report.is_clean(), "round {round}: {report}");
+            assert_ne!(ended.code, Some(0), "round {round}: {report}");
+        }
+        accepted += records.accepted;
+        written += records.written;
+        lost += records.lost;
+        in_doubt += records.in_doubt;
+    }
+    println!("{accepted} records accepted = {written} written + {lost} reported lost + {in_doubt} in doubt");
+    assert!(lost > 0, "the budgets were not too small, or no report came out in time");
 }
 
 fn an_unknown_budget_is_one_clear_line() {

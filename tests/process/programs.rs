@@ -49,6 +49,7 @@ pub(crate) fn run(program: &str) -> ExitCode {
             "failing_init" => failing_init().await,
             "ignores" => ignores().await,
             "writer" => writer().await,
+            "hoarder" => hoarder().await,
             "listens" => listens().await,
             "drains_itself" => drains_itself().await,
             "panicking_work" => panicking_work().await,
@@ -305,6 +306,20 @@ async fn writer() -> Result<(), Error> {
     };
     let (report, _) = tokio::join!(lifecycle.run(stopped), work);
     report.map(drop)
+}
+
+/// Has more buffered when it is stopped than fits into its budget.
+async fn hoarder() -> Result<(), Error> {
+    let lifecycle = Lifecycle::detect()?;
+    let db = lifecycle.guard(Sqlite::from_env()?);
+    let insert = Insert::new("INSERT INTO audit(number) VALUES (?1)");
+    let audit = BatchWriter::new(&db, insert).name("audit").capacity(50_000).batch_size(1_000).max_age(FOR_EVER);
+    let audit = lifecycle.guard(audit);
+    // More quickly than the flusher writes.
+    for number in 0..50_000_i64 {
+        audit.push((number,)).await?;
+    }
+    until_stopped(&lifecycle).await
 }
 
 /// Fills standard error before it waits.
