@@ -34,16 +34,12 @@ use crate::{
     lifecycle::{Begun, Shared},
     node::{Ended, Node, Order},
     notify, panics,
-    plan::Plan,
+    plan::{ANSWER_SHARE, Plan},
     report::{Known, Tally},
 };
 
 /// The exit status of a process that had to be ended at its deadline: what `timeout(1)` uses.
 pub const EXIT_AT_DEADLINE: i32 = 124;
-
-/// How long after its own deadline a resource's thread may still answer: it has noticed the deadline itself, unless it
-/// blocks. A quarter of the margin, so that the report and the exit keep the rest.
-const ANSWER_SHARE: u32 = 4;
 
 /// Starts the thread. Signals are received from the moment this returns.
 ///
@@ -78,10 +74,13 @@ pub(crate) fn start(shared: &Arc<Shared>) -> Result<(), Error> {
 }
 
 fn prepare(owns_process: bool) -> io::Result<(Runtime, Signals)> {
+    if !owns_process {
+        return Ok((drain_runtime()?, Signals::none()));
+    }
     let runtime = own_runtime()?;
     let signals = {
         let _inside = runtime.enter();
-        if owns_process { Signals::listen()? } else { Signals::none() }
+        Signals::listen()?
     };
     Ok((runtime, signals))
 }
@@ -101,7 +100,7 @@ fn aside(shared: &Arc<Shared>, work: impl Fn(&Shared) + Clone + Send + 'static) 
 async fn main(shared: &Arc<Shared>, mut signals: Signals) {
     // When the platform said stop; a drain may also be asked for.
     let mut stop = None;
-    let begun = tokio::select! {
+    let mut begun = tokio::select! {
         biased;
         begun = shared.begun() => begun,
         signal = signals.next() => {
@@ -112,6 +111,10 @@ async fn main(shared: &Arc<Shared>, mut signals: Signals) {
             shared.begun().await
         }
     };
+    if let Some(stop) = stop {
+        // The application may have begun it between the signal and our own beginning; the platform counts from the signal.
+        begun.at = begun.at.min(stop);
+    }
     if shared.owns_process {
         notify::stopping(shared.budget.total());
     }
@@ -134,20 +137,14 @@ async fn main(shared: &Arc<Shared>, mut signals: Signals) {
     }
     aside(shared, move |shared| shared.publish(Arc::clone(&report)));
 
-    let retired = async {
-        // The sender is in `shared`, so it cannot be closed.
-        let _ = shared.retired.subscribe().wait_for(|retired| *retired).await;
-    };
-    if stop.is_none() {
+    let stop_at = match stop {
+        Some(at) => at,
         // The application asked for the drain and goes on as it likes, until it is told to stop.
-        tokio::select! {
-            signal = signals.next() => stop = Some(signal.at),
-            // A next lifecycle receives the signals.
-            () = retired => return,
-        }
-    }
+        None => signals.next().await.at,
+    };
+    stop = Some(stop_at);
     // The application ends by itself now, or never.
-    let last_moment = stop.unwrap_or(begun.at) + shared.budget.total() - shared.budget.margin() / ANSWER_SHARE;
+    let last_moment = stop_at + shared.budget.total() - shared.budget.margin() / ANSWER_SHARE;
     let status = match timeout_at(last_moment, signals.second(&mut stop)).await {
         Ok(signal) => signal.exit_status(),
         Err(_) if clean => 0,
@@ -164,9 +161,7 @@ const SAME_REQUEST: Duration = Duration::from_millis(100);
 /// Drains everything in order and says what happened, by the deadline whatever a resource does (L1).
 pub(crate) async fn conduct(shared: &Shared, begun: &Begun, place: Place, forced: impl Future<Output = ()>) -> Report {
     let nodes = &begun.nodes;
-    let deadline = begun.at + shared.budget.usable();
-    let answer_by = shared.budget.margin() / ANSWER_SHARE;
-    let plan = Plan::new(nodes, begun.at, deadline);
+    let plan = Plan::new(nodes, begun.at, shared.budget);
     let (_release, released) = watch::channel(());
 
     let mut rows: Vec<Row> = nodes.iter().map(|node| Row::new(Arc::clone(node), begun.at)).collect();
@@ -180,10 +175,11 @@ pub(crate) async fn conduct(shared: &Shared, begun: &Begun, place: Place, forced
             if ready {
                 rows[i].begin();
                 let deadlines = plan.deadlines[i];
+                let answer_by = deadlines.end + plan.answer;
                 let drain = Drain { deadlines, gate: Arc::clone(nodes[i].gate()), tally: Arc::clone(&rows[i].tally) };
                 let answer = place.drain(Arc::clone(&nodes[i]), drain, released.clone());
                 running.spawn(async move {
-                    let finished = timeout_at(deadlines.end + answer_by, answer).await;
+                    let finished = timeout_at(answer_by, answer).await;
                     (i, finished.unwrap_or(Ok(Ended::Hung)))
                 });
             }
@@ -205,9 +201,8 @@ pub(crate) async fn conduct(shared: &Shared, begun: &Begun, place: Place, forced
     if was_forced {
         // What was not reached admits dependents still; nothing may be handed out behind the report's back.
         for node in nodes.iter() {
-            let woken = node.gate().refuse(Admits::Nobody);
-            // The process ends now: nobody needs to wake for it.
-            drop(woken);
+            // The process ends now: nobody needs to wake for it, and to drop a waker is foreign code.
+            std::mem::forget(node.gate().refuse(Admits::Nobody));
         }
     }
     let resources = rows.into_iter().filter_map(Row::report).collect();

@@ -27,7 +27,7 @@ mod models;
 
 use std::{
     collections::BTreeMap,
-    panic::Location,
+    panic::{AssertUnwindSafe, Location, catch_unwind},
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -83,18 +83,20 @@ pub(crate) struct Gate {
 #[derive(Debug)]
 struct State {
     inside: Slab<Inside>,
+    /// How many of them are active.
+    active: usize,
     /// Who waits for the last one to leave: the drain of the resource, and its adapter.
     settled: Vec<Waker>,
 }
 
 impl State {
     fn is_settled(&self) -> bool {
-        !self.inside.iter().any(|(_, inside)| inside.is_active())
+        self.active == 0
     }
 
     /// Those who wait for this moment, if it has come.
     fn settled_now(&mut self) -> Vec<Waker> {
-        if self.is_settled() { std::mem::take(&mut self.settled) } else { Vec::new() }
+        if self.is_settled() && !self.settled.is_empty() { std::mem::take(&mut self.settled) } else { Vec::new() }
     }
 }
 
@@ -144,12 +146,20 @@ impl Key {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Refused;
 
+/// Wakes those that [`Gate::refuse`] returned. One that panics must not leave the others asleep.
+pub(crate) fn wake(woken: Vec<Waker>) {
+    for waker in woken {
+        // The panic has been printed; there is nobody to give it to.
+        let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
+    }
+}
+
 impl Gate {
     /// A gate that admits these.
     pub(crate) fn new(admits: Admits) -> Self {
         Self {
             admits: AtomicU8::new(admits as u8),
-            state: Mutex::new(State { inside: Slab::new(), settled: Vec::new() }),
+            state: Mutex::new(State { inside: Slab::new(), active: 0, settled: Vec::new() }),
         }
     }
 
@@ -164,6 +174,7 @@ impl Gate {
         if !self.admits().admits(caller) {
             return Err(Refused);
         }
+        state.active += 1;
         Ok(Key::new(state.inside.insert(Inside { caller, site, since, standing: Standing::Active }), caller))
     }
 
@@ -187,6 +198,7 @@ impl Gate {
             return Err(Refused);
         }
         let waited = std::mem::replace(&mut inside.standing, Standing::Active);
+        state.active += usize::from(!matches!(waited, Standing::Active));
         drop(state);
         drop(waited);
         Ok(())
@@ -198,8 +210,8 @@ impl Gate {
         let mut state = self.state();
         // The waker's destructor is foreign code: it must not run under the lock.
         let inside = state.inside.remove(key.index());
-        // Almost always nobody waits for it, and nothing has to be counted.
-        let woken = if state.settled.is_empty() { Vec::new() } else { state.settled_now() };
+        state.active -= usize::from(inside.is_active());
+        let woken = state.settled_now();
         drop(state);
         drop(inside);
         for waker in woken {
@@ -216,6 +228,7 @@ impl Gate {
             return Poll::Ready(());
         }
         let old = std::mem::replace(&mut inside.standing, Standing::Waits(waker));
+        state.active -= usize::from(matches!(old, Standing::Active));
         let woken = state.settled_now();
         drop(state);
         drop(old);
@@ -257,9 +270,9 @@ impl Gate {
         Poll::Pending
     }
 
-    /// How many checkouts are handed out. Walks them.
+    /// How many checkouts are out.
     pub(crate) fn out(&self) -> usize {
-        self.state().inside.iter().filter(|(_, inside)| inside.is_active()).count()
+        self.state().active
     }
 
     /// The checkouts that are out, by the place that made them, with the age of the oldest. Walks them.
@@ -308,9 +321,7 @@ mod tests {
     }
 
     fn refuse(gate: &Gate, admits: Admits) {
-        for waker in gate.refuse(admits) {
-            waker.wake();
-        }
+        wake(gate.refuse(admits));
     }
 
     fn here() -> &'static Location<'static> {

@@ -121,7 +121,7 @@ impl<R: Resource> ShutdownGuard<R> {
         self.slot.id()
     }
 
-    /// How many checkouts are out now. Walks them.
+    /// How many checkouts are out now.
     pub fn out(&self) -> usize {
         self.slot.gate().out()
     }
@@ -241,10 +241,12 @@ impl<R: Resource> Pass<R> {
         self.slot.gate().poll_refused(self.key, context)
     }
 
-    /// Counts as one who waits, so nobody settles for it.
-    pub(crate) fn is_not_a_checkout(&self) {
-        // Whether it is refused already shows at the next look.
-        let _ = self.poll_refused(&Context::from_waker(std::task::Waker::noop()));
+    /// Counts as one who waits, so nobody settles for it; an error if it is refused by now.
+    pub(crate) fn is_not_a_checkout(&self) -> Result<(), Error> {
+        match self.poll_refused(&Context::from_waker(std::task::Waker::noop())) {
+            Poll::Pending => Ok(()),
+            Poll::Ready(()) => Err(Error::shutting_down(self.slot.name())),
+        }
     }
 
     fn is_refused(&self) -> bool {

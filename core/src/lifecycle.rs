@@ -5,7 +5,7 @@ use std::{
     future::{Future, IntoFuture},
     panic::{AssertUnwindSafe, Location, catch_unwind},
     pin::pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -15,7 +15,7 @@ use crate::{
     Budget, Error, ErrorKind, Hook, Platform, Reason, Report, ReportFormat, Resource, Retry, ShutdownGuard, Tracked,
     conductor,
     error::BoxError,
-    gate::Admits,
+    gate::{Admits, wake},
     guard::Pass,
     node::{Node, Order, Slot},
     panics,
@@ -75,36 +75,23 @@ pub(crate) struct Shared {
     state: watch::Sender<State>,
     begun: watch::Sender<Option<Begun>>,
     report: watch::Sender<Option<Arc<Report>>>,
-    /// Another lifecycle receives the signals now.
-    pub(crate) retired: watch::Sender<bool>,
 }
 
-/// The lifecycle that receives the signals of this process.
-static OWNER: Owner = Owner(Mutex::new(Weak::new()));
+/// Whether a lifecycle receives the signals of this process. Never taken back: after its drain it still ends the process
+/// when it is told to stop, and a second one would be ended with it.
+static OWNED: Mutex<bool> = Mutex::new(false);
 
-struct Owner(Mutex<Weak<Shared>>);
-
-impl Owner {
-    /// Starts the next owner. Two that both end the process would end it under each other; one that is drained makes way
-    /// for the next.
-    fn take_over(&self, next: &Arc<Shared>) -> Result<(), Error> {
-        let mut owner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let current = owner.upgrade();
-        if current.as_ref().is_some_and(|current| *current.state.borrow() != State::Drained) {
-            return Err(Error::new(
-                ErrorKind::Config,
-                "this process has a lifecycle that receives signals: use that one, or build this one with `signals(false)`",
-            ));
-        }
-        conductor::start(next)?;
-        *owner = Arc::downgrade(next);
-        drop(owner);
-        // Only now, so that signals are received by one or the other at every moment.
-        if let Some(current) = current {
-            current.retired.send_replace(true);
-        }
-        Ok(())
+fn own_process(shared: &Arc<Shared>) -> Result<(), Error> {
+    let mut owned = OWNED.lock().unwrap_or_else(PoisonError::into_inner);
+    if *owned {
+        return Err(Error::new(
+            ErrorKind::Config,
+            "this process has a lifecycle that receives signals: use that one, or build this one with `signals(false)`",
+        ));
     }
+    conductor::start(shared)?;
+    *owned = true;
+    Ok(())
 }
 
 /// When and why draining began.
@@ -124,7 +111,7 @@ impl Lifecycle {
     ///
     /// # Errors
     /// [`ErrorKind::Config`] when `WINDDOWN_BUDGET_MS` is not a number, the signal thread cannot be started, or the
-    /// process has such a lifecycle already that is not drained.
+    /// process has such a lifecycle already.
     pub fn detect() -> Result<Self, Error> {
         Self::builder().build()
     }
@@ -325,7 +312,7 @@ impl Lifecycle {
         async move {
             match self.init().await {
                 Ok(()) => {}
-                Err(error) if error.is_shutting_down() => return self.ended(Ok(())).await,
+                Err(error) if self.was_stopped(&error).await => return self.ended(Ok(())).await,
                 Err(error) => return Err(error),
             }
             // Not before: a rollback of init would wait for it.
@@ -346,6 +333,12 @@ impl Lifecycle {
             self.shared.begin(Reason::WorkEnded);
             self.ended(result).await
         }
+    }
+
+    /// Whether an error of [`init`](Self::init) says that the platform or the application stopped it, and not that a
+    /// resource failed. Waits for the end of the drain.
+    pub async fn was_stopped(&self, error: &Error) -> bool {
+        error.is_shutting_down() && self.drained().await.reason != Reason::InitFailed
     }
 
     /// The report, as a result: what went wrong first, or that not everything was drained.
@@ -396,12 +389,10 @@ impl Shared {
             // After all are refused: the drain begins with this.
             self.begun.send_replace(Some(Begun { reason, at, nodes }));
         }
-        for waker in woken {
-            // One that panics must not leave the others asleep.
-            let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
-        }
-        // Whoever sees this state is refused everywhere (S2). It may be over already: states only move on.
-        self.advance(State::Draining);
+        // Whoever sees this state is refused everywhere (S2). It may be over already: states only move on. Before those
+        // that waited: one of them may block, and a server waits for this.
+        let _ = catch_unwind(AssertUnwindSafe(|| self.advance(State::Draining)));
+        wake(woken);
         true
     }
 
@@ -420,7 +411,11 @@ impl Shared {
     pub(crate) fn publish(&self, report: Arc<Report>) {
         // The state first: whoever has the report sees it. A waker that panics must not keep the report from the others.
         let _ = catch_unwind(AssertUnwindSafe(|| self.advance(State::Drained)));
-        self.report.send_replace(Some(report));
+        self.report.send_if_modified(|there| {
+            let first = there.is_none();
+            there.get_or_insert(report);
+            first
+        });
     }
 
     /// The report of a drain that could not go on.
@@ -449,18 +444,18 @@ impl Shared {
     fn register<R: Resource>(&self, name: String, order: Order, resource: R) -> Arc<Slot<R>> {
         // Not under the lock: the resource is asked about itself here.
         let slot = Arc::new(Slot::new(resource, name, order, self.retry));
-        let mut registry = self.registry();
-        if self.begun.borrow().is_some() {
-            // Nobody has it yet, so nobody waits.
-            drop(slot.gate().refuse(Admits::Nobody));
-            tracing::warn!(
-                resource = slot.name(),
-                "registered after draining had begun: it is refused, and not drained"
-            );
-        } else {
-            registry.push(Arc::clone(&slot) as Arc<dyn Node>);
+        {
+            let mut registry = self.registry();
+            if self.begun.borrow().is_none() {
+                registry.push(Arc::clone(&slot) as Arc<dyn Node>);
+                drop(registry);
+                return slot;
+            }
         }
-        drop(registry);
+        // Nobody has it yet, so nobody waits.
+        drop(slot.gate().refuse(Admits::Nobody));
+        // Not under the lock either: a subscriber is foreign code.
+        tracing::warn!(resource = slot.name(), "registered after draining had begun: it is refused, and not drained");
         slot
     }
 
@@ -535,7 +530,7 @@ impl Builder {
     ///
     /// # Errors
     /// [`ErrorKind::Config`] when the budget cannot be used, the signal thread cannot be started, or signals are asked
-    /// for and another lifecycle that is not drained has them.
+    /// for and another lifecycle of this process has them.
     pub fn build(self) -> Result<Lifecycle, Error> {
         let Self { budget, platform, signals, report, retry } = self;
         let platform = platform.unwrap_or_else(Platform::detect);
@@ -560,10 +555,9 @@ impl Builder {
             state: watch::Sender::new(State::Starting),
             begun: watch::Sender::new(None),
             report: watch::Sender::new(None),
-            retired: watch::Sender::new(false),
         });
         if signals {
-            OWNER.take_over(&shared)?;
+            own_process(&shared)?;
         }
         Ok(Lifecycle { shared })
     }

@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::{
     Capabilities, Drain, Error, Ledger, Resource, ResourceId, Step,
-    gate::{Admits, Gate},
+    gate::{Admits, Gate, wake},
     guard::{Pass, as_dependent},
     init::{InitCell, Retry},
     panics,
@@ -152,7 +152,7 @@ impl<R: Resource> Slot<R> {
     async fn attempts(slot: Arc<Self>) -> Result<R::Pool, Error> {
         // An attempt is inside the gate, so that draining does not overlook it, and is woken by refusal.
         let pass = Pass::enter(&slot, Location::caller())?;
-        pass.is_not_a_checkout();
+        pass.is_not_a_checkout()?;
         let mut pauses = slot.retry.pauses();
         loop {
             let error = match slot.resource.init().await {
@@ -213,9 +213,7 @@ impl<R: Resource> Node for Slot<R> {
 
         // 1. Refuse: dependents too, they are drained.
         step(Step::Refuse);
-        for waker in self.gate.refuse(Admits::Nobody) {
-            waker.wake();
-        }
+        wake(self.gate.refuse(Admits::Nobody));
         let Some(pool) = self.pool.stop(settle.min(Instant::now() + INIT_PATIENCE)).await else {
             step(Step::Done);
             return Ok(Ended::NotInitialised);

@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use crate::{ResourceId, node::Node, resource::Deadlines};
+use crate::{Budget, ResourceId, node::Node, resource::Deadlines};
 
 /// The order and the deadlines of one drain.
 ///
@@ -14,18 +14,26 @@ use crate::{ResourceId, node::Node, resource::Deadlines};
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub(crate) deadlines: Vec<Deadlines>,
+    /// How long after its end a resource's thread may still answer. Kept free before those that are drained after it.
+    pub(crate) answer: Duration,
     /// For each node, the nodes that must be over before it begins (S4).
     pub(crate) dependents: Vec<Vec<usize>>,
 }
+
+/// A thread that has noticed its deadline answers within a quarter of the margin, so that the report and the exit keep the
+/// rest; one that has not by then blocks, and is left.
+pub(crate) const ANSWER_SHARE: u32 = 4;
 
 /// The cut comes when a quarter of the reserve is left.
 const CUT_SHARE: u32 = 4;
 
 impl Plan {
-    pub(crate) fn new(nodes: &[Arc<dyn Node>], now: Instant, deadline: Instant) -> Self {
+    pub(crate) fn new(nodes: &[Arc<dyn Node>], now: Instant, budget: Budget) -> Self {
+        let deadline = now + budget.usable();
+        let answer = budget.margin() / ANSWER_SHARE;
         let dependents = dependents(nodes);
         let reserves: Vec<Duration> = nodes.iter().map(|node| node.reserve()).collect();
-        let below = below(&dependents, &reserves);
+        let below = below(&dependents, &reserves, answer);
 
         // All reserves together take at most half of the time: a long chain of dependencies must not leave those at
         // its top with nothing.
@@ -42,7 +50,7 @@ impl Plan {
                 Deadlines { settle: end - reserve, cut: end - reserve / CUT_SHARE, end }
             })
             .collect();
-        Self { deadlines, dependents }
+        Self { deadlines, answer: answer.mul_f64(scale), dependents }
     }
 }
 
@@ -66,15 +74,16 @@ fn dependents(nodes: &[Arc<dyn Node>]) -> Vec<Vec<usize>> {
     dependents
 }
 
-/// For each node, the reserves along the longest chain of what it depends on.
-fn below(dependents: &[Vec<usize>], reserves: &[Duration]) -> Vec<Duration> {
+/// For each node, what those along the longest chain of what it depends on need, each with the time for the answer of the
+/// one before it.
+fn below(dependents: &[Vec<usize>], reserves: &[Duration], answer: Duration) -> Vec<Duration> {
     let mut below = vec![Duration::ZERO; reserves.len()];
     // A resource is registered after those it depends on and the graph has no cycles, so as many rounds as there are
     // nodes carry every reserve to the top of its chain.
     for _ in 0..reserves.len() {
         for (on, dependents) in dependents.iter().enumerate() {
             for &dependent in dependents {
-                below[dependent] = below[dependent].max(below[on] + reserves[on]);
+                below[dependent] = below[dependent].max(below[on] + reserves[on] + answer);
             }
         }
     }

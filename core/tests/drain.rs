@@ -11,7 +11,7 @@ use std::{
 
 use tokio::task::JoinSet;
 use winddown_core::{
-    Drain, Error, Lifecycle, Outcome, Report, Resource, ResourceId, ShutdownGuard, State, Step,
+    Drain, Error, Hook, Lifecycle, Outcome, Report, Resource, ResourceId, ShutdownGuard, State, Step,
     memory::{Memory, Server},
 };
 
@@ -152,6 +152,22 @@ async fn l1_l2_one_that_blocks_its_thread_costs_only_itself_on_a_single_threaded
     let db = report.resource("db").unwrap();
     assert_eq!((db.outcome, server.sessions()), (Outcome::Drained, 0));
     assert!(db.took < BUDGET / 2, "{report}");
+}
+
+#[tokio::test]
+async fn l2_one_that_blocks_leaves_what_is_drained_after_it_time_for_its_goodbye() {
+    // From two seconds on the time that a blocked thread is waited for is more than a reserve.
+    let lifecycle = Lifecycle::builder().signals(false).budget(Duration::from_secs(3)).build().unwrap();
+    let server = Server::new();
+    let db = lifecycle.guard(Memory::on(&server, "db"));
+    drop(db.get().await.unwrap());
+    let blocks = async || thread::sleep(Duration::from_secs(30));
+    lifecycle.on_drain("blocks", Hook::new(blocks).before(&db));
+    lifecycle.on_drain("telemetry", Hook::new(async || tokio::time::sleep(Duration::from_millis(5)).await).last());
+    let report = lifecycle.drain().await;
+    assert_eq!(report.resource("blocks").unwrap().outcome, Outcome::Hung);
+    assert_eq!((report.resource("db").unwrap().outcome, server.sessions()), (Outcome::Drained, 0), "{report}");
+    assert_eq!(report.resource("telemetry").unwrap().outcome, Outcome::Drained, "{report}");
 }
 
 #[test]

@@ -21,7 +21,8 @@ use crate::{
 };
 
 /// 1000 ms: 100 ms of margin, so drains end at 900 ms; one resource's reserve is 50 ms, so settling ends at 850 ms and
-/// the cut comes at 887.5 ms.
+/// the cut comes at 887.5 ms. What is drained before another one ends 25 ms earlier than that one's reserve: a quarter of
+/// the margin, for its thread to answer.
 const BUDGET: Duration = Duration::from_millis(1000);
 
 fn ms(milliseconds: u64) -> Duration {
@@ -283,12 +284,12 @@ async fn s4_l2_a_dependent_that_hangs_leaves_its_resource_time_for_its_goodbye()
     let db = in_use(&lifecycle, Scripted::new("db", Goodbye::Takes(ms(10)))).await;
     let _buffer = in_use(&lifecycle, Scripted::new("buffer", Goodbye::Hangs).on(&db)).await;
     let draining = drain(&lifecycle);
-    draining.at(849).await;
+    draining.at(824).await;
     assert_eq!(db.resource().logged("db"), []);
-    draining.at(851).await;
-    assert_eq!(db.resource().logged("db"), [850], "the reserve of db before 900 ms");
+    draining.at(826).await;
+    assert_eq!(db.resource().logged("db"), [825], "the reserve of db and the answer before 900 ms");
     let report = draining.report().await;
-    assert_eq!(report.took, ms(860));
+    assert_eq!(report.took, ms(835));
     assert_eq!(report.resource("buffer").unwrap().outcome, Outcome::Hung);
     assert_eq!(report.resource("db").unwrap().outcome, Outcome::Drained);
 }
@@ -348,10 +349,10 @@ async fn tracked_work_that_hangs_leaves_the_resources_their_reserve_and_is_named
     let db = in_use(&lifecycle, Scripted::new("db", Goodbye::Takes(ms(10)))).await;
     let _work = lifecycle.track().unwrap();
     let draining = drain(&lifecycle);
-    draining.at(849).await;
+    draining.at(824).await;
     assert_eq!(db.resource().logged("db"), []);
-    draining.at(851).await;
-    assert_eq!(db.resource().logged("db"), [850]);
+    draining.at(826).await;
+    assert_eq!(db.resource().logged("db"), [825]);
     let report = draining.report().await;
     let work = report.resource("tracked work").unwrap();
     assert_eq!((work.outcome, work.left_out, work.stragglers.len()), (Outcome::Incomplete, 1, 1));
@@ -394,10 +395,10 @@ async fn the_time_of_the_last_hook_is_kept_for_it() {
         .last(),
     );
     let draining = drain(&lifecycle);
-    draining.at(849).await;
+    draining.at(824).await;
     assert_eq!(db.resource().logged("last"), []);
-    draining.at(851).await;
-    assert_eq!(db.resource().logged("last"), [850]);
+    draining.at(826).await;
+    assert_eq!(db.resource().logged("last"), [825]);
     assert!(draining.is_over());
 }
 

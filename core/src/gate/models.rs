@@ -13,16 +13,14 @@ use loom::{
     thread,
 };
 
-use super::{Admits, Caller, Gate};
+use super::{Admits, Caller, Gate, wake};
 
 fn gate() -> Arc<Gate> {
     Arc::new(Gate::new(Admits::Everyone))
 }
 
 fn refuse(gate: &Gate, admits: Admits) {
-    for waker in gate.refuse(admits) {
-        waker.wake();
-    }
+    wake(gate.refuse(admits));
 }
 
 async fn settled(gate: &Gate) {

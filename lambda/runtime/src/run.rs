@@ -76,7 +76,7 @@ where
             () = lifecycle.draining() => {}
         },
         // The stop came during init, and was heeded.
-        Err(error) if error.is_shutting_down() => return lifecycle.ended(Ok(())).await.map(drop),
+        Err(error) if lifecycle.was_stopped(&error).await => return lifecycle.ended(Ok(())).await.map(drop),
         Err(error) => {
             init_error::post(&error).await;
             return Err(error);
