@@ -3,6 +3,7 @@
 mod config;
 mod error;
 mod manager;
+mod sessions;
 #[cfg(feature = "buffer")]
 mod sink;
 

@@ -1,0 +1,333 @@
+//! The connections of one resource, from before they touch the file until SQLite has closed it.
+//!
+//! The driver closes a connection wherever its last owner happens to drop it: on a blocking thread that nobody waits
+//! for. So every connection carries a [`Witness`], and drain is over when all witnesses are gone, whoever closed.
+//!
+//! Locks, none of them held across an await or while another of them is taken but in this order: the pool's, SQLite's
+//! own and rusqlite's of one connection, [`Sessions::state`]. [`Sessions::turn`] comes before all.
+
+use std::{
+    collections::HashMap,
+    ffi::OsString,
+    mem,
+    ops::Deref,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use deadpool_sqlite::{
+    Object, ObjectId,
+    rusqlite::{self, ErrorCode, InterruptHandle, OpenFlags, functions::FunctionFlags},
+};
+use tokio::{runtime::Handle, sync::Notify};
+use winddown_core::{Error, ErrorKind};
+
+use crate::error::{Failure, error};
+
+/// The driver's `SyncWrapper`, which it does not export.
+pub(crate) type Session = <Object as Deref>::Target;
+
+/// Every connection of one resource, from before it touches the file until SQLite has closed it.
+#[derive(Default)]
+pub(crate) struct Sessions {
+    pub(crate) state: Mutex<State>,
+    pub(crate) changed: Notify,
+    /// Closures that run now, also those whose future was dropped.
+    pub(crate) running: AtomicUsize,
+    /// Held while one connection closes: two that close at the same moment each take the other for one that stays, and
+    /// both leave the log.
+    pub(crate) turn: Mutex<()>,
+}
+
+#[derive(Default)]
+pub(crate) struct State {
+    pub(crate) phase: Phase,
+    pub(crate) last: i64,
+    pub(crate) open: HashMap<i64, Open>,
+    /// How many have closed since they were last asked for.
+    pub(crate) ended: usize,
+    /// How many SQLite refuses to close.
+    pub(crate) stuck: usize,
+    /// Given back while draining, to be closed.
+    pub(crate) returned: Vec<Session>,
+    /// The database file, as SQLite names it; none for one in memory.
+    pub(crate) path: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Phase {
+    #[default]
+    Open,
+    Draining,
+    /// Drained, or given up: nobody takes in what is given back.
+    Over,
+}
+
+/// See the fields of [`State`].
+pub(crate) struct News {
+    pub(crate) returned: Vec<Session>,
+    pub(crate) ended: usize,
+    pub(crate) open: usize,
+    pub(crate) stuck: usize,
+}
+
+pub(crate) struct Open {
+    /// `None` from when it is being closed: that is not to be interrupted.
+    interrupt: Option<Arc<InterruptHandle>>,
+    /// Known for those that a wrapped pool has handed out.
+    object: Option<ObjectId>,
+}
+
+/// Lives inside of SQLite, in a function of the connection: SQLite drops it at the end of `sqlite3_close`, after it has
+/// closed the files. Calling the function tells which connection it is.
+struct Witness {
+    sessions: Arc<Sessions>,
+    id: i64,
+}
+
+const WITNESS: &str = "winddown_session";
+
+impl Witness {
+    fn id(&self) -> i64 {
+        self.id
+    }
+}
+
+impl Drop for Witness {
+    fn drop(&mut self) {
+        let mut state = self.sessions.state();
+        let open = state.open.remove(&self.id);
+        state.ended += usize::from(open.is_some());
+        drop(state);
+        drop(open);
+        self.sessions.changed.notify_one();
+    }
+}
+
+impl Sessions {
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        // Each change is one statement, so a poisoned lock carries no broken state.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins to drain; the drain is over when what this returns is dropped.
+    pub(crate) fn begin(&self) -> Over<'_> {
+        let mut state = self.state();
+        state.phase = Phase::Draining;
+        state.ended = 0;
+        Over(self)
+    }
+
+    /// What has happened since this was last asked.
+    pub(crate) fn news(&self) -> News {
+        let mut state = self.state();
+        News {
+            returned: mem::take(&mut state.returned),
+            ended: mem::take(&mut state.ended),
+            open: state.open.len(),
+            stuck: state.stuck,
+        }
+    }
+
+    pub(crate) fn interruptible(&self) -> Vec<Arc<InterruptHandle>> {
+        self.state().open.values().filter_map(|open| open.interrupt.clone()).collect()
+    }
+
+    /// The number of this connection, which it is given now if it has none.
+    ///
+    /// Reads the file if it has none: SQLite looks at the schema before it says that there is no such function.
+    pub(crate) fn adopt(self: &Arc<Self>, connection: &rusqlite::Connection) -> rusqlite::Result<i64> {
+        let number = connection.query_row(&format!("SELECT {WITNESS}()"), [], |row| row.get(0));
+        match number {
+            Ok(id) if self.state().open.contains_key(&id) => Ok(id),
+            _ => self.register(connection),
+        }
+    }
+
+    /// Gives a number to a connection that has none. Touches no file.
+    pub(crate) fn register(self: &Arc<Self>, connection: &rusqlite::Connection) -> rusqlite::Result<i64> {
+        let interrupt = Some(Arc::new(connection.get_interrupt_handle()));
+        let path = connection.path().filter(|path| !path.is_empty()).map(PathBuf::from);
+        let id = {
+            let mut state = self.state();
+            state.last += 1;
+            let id = state.last;
+            state.open.insert(id, Open { interrupt, object: None });
+            state.path = state.path.take().or(path);
+            id
+        };
+        let witness = Witness { sessions: Arc::clone(self), id };
+        let flags = FunctionFlags::SQLITE_UTF8 | FunctionFlags::SQLITE_DIRECTONLY;
+        // A call, so that the closure has all of the witness and not only a copy of its number.
+        connection.create_scalar_function(WITNESS, 0, flags, move |_| Ok(witness.id()))?;
+        Ok(id)
+    }
+
+    /// Makes sure that a connection of a pool that was wrapped at this moment is known.
+    pub(crate) fn recognise(self: &Arc<Self>, object: &Object, wrapped_at: Instant) {
+        let known = Some(Object::id(object));
+        if self.state().open.values().any(|open| open.object == known) {
+            return;
+        }
+        let Ok(connection) = object.try_lock() else { return };
+        let is_new = Object::metrics(object).created > wrapped_at;
+        let id = if is_new { self.register(&connection) } else { self.adopt(&connection) };
+        if let Ok(id) = id
+            && let Some(open) = self.state().open.get_mut(&id)
+        {
+            open.object = known;
+        }
+    }
+
+    pub(crate) fn give_back(&self, object: Object) {
+        let phase = self.state().phase;
+        match phase {
+            Phase::Open => drop(object),
+            Phase::Draining => {
+                let session = Object::take(object);
+                let mut state = self.state();
+                if state.phase == Phase::Draining {
+                    state.returned.push(session);
+                    drop(state);
+                    self.changed.notify_one();
+                } else {
+                    drop(state);
+                    leave(session);
+                }
+            }
+            Phase::Over => leave(object),
+        }
+    }
+
+    /// Closes a connection for real. Blocks, also while a closure runs whose future was dropped.
+    pub(crate) fn close(self: &Arc<Self>, session: &Session) -> Result<(), Error> {
+        let failed = |failure| error(ErrorKind::Incomplete, "cannot close a connection", failure);
+        let connection = match session.lock() {
+            Ok(mut connection) => {
+                // Its own drop would close it where nobody waits for it.
+                let nothing = rusqlite::Connection::open_in_memory().map_err(|error| failed(error.into()))?;
+                mem::replace(&mut *connection, nothing)
+            }
+            // A closure has panicked, which is no reason not to close.
+            Err(poisoned) => match poisoned.into_inner().take() {
+                Some(connection) => connection,
+                None => return Ok(()),
+            },
+        };
+        // Also one that was never seen before: it counts as closed when it is.
+        let id = self.adopt(&connection).map_err(|error| failed(error.into()))?;
+        if let Some(open) = self.state().open.get_mut(&id) {
+            open.interrupt = None;
+        }
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        if !connection.is_autocommit() {
+            // Closing does it too, but it would be in the way of the checkpoint.
+            let _ = connection.execute_batch("ROLLBACK");
+        }
+        checkpoint(&connection);
+        connection.close().map_err(|(_, error)| {
+            // A statement was leaked, and nothing will close it any more.
+            let mut state = self.state();
+            let open = state.open.remove(&id);
+            state.stuck += usize::from(open.is_some());
+            drop(state);
+            failed(error.into())
+        })
+    }
+}
+
+/// Ends the drain of these sessions, also where it is dropped at its deadline.
+pub(crate) struct Over<'a>(&'a Sessions);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        state.phase = Phase::Over;
+        let returned = mem::take(&mut state.returned);
+        drop(state);
+        returned.into_iter().for_each(leave);
+    }
+}
+
+/// Counts one closure that runs.
+pub(crate) struct Running<'a>(&'a Sessions);
+
+impl<'a> Running<'a> {
+    pub(crate) fn new(sessions: &'a Sessions) -> Self {
+        // SeqCst, here and below: a count for a report, read from another thread; nothing depends on it.
+        sessions.running.fetch_add(1, Ordering::SeqCst);
+        Self(sessions)
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.running.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Drops what drain has counted as cut. The driver closes on the current runtime and panics where there is none: then
+/// it is left to the end of the process.
+fn leave<T>(left: T) {
+    if Handle::try_current().is_ok() { drop(left) } else { mem::forget(left) }
+}
+
+/// Moves what it can of the log into the database file, without waiting for anybody, and clears the mark of an earlier
+/// interrupt. The last connection to close does the rest. Its result is not asked for: what counts is what `sweep` finds.
+pub(crate) fn checkpoint(connection: &rusqlite::Connection) {
+    let _ = connection.query_row("PRAGMA wal_checkpoint(passive)", [], |_| Ok(()));
+}
+
+/// Sees to it that no log is left behind once all is closed.
+///
+/// # Errors
+/// [`ErrorKind::Incomplete`] naming the file when it is there although nobody else has the database open.
+pub(crate) fn sweep(path: &Path) -> Result<(), Error> {
+    let remains = || {
+        ["-wal", "-shm"].into_iter().find_map(|end| {
+            let mut file = OsString::from(path);
+            file.push(end);
+            Some(PathBuf::from(file)).filter(|file| file.exists())
+        })
+    };
+    if remains().is_none() {
+        return Ok(());
+    }
+    // Closed by the driver at the same moment as another one, perhaps: opening and closing it once more does it.
+    let failed = |failure: rusqlite::Error| {
+        let file = remains().unwrap_or_else(|| path.to_owned());
+        error(ErrorKind::Incomplete, format!("all is closed, but {} is left", file.display()), Failure::from(failure))
+    };
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let once_more = |pragma: &str| {
+        let connection = rusqlite::Connection::open_with_flags(path, flags)?;
+        connection.busy_timeout(Duration::ZERO)?;
+        connection.execute_batch(pragma)?;
+        connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
+        checkpoint(&connection);
+        connection.close().map_err(|(_, error)| error)
+    };
+    once_more("").map_err(failed)?;
+    if remains().is_none() {
+        return Ok(());
+    }
+    // Somebody else has the database open, and then the log is theirs, if it cannot be had alone.
+    match once_more("PRAGMA locking_mode = exclusive") {
+        Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => Ok(()),
+        Err(error) => Err(failed(error)),
+        Ok(()) => match remains() {
+            None => Ok(()),
+            Some(file) => {
+                let file = file.display();
+                Err(Error::new(
+                    ErrorKind::Incomplete,
+                    format!("all is closed, but {file} is left: see its permissions"),
+                ))
+            }
+        },
+    }
+}
