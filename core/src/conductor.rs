@@ -14,7 +14,7 @@ use std::{
     future::{Future, pending},
     io::{self, Write},
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Mutex, PoisonError, mpsc as blocking},
+    sync::{Arc, mpsc as blocking},
     thread,
     time::Duration,
 };
@@ -164,14 +164,13 @@ pub(crate) async fn conduct(shared: &Shared, begun: &Begun, place: Place, forced
     let plan = Plan::new(nodes, begun.at, shared.budget);
     let (_release, released) = watch::channel(());
 
-    let mut rows: Vec<Row> = nodes.iter().map(|node| Row::new(Arc::clone(node), begun.at)).collect();
+    let mut rows: Vec<Row> = nodes.iter().map(|node| Row::new(Arc::clone(node))).collect();
     let mut running: JoinSet<(usize, Finished)> = JoinSet::new();
     let mut forced = std::pin::pin!(forced);
     let mut was_forced = false;
     loop {
         for i in 0..rows.len() {
-            let ready =
-                rows[i].state == State::Waiting && plan.dependents[i].iter().all(|&d| rows[d].state == State::Over);
+            let ready = rows[i].is_waiting() && plan.dependents[i].iter().all(|&d| rows[d].is_over());
             if ready {
                 rows[i].begin();
                 let deadlines = plan.deadlines[i];
@@ -206,28 +205,25 @@ pub(crate) async fn conduct(shared: &Shared, begun: &Begun, place: Place, forced
         }
     }
     let resources = rows.into_iter().filter_map(Row::report).collect();
+    Report { took: begun.at.elapsed(), forced: was_forced, resources, ..blank_report(shared, begun) }
+}
+
+fn blank_report(shared: &Shared, begun: &Begun) -> Report {
     Report {
         reason: begun.reason.clone(),
         platform: shared.platform.to_string(),
         budget: shared.budget.total(),
-        took: begun.at.elapsed(),
-        forced: was_forced,
-        resources,
+        took: Duration::ZERO,
+        forced: false,
+        resources: Vec::new(),
     }
 }
 
 /// The report where no drain could begin.
-pub(crate) fn not_reached(shared: &Shared, begun: Begun, error: &Error) -> Report {
-    let rows = begun.nodes.iter().map(|node| Row::new(Arc::clone(node), begun.at));
+pub(crate) fn not_reached(shared: &Shared, begun: &Begun, error: &Error) -> Report {
+    let rows = begun.nodes.iter().map(|node| Row::new(Arc::clone(node)));
     let resources = rows.filter_map(Row::report).map(|row| ResourceReport { error: Some(error.to_string()), ..row });
-    Report {
-        reason: begun.reason,
-        platform: shared.platform.to_string(),
-        budget: shared.budget.total(),
-        took: Duration::ZERO,
-        forced: false,
-        resources: resources.collect(),
-    }
+    Report { resources: resources.collect(), ..blank_report(shared, begun) }
 }
 
 /// How a drain ended. Errors are text by then: printing them is foreign code, and is done where the drain ran.
@@ -250,68 +246,69 @@ struct Row {
     node: Arc<dyn Node>,
     tally: Arc<Tally>,
     state: State,
-    began: Instant,
-    took: Duration,
-    finished: Option<Finished>,
-    /// Checkouts that were out when it was over.
-    left_out: usize,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Waiting,
-    Running,
-    Over,
+    Running {
+        began: Instant,
+    },
+    Over {
+        took: Duration,
+        finished: Finished,
+        /// Checkouts that were out then.
+        left_out: usize,
+    },
 }
 
 impl Row {
-    fn new(node: Arc<dyn Node>, now: Instant) -> Self {
-        Self {
-            node,
-            tally: Arc::default(),
-            state: State::Waiting,
-            began: now,
-            took: Duration::ZERO,
-            finished: None,
-            left_out: 0,
-        }
+    fn new(node: Arc<dyn Node>) -> Self {
+        Self { node, tally: Arc::default(), state: State::Waiting }
+    }
+
+    fn is_waiting(&self) -> bool {
+        matches!(self.state, State::Waiting)
+    }
+
+    fn is_over(&self) -> bool {
+        matches!(self.state, State::Over { .. })
     }
 
     fn begin(&mut self) {
-        self.state = State::Running;
-        self.began = Instant::now();
+        self.state = State::Running { began: Instant::now() };
     }
 
     fn end(&mut self, finished: Finished) {
-        self.state = State::Over;
-        self.took = self.began.elapsed();
-        self.finished = Some(finished);
-        self.left_out = self.node.gate().out();
+        if let State::Running { began } = self.state {
+            self.state = State::Over { took: began.elapsed(), finished, left_out: self.node.gate().out() };
+        }
     }
 
     /// The row of the report; none for tracked work where there was none.
     fn report(self) -> Option<ResourceReport> {
         let facts = self.node.facts();
         let Known { step, sessions, stragglers, error } = self.tally.known();
-        let left_out = if self.state == State::Over { self.left_out } else { self.node.gate().out() };
-        let took = if self.state == State::Running { self.began.elapsed() } else { self.took };
         let records = facts.ledger.as_ref().map(|ledger| ledger.close());
-        let error = match &self.finished {
-            Some(Err(failure)) => Some(failure.message.clone()),
-            _ => error,
+        let (took, left_out) = match &self.state {
+            State::Waiting => (Duration::ZERO, self.node.gate().out()),
+            State::Running { began } => (began.elapsed(), self.node.gate().out()),
+            State::Over { took, left_out, .. } => (*took, *left_out),
         };
-        let outcome = match &self.finished {
-            Some(Ok(Ended::NotInitialised)) => Outcome::NotInitialised,
-            Some(Ok(Ended::Drained)) => {
-                let lost = records.is_some_and(|records| records.written != records.accepted);
-                if lost || left_out > 0 || sessions.cut > 0 { Outcome::Incomplete } else { Outcome::Drained }
-            }
-            Some(Ok(Ended::Hung)) => Outcome::Hung,
-            Some(Err(failure)) if failure.panicked => Outcome::Panicked,
-            Some(Err(_)) => Outcome::Failed,
+        let (outcome, error) = match self.state {
+            State::Waiting => (Outcome::NotReached, error),
             // Cut short by a second signal.
-            None if self.state == State::Running => Outcome::Hung,
-            None => Outcome::NotReached,
+            State::Running { .. } => (Outcome::Hung, error),
+            State::Over { finished, .. } => match finished {
+                Ok(Ended::NotInitialised) => (Outcome::NotInitialised, error),
+                Ok(Ended::Drained) => {
+                    let lost = records.is_some_and(|records| records.written != records.accepted);
+                    let incomplete = lost || left_out > 0 || sessions.cut > 0;
+                    (if incomplete { Outcome::Incomplete } else { Outcome::Drained }, error)
+                }
+                Ok(Ended::Hung) => (Outcome::Hung, error),
+                Err(Failure { panicked: true, message }) => (Outcome::Panicked, Some(message)),
+                Err(Failure { panicked: false, message }) => (Outcome::Failed, Some(message)),
+            },
         };
         // Tracked work that there was none of.
         if facts.order == Order::First && outcome == Outcome::Drained && stragglers.is_empty() {
@@ -343,16 +340,18 @@ impl Place {
         released: watch::Receiver<()>,
     ) -> impl Future<Output = Finished> + Send + use<> {
         let (sender, answer) = oneshot::channel();
-        match self {
+        let started = match self {
             Self::Thread => on_own_thread(node, drain, released, sender),
             #[cfg(all(test, not(winddown_loom)))]
             Self::Task => {
                 tokio::spawn(async move {
                     sender.send(as_dependent(panics::catch(node.drain(drain))).await.map_err(Failure::from))
                 });
+                Ok(())
             }
-        }
+        };
         async {
+            started.map_err(no_thread)?;
             match answer.await {
                 Ok(finished) => finished,
                 Err(_) => Err(Error::new(ErrorKind::Panicked, "its thread ended without an answer").into()),
@@ -366,40 +365,25 @@ fn on_own_thread(
     drain: Drain,
     mut released: watch::Receiver<()>,
     sender: oneshot::Sender<Finished>,
-) {
-    // The sender comes back through this if the thread cannot be started.
-    let sender = Arc::new(Mutex::new(Some(sender)));
-    let answer = {
-        let sender = Arc::clone(&sender);
-        move |finished: Finished| {
-            let sender = sender.lock().unwrap_or_else(PoisonError::into_inner).take();
-            if let Some(sender) = sender {
-                // The conductor may have given up on it.
-                let _ = sender.send(finished);
-            }
-        }
+) -> io::Result<()> {
+    let work = move || {
+        // Sending fails where the conductor has given up on it.
+        let runtime = match drain_runtime() {
+            Ok(runtime) => runtime,
+            Err(error) => return drop(sender.send(Err(no_thread(error)))),
+        };
+        let drained =
+            catch_unwind(AssertUnwindSafe(|| runtime.block_on(as_dependent(node.drain(drain))).map_err(Failure::from)));
+        let _ = sender.send(drained.unwrap_or_else(|panic| Err(panics::error(&*panic).into())));
+        // Tasks that the resource spawned here (a connection that a hook opened) live until all are drained.
+        runtime.block_on(async { while released.changed().await.is_ok() {} });
+        runtime.shutdown_background();
     };
-    let failed =
-        |error| Failure::from(Error::new(ErrorKind::Config, "cannot start a thread to drain on").with_source(error));
-    let work = {
-        let answer = answer.clone();
-        move || {
-            let runtime = match drain_runtime() {
-                Ok(runtime) => runtime,
-                Err(error) => return answer(Err(failed(error))),
-            };
-            let drained = catch_unwind(AssertUnwindSafe(|| {
-                runtime.block_on(as_dependent(node.drain(drain))).map_err(Failure::from)
-            }));
-            answer(drained.unwrap_or_else(|panic| Err(panics::error(&*panic).into())));
-            // Tasks that the resource spawned here (a connection that a hook opened) live until all are drained.
-            runtime.block_on(async { while released.changed().await.is_ok() {} });
-            runtime.shutdown_background();
-        }
-    };
-    if let Err(error) = thread::Builder::new().name("winddown-drain".into()).spawn(work) {
-        answer(Err(failed(error)));
-    }
+    thread::Builder::new().name("winddown-drain".into()).spawn(work).map(drop)
+}
+
+fn no_thread(error: io::Error) -> Failure {
+    Error::new(ErrorKind::Config, "cannot start a thread to drain on").with_source(error).into()
 }
 
 fn own_runtime() -> io::Result<Runtime> {

@@ -422,7 +422,7 @@ impl Shared {
     pub(crate) fn publish_failure(&self, error: &Error) {
         let begun = self.begun.borrow().clone();
         if let Some(begun) = begun {
-            self.publish(Arc::new(conductor::not_reached(self, begun, error)));
+            self.publish(Arc::new(conductor::not_reached(self, &begun, error)));
         }
     }
 
