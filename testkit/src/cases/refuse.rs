@@ -1,0 +1,174 @@
+//! S2: what a caller gets when draining begins around it.
+
+use std::{pin::pin, time::Duration};
+
+use tokio::task::JoinSet;
+use winddown_core::Outcome;
+
+use super::{
+    init::is_pending,
+    scene::{BUDGET, Scene, assert_no_complaints, ok, sessions},
+};
+use crate::{Harness, Setup};
+
+/// S2: neither checkouts nor the pool, and nothing is opened by asking.
+pub async fn s2_after_the_drain_began_nothing_is_handed_out<H: Harness>(harness: &H) {
+    let scene = Scene::new(harness);
+    let held = scene.out(harness, 1).await;
+    let listed = sessions(harness).await;
+    assert!(scene.lifecycle.begin_drain());
+    assert!(scene.db.get().await.expect_err("draining has begun").is_shutting_down());
+    assert!(scene.db.pool().await.err().expect("draining has begun").is_shutting_down());
+    drop(held);
+    scene.drain(harness).await.assert_clean(listed);
+    assert!(scene.db.get().await.expect_err("it is drained").is_shutting_down());
+    assert_eq!(sessions(harness).await, 0);
+    assert_no_complaints(harness).await;
+}
+
+/// S2: who waits for a slot waits no longer, although the slot is still taken.
+pub async fn s2_a_waiter_is_woken_by_the_refusal<H: Harness>(harness: &H) {
+    let scene = Scene::with(harness, BUDGET, &Setup { size: 1, ..Setup::default() });
+    let held = scene.out(harness, 1).await;
+    let mut waiter = Box::pin(scene.db.get());
+    assert!(is_pending(waiter.as_mut()).await, "the only slot is taken");
+    let listed = sessions(harness).await;
+    let (drained, ()) = tokio::join!(scene.drain(harness), async {
+        let refused = waiter.await.expect_err("draining has begun");
+        assert!(refused.is_shutting_down(), "{refused}");
+        drop(held);
+    });
+    drained.assert_clean(listed);
+    assert_no_complaints(harness).await;
+}
+
+/// S2: a driver that is asked in time and succeeds late, as a bare pool does: its `get` returns `Ok` although the pool
+/// was closed meanwhile. The guard does not hand that out, and the session it opened is gone too.
+pub async fn s2_a_checkout_that_was_connecting_is_not_handed_out_and_its_session_is_gone<H: Harness>(harness: &H) {
+    for round in 0..10 {
+        let scene = Scene::new(harness);
+        let held = scene.out(harness, 1).await;
+        scene.director.checkout().hold();
+        let connecting = tokio::spawn({
+            let db = scene.db.clone();
+            async move { db.get().await.map(drop) }
+        });
+        scene.director.checkout().reached_by(2).await;
+        // Both at once: either it is refused, or it was handed out first and is back before the drain ends.
+        let (drained, ()) = tokio::join!(scene.drain(harness), async {
+            if round % 2 == 0 {
+                scene.lifecycle.draining().await;
+            }
+            scene.director.checkout().release();
+            scene.lifecycle.draining().await;
+            drop(held);
+        });
+        match connecting.await.expect("it does not panic") {
+            Err(error) => assert!(error.is_shutting_down(), "{error}"),
+            Ok(()) => assert_ne!(round % 2, 0, "handed out after draining began"),
+        }
+        let report = &drained.report;
+        assert_eq!(drained.listed, 0, "round {round}: {report}");
+        assert_eq!((drained.row().outcome, drained.row().sessions.cut), (Outcome::Drained, 0), "round {round}: {report}");
+    }
+}
+
+/// S2: the same inside of the driver, stopped at another place each time.
+pub async fn s2_a_checkout_that_the_driver_was_connecting_leaves_no_session<H: Harness>(harness: &H) {
+    for round in 0..12 {
+        let scene = Scene::new(harness);
+        // The idle one is taken, so the driver has to connect.
+        let held = scene.out(harness, 1).await;
+        let mut connecting = Box::pin(scene.db.get());
+        for _ in 0..round {
+            if !is_pending(connecting.as_mut()).await {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        drop(held);
+        // A ready future is not polled again, and a checkout inside it is back with it.
+        drop(connecting);
+        let drained = scene.drain(harness).await;
+        let report = &drained.report;
+        assert_eq!(drained.listed, 0, "round {round}: {report}");
+        assert_eq!((drained.row().outcome, drained.row().sessions.cut), (Outcome::Drained, 0), "round {round}: {report}");
+    }
+}
+
+/// S2: the same, in the middle of the handshake for sure.
+pub async fn s2_a_checkout_that_was_connecting_to_a_slow_server_leaves_no_session<H: Harness>(harness: &H) {
+    let scene = Scene::new(harness);
+    let held = scene.out(harness, 1).await;
+    ok(harness.slow(Duration::from_millis(150)).await);
+    let mut connecting = Box::pin(scene.db.get());
+    // A backend may connect without a round trip; then it was in time.
+    let in_time = !is_pending(connecting.as_mut()).await;
+    let (drained, ()) = tokio::join!(scene.drain(harness), async {
+        if in_time {
+            drop(connecting);
+        } else {
+            assert!(connecting.await.expect_err("draining has begun").is_shutting_down());
+        }
+        drop(held);
+    });
+    assert_eq!(drained.listed, 0, "{}", drained.report);
+    assert_eq!(drained.row().sessions.cut, 0, "{}", drained.report);
+    ok(harness.slow(Duration::ZERO).await);
+}
+
+/// S2: callers at every step of their way when draining begins. Each is served and waited for, or refused.
+pub async fn s2_callers_that_race_the_drain_are_served_or_refused<H: Harness>(harness: &H) {
+    for served_first in [0, 1, 10, 50] {
+        let scene = Scene::new(harness);
+        let mut callers = JoinSet::new();
+        for _ in 0..8 {
+            let db = scene.db.clone();
+            callers.spawn(async move {
+                loop {
+                    if let Err(error) = db.get().await {
+                        return error;
+                    }
+                    // A checkout that was in time is not used here, since that takes the harness; see `served` below.
+                    tokio::task::yield_now().await;
+                }
+            });
+        }
+        let served = async {
+            for _ in 0..served_first {
+                ok(harness.ping(&mut scene.get().await).await);
+            }
+        };
+        served.await;
+        let drained = scene.drain(harness).await;
+        assert_eq!(drained.listed, 0, "{}", drained.report);
+        assert!(drained.report.is_clean(), "{}", drained.report);
+        while let Some(refused) = callers.join_next().await {
+            let error = refused.expect("it does not panic");
+            assert!(error.is_shutting_down(), "{error}");
+        }
+    }
+    assert_no_complaints(harness).await;
+}
+
+/// Callers that give up, each at another place, leave no slot taken and no session that nobody knows.
+pub async fn a_cancelled_checkout_leaks_nothing<H: Harness>(harness: &H) {
+    let setup = Setup { size: 2, ..Setup::default() };
+    let scene = Scene::with(harness, BUDGET, &setup);
+    drop(scene.out(harness, 1).await);
+    for round in 0..30 {
+        let _held = if round % 2 == 0 { scene.out(harness, 1).await } else { Vec::new() };
+        let mut caller = pin!(scene.db.get());
+        for _ in 0..round {
+            if !is_pending(caller.as_mut()).await {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+    // All slots are there.
+    drop(scene.out(harness, setup.size).await);
+    assert_eq!(scene.db.out(), 0);
+    let drained = scene.drain(harness).await;
+    assert_eq!((drained.listed, drained.row().outcome), (0, Outcome::Drained), "{}", drained.report);
+}

@@ -1,0 +1,209 @@
+//! What the cases share.
+
+use std::{
+    future::Future,
+    pin::pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::oneshot;
+use winddown_core::{Checkout, Lifecycle, Outcome, Report, ResourceReport, Retry, ShutdownGuard};
+
+use crate::{Directed, Director, Harness, Setup};
+
+/// Never used up.
+pub(super) const BUDGET: Duration = Duration::from_secs(30);
+
+/// Well above what takes no waiting, well below [`BUDGET`].
+pub(super) const QUICK: Duration = Duration::from_secs(8);
+
+/// Used up: settles for about 2 s, then has 2 s, the last quarter of them after the cut. See [`Scene::patient`].
+pub(super) const SHORT: Duration = Duration::from_secs(4);
+
+/// What a machine that does other work may add to a deadline.
+pub(super) const SLACK: Duration = Duration::from_secs(2);
+
+/// Longer than any case runs.
+pub(super) const ENDLESS: Duration = Duration::from_secs(300);
+
+/// A lifecycle with the harness's resource in it.
+pub(super) struct Scene<H: Harness> {
+    pub(super) lifecycle: Lifecycle,
+    pub(super) director: Director,
+    pub(super) db: ShutdownGuard<Directed<H::Resource>>,
+}
+
+impl<H: Harness> Scene<H> {
+    /// With time enough for everything.
+    pub(super) fn new(harness: &H) -> Self {
+        Self::with(harness, BUDGET, &Setup::default())
+    }
+
+    /// For a drain that uses its budget up, [`SHORT`]: with a reserve of half of it.
+    pub(super) fn patient(harness: &H) -> Self {
+        let scene = Self::with(harness, SHORT, &Setup::default());
+        scene.director.round_trip(Duration::from_millis(250));
+        scene
+    }
+
+    pub(super) fn with(harness: &H, budget: Duration, setup: &Setup) -> Self {
+        let retry = Retry::new(30, Duration::from_millis(20), Duration::from_millis(200));
+        let lifecycle =
+            Lifecycle::builder().signals(false).budget(budget).retry(retry).build().expect("the settings are valid");
+        let director = Director::new();
+        let db = lifecycle.guard_as("db", director.direct(harness.resource(setup)));
+        Self { lifecycle, director, db }
+    }
+
+    #[track_caller]
+    pub(super) fn get(&self) -> impl Future<Output = Checkout<Directed<H::Resource>>> + Send + use<'_, H> {
+        let checkout = self.db.get();
+        async { checkout.await.unwrap_or_else(|error| panic!("no checkout: {error}")) }
+    }
+
+    /// So many checkouts at once, each of which has spoken to the server.
+    pub(super) async fn out(&self, harness: &H, count: usize) -> Vec<Checkout<Directed<H::Resource>>> {
+        let mut out = Vec::new();
+        for _ in 0..count {
+            let mut checkout = self.get().await;
+            ok(harness.ping(&mut checkout).await);
+            out.push(checkout);
+        }
+        out
+    }
+
+    /// Drains, and looks at what the server lists at that moment.
+    pub(super) async fn drain(&self, harness: &H) -> Drained {
+        let began = Instant::now();
+        let report = self.lifecycle.drain().await;
+        let elapsed = began.elapsed();
+        let (listed, running) = tokio::join!(harness.sessions(), harness.running());
+        Drained { report, elapsed, listed: ok(listed), running: ok(running) }
+    }
+
+    /// The same where the server cannot be asked.
+    pub(super) async fn drain_blindly(&self) -> Drained {
+        let began = Instant::now();
+        let report = self.lifecycle.drain().await;
+        Drained { report, elapsed: began.elapsed(), listed: 0, running: 0 }
+    }
+}
+
+/// What there is when a drain has returned.
+pub(super) struct Drained {
+    pub(super) report: Arc<Report>,
+    pub(super) elapsed: Duration,
+    /// What the server listed right then.
+    pub(super) listed: usize,
+    pub(super) running: usize,
+}
+
+impl Drained {
+    pub(super) fn row(&self) -> &ResourceReport {
+        self.report.resource("db").expect("it was registered before the drain")
+    }
+
+    /// S6, where nothing stood in the way: everything said goodbye, and nothing is listed.
+    #[track_caller]
+    pub(super) fn assert_clean(&self, sessions: usize) {
+        let Self { report, elapsed, listed, running } = self;
+        let row = self.row();
+        assert_eq!(row.outcome, Outcome::Drained, "{report}");
+        assert_eq!((*listed, *running), (0, 0), "the server still lists so many sessions and statements: {report}");
+        assert_eq!((row.sessions.closed, row.sessions.cut), (sessions as u64, 0), "the server listed {sessions}: {report}");
+        assert!(*elapsed < QUICK, "it waited for something: {elapsed:?}: {report}");
+    }
+
+    /// L1 and S6, where the server is not there to answer: over by the deadline, and nothing is called closed.
+    #[track_caller]
+    pub(super) fn assert_left(&self, sessions: usize) {
+        self.assert_in_time();
+        let report = &self.report;
+        let row = self.row();
+        assert_eq!(row.outcome, Outcome::Incomplete, "{report}");
+        assert_eq!(
+            (row.sessions.closed, row.sessions.cut),
+            (0, sessions as u64),
+            "the server had listed {sessions}, and answered none of them: {report}"
+        );
+    }
+
+    /// L1.
+    #[track_caller]
+    pub(super) fn assert_in_time(&self) {
+        let Self { report, elapsed, .. } = self;
+        assert!(*elapsed < SHORT + SLACK, "not over by the deadline: {elapsed:?}: {report}");
+        assert!(!matches!(self.row().outcome, Outcome::Hung | Outcome::Panicked), "{report}");
+    }
+}
+
+/// What a harness's method returned, or the end of the case.
+#[track_caller]
+pub(super) fn ok<T, E: std::fmt::Display>(result: Result<T, E>) -> T {
+    result.unwrap_or_else(|error| panic!("the harness failed: {error}"))
+}
+
+/// How many sessions the server lists now.
+pub(super) async fn sessions<H: Harness>(harness: &H) -> usize {
+    ok(harness.sessions().await)
+}
+
+/// Nothing in the server's log.
+pub(super) async fn assert_no_complaints<H: Harness>(harness: &H) {
+    let complaints = ok(harness.complaints().await);
+    assert!(complaints.is_empty(), "the server complains: {complaints:#?}");
+}
+
+/// Asks the server until it says so: it has no event for what it lists. Never used for what must be so on return.
+pub(super) async fn until<F: Future<Output = bool>>(what: &str, mut is_so: impl FnMut() -> F) {
+    let began = Instant::now();
+    while !is_so().await {
+        assert!(began.elapsed() < QUICK, "not so after {QUICK:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Runs a statement that takes so long, and `then` once the server lists it; what became of both.
+///
+/// A statement that is not over when `then` is, is dropped: `None`.
+pub(super) async fn while_running<H: Harness, T>(
+    harness: &H,
+    checkout: Checkout<Directed<H::Resource>>,
+    takes: Duration,
+    then: impl Future<Output = T>,
+) -> (Option<Result<(), String>>, T) {
+    let (ended, result) = oneshot::channel();
+    let straggler = async {
+        let mut checkout = checkout;
+        let result = harness.run(&mut checkout, takes).await.map_err(|error| error.to_string());
+        // It comes back before anybody is told.
+        drop(checkout);
+        let _ = ended.send(result);
+        std::future::pending().await
+    };
+    let rest = async {
+        until("the server lists the statement", || async { ok(harness.running().await) >= 1 }).await;
+        then.await
+    };
+    let output = tokio::select! {
+        () = straggler => unreachable!("it is pending for ever"),
+        output = rest => output,
+    };
+    let mut result = result;
+    (result.try_recv().ok(), output)
+}
+
+/// Begins a statement that takes so long, and gives up on it once the server lists it: the checkout comes back, the
+/// statement runs on.
+pub(super) async fn abandon_statement<H: Harness>(
+    harness: &H,
+    mut checkout: Checkout<Directed<H::Resource>>,
+    takes: Duration,
+) {
+    let mut run = pin!(harness.run(&mut checkout, takes));
+    tokio::select! {
+        result = &mut run => panic!("it ended at once: {:?}", result.map_err(|error| error.to_string())),
+        () = until("the server lists the statement", || async { ok(harness.running().await) >= 1 }) => {}
+    }
+}

@@ -1,0 +1,211 @@
+//! What a backend brings along, so that the suite can run against it.
+
+use std::{fmt, future::Future, time::Duration};
+
+use winddown_core::{BoxError, Resource};
+
+/// What a checkout of this harness's resource derefs to.
+pub type CheckoutOf<H> = <<H as Harness>::Resource as Resource>::Checkout;
+
+/// One backend under test: its resource, its server, and what that server says.
+///
+/// Each case starts a harness of its own and [ends](Self::end) it. What the suite asserts is what the *server* lists,
+/// asked for on a connection of the harness's own, never what the driver believes.
+///
+/// Implement the methods as `async fn`. Those that break the server have a default that fails; a harness either
+/// implements one, or says in [`LACKS`](Self::LACKS) why it cannot. An error that a method returns fails the case.
+pub trait Harness: Send + Sync + Sized + 'static {
+    /// The resource under test.
+    type Resource: Resource + fmt::Debug;
+
+    /// What it is called in the names of tests and in the summary: `postgres_17`.
+    const NAME: &'static str;
+
+    /// What this backend cannot do, and why. A case that needs it does not apply: it is no test, and the reason is
+    /// printed.
+    const LACKS: &'static [(Need, &'static str)] = &[];
+
+    /// Why nothing of this harness is run today, if somebody has asked for that: its tests are then listed as ignored,
+    /// with the reason.
+    fn skipped() -> Option<String> {
+        None
+    }
+
+    /// A server to use, and the way to ask it.
+    ///
+    /// Called on the runtime of the case, which ends with the case: what is shared between cases must not live on it.
+    fn start(server: ServerUse) -> impl Future<Output = Result<Self, BoxError>> + Send;
+
+    /// A resource of this server, not yet initialised. May be called more than once.
+    fn resource(&self, setup: &Setup) -> Self::Resource;
+
+    /// Runs a statement that takes so long on the server, and leaves one row behind when it ends there (see
+    /// [`rows`](Self::rows)). It leaves none when it is cancelled, and runs on at the server when this future is
+    /// dropped. Uses the checkout and nothing else: the case may have it on another runtime.
+    fn run(
+        &self,
+        checkout: &mut CheckoutOf<Self>,
+        takes: Duration,
+    ) -> impl Future<Output = Result<(), BoxError>> + Send;
+
+    /// One round trip. Uses the checkout and nothing else.
+    fn ping(&self, checkout: &mut CheckoutOf<Self>) -> impl Future<Output = Result<(), BoxError>> + Send;
+
+    /// How many rows [`run`](Self::run) has left, in all cases of this harness value.
+    fn rows(&self) -> impl Future<Output = Result<usize, BoxError>> + Send;
+
+    /// How many sessions of this harness's resources the server lists at this moment, without the harness's own.
+    fn sessions(&self) -> impl Future<Output = Result<usize, BoxError>> + Send;
+
+    /// How many of them run a statement.
+    fn running(&self) -> impl Future<Output = Result<usize, BoxError>> + Send;
+
+    /// The server answers nothing any more, and its connections stay open: a stopped process.
+    fn pause(&self) -> impl Future<Output = Result<(), BoxError>> + Send {
+        not_implemented::<Self>(Need::Pause)
+    }
+
+    /// The end of [`pause`](Self::pause).
+    fn resume(&self) -> impl Future<Output = Result<(), BoxError>> + Send {
+        not_implemented::<Self>(Need::Pause)
+    }
+
+    /// The server is gone at once, without a goodbye: SIGKILL.
+    fn kill(&self) -> impl Future<Output = Result<(), BoxError>> + Send {
+        not_implemented::<Self>(Need::Kill)
+    }
+
+    /// The server is there again after [`kill`](Self::kill), under the same address.
+    fn start_again(&self) -> impl Future<Output = Result<(), BoxError>> + Send {
+        not_implemented::<Self>(Need::Kill)
+    }
+
+    /// Packets between the resource and the server are lost, both ways, without FIN or RST.
+    fn partition(&self) -> impl Future<Output = Result<(), BoxError>> + Send {
+        not_implemented::<Self>(Need::Partition)
+    }
+
+    /// The end of [`partition`](Self::partition).
+    fn heal(&self) -> impl Future<Output = Result<(), BoxError>> + Send {
+        not_implemented::<Self>(Need::Partition)
+    }
+
+    /// What travels between the resource and the server takes so much longer, in each direction; zero ends it. Also for
+    /// connections that are open.
+    fn slow(&self, by: Duration) -> impl Future<Output = Result<(), BoxError>> + Send {
+        let _ = by;
+        not_implemented::<Self>(Need::Slow)
+    }
+
+    /// Whether the server refuses every new session of the resource: "too many connections".
+    fn full(&self, full: bool) -> impl Future<Output = Result<(), BoxError>> + Send {
+        let _ = full;
+        not_implemented::<Self>(Need::Full)
+    }
+
+    /// The server ends every session of the resource that is idle, as its idle timeout would. They are gone when this
+    /// returns.
+    fn close_idle(&self) -> impl Future<Output = Result<(), BoxError>> + Send {
+        not_implemented::<Self>(Need::CloseIdle)
+    }
+
+    /// What the server's log says of clients of this harness value that went away badly. Asked for after clean drains,
+    /// and must then be empty.
+    fn complaints(&self) -> impl Future<Output = Result<Vec<String>, BoxError>> + Send {
+        async { Ok(Vec::new()) }
+    }
+
+    /// The password that the resource is given: must be in no Debug, no report, no error and no log. Best a different
+    /// one for each harness value, since the logs of the whole process are searched for it.
+    fn secret(&self) -> Option<&str> {
+        None
+    }
+
+    /// Gives back what [`start`](Self::start) took, whatever became of the case.
+    ///
+    /// # Errors
+    /// When the server still lists a session of this harness value, once those that were cut have had a moment to end.
+    fn end(self) -> impl Future<Output = Result<(), BoxError>> + Send;
+
+    /// Ends what the cases of this process have shared. Called once, when the last case is over, on a runtime of its
+    /// own.
+    fn stop_shared() -> impl Future<Output = Result<(), BoxError>> + Send {
+        async { Ok(()) }
+    }
+}
+
+fn not_implemented<H: Harness>(need: Need) -> impl Future<Output = Result<(), BoxError>> + Send {
+    std::future::ready(Err(format!("{}: {need} is neither implemented nor in `LACKS`", H::NAME).into()))
+}
+
+/// Which server a case wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ServerUse {
+    /// Any: others may use it at the same time. What the harness counts is its own nevertheless: by a database, a user
+    /// or an application name of its own.
+    Shared,
+    /// One of its own: the case will break it.
+    Own,
+}
+
+/// How a case wants its resource.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Setup {
+    /// Sessions at most.
+    ///
+    /// Defaults to 4.
+    pub size: usize,
+    /// Whether it is given a password that the server refuses.
+    ///
+    /// Defaults to `false`.
+    pub wrong_password: bool,
+    /// Sessions that were idle for so long are checked with a round trip before they are handed out, where the adapter
+    /// has that setting; `None` for the adapter's own default.
+    ///
+    /// Defaults to `None`.
+    pub check_after_idle: Option<Duration>,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self { size: 4, wrong_password: false, check_after_idle: None }
+    }
+}
+
+/// What a case may need that not every backend can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Need {
+    /// [`Harness::pause`] and [`Harness::resume`].
+    Pause,
+    /// [`Harness::kill`] and [`Harness::start_again`].
+    Kill,
+    /// [`Harness::partition`] and [`Harness::heal`].
+    Partition,
+    /// [`Harness::slow`].
+    Slow,
+    /// [`Harness::full`].
+    Full,
+    /// [`Harness::close_idle`].
+    CloseIdle,
+    /// [`Setup::wrong_password`] and [`Harness::secret`].
+    Password,
+    /// [`Setup::size`] is a limit: who asks for one more waits. Clients that share one connection have none.
+    Slots,
+}
+
+impl fmt::Display for Need {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Pause => "pause",
+            Self::Kill => "kill",
+            Self::Partition => "partition",
+            Self::Slow => "slow",
+            Self::Full => "full",
+            Self::CloseIdle => "close idle",
+            Self::Password => "password",
+            Self::Slots => "slots",
+        })
+    }
+}

@@ -1,0 +1,294 @@
+//! Runs the cases: one test for each case and harness, and a closing line for each harness.
+
+use std::{
+    any::Any,
+    fmt::Write as _,
+    future::{Future, poll_fn},
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::{Pin, pin},
+    process::ExitCode,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
+    task::Poll,
+    thread,
+    time::Duration,
+};
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use winddown_core::BoxError;
+
+use crate::{Harness, Need, ServerUse, cases};
+
+/// No case takes that long; one that does hangs.
+const CASE_LIMIT: Duration = Duration::from_secs(60);
+
+/// Images may have to be fetched.
+const START_LIMIT: Duration = Duration::from_secs(180);
+
+/// Containers of a case are ended here.
+const END_LIMIT: Duration = Duration::from_secs(60);
+
+/// For a case that blocks its thread, so that no timer sees it.
+const BLOCKED_LIMIT: Duration = Duration::from_secs(330);
+
+/// One case of the suite, for one harness.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Case<H> {
+    /// A sentence about behaviour.
+    pub name: &'static str,
+    /// The server it wants.
+    pub server: ServerUse,
+    /// What it needs that not every backend can do.
+    pub needs: &'static [Need],
+    run: Run<H>,
+}
+
+type Run<H> = for<'a> fn(&'a H) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
+
+impl<H> Clone for Case<H> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<H> Copy for Case<H> {}
+
+impl<H: Harness> Case<H> {
+    /// A case that panics if something is not as it should be. [`case!`](crate::case) is shorter.
+    pub fn new(name: &'static str, server: ServerUse, needs: &'static [Need], run: Run<H>) -> Self {
+        Self { name, server, needs, run }
+    }
+
+    /// Why it does not apply to this harness, if so.
+    pub fn does_not_apply(&self) -> Option<(Need, &'static str)> {
+        H::LACKS.iter().copied().find(|(need, _)| self.needs.contains(need))
+    }
+
+    /// Runs it on a thread and a runtime of its own: starts the harness, runs the case, ends the harness. In time, or it
+    /// is an error.
+    ///
+    /// # Errors
+    /// What the case panicked with, or what went wrong around it.
+    pub fn run(self) -> Result<(), String> {
+        let name = format!("{}::{}", H::NAME, self.name);
+        let (send, outcome) = mpsc::channel();
+        let thread = thread::Builder::new().name(name.clone()).spawn(move || {
+            let outcome = runtime(&name).map_err(|error| error.to_string()).and_then(|runtime| {
+                let outcome = runtime.block_on(self.on_its_runtime());
+                // What a case that failed has left running must not hold up the others.
+                runtime.shutdown_timeout(Duration::from_secs(1));
+                outcome
+            });
+            // Nobody waits for one that took too long.
+            let _ = send.send(outcome);
+        });
+        match thread {
+            Err(error) => Err(format!("cannot start a thread: {error}")),
+            Ok(_) => match outcome.recv_timeout(BLOCKED_LIMIT) {
+                Ok(outcome) => outcome,
+                Err(_) => Err(format!("{} blocked its thread for {BLOCKED_LIMIT:?}", self.name)),
+            },
+        }
+    }
+
+    async fn on_its_runtime(self) -> Result<(), String> {
+        let harness = limited("starting the server", START_LIMIT, H::start(self.server)).await?.map_err(as_text)?;
+        let case = limited(self.name, CASE_LIMIT, (self.run)(&harness)).await;
+        let end = limited("ending the harness", END_LIMIT, harness.end()).await;
+        // The case first: what is left behind is often its consequence.
+        case?;
+        end?.map_err(|error| format!("at its end: {}", as_text(error)))
+    }
+}
+
+fn runtime(name: &str) -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name(name).enable_all().build()
+}
+
+/// What it returns, or in words that it panicked or took too long.
+async fn limited<F: Future>(what: &str, limit: Duration, future: F) -> Result<F::Output, String> {
+    let mut future = pin!(future);
+    let caught = poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
+        Ok(Poll::Pending) => Poll::Pending,
+        Ok(Poll::Ready(output)) => Poll::Ready(Ok(output)),
+        Err(panic) => Poll::Ready(Err(panicked(panic.as_ref()))),
+    });
+    match tokio::time::timeout(limit, caught).await {
+        Ok(outcome) => outcome,
+        Err(_) => Err(format!("{what} hung: it was not over after {limit:?}")),
+    }
+}
+
+fn panicked(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it panicked").to_owned()
+}
+
+fn as_text(error: BoxError) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        // Writing to a string cannot fail.
+        let _ = write!(text, ": {source}");
+        next = source.source();
+    }
+    text
+}
+
+/// A test binary in the making: the cases of any number of harnesses. [`conformance!`](crate::conformance) is the short
+/// way for those that have no cases of their own.
+#[derive(Default)]
+#[must_use = "nothing runs before `run`"]
+pub struct Suite {
+    trials: Vec<Trial>,
+    books: Vec<Arc<Books>>,
+    stop: Vec<Box<dyn FnOnce() -> Result<(), String>>>,
+}
+
+/// What became of the cases of one harness.
+struct Books {
+    name: &'static str,
+    passed: AtomicUsize,
+    failed: AtomicUsize,
+    skipped: AtomicUsize,
+    does_not_apply: Vec<(&'static str, Need, &'static str)>,
+}
+
+impl Suite {
+    /// Without cases.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// All cases of the suite for this harness.
+    pub fn harness<H: Harness>(self) -> Self {
+        self.harness_and::<H>([])
+    }
+
+    /// All cases of the suite for this harness, and more that are its own.
+    pub fn harness_and<H: Harness>(mut self, more: impl IntoIterator<Item = Case<H>>) -> Self {
+        let (does_not_apply, cases): (Vec<_>, Vec<_>) =
+            cases::all::<H>().into_iter().chain(more).partition(|case| case.does_not_apply().is_some());
+        let does_not_apply = does_not_apply.iter().filter_map(|case| {
+            let (need, why) = case.does_not_apply()?;
+            Some((case.name, need, why))
+        });
+        let skipped = H::skipped();
+        let books = Arc::new(Books {
+            name: H::NAME,
+            passed: AtomicUsize::new(0),
+            failed: AtomicUsize::new(0),
+            skipped: AtomicUsize::new(if skipped.is_some() { cases.len() } else { 0 }),
+            does_not_apply: does_not_apply.collect(),
+        });
+        for case in cases {
+            let books = Arc::clone(&books);
+            let is_skipped = skipped.is_some();
+            let trial = Trial::test(format!("{}::{}", H::NAME, case.name), move || {
+                if is_skipped {
+                    // Run all the same, by `--include-ignored`.
+                    books.skipped.fetch_sub(1, Ordering::SeqCst);
+                }
+                let outcome = case.run();
+                if outcome.is_ok() { &books.passed } else { &books.failed }.fetch_add(1, Ordering::SeqCst);
+                outcome.map_err(Failed::from)
+            });
+            self.trials.push(trial.with_ignored_flag(is_skipped));
+        }
+        if let Some(why) = skipped {
+            eprintln!("{}: all {} cases are skipped: {why}", H::NAME, books.skipped.load(Ordering::SeqCst));
+        }
+        self.books.push(books);
+        self.stop.push(Box::new(|| {
+            let runtime = runtime(H::NAME).map_err(|error| error.to_string())?;
+            let stopped = runtime.block_on(limited("stopping the shared server", END_LIMIT, H::stop_shared()));
+            runtime.shutdown_timeout(Duration::from_secs(1));
+            stopped?.map_err(as_text)
+        }));
+        self
+    }
+
+    /// Runs what the command line asks for, as libtest would, then ends what was shared and prints a line for each
+    /// harness.
+    pub fn run(self) -> ExitCode {
+        let arguments = Arguments::from_args();
+        let conclusion = libtest_mimic::run(&arguments, self.trials);
+        if arguments.list {
+            return conclusion.exit_code();
+        }
+        let mut stopped = true;
+        for stop in self.stop {
+            if let Err(error) = stop() {
+                eprintln!("error: {error}");
+                stopped = false;
+            }
+        }
+        for books in &self.books {
+            books.print();
+        }
+        if stopped { conclusion.exit_code() } else { ExitCode::FAILURE }
+    }
+}
+
+impl Books {
+    /// `conformance: NAME: 31 passed, 0 failed, 0 skipped; 2 do not apply: slow (why)`, which `cargo xtask test` reads.
+    fn print(&self) {
+        let count = |count: &AtomicUsize| count.load(Ordering::SeqCst);
+        let (passed, failed, skipped) = (count(&self.passed), count(&self.failed), count(&self.skipped));
+        let Self { name, does_not_apply, .. } = self;
+        for (case, need, why) in does_not_apply {
+            println!("does not apply: {name}::{case} needs {need}: {why}");
+        }
+        let mut needs: Vec<_> = does_not_apply.iter().map(|(_, need, why)| format!("{need} ({why})")).collect();
+        needs.sort();
+        needs.dedup();
+        let colon = if needs.is_empty() { "" } else { ": " };
+        println!(
+            "conformance: {name}: {passed} passed, {failed} failed, {skipped} skipped; {} do not apply{colon}{}",
+            does_not_apply.len(),
+            needs.join(", "),
+        );
+    }
+}
+
+impl std::fmt::Debug for Suite {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Suite").field("trials", &self.trials.len()).finish_non_exhaustive()
+    }
+}
+
+/// `fn main` of a test binary that runs the suite against these harnesses. In `Cargo.toml` the test has
+/// `harness = false`.
+///
+/// ```ignore
+/// winddown_testkit::conformance!(Postgres17, Postgres18, PgBouncer);
+/// ```
+#[macro_export]
+macro_rules! conformance {
+    ($($harness:ty),+ $(,)?) => {
+        fn main() -> ::std::process::ExitCode {
+            $crate::Suite::new()$(.harness::<$harness>())+.run()
+        }
+    };
+}
+
+/// A [`Case`](crate::Case) of an `async fn(&impl Harness)`, named as that is: the server it wants, what it needs.
+///
+/// ```ignore
+/// Suite::new().harness_and::<Postgres17>([case!(a_cancel_hits_only_its_own_session, Shared, [Slow])])
+/// ```
+#[macro_export]
+macro_rules! case {
+    ($case:ident, $server:ident, [$($need:ident),* $(,)?]) => {
+        $crate::Case::new(
+            stringify!($case),
+            $crate::ServerUse::$server,
+            &[$($crate::Need::$need),*],
+            |harness| ::std::boxed::Box::pin($case(harness)),
+        )
+    };
+}
