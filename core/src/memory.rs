@@ -1,27 +1,28 @@
 //! A resource without a server process, for tests and examples: a pool of sessions with a [`Server`] that can be asked
-//! what it sees, paused, and made to refuse.
+//! what it sees, paused, killed, and made to refuse.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     future::{Future, poll_fn},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Poll, Waker},
     time::Duration,
 };
 
-use slab::Slab;
 use tokio::{
     sync::{Notify, watch},
     task::JoinSet,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep, sleep_until},
 };
 
 use crate::{Drain, Error, ErrorKind, Resource};
 
-/// The far side: lists sessions and running statements as a database server would.
+/// The far side: lists sessions and running statements as a database server would, and can be paused, killed, slow and
+/// full as one.
 #[derive(Debug, Clone, Default)]
 pub struct Server {
     inner: Arc<ServerInner>,
@@ -29,15 +30,41 @@ pub struct Server {
 
 #[derive(Debug, Default)]
 struct ServerInner {
-    sessions: Mutex<Slab<Session>>,
+    listed: Mutex<Listed>,
     goodbyes: AtomicUsize,
+    losses: AtomicUsize,
     refusals: AtomicUsize,
-    paused: watch::Sender<bool>,
+    standing: watch::Sender<Standing>,
+}
+
+#[derive(Debug, Default)]
+struct Listed {
+    last: u64,
+    sessions: BTreeMap<u64, Session>,
+    /// All that ever ran.
+    statements: Vec<Statement>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Standing {
+    paused: bool,
+    down: bool,
+    slow: Duration,
 }
 
 #[derive(Debug, Default)]
 struct Session {
     statement: Option<Statement>,
+    /// The client has gone without a goodbye; seen when the statement is over.
+    lost: bool,
+    /// What the client sees when the server ends the session.
+    ended: Arc<AtomicBool>,
+}
+
+impl Session {
+    fn runs(&self) -> bool {
+        self.statement.as_ref().is_some_and(Statement::runs)
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -49,6 +76,10 @@ struct Statement {
 impl Statement {
     fn runs(&self) -> bool {
         self.ends > Instant::now() && !*self.cancelled.borrow()
+    }
+
+    fn is_complete(&self) -> bool {
+        self.ends <= Instant::now() && !*self.cancelled.borrow()
     }
 
     /// Ready when it has ended or was cancelled; says which.
@@ -68,14 +99,21 @@ impl Server {
         Self::default()
     }
 
-    /// How many sessions it lists.
+    /// How many sessions it lists. One whose client has gone without a goodbye is listed until its statement is over,
+    /// and while the server is paused.
     pub fn sessions(&self) -> usize {
-        self.lock().len()
+        let paused = self.inner.standing.borrow().paused;
+        self.lock().sessions.values().filter(|session| !session.lost || session.runs() || paused).count()
     }
 
     /// How many sessions run a statement.
     pub fn running(&self) -> usize {
-        self.lock().iter().filter(|(_, session)| session.statement.as_ref().is_some_and(Statement::runs)).count()
+        self.lock().sessions.values().filter(|session| session.runs()).count()
+    }
+
+    /// How many statements have run to their end, as if each had left one row behind.
+    pub fn rows(&self) -> usize {
+        self.lock().statements.iter().filter(|statement| statement.is_complete()).count()
     }
 
     /// How many sessions have said goodbye.
@@ -83,56 +121,123 @@ impl Server {
         self.inner.goodbyes.load(Ordering::SeqCst)
     }
 
+    /// How many sessions have ended without a goodbye: what a server complains of in its log.
+    pub fn losses(&self) -> usize {
+        self.inner.losses.load(Ordering::SeqCst)
+    }
+
     /// Refuses the next so many new sessions with a retryable error: "too many connections".
     pub fn refuse(&self, sessions: usize) {
         self.inner.refusals.store(sessions, Ordering::SeqCst);
     }
 
-    /// Answers nothing more until [`resume`](Self::resume): goodbyes hang.
+    /// Answers nothing more until [`resume`](Self::resume): goodbyes hang. A network that is cut looks the same.
     pub fn pause(&self) {
-        self.inner.paused.send_replace(true);
+        self.inner.standing.send_modify(|standing| standing.paused = true);
     }
 
     /// Answers again.
     pub fn resume(&self) {
-        self.inner.paused.send_replace(false);
+        self.inner.standing.send_modify(|standing| standing.paused = false);
+    }
+
+    /// Answers each goodbye so much later.
+    pub fn slow(&self, by: Duration) {
+        self.inner.standing.send_modify(|standing| standing.slow = by);
+    }
+
+    /// Ends all sessions and statements, and refuses new ones until [`start`](Self::start).
+    pub fn kill(&self) {
+        self.inner.standing.send_modify(|standing| standing.down = true);
+        self.end(|_| true);
+    }
+
+    /// Is there again, with no sessions.
+    pub fn start(&self) {
+        self.inner.standing.send_modify(|standing| standing.down = false);
+    }
+
+    /// Ends the sessions that run no statement, as an idle timeout does.
+    pub fn close_idle(&self) {
+        self.end(|session| !session.runs());
+    }
+
+    fn end(&self, which: impl Fn(&Session) -> bool) {
+        self.lock().sessions.retain(|_, session| {
+            let ends = which(session);
+            if ends {
+                session.ended.store(true, Ordering::SeqCst);
+                if let Some(statement) = &session.statement
+                    && statement.runs()
+                {
+                    statement.cancelled.send_replace(true);
+                }
+            }
+            !ends
+        });
     }
 
     fn open(&self, failure: ErrorKind) -> Result<MemorySession, Error> {
+        if self.inner.standing.borrow().down {
+            return Err(Error::new(failure, "connection refused").retryable());
+        }
         let refused = self.inner.refusals.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
         match refused {
             Ok(_) => Err(Error::new(failure, "too many connections").retryable()),
             Err(_) => {
-                let connection = Connection { id: self.lock().insert(Session::default()), server: self.clone() };
+                let mut listed = self.lock();
+                listed.last += 1;
+                let (id, session) = (listed.last, Session::default());
+                let ended = Arc::clone(&session.ended);
+                listed.sessions.insert(id, session);
+                drop(listed);
+                let connection = Connection { id, server: self.clone(), ended, said_goodbye: false };
                 Ok(MemorySession { inner: Box::new(connection) })
             }
         }
     }
 
-    async fn goodbye(&self, id: usize) {
-        let mut paused = self.inner.paused.subscribe();
+    /// Ready when it answers, or is not there any more.
+    async fn answers(&self) {
+        let mut standing = self.inner.standing.subscribe();
         // The sender is in `self`, so it cannot be closed.
-        let _ = paused.wait_for(|paused| !paused).await;
-        let statement = self.lock()[id].statement.clone();
+        let _ = standing.wait_for(|standing| !standing.paused || standing.down).await;
+    }
+
+    async fn goodbye(&self, id: u64) {
+        let slow = self.inner.standing.borrow().slow;
+        if !slow.is_zero() {
+            sleep(slow).await;
+        }
+        self.answers().await;
+        let statement = self.lock().sessions.get(&id).and_then(|session| session.statement.clone());
         if let Some(statement) = statement {
             // As servers do: the goodbye is read when the statement is over, however it ended.
             let _ = statement.ended().await;
         }
-        self.lock().remove(id);
-        self.inner.goodbyes.fetch_add(1, Ordering::SeqCst);
+        if self.lock().sessions.remove(&id).is_some() {
+            self.inner.goodbyes.fetch_add(1, Ordering::SeqCst);
+        }
     }
 
-    fn cancel_all(&self, ids: &[usize]) -> usize {
-        let sessions = self.lock();
-        let running = ids.iter().filter_map(|id| sessions.get(*id)?.statement.as_ref()).filter(|s| s.runs());
+    fn lost(&self, id: u64) {
+        if let Some(session) = self.lock().sessions.get_mut(&id) {
+            session.lost = true;
+            self.inner.losses.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    fn cancel_all(&self, ids: &[u64]) -> usize {
+        let listed = self.lock();
+        let running = ids.iter().filter_map(|id| listed.sessions.get(id)?.statement.as_ref()).filter(|s| s.runs());
         running.fold(0, |cancelled, statement| {
             statement.cancelled.send_replace(true);
             cancelled + 1
         })
     }
 
-    fn lock(&self) -> MutexGuard<'_, Slab<Session>> {
-        self.inner.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Listed> {
+        self.inner.listed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -180,9 +285,11 @@ pub struct MemoryPool {
 struct PoolState {
     idle: Vec<MemorySession>,
     /// Every session that has not said goodbye: idle, checked out, or saying it.
-    open: Vec<usize>,
+    open: Vec<u64>,
     waiting: Vec<Waker>,
     closed: bool,
+    /// Nobody says goodbye any more: what comes back ends without one.
+    over: bool,
 }
 
 impl MemoryPool {
@@ -206,8 +313,12 @@ impl MemoryPool {
     pub fn get(&self) -> impl Future<Output = Result<MemorySession, Error>> + Send + use<'_> {
         poll_fn(|context| {
             let mut state = self.state();
-            if let Some(session) = state.idle.pop() {
-                return Poll::Ready(Ok(session));
+            while let Some(session) = state.idle.pop() {
+                if !session.is_ended() {
+                    return Poll::Ready(Ok(session));
+                }
+                // Ended by the server while it was idle: nobody gets it.
+                state.open.retain(|open| *open != session.inner.id);
             }
             if state.open.len() == self.size {
                 state.waiting.push(context.waker().clone());
@@ -221,6 +332,9 @@ impl MemoryPool {
     /// Takes a session back.
     pub fn put(&self, session: MemorySession) {
         let mut state = self.state();
+        if state.over {
+            return;
+        }
         state.idle.push(session);
         // All of them: the first may belong to a caller that has given up.
         let waiting = if state.waiting.is_empty() { Vec::new() } else { std::mem::take(&mut state.waiting) };
@@ -245,7 +359,7 @@ impl fmt::Debug for MemoryPool {
     }
 }
 
-/// A session of a [`Server`].
+/// A session of a [`Server`]. Dropped, it ends without a goodbye.
 #[derive(Debug)]
 pub struct MemorySession {
     // One word, as a driver's connection is: it moves with every checkout.
@@ -254,26 +368,63 @@ pub struct MemorySession {
 
 #[derive(Debug)]
 struct Connection {
-    id: usize,
+    id: u64,
     server: Server,
+    ended: Arc<AtomicBool>,
+    said_goodbye: bool,
 }
 
 impl MemorySession {
     /// Runs a statement that takes so long. Like a database's it runs on when this future is dropped.
     ///
     /// # Errors
-    /// When it was cancelled.
+    /// When it was cancelled, or the server has ended the session.
     pub async fn run(&self, takes: Duration) -> Result<(), Error> {
+        let Connection { id, server, .. } = &*self.inner;
         let statement = Statement { ends: Instant::now() + takes, cancelled: watch::Sender::new(false) };
-        self.inner.server.lock()[self.inner.id].statement = Some(statement.clone());
-        statement.ended().await
+        {
+            let mut listed = server.lock();
+            let session = listed.sessions.get_mut(id).ok_or_else(gone)?;
+            session.statement = Some(statement.clone());
+            listed.statements.push(statement.clone());
+        }
+        let result = statement.ended().await;
+        server.answers().await;
+        if self.is_ended() { Err(gone()) } else { result }
     }
 
-    async fn goodbye(self) -> usize {
-        let Connection { id, server } = *self.inner;
-        server.goodbye(id).await;
-        id
+    /// One round trip.
+    ///
+    /// # Errors
+    /// When the server has ended the session.
+    pub async fn ping(&self) -> Result<(), Error> {
+        self.inner.server.answers().await;
+        if self.is_ended() { Err(gone()) } else { Ok(()) }
     }
+
+    /// Whether the server has ended it.
+    pub fn is_ended(&self) -> bool {
+        self.inner.ended.load(Ordering::SeqCst)
+    }
+
+    async fn goodbye(mut self) -> u64 {
+        let connection = &mut *self.inner;
+        connection.server.goodbye(connection.id).await;
+        connection.said_goodbye = true;
+        connection.id
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        if !self.said_goodbye {
+            self.server.lost(self.id);
+        }
+    }
+}
+
+fn gone() -> Error {
+    Error::new(ErrorKind::Work, "the server has ended the session")
 }
 
 impl Resource for Memory {
@@ -324,6 +475,9 @@ impl Resource for Memory {
                 () = drain.settled(), if !settled => settled = true,
                 () = drain.cut() => {
                     drain.was_cut(open);
+                    let mut state = pool.state();
+                    state.over = true;
+                    state.idle.clear();
                     return Ok(());
                 }
             }

@@ -1,3 +1,17 @@
-//! What the tests of several crates share.
+#![doc = include_str!("../README.md")]
 
+pub mod cases;
 pub mod containers;
+mod directed;
+mod harness;
+mod logs;
+mod suite;
+
+pub use winddown_core;
+
+pub use crate::{
+    directed::{Directed, Director, Point},
+    harness::{CheckoutOf, Harness, Need, ServerUse, Setup},
+    logs::LogSearch,
+    suite::{Case, Suite},
+};

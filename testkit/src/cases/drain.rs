@@ -1,16 +1,13 @@
 //! The drain of a server that answers: what is idle, what is out, what runs.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
-use winddown_core::{Lifecycle, Outcome};
+use winddown_core::{Outcome, Resource as _};
 
 use super::scene::{
-    BUDGET, ENDLESS, QUICK, Scene, abandon_statement, assert_no_complaints, ok, sessions, until, while_running,
+    BUDGET, ENDLESS, Scene, abandon_statement, assert_no_complaints, ok, sessions, until, while_running,
 };
-use crate::{Director, Harness, Setup};
+use crate::{Harness, Setup};
 
 /// S6, L3: none was ever checked out, or one, or all; all are idle. They are gone at the moment drain returns, and nothing
 /// was waited for.
@@ -103,7 +100,7 @@ pub async fn a_statement_that_ends_in_time_is_let_end<H: Harness>(harness: &H) {
 /// Step 4 of the protocol: nothing runs on at the server after we are gone.
 pub async fn a_straggler_s_statement_is_stopped_on_the_server<H: Harness>(harness: &H) {
     let scene = Scene::patient(harness);
-    let can = winddown_core::Resource::capabilities(scene.db.resource());
+    let can = scene.db.resource().capabilities();
     let mut out = scene.out(harness, 2).await;
     let held = out.remove(0);
     drop(out);
@@ -126,7 +123,7 @@ pub async fn a_straggler_s_statement_is_stopped_on_the_server<H: Harness>(harnes
 /// Step 4 of the protocol, where no checkout is out: its future was dropped, and its statement runs on.
 pub async fn a_statement_whose_future_was_dropped_is_stopped_on_the_server<H: Harness>(harness: &H) {
     let scene = Scene::patient(harness);
-    let can = winddown_core::Resource::capabilities(scene.db.resource());
+    let can = scene.db.resource().capabilities();
     let checkout = scene.get().await;
     abandon_statement(harness, checkout, ENDLESS).await;
     assert_eq!((scene.db.out(), ok(harness.running().await)), (0, 1), "nobody has it, and it runs");
@@ -161,7 +158,7 @@ pub async fn a_statement_whose_future_was_dropped_is_let_end_in_time<H: Harness>
 /// numbers.
 pub async fn s6_the_numbers_of_the_report_are_the_server_s<H: Harness>(harness: &H) {
     let scene = Scene::patient(harness);
-    let can = winddown_core::Resource::capabilities(scene.db.resource());
+    let can = scene.db.resource().capabilities();
     let mut out = scene.out(harness, 4).await;
     let (returned, straggler, dropped) = (out.remove(0), out.remove(0), out.remove(0));
     drop(out);

@@ -33,7 +33,8 @@ pub async fn l1_a_server_paused_while_settling_is_left_by_the_deadline<H: Harnes
     let (drained, ()) = tokio::join!(scene.drain_blindly(), async {
         scene.lifecycle.draining().await;
         // Where sessions are shared, none ends before all are back.
-        until("the idle one said goodbye", || async { sessions(harness).await <= held.len().max(1) }).await;
+        let left = held.len().max(1);
+        until("the idle one said goodbye", || async { sessions(harness).await <= left }).await;
         ok(harness.pause().await);
         drop(held);
     });

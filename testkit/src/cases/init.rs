@@ -27,7 +27,7 @@ pub async fn s1_a_hundred_concurrent_first_uses_initialise_once<H: Harness>(harn
         caller.expect("it does not panic").unwrap_or_else(|error| panic!("a caller failed: {error}"));
     }
     assert_eq!(scene.director.init().reached(), 1);
-    ok(harness.ping(&mut scene.get().await).await);
+    drop(scene.out(harness, 1).await);
     let listed = sessions(harness).await;
     assert!((1..=Setup::default().size).contains(&listed), "{listed} sessions");
     scene.drain(harness).await.assert_clean(listed);
@@ -48,7 +48,7 @@ pub async fn s1_a_failed_init_reaches_all_who_waited_and_can_be_tried_again<H: H
         assert_eq!((error.kind(), error.to_string().as_str()), (ErrorKind::Init, "db: the disk is full"));
     }
     assert_eq!(scene.director.init().reached(), 1, "nobody tried again by themselves");
-    ok(harness.ping(&mut scene.get().await).await);
+    drop(scene.out(harness, 1).await);
     assert_eq!(scene.director.init().reached(), 2);
     let listed = sessions(harness).await;
     scene.drain(harness).await.assert_clean(listed);
@@ -77,7 +77,7 @@ pub async fn an_init_that_fails_for_now_is_tried_again<H: Harness>(harness: &H) 
     let scene = Scene::new(harness);
     let passing = || Error::new(ErrorKind::Init, "the server starts up").retryable();
     scene.director.fail_inits([passing(), passing()]);
-    ok(harness.ping(&mut scene.get().await).await);
+    drop(scene.out(harness, 1).await);
     assert_eq!(scene.director.init().reached(), 3);
     let listed = sessions(harness).await;
     scene.drain(harness).await.assert_clean(listed);
