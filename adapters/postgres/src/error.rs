@@ -1,0 +1,94 @@
+//! The driver's errors as ours.
+
+use std::{borrow::Cow, error::Error as StdError, io};
+
+use deadpool_postgres::PoolError;
+use tokio_postgres::error::SqlState;
+use winddown_core::{BoxError, Error, ErrorKind};
+
+/// The error of this kind and message, with the driver's as its source. Worth another try where
+/// the server is full, starts or stops, or cannot be reached.
+pub(crate) fn error(kind: ErrorKind, message: impl Into<Cow<'static, str>>, source: Failure) -> Error {
+    let passes = source.passes();
+    let error = Error::new(kind, message).with_source(source.into_source());
+    if passes { error.retryable() } else { error }
+}
+
+/// What the driver says, without the layers that the pool puts around it.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    Postgres(tokio_postgres::Error),
+    /// One of ours, that was on its way through the driver's.
+    Ours(Error),
+    Other(BoxError),
+}
+
+impl Failure {
+    fn code(&self) -> Option<&SqlState> {
+        match self {
+            Self::Postgres(error) => error.code(),
+            Self::Ours(_) | Self::Other(_) => None,
+        }
+    }
+
+    fn passes(&self) -> bool {
+        match self {
+            Self::Postgres(error) => match error.code() {
+                // Insufficient resources (full), operator intervention (starts, stops), connection exceptions, which
+                // is also how poolers say that they are full.
+                Some(code) => ["53", "57P", "08"].iter().any(|class| code.code().starts_with(class)),
+                // It went away, or never answered.
+                None => error.is_closed() || io_error(error).is_some(),
+            },
+            Self::Ours(error) => error.is_retryable(),
+            Self::Other(_) => false,
+        }
+    }
+
+    fn into_source(self) -> BoxError {
+        match self {
+            Self::Postgres(error) => error.into(),
+            Self::Ours(error) => error.into(),
+            Self::Other(error) => error,
+        }
+    }
+}
+
+fn io_error(error: &tokio_postgres::Error) -> Option<&io::Error> {
+    error.source()?.downcast_ref()
+}
+
+impl From<tokio_postgres::Error> for Failure {
+    fn from(error: tokio_postgres::Error) -> Self {
+        let ours = io_error(&error).and_then(|error| error.get_ref()?.downcast_ref::<Error>());
+        match ours {
+            Some(ours) => Self::Ours(ours.clone()),
+            None => Self::Postgres(error),
+        }
+    }
+}
+
+impl From<PoolError> for Failure {
+    fn from(error: PoolError) -> Self {
+        match error {
+            PoolError::Backend(error) => error.into(),
+            error => Self::Other(error.into()),
+        }
+    }
+}
+
+/// Why no session could be opened, and what to do about it.
+pub(crate) fn open(failure: Failure) -> Error {
+    let advice = match failure.code() {
+        Some(code) if *code == SqlState::INVALID_PASSWORD => "the server refuses the user or the password",
+        // No entry for this user, database or address, or no encryption where some is asked for.
+        Some(code) if *code == SqlState::INVALID_AUTHORIZATION_SPECIFICATION => "the server lets this user not in",
+        Some(code) if *code == SqlState::INVALID_CATALOG_NAME => "there is no such database, create it or name another",
+        Some(code) if *code == SqlState::INSUFFICIENT_PRIVILEGE => "the user may not connect to this database",
+        _ => match failure {
+            Failure::Ours(error) => return error,
+            failure => return error(ErrorKind::Init, "cannot open a session", failure),
+        },
+    };
+    error(ErrorKind::Config, advice, failure)
+}

@@ -1,0 +1,21 @@
+#![doc = include_str!("../README.md")]
+
+mod config;
+mod connect;
+mod error;
+mod manager;
+mod rested;
+mod sessions;
+mod socket;
+mod stream;
+mod tls;
+mod wrapped;
+
+pub use deadpool_postgres::{self, tokio_postgres};
+pub use rustls;
+
+pub use crate::{
+    config::{Config, Credentials, CredentialsFuture, CredentialsProvider, URL_VARIABLE},
+    manager::Postgres,
+    tls::{Roots, SslMode},
+};

@@ -1,0 +1,292 @@
+//! The resource: how sessions are opened, handed out, checked, given back and ended.
+
+use std::{
+    env, fmt,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use deadpool_postgres::{Client, Hook, HookError, Manager, ManagerConfig, Pool, Runtime, StatementCache};
+use tokio::{
+    task::JoinSet,
+    time::{sleep_until, timeout},
+};
+use winddown_core::{Capabilities, Drain, Error, ErrorKind, Resource};
+
+use crate::{
+    config::Config,
+    connect::Connector,
+    error::{self, error},
+    rested::Rested,
+    sessions::{Ended, News, Sessions},
+    tls::Tls,
+    wrapped::Wrapped,
+};
+
+/// A PostgreSQL database as a resource.
+///
+/// Its goodbye says Terminate on every session, and returns when the server has closed them all.
+pub struct Postgres {
+    source: Source,
+    sessions: Arc<Sessions>,
+    round_trip: Mutex<Option<Duration>>,
+}
+
+enum Source {
+    Config { config: Box<Config>, rested: Arc<Rested<StatementCache>> },
+    Wrapped(Wrapped),
+}
+
+impl Postgres {
+    /// The database of this URL, or of these `key=value` pairs, with the defaults of [`Config`]. Nothing is opened yet.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] when it is no URL of a database; the message does not quote it.
+    pub fn open(url: &str) -> Result<Self, Error> {
+        url.parse::<Config>().map(Self::new)
+    }
+
+    /// The database of this configuration, ours or the driver's. Nothing is opened yet.
+    pub fn new(config: impl Into<Config>) -> Self {
+        let config = config.into();
+        let rested = Arc::new(Rested::new(config.check_after));
+        Self {
+            source: Source::Config { config: Box::new(config), rested },
+            sessions: Arc::default(),
+            round_trip: Mutex::default(),
+        }
+    }
+
+    /// The database whose URL is in `DATABASE_URL`. Nothing is opened yet.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] when the variable is not set, empty, or no URL of a database.
+    pub fn from_env() -> Result<Self, Error> {
+        Config::from_env().map(Self::new)
+    }
+
+    /// A pool that the application built. It is drained even if it was never used through the guard.
+    ///
+    /// The driver of such a pool says no goodbye, so its sessions are closed without one, and count as cut: the report is
+    /// not clean then. Statements of checkouts that the guard has handed out, and of idle connections, are cancelled.
+    /// Use [`Postgres::new`] where you can: it takes the same configuration.
+    pub fn wrap(pool: Pool) -> Self {
+        Self { source: Source::Wrapped(Wrapped::new(pool)), sessions: Arc::default(), round_trip: Mutex::default() }
+    }
+
+    fn open_pool(&self, config: &Config, rested: &Arc<Rested<StatementCache>>) -> Result<Pool, Error> {
+        let Config {
+            driver,
+            pool,
+            recycling_method,
+            ssl_mode,
+            roots,
+            tls,
+            credentials,
+            check_after: _,
+            check_timeout: _,
+        } = config;
+        let bad = |message: &'static str| Error::new(ErrorKind::Config, message);
+        if pool.max_size == 0 {
+            return Err(bad("a pool of 0 connections hands out nothing: set pool.max_size to 1 or more"));
+        }
+        let tls = Tls::new(*ssl_mode, driver.get_ssl_negotiation(), roots.as_ref(), tls.as_ref())?;
+        let sessions = Arc::clone(&self.sessions);
+        let connector = Connector { sessions: Arc::clone(&sessions), tls, credentials: credentials.clone() };
+        let mut driver = driver.clone();
+        if driver.get_application_name().is_none()
+            && let Some(name) = application_name()
+        {
+            driver.application_name(name);
+        }
+        let manager = ManagerConfig { recycling_method: recycling_method.clone() };
+        let rested = Arc::clone(rested);
+        Pool::builder(Manager::from_connect(driver, connector, manager))
+            .config(*pool)
+            .runtime(Runtime::Tokio1)
+            .pre_recycle(Hook::sync_fn(move |client, metrics| {
+                if !rested.is_suspect(metrics) {
+                    return Ok(());
+                }
+                // Before anything is asked: what the server has closed meanwhile is known to the kernel.
+                sessions.sweep();
+                if client.is_closed() {
+                    return Err(HookError::message("the server has closed the connection"));
+                }
+                rested.suspect(&client.statement_cache);
+                Ok(())
+            }))
+            .build()
+            .map_err(|error| bad("cannot build the pool").with_source(error))
+    }
+}
+
+/// By what name the server lists the sessions, where nobody has given one.
+fn application_name() -> Option<String> {
+    let function = env::var("AWS_LAMBDA_FUNCTION_NAME").ok();
+    function.or_else(|| {
+        let program = env::args_os().next()?;
+        Some(Path::new(&program).file_name()?.to_string_lossy().into_owned())
+    })
+}
+
+impl Resource for Postgres {
+    type Pool = Pool;
+    type Checkout = Client;
+
+    fn name(&self) -> &str {
+        "postgres"
+    }
+
+    async fn init(&self) -> Result<Pool, Error> {
+        let (config, rested) = match &self.source {
+            Source::Config { config, rested } => (config, rested),
+            Source::Wrapped(wrapped) => return Ok(wrapped.pool().clone()),
+        };
+        self.sessions.begin_life();
+        let pool = self.open_pool(config, rested)?;
+        let client = pool.get().await.map_err(|failure| error::open(failure.into()))?;
+        let asked = Instant::now();
+        client.simple_query("").await.map_err(|failure| error::open(failure.into()))?;
+        *self.round_trip.lock().unwrap_or_else(PoisonError::into_inner) = Some(asked.elapsed());
+        Ok(pool)
+    }
+
+    fn opened(&self) -> Option<Pool> {
+        match &self.source {
+            Source::Config { .. } => None,
+            Source::Wrapped(wrapped) => Some(wrapped.pool().clone()),
+        }
+    }
+
+    async fn checkout(&self, pool: &Pool) -> Result<Client, Error> {
+        loop {
+            let client = pool.get().await;
+            let client = client.map_err(|failure| error(ErrorKind::Checkout, "no connection", failure.into()))?;
+            match &self.source {
+                Source::Config { config, rested } if rested.is_to_be_checked(&client.statement_cache) => {
+                    if let Ok(Ok(_)) = timeout(config.check_timeout, client.simple_query("")).await {
+                        return Ok(client);
+                    }
+                    tracing::debug!("a connection did not answer after a rest, replacing it");
+                    drop(Client::take(client));
+                }
+                Source::Config { .. } => return Ok(client),
+                Source::Wrapped(wrapped) => {
+                    wrapped.hands_out(&client);
+                    return Ok(client);
+                }
+            }
+        }
+    }
+
+    fn give_back(&self, _: &Pool, client: Client) {
+        match &self.source {
+            Source::Config { .. } => drop(client),
+            Source::Wrapped(wrapped) => wrapped.give_back(client),
+        }
+    }
+
+    async fn goodbye(&self, pool: &Pool, drain: &Drain) -> Result<(), Error> {
+        if let Source::Wrapped(wrapped) = &self.source {
+            return wrapped.goodbye(drain).await;
+        }
+        let sessions = &self.sessions;
+        let _draining = sessions.begin_drain();
+        // Without its client a connection says goodbye, those that are out when they come back to a closed pool.
+        drop(pool.retain(|_, _| false));
+        pool.close();
+
+        let mut driving = JoinSet::new();
+        let mut settled = false;
+        loop {
+            let News { fresh, ended, open } = sessions.news();
+            count(drain, ended);
+            for session in fresh {
+                driving.spawn(session.take_over());
+            }
+            if settled && open == 0 {
+                return Ok(());
+            }
+            tokio::select! {
+                () = sessions.changed.notified() => {}
+                () = drain.settled(), if !settled => settled = true,
+                () = drain.cut() => break,
+            }
+        }
+
+        // What is still held by somebody. Half of the time is for its goodbye, the rest for saying how that went.
+        driving.shutdown().await;
+        for session in sessions.open() {
+            driving.spawn(session.end());
+        }
+        let now = tokio::time::Instant::now();
+        let limit = now + drain.deadline().saturating_duration_since(now) / 2;
+        tokio::select! {
+            () = async { while driving.join_next().await.is_some() {} } => {}
+            () = sleep_until(limit) => {}
+        }
+        let News { ended, open, .. } = sessions.news();
+        count(drain, ended);
+        drain.was_cut(open);
+        Ok(())
+    }
+
+    async fn cancel(&self, _: &Pool, drain: &Drain) -> Result<(), Error> {
+        if let Source::Wrapped(wrapped) = &self.source {
+            return wrapped.cancel(drain).await;
+        }
+        let mut asking = JoinSet::new();
+        for session in self.sessions.open() {
+            if session.is_busy() {
+                asking.spawn(async move { session.cancel().await });
+            }
+        }
+        all_cancelled(asking, drain).await
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        match &self.source {
+            Source::Config { .. } => Capabilities::ALL,
+            Source::Wrapped(_) => Capabilities::ALL.without_goodbye().without_confirmed_end().without_all_sessions(),
+        }
+    }
+
+    fn round_trip(&self, _: &Pool) -> Option<Duration> {
+        *self.round_trip.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn count(drain: &Drain, ended: Ended) {
+    let Ended { closed, cut, error } = ended;
+    drain.closed(closed);
+    drain.was_cut(cut);
+    if let Some(error) = error {
+        drain.note(&error);
+    }
+}
+
+/// Counts each statement whose cancelling the server has taken; the error of the last that it has not.
+pub(crate) async fn all_cancelled(mut asking: JoinSet<Result<(), Error>>, drain: &Drain) -> Result<(), Error> {
+    let mut result = Ok(());
+    while let Some(asked) = asking.join_next().await {
+        let panicked = |error| Error::new(ErrorKind::Panicked, "cancelling a statement panicked").with_source(error);
+        match asked.map_err(panicked).flatten() {
+            Ok(()) => drain.cancelled(1),
+            Err(error) => result = Err(error),
+        }
+    }
+    result
+}
+
+impl fmt::Debug for Postgres {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut debug = f.debug_struct("Postgres");
+        match &self.source {
+            Source::Config { config, .. } => debug.field("config", config).field("sessions", &self.sessions),
+            Source::Wrapped(wrapped) => debug.field("wrapped", wrapped),
+        };
+        debug.finish()
+    }
+}

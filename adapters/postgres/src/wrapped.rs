@@ -1,0 +1,140 @@
+//! A pool that the application built: what can be done for it from outside.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use deadpool_postgres::{Client, ClientWrapper, Pool};
+use tokio::{sync::Notify, task::JoinSet};
+use tokio_postgres::{CancelToken, config::SslNegotiation};
+use tokio_postgres_rustls::MakeRustlsConnect;
+use winddown_core::{Drain, Error, ErrorKind};
+
+use crate::{
+    error::error,
+    manager::all_cancelled,
+    tls::{SslMode, Tls},
+};
+
+type Id = deadpool_postgres::ObjectId;
+
+pub(crate) struct Wrapped {
+    pool: Pool,
+    state: Arc<Mutex<State>>,
+    came_back: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    draining: bool,
+    /// How to cancel what runs on those that are out, or idle and not known to be at rest.
+    tokens: HashMap<Key, CancelToken>,
+    returned: Vec<ClientWrapper>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Key {
+    Out(Id),
+    /// Taken out of the pool by the drain.
+    Idle(usize),
+}
+
+impl Wrapped {
+    pub(crate) fn new(pool: Pool) -> Self {
+        Self { pool, state: Arc::default(), came_back: Notify::new() }
+    }
+
+    pub(crate) fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    pub(crate) fn hands_out(&self, client: &Client) {
+        self.state().tokens.insert(Key::Out(Client::id(client)), client.cancel_token());
+    }
+
+    pub(crate) fn give_back(&self, client: Client) {
+        let mut state = self.state();
+        state.tokens.remove(&Key::Out(Client::id(&client)));
+        if state.draining {
+            state.returned.push(Client::take(client));
+            drop(state);
+            self.came_back.notify_one();
+        }
+    }
+
+    /// Closes every connection when its statement is over. The driver says no goodbye, so all of them count as cut.
+    pub(crate) async fn goodbye(&self, drain: &Drain) -> Result<(), Error> {
+        self.state().draining = true;
+        let idle = self.pool.retain(|_, _| false).removed;
+        self.pool.close();
+        self.state().returned.extend(idle);
+
+        let mut closing = JoinSet::new();
+        let mut last = 0;
+        let mut settled = false;
+        loop {
+            let returned = std::mem::take(&mut self.state().returned);
+            for client in returned {
+                last += 1;
+                let key = Key::Idle(last);
+                self.state().tokens.insert(key, client.cancel_token());
+                let state = Arc::clone(&self.state);
+                closing.spawn(async move {
+                    // Answered when all that runs on it is over. An error says that it is closed already.
+                    let _ = client.simple_query("").await;
+                    lock(&state).tokens.remove(&key);
+                });
+            }
+            // Those that were taken from the pool directly tell nobody when they come back.
+            if settled && closing.is_empty() && self.pool.status().size == 0 {
+                return Ok(());
+            }
+            tokio::select! {
+                Some(_) = closing.join_next() => drain.was_cut(1),
+                () = self.came_back.notified() => {}
+                () = drain.settled(), if !settled => settled = true,
+                () = drain.cut() => {
+                    drain.was_cut(closing.len() + self.pool.status().size);
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Asks the server to stop whatever runs. The request goes as the driver sends it: what is between us and the server
+    /// may lose it (PgBouncer does), since nobody waits for an answer.
+    pub(crate) async fn cancel(&self, drain: &Drain) -> Result<(), Error> {
+        // Only a number that is worth nothing once the session has ended goes this way, so nobody checks whom it reaches;
+        // whether it is encrypted is for the pool's own configuration to say.
+        let tls = Tls::new(SslMode::Prefer, SslNegotiation::Postgres, None, None)?;
+        let Some(connector) = tls.connector() else { return Ok(()) };
+        let mut asking = JoinSet::new();
+        let tokens: Vec<CancelToken> = self.state().tokens.values().cloned().collect();
+        for token in tokens {
+            let connector: MakeRustlsConnect = connector.clone();
+            asking.spawn(async move {
+                let failed = |failure: tokio_postgres::Error| {
+                    error(ErrorKind::Incomplete, "cannot cancel a statement", failure.into())
+                };
+                token.cancel_query(connector).await.map_err(failed)
+            });
+        }
+        all_cancelled(asking, drain).await
+    }
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl fmt::Debug for Wrapped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Wrapped").field("pool", &self.pool.status()).finish()
+    }
+}
