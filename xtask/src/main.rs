@@ -4,7 +4,9 @@
 
 mod bench;
 mod counts;
+mod debian;
 mod deny;
+mod images;
 mod lint;
 mod rie;
 mod run;
@@ -46,6 +48,12 @@ enum Task {
     },
     /// The long tests, full size
     Soak,
+    /// Makes the images that tests start containers from: the missing ones
+    Images {
+        /// All of them, anew
+        #[arg(long)]
+        rebuild: bool,
+    },
     /// Fetches AWS's Runtime Interface Emulator, unless it is here already, and prints its path
     Rie,
 }
@@ -70,6 +78,7 @@ fn run(task: Task) -> Result<bool> {
         Task::Lint => lint::lint(&workspace),
         Task::Bench { name, arguments } => bench::bench(&workspace, name.as_deref(), &arguments),
         Task::Soak => test::soak(&workspace),
+        Task::Images { rebuild } => images::make(&workspace, rebuild).map(|()| true),
         Task::Rie => {
             println!("{}", rie::fetch(&workspace)?.display());
             Ok(true)

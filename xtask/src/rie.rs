@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::{run, workspace::Workspace};
+use crate::{debian, run, workspace::Workspace};
 
 /// Where the tests find the emulator. A caller may set it to an emulator of their own.
 pub(crate) const PATH_VARIABLE: &str = "WINDDOWN_RIE";
@@ -118,14 +118,10 @@ fn python_with_pip() -> Result<PathBuf> {
     if let Some(python) = find_python() {
         return Ok(python);
     }
-    if !Path::new("/etc/debian_version").exists() || !rustix::process::geteuid().is_root() {
+    if !debian::can_install() {
         bail!("python3 with pip is needed: install it (Debian: python3-pip), or set {SKIP_VARIABLE}=1 to do without");
     }
-    let mut update = Command::new("apt-get");
-    run::status_aside(update.arg("update")).context("cannot install python3-pip")?;
-    let mut install = Command::new("apt-get");
-    install.args(["install", "--yes", "--no-install-recommends", "python3-pip"]);
-    run::status_aside(install.env("DEBIAN_FRONTEND", "noninteractive")).context("cannot install python3-pip")?;
+    debian::install(&["python3-pip"])?;
     find_python().context("python3-pip is installed, yet no python3 has pip")
 }
 

@@ -1,7 +1,9 @@
 //! Running commands: shown, timed, and for tests counted.
 
 use std::{
+    fs::{self, File},
     io::{self, ErrorKind, Read, Write},
+    path::Path,
     process::{Child, Command, Stdio},
     sync::mpsc::{self, RecvTimeoutError},
     thread,
@@ -17,6 +19,9 @@ use crate::{
 
 /// How long a command's output may stay open after the command has ended.
 const GRACE: Duration = Duration::from_secs(5);
+
+/// How much is shown of the output of a command that failed.
+const LAST_LINES: usize = 20;
 
 /// Why a step failed whose tests were none.
 pub(crate) const RAN_NO_TEST: &str = "ran no test";
@@ -56,6 +61,34 @@ pub(crate) fn status(command: &mut Command) -> Result<()> {
 pub(crate) fn status_aside(command: &mut Command) -> Result<()> {
     show(command);
     status(command.stdout(io::stderr()))
+}
+
+/// Runs a command to its end and gives what it printed.
+pub(crate) fn output(command: &mut Command) -> Result<String> {
+    let output =
+        command.stderr(Stdio::inherit()).output().with_context(|| format!("cannot start {}", program(command)))?;
+    if !output.status.success() {
+        bail!("{} ended with {}", program(command), output.status);
+    }
+    String::from_utf8(output.stdout).with_context(|| format!("{} printed no text", program(command)))
+}
+
+/// Runs a command whose output nobody reads unless it fails: then the end of it is shown.
+pub(crate) fn logged(command: &mut Command, log: &Path) -> Result<()> {
+    let unwritable = || format!("cannot write {}", log.display());
+    let file = File::create(log).with_context(unwritable)?;
+    command.stdin(Stdio::null()).stderr(file.try_clone().with_context(unwritable)?).stdout(file);
+    let result = status(command);
+    if result.is_err() {
+        let text = fs::read(log).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let lines: Vec<_> = text.lines().collect();
+        for line in &lines[lines.len().saturating_sub(LAST_LINES)..] {
+            eprintln!("    {line}");
+        }
+        return result.with_context(|| format!("see {}", log.display()));
+    }
+    Ok(())
 }
 
 /// Whether a command can be started and ends well; what it prints is nobody's business.
@@ -164,7 +197,7 @@ fn show(command: &Command) {
 
 /// A program's name without its folder.
 fn program(command: &Command) -> String {
-    let path = std::path::Path::new(command.get_program());
+    let path = Path::new(command.get_program());
     path.file_name().unwrap_or(path.as_os_str()).display().to_string()
 }
 

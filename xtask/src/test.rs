@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use crate::{
     counts::Counts,
-    rie, run,
+    images, rie, run,
     summary::{Outcome, Row, Summary},
     workspace::Workspace,
 };
@@ -16,6 +16,7 @@ pub(crate) fn test(workspace: &Workspace, filter: Option<&str>) -> Result<bool> 
     let mut summary = Summary::default();
     let (row, emulator) = set_up(workspace);
     summary.push(row);
+    summary.push(images(workspace));
 
     // without a choice of targets: that includes doc tests, and builds the examples as the programs that tests start
     let mut all = workspace.cargo(["test", "--locked", "--workspace", "--all-features", "--no-fail-fast"]);
@@ -75,6 +76,25 @@ fn set_up(workspace: &Workspace) -> (Row, Option<PathBuf>) {
         },
     };
     (Row { step: "set-up".into(), took: start.elapsed(), counts: None, outcome }, emulator)
+}
+
+/// Makes the images that the tests start containers from.
+fn images(workspace: &Workspace) -> Row {
+    let start = Instant::now();
+    let outcome = match images::skipped() {
+        Some(why) => {
+            eprintln!("{why}");
+            Outcome::Skipped(why)
+        }
+        None => match images::make(workspace, false) {
+            Ok(()) => Outcome::Passed,
+            Err(error) => {
+                eprintln!("error: {error:#}");
+                Outcome::Failed(format!("{error:#}"))
+            }
+        },
+    };
+    Row { step: "images".into(), took: start.elapsed(), counts: None, outcome }
 }
 
 /// Runs a step; one that a filter left without tests has not failed, unless all steps are (see [`close`]).

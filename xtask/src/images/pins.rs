@@ -1,0 +1,207 @@
+//! `images/images.toml`, and what an image's content depends on.
+
+use std::{
+    collections::BTreeMap,
+    env, fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+
+/// Whose images they are.
+const REPOSITORY: &str = "winddown-test";
+
+/// Changed when the code that makes images makes others from the same recipe.
+const EDITION: &str = "1";
+
+/// All images and what they stand on.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Pins {
+    bases: BTreeMap<String, Base>,
+    #[serde(rename = "image")]
+    pub(crate) images: Vec<Image>,
+    /// Where the recipes are.
+    #[serde(skip)]
+    folder: PathBuf,
+}
+
+/// A minimal Debian.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Base {
+    pub(crate) suite: String,
+    /// Whether the suite's index has a date that means something.
+    pub(crate) check_valid_until: bool,
+}
+
+/// One server.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Image {
+    name: String,
+    pub(crate) version: String,
+    pub(crate) official: Option<String>,
+    recipe: String,
+    base: String,
+    pub(crate) packages: Vec<String>,
+}
+
+impl Pins {
+    /// Reads the pins and checks that each image has its base and its recipe.
+    pub(crate) fn read(folder: &Path) -> Result<Self> {
+        let path = folder.join("images.toml");
+        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let mut pins: Self = toml::from_str(&text).with_context(|| format!("cannot read {}", path.display()))?;
+        pins.folder = folder.to_owned();
+        for image in &pins.images {
+            if !pins.bases.contains_key(&image.base) {
+                bail!("{} stands on the base {:?}, which is not in {}", image.tag(), image.base, path.display());
+            }
+            if !pins.recipe(image).join("Containerfile").is_file() {
+                bail!("{} has no Containerfile in {}", image.tag(), pins.recipe(image).display());
+            }
+        }
+        Ok(pins)
+    }
+
+    /// The base an image stands on.
+    pub(crate) fn base(&self, image: &Image) -> &Base {
+        &self.bases[&image.base]
+    }
+
+    /// The folder with an image's recipe.
+    pub(crate) fn recipe(&self, image: &Image) -> PathBuf {
+        self.folder.join(&image.recipe)
+    }
+
+    /// Stands for everything an image is made of: its pins, its recipe, its base.
+    pub(crate) fn digest(&self, image: &Image) -> Result<String> {
+        let Image { name, version, official, recipe: _, base: _, packages } = image;
+        let mut hash = Fields::new();
+        hash.field(self.base(image).digest());
+        hash.field(name).field(version).field(official.as_deref().unwrap_or_default()).field(packages.join(" "));
+
+        let recipe = self.recipe(image);
+        let unreadable = || format!("cannot read {}", recipe.display());
+        let files: Vec<_> = fs::read_dir(&recipe).and_then(Iterator::collect).with_context(unreadable)?;
+        // in an order of their own: a folder has none
+        let files: BTreeMap<_, _> = files.iter().map(|file| (file.file_name(), file.path())).collect();
+        for (name, path) in files {
+            hash.field(name.as_encoded_bytes()).field(fs::read(path).with_context(unreadable)?);
+        }
+        Ok(hash.digest())
+    }
+}
+
+impl Base {
+    /// What it is called here.
+    pub(crate) fn tag(&self) -> String {
+        format!("{REPOSITORY}/base:{}", self.suite)
+    }
+
+    /// Stands for everything it is made of, as far as we decide it.
+    pub(crate) fn digest(&self) -> String {
+        let mut hash = Fields::new();
+        hash.field(&self.suite).field([u8::from(self.check_valid_until)]).digest()
+    }
+}
+
+impl Image {
+    /// What it is called here, whichever way it came.
+    pub(crate) fn tag(&self) -> String {
+        format!("{REPOSITORY}/{}:{}", self.name, self.version)
+    }
+}
+
+/// A hash of several texts, where the place at which one ends and the next begins counts too.
+struct Fields(Sha256);
+
+impl Fields {
+    fn new() -> Self {
+        let mut fields = Self(Sha256::new());
+        // another processor, other programs
+        fields.field(EDITION).field(env::consts::ARCH);
+        fields
+    }
+
+    fn field(&mut self, text: impl AsRef<[u8]>) -> &mut Self {
+        let text = text.as_ref();
+        self.0.update((text.len() as u64).to_be_bytes());
+        self.0.update(text);
+        self
+    }
+
+    fn digest(&mut self) -> String {
+        self.0.finalize_reset().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = r#"
+        [bases.stable]
+        suite = "stable"
+        check_valid_until = true
+
+        [[image]]
+        name = "server"
+        version = "1"
+        recipe = "server"
+        base = "stable"
+        packages = ["server=1.*"]
+    "#;
+
+    /// Pins in a folder with the recipe they need.
+    fn folder(text: &str) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("images.toml"), text).unwrap();
+        fs::create_dir(folder.path().join("server")).unwrap();
+        fs::write(folder.path().join("server/Containerfile"), "FROM scratch").unwrap();
+        fs::write(folder.path().join("server/entrypoint.sh"), "exec server").unwrap();
+        folder
+    }
+
+    fn digest(folder: &tempfile::TempDir) -> String {
+        let pins = Pins::read(folder.path()).unwrap();
+        pins.digest(&pins.images[0]).unwrap()
+    }
+
+    #[test]
+    fn the_project_s_own_pins_can_be_read() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../images");
+        let pins = Pins::read(&folder).unwrap();
+        let tags: Vec<_> = pins.images.iter().map(Image::tag).collect();
+        assert!(tags.contains(&"winddown-test/postgres:17".to_owned()), "{tags:?}");
+    }
+
+    #[test]
+    fn a_digest_stays_until_something_it_stands_for_changes() {
+        let before = folder(TEXT);
+        assert_eq!(digest(&before), digest(&folder(TEXT)));
+        for changed in [
+            TEXT.replace("server=1.*", "server=1.2.*"),
+            TEXT.replace("version = \"1\"", "version = \"2\""),
+            TEXT.replace("suite = \"stable\"", "suite = \"testing\""),
+            TEXT.replace("recipe =", "official = \"server:1\"\nrecipe ="),
+        ] {
+            assert_ne!(digest(&before), digest(&folder(&changed)), "{changed}");
+        }
+        let recipe = folder(TEXT);
+        fs::write(recipe.path().join("server/entrypoint.sh"), "exec server --fast").unwrap();
+        assert_ne!(digest(&before), digest(&recipe));
+    }
+
+    #[test]
+    fn what_an_image_lacks_is_named() {
+        let error = |text: &str| Pins::read(folder(text).path()).unwrap_err().to_string();
+        let base = error(&TEXT.replace("base = \"stable\"", "base = \"other\""));
+        assert!(base.contains("winddown-test/server:1 stands on the base \"other\""), "{base}");
+        let recipe = error(&TEXT.replace("recipe = \"server\"", "recipe = \"other\""));
+        assert!(recipe.contains("winddown-test/server:1 has no Containerfile"), "{recipe}");
+    }
+}
