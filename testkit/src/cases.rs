@@ -30,6 +30,7 @@ pub fn all<H: Harness>() -> Vec<Case<H>> {
         case!(s2_after_the_drain_began_nothing_is_handed_out, Shared, []),
         case!(s2_a_waiter_is_woken_by_the_refusal, Shared, [Slots]),
         case!(s2_a_checkout_that_was_connecting_is_not_handed_out_and_its_session_is_gone, Shared, []),
+        case!(s6_a_bare_checkout_that_was_connecting_is_seen, Shared, []),
         case!(s2_a_checkout_that_the_driver_was_connecting_leaves_no_session, Shared, []),
         case!(s2_a_checkout_that_was_connecting_to_a_slow_server_leaves_no_session, Own, [Slow]),
         case!(s2_callers_that_race_the_drain_are_served_or_refused, Shared, []),

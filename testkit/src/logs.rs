@@ -41,7 +41,8 @@ impl LogSearch {
     pub fn begin(needle: &str) -> Self {
         static INSTALL: Once = Once::new();
         INSTALL.call_once(|| {
-            tracing::subscriber::set_global_default(Recorder::default()).expect("nobody else subscribes in this process");
+            tracing::subscriber::set_global_default(Recorder::default())
+                .expect("nobody else subscribes in this process");
             log::set_logger(&LOGGER).expect("nobody else logs in this process");
             log::set_max_level(log::LevelFilter::Trace);
         });

@@ -1,700 +1,155 @@
-//! What this adapter promises, against real files.
+//! The conformance suite against real files. There is no server to ask: what counts is which files the process has open,
+//! as the kernel lists them.
 
 use std::{
-    error::Error as _,
     ffi::OsString,
     fs,
-    future::Future,
     path::{Path, PathBuf},
     sync::{
         Arc,
-        atomic::{AtomicI64, Ordering},
-        mpsc,
+        atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
 
-use deadpool_sqlite::Runtime;
-use rusqlite::OptionalExtension as _;
+use rusqlite::functions::FunctionFlags;
 use tempfile::TempDir;
-use winddown_core::{
-    Capabilities, Drain, Error, ErrorKind, Lifecycle, Outcome, Report, Resource, ResourceReport, ShutdownGuard,
-};
-use winddown_sqlite::{Config, Connection, Sqlite, deadpool_sqlite, rusqlite};
+use winddown_core::BoxError;
+use winddown_sqlite::{Config, Connection, Sqlite, rusqlite};
+use winddown_testkit::{Harness, Need, ServerUse, Setup};
 
-/// Well above what a drain takes here, well below the budget: whoever waits for the deadline is not quick.
-const QUICK: Duration = Duration::from_secs(3);
-const BUDGET: Duration = Duration::from_secs(20);
-const ENDLESS: &str =
-    "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i > 0) SELECT count(*) FROM n WHERE i = 0";
+winddown_testkit::conformance!(Embedded);
 
-fn lifecycle(budget: Duration) -> Lifecycle {
-    Lifecycle::builder().signals(false).budget(budget).build().unwrap()
-}
-
-struct Database {
-    _directory: TempDir,
+/// A database file of its own.
+struct Embedded {
+    directory: TempDir,
     path: PathBuf,
+    /// How many statements SQLite is inside of.
+    running: Arc<AtomicUsize>,
 }
 
-impl Database {
-    fn new() -> Self {
-        let directory = TempDir::new().unwrap();
-        let path = directory.path().join("test.db");
-        Self { _directory: directory, path }
-    }
+const NO_SERVER: &str = "there is no server process";
 
+impl Embedded {
     fn beside(&self, end: &str) -> PathBuf {
         let mut name = OsString::from(&self.path);
         name.push(end);
         name.into()
     }
 
-    fn logs(&self) -> Vec<&'static str> {
-        ["-wal", "-shm"].into_iter().filter(|end| self.beside(end).exists()).collect()
-    }
-
-    fn pool(&self) -> deadpool_sqlite::Pool {
-        let config = deadpool_sqlite::Config::new(&self.path);
-        config.builder(Runtime::Tokio1).unwrap().max_size(4).build().unwrap()
-    }
-
-    /// What a reader sees that comes later.
-    fn rows(&self) -> i64 {
-        let connection = rusqlite::Connection::open(&self.path).unwrap();
-        connection.query_row("SELECT count(*) FROM t", [], |row| row.get(0)).unwrap()
+    /// How many descriptors of this process are of this file, also when it is unlinked.
+    fn descriptors(file: &Path) -> Result<usize, BoxError> {
+        let mut deleted = OsString::from(file);
+        deleted.push(" (deleted)");
+        let open = fs::read_dir("/proc/self/fd")?.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
+        Ok(open.filter(|target| target == file || target.as_os_str() == deleted).count())
     }
 }
 
-/// The same with more time for cancelling and for what follows it: the 50 ms that core keeps for a file are enough for a
-/// machine that does little else, and no fair test of one that builds something at the same time.
-struct Patient(Sqlite);
+impl Harness for Embedded {
+    type Resource = Sqlite;
 
-impl Resource for Patient {
-    type Pool = deadpool_sqlite::Pool;
-    type Checkout = Connection;
-
-    fn name(&self) -> &str {
-        self.0.name()
-    }
-
-    async fn init(&self) -> Result<Self::Pool, Error> {
-        self.0.init().await
-    }
-
-    fn opened(&self) -> Option<Self::Pool> {
-        self.0.opened()
-    }
-
-    async fn checkout(&self, pool: &Self::Pool) -> Result<Connection, Error> {
-        self.0.checkout(pool).await
-    }
-
-    fn give_back(&self, pool: &Self::Pool, connection: Connection) {
-        self.0.give_back(pool, connection);
-    }
-
-    async fn goodbye(&self, pool: &Self::Pool, drain: &Drain) -> Result<(), Error> {
-        self.0.goodbye(pool, drain).await
-    }
-
-    async fn cancel(&self, pool: &Self::Pool, drain: &Drain) -> Result<(), Error> {
-        self.0.cancel(pool, drain).await
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        self.0.capabilities()
-    }
-
-    fn round_trip(&self, _: &Self::Pool) -> Option<Duration> {
-        Some(Duration::from_millis(250))
-    }
-}
-
-/// With a [`Patient`] resource: settles for 2 s, then has 2 s, the last quarter of them after the cut.
-const PATIENT: Duration = Duration::from_secs(4);
-
-async fn run(connection: &deadpool_sqlite::Object, sql: &'static str) {
-    connection.interact(move |connection| connection.execute_batch(sql)).await.unwrap().unwrap();
-}
-
-/// A guard whose database has a table and a log with something in it.
-async fn prepared<R>(lifecycle: &Lifecycle, sqlite: R) -> ShutdownGuard<R>
-where
-    R: Resource<Checkout = Connection>,
-{
-    let db = lifecycle.guard(sqlite);
-    lifecycle.init().await.unwrap();
-    run(&db.get().await.unwrap(), "PRAGMA journal_mode = wal; CREATE TABLE t(x); INSERT INTO t VALUES (1)").await;
-    db
-}
-
-/// Opens so many connections, and leaves them idle.
-async fn idle<R: Resource<Checkout = Connection>>(db: &ShutdownGuard<R>, count: usize) {
-    let mut out = Vec::new();
-    for _ in 0..count {
-        out.push(db.get().await.unwrap());
-        run(out.last().unwrap(), "SELECT count(*) FROM t").await;
-    }
-}
-
-/// Begins a closure that says when it runs; returns its future, polled once.
-async fn begin<'a, R: Send + 'static>(
-    connection: &'a Connection,
-    f: impl FnOnce(&mut rusqlite::Connection) -> R + Send + 'static,
-) -> std::pin::Pin<Box<dyn Future<Output = Result<R, deadpool_sqlite::InteractError>> + Send + 'a>> {
-    let (begun, running) = tokio::sync::oneshot::channel();
-    let mut future = Box::pin(connection.interact(move |connection| {
-        begun.send(()).unwrap();
-        f(connection)
-    }));
-    tokio::select! {
-        biased;
-        _ = &mut future => panic!("it ended at once"),
-        begun = running => begun.unwrap(),
-    }
-    future
-}
-
-fn endless(connection: &mut rusqlite::Connection) -> rusqlite::Result<i64> {
-    connection.query_row(ENDLESS, [], |row| row.get(0))
-}
-
-async fn drain(lifecycle: &Lifecycle) -> Arc<Report> {
-    lifecycle.drain().await
-}
-
-fn row(report: &Report) -> &ResourceReport {
-    report.resources.iter().find(|row| row.name == "sqlite").unwrap()
-}
-
-#[tokio::test]
-async fn nothing_is_opened_and_no_file_is_made_before_first_use() {
-    let database = Database::new();
-    let lifecycle = lifecycle(BUDGET);
-    let db = lifecycle.guard(Sqlite::open(&database.path));
-    let report = drain(&lifecycle).await;
-    assert_eq!(row(&report).outcome, Outcome::NotInitialised, "{report}");
-    assert!(!database.path.exists());
-    assert!(db.get().await.unwrap_err().is_shutting_down());
-    assert!(!database.path.exists());
-}
-
-#[tokio::test]
-async fn the_log_is_gone_after_draining_idle_connections_and_the_data_is_there() {
-    let database = Database::new();
-    let lifecycle = lifecycle(BUDGET);
-    let mut config = Config::new(&database.path);
-    config.pool_size = Some(8);
-    let db = prepared(&lifecycle, Sqlite::new(config)).await;
-    idle(&db, 8).await;
-    assert_eq!(database.logs(), ["-wal", "-shm"]);
-
-    let report = drain(&lifecycle).await;
-    assert!(report.is_clean(), "{report}");
-    assert_eq!(row(&report).sessions.closed, 8, "{report}");
-    assert!(report.took < QUICK, "{report}");
-    assert!(row(&report).cannot.is_empty());
-    assert_eq!(database.logs(), [""; 0]);
-    assert_eq!(database.rows(), 1);
-}
-
-#[tokio::test]
-async fn each_connection_has_the_settings_of_the_configuration() {
-    let database = Database::new();
-    let lifecycle = lifecycle(BUDGET);
-    let mut config = Config::new(&database.path);
-    config.busy_timeout = Duration::from_millis(1234);
-    config.pragmas.push(("foreign_keys".into(), "on".into()));
-    let db = prepared(&lifecycle, Sqlite::new(config)).await;
-    let (first, second) = (db.get().await.unwrap(), db.get().await.unwrap());
-    for connection in [&first, &second] {
-        let read = |pragma: &'static str| async move {
-            let read = move |c: &mut rusqlite::Connection| {
-                c.query_row(pragma, [], |row| row.get::<_, rusqlite::types::Value>(0)).unwrap()
-            };
-            connection.interact(read).await.unwrap()
-        };
-        assert_eq!(read("PRAGMA journal_mode").await, "wal".to_owned().into());
-        assert_eq!(read("PRAGMA busy_timeout").await, 1234.into());
-        assert_eq!(read("PRAGMA foreign_keys").await, 1.into());
-    }
-    drop((first, second));
-    assert!(drain(&lifecycle).await.is_clean());
-}
-
-#[tokio::test]
-async fn a_connection_that_comes_back_while_draining_is_closed_when_it_does() {
-    let database = Database::new();
-    let lifecycle = lifecycle(BUDGET);
-    let db = prepared(&lifecycle, Sqlite::open(&database.path)).await;
-    idle(&db, 3).await;
-    let held = db.get().await.unwrap();
-    let (report, ()) = tokio::join!(drain(&lifecycle), async {
-        lifecycle.draining().await;
-        run(&held, "INSERT INTO t VALUES (2)").await;
-        drop(held);
-    });
-    assert!(report.is_clean(), "{report}");
-    assert_eq!((row(&report).sessions.closed, row(&report).sessions.cancelled), (3, 0), "{report}");
-    assert!(report.took < QUICK, "{report}");
-    assert_eq!(database.logs(), [""; 0]);
-    assert_eq!(database.rows(), 2);
-}
-
-#[tokio::test]
-async fn a_connection_that_comes_back_on_a_thread_without_a_runtime_is_closed_too() {
-    let database = Database::new();
-    let lifecycle = lifecycle(BUDGET);
-    let db = prepared(&lifecycle, Sqlite::open(&database.path)).await;
-    let held = db.get().await.unwrap();
-    let (go, wait) = mpsc::channel::<()>();
-    let holder = std::thread::spawn(move || {
-        wait.recv().unwrap();
-        drop(held);
-    });
-    let (report, ()) = tokio::join!(drain(&lifecycle), async {
-        lifecycle.draining().await;
-        go.send(()).unwrap();
-    });
-    holder.join().unwrap();
-    assert!(report.is_clean(), "{report}");
-    assert_eq!(database.logs(), [""; 0]);
-}
-
-#[tokio::test]
-async fn a_straggler_is_interrupted_and_the_report_names_its_site() {
-    let database = Database::new();
-    let lifecycle = lifecycle(PATIENT);
-    let db = prepared(&lifecycle, Patient(Sqlite::open(&database.path))).await;
-    idle(&db, 2).await;
-    let straggler = tokio::spawn(async move {
-        let held = db.get().await.unwrap();
-        held.interact(endless).await.unwrap()
-    });
-    // On the current-thread runtime of the test it runs when we wait for something; init makes it wait once.
-    tokio::time::timeout(Duration::from_millis(200), async { lifecycle.draining().await }).await.unwrap_err();
-    let report = drain(&lifecycle).await;
-    let error = straggler.await.unwrap().unwrap_err();
-    assert_eq!(error.sqlite_error_code(), Some(rusqlite::ErrorCode::OperationInterrupted));
-    let row = row(&report);
-    assert_eq!(row.outcome, Outcome::Drained, "{report}");
-    assert_eq!((row.sessions.closed, row.sessions.cancelled, row.sessions.cut), (2, 1, 0), "{report}");
-    assert_eq!(row.stragglers.len(), 1, "{report}");
-    assert!(row.stragglers[0].site.contains("conformance.rs"), "{report}");
-    assert_eq!(database.logs(), [""; 0]);
-}
-
-#[tokio::test]
-async fn a_dropped_future_whose_statement_runs_on_is_interrupted() {
-    let database = Database::new();
-    let lifecycle = lifecycle(PATIENT);
-    let db = prepared(&lifecycle, Patient(Sqlite::open(&database.path))).await;
-    let connection = db.get().await.unwrap();
-    drop(begin(&connection, endless).await);
-    drop(connection);
-    let report = drain(&lifecycle).await;
-    let row = row(&report);
-    assert_eq!(row.outcome, Outcome::Drained, "{report}");
-    assert_eq!((row.sessions.closed, row.sessions.cancelled), (1, 1), "{report}");
-    assert!(row.stragglers.is_empty(), "{report}");
-    assert_eq!(database.logs(), [""; 0]);
-}
-
-#[tokio::test]
-async fn an_open_transaction_is_rolled_back_and_does_not_keep_the_log() {
-    let database = Database::new();
-    let lifecycle = lifecycle(BUDGET);
-    let db = prepared(&lifecycle, Sqlite::open(&database.path)).await;
-    idle(&db, 2).await;
-    run(&db.get().await.unwrap(), "BEGIN; INSERT INTO t VALUES (2)").await;
-    let report = drain(&lifecycle).await;
-    assert!(report.is_clean(), "{report}");
-    assert_eq!(database.logs(), [""; 0]);
-    assert_eq!(database.rows(), 1);
-}
-
-#[tokio::test]
-async fn a_connection_in_which_a_closure_panicked_is_closed_too() {
-    let database = Database::new();
-    let lifecycle = lifecycle(BUDGET);
-    let db = prepared(&lifecycle, Sqlite::open(&database.path)).await;
-    let connection = db.get().await.unwrap();
-    let panicked = connection.interact(|_| std::panic::resume_unwind(Box::new(()))).await;
-    assert!(matches!(panicked, Err(deadpool_sqlite::InteractError::Panic(_))));
-    drop(connection);
-    let report = drain(&lifecycle).await;
-    assert!(report.is_clean(), "{report}");
-    assert_eq!((row(&report).sessions.closed, row(&report).sessions.cancelled), (1, 0), "{report}");
-    assert_eq!(database.logs(), [""; 0]);
-}
-
-#[tokio::test]
-async fn a_checkout_that_never_comes_back_is_cut_and_draining_ends_by_the_deadline() {
-    let database = Database::new();
-    let lifecycle = lifecycle(PATIENT);
-    let db = prepared(&lifecycle, Patient(Sqlite::open(&database.path))).await;
-    idle(&db, 2).await;
-    let held = db.get().await.unwrap();
-    let begun = Instant::now();
-    let report = drain(&lifecycle).await;
-    assert!(begun.elapsed() < PATIENT + QUICK, "{report}");
-    let row = row(&report);
-    assert_eq!(row.outcome, Outcome::Incomplete, "{report}");
-    assert_eq!((row.sessions.closed, row.sessions.cut, row.sessions.cancelled), (1, 1, 0), "{report}");
-    assert_eq!(row.left_out, 1, "{report}");
-
-    // It is of use to its holder as before, and is closed when it is dropped.
-    run(&held, "INSERT INTO t VALUES (2)").await;
-    std::thread::spawn(move || drop(held)).join().unwrap();
-    assert_eq!(database.rows(), 2);
-}
-
-#[tokio::test]
-async fn a_statement_that_begins_after_cancelling_is_interrupted_at_the_cut() {
-    let database = Database::new();
-    let lifecycle = lifecycle(PATIENT);
-    let db = prepared(&lifecycle, Patient(Sqlite::open(&database.path))).await;
-    let held = db.get().await.unwrap();
-    let running = begin(&held, |connection| {
-        let first = endless(connection).unwrap_err();
-        (first, endless(connection).unwrap_err())
-    })
-    .await;
-    let (report, results) = tokio::join!(drain(&lifecycle), running);
-    let (first, second) = results.unwrap();
-    for error in [first, second] {
-        assert_eq!(error.sqlite_error_code(), Some(rusqlite::ErrorCode::OperationInterrupted));
-    }
-    assert_eq!((row(&report).sessions.cut, row(&report).sessions.cancelled), (1, 1), "{report}");
-}
-
-#[tokio::test]
-async fn a_wrapped_pool_is_drained_even_if_it_was_never_used_through_the_guard() {
-    let database = Database::new();
-    let lifecycle = lifecycle(BUDGET);
-    let pool = database.pool();
-    {
-        let (first, second) = (pool.get().await.unwrap(), pool.get().await.unwrap());
-        run(&first, "PRAGMA journal_mode = wal; CREATE TABLE t(x); INSERT INTO t VALUES (1)").await;
-        run(&second, "SELECT count(*) FROM t").await;
-    }
-    assert_eq!(database.logs(), ["-wal", "-shm"]);
-    let _db = lifecycle.guard(Sqlite::wrap(pool.clone()));
-    let report = drain(&lifecycle).await;
-    assert!(report.is_clean(), "{report}");
-    assert_eq!(row(&report).sessions.closed, 2, "{report}");
-    assert_eq!(row(&report).cannot, ["see every session"]);
-    assert!(report.took < QUICK, "{report}");
-    assert!(pool.is_closed());
-    assert_eq!(database.logs(), [""; 0]);
-}
-
-#[tokio::test]
-async fn connections_of_a_wrapped_pool_can_be_interrupted_once_the_guard_has_handed_them_out() {
-    let database = Database::new();
-    let lifecycle = lifecycle(PATIENT);
-    // Opened by the guard in a pool that was empty when it was wrapped.
-    let db = prepared(&lifecycle, Patient(Sqlite::wrap(database.pool()))).await;
-    let held = db.get().await.unwrap();
-    let running = begin(&held, endless).await;
-    drop(running);
-    drop(held);
-    let report = drain(&lifecycle).await;
-    assert_eq!((row(&report).sessions.closed, row(&report).sessions.cancelled), (1, 1), "{report}");
-    assert_eq!(row(&report).outcome, Outcome::Drained, "{report}");
-    assert_eq!(database.logs(), [""; 0]);
-}
-
-#[tokio::test]
-async fn a_wrapped_pool_that_is_not_in_wal_mode_is_left_in_its_mode() {
-    let database = Database::new();
-    let lifecycle = lifecycle(BUDGET);
-    let db = lifecycle.guard(Sqlite::wrap(database.pool()));
-    run(&db.get().await.unwrap(), "CREATE TABLE t(x); INSERT INTO t VALUES (1)").await;
-    let report = drain(&lifecycle).await;
-    assert!(report.is_clean(), "{report}");
-    let connection = rusqlite::Connection::open(&database.path).unwrap();
-    let mode: String = connection.query_row("PRAGMA journal_mode", [], |row| row.get(0)).unwrap();
-    assert_eq!(mode, "delete");
-}
-
-#[tokio::test]
-async fn a_connection_taken_from_the_pool_directly_is_waited_for() {
-    let database = Database::new();
-    let lifecycle = lifecycle(BUDGET);
-    let db = prepared(&lifecycle, Sqlite::open(&database.path)).await;
-    idle(&db, 2).await;
-    let raw = db.pool().await.unwrap().get().await.unwrap();
-    let (report, ()) = tokio::join!(drain(&lifecycle), async {
-        lifecycle.draining().await;
-        run(&raw, "INSERT INTO t VALUES (2)").await;
-        drop(raw);
-    });
-    assert!(report.is_clean(), "{report}");
-    assert_eq!(row(&report).sessions.closed, 2, "{report}");
-    assert!(report.took < QUICK, "{report}");
-    assert_eq!(database.logs(), [""; 0]);
-    assert_eq!(database.rows(), 2);
-}
-
-#[tokio::test]
-async fn a_connection_that_the_driver_drops_somewhere_is_interrupted_and_waited_for() {
-    let database = Database::new();
-    let lifecycle = lifecycle(PATIENT);
-    let db = prepared(&lifecycle, Patient(Sqlite::open(&database.path))).await;
-    let taken = deadpool_sqlite::Object::take(db.pool().await.unwrap().get().await.unwrap());
-    idle(&db, 2).await;
-    let (begun, running) = tokio::sync::oneshot::channel();
-    tokio::select! {
-        biased;
-        _ = taken.interact(|connection| { begun.send(()).unwrap(); endless(connection) }) => panic!("it ended at once"),
-        begun = running => begun.unwrap(),
-    }
-    // Nobody has it any more: the driver closes it on some thread when the statement is over.
-    drop(taken);
-    let report = drain(&lifecycle).await;
-    assert_eq!(row(&report).outcome, Outcome::Drained, "{report}");
-    assert_eq!(row(&report).sessions.closed, 3, "{report}");
-    assert_eq!(database.logs(), [""; 0]);
-}
-
-#[tokio::test]
-async fn a_connection_that_only_the_wrapped_pool_knows_is_waited_for_and_counted_as_cut() {
-    let database = Database::new();
-    let lifecycle = lifecycle(PATIENT);
-    let pool = database.pool();
-    let raw = pool.get().await.unwrap();
-    let db = prepared(&lifecycle, Patient(Sqlite::wrap(pool))).await;
-    let report = drain(&lifecycle).await;
-    assert_eq!((row(&report).sessions.closed, row(&report).sessions.cut), (1, 1), "{report}");
-    assert_eq!(row(&report).outcome, Outcome::Incomplete, "{report}");
-    drop((raw, db));
-}
-
-#[tokio::test]
-async fn a_log_that_somebody_else_keeps_open_is_not_our_failure() {
-    let database = Database::new();
-    let lifecycle = lifecycle(BUDGET);
-    let _db = prepared(&lifecycle, Sqlite::open(&database.path)).await;
-    let other = rusqlite::Connection::open(&database.path).unwrap();
-    other.query_row("SELECT count(*) FROM t", [], |_| Ok(())).unwrap();
-    let report = drain(&lifecycle).await;
-    assert!(report.is_clean(), "{report}");
-    assert!(report.took < QUICK, "{report}");
-    assert_eq!(database.logs(), ["-wal", "-shm"]);
-    other.close().unwrap();
-    assert_eq!(database.logs(), [""; 0]);
-}
-
-#[tokio::test]
-async fn a_log_that_cannot_be_removed_is_an_error_that_names_it() {
-    let database = Database::new();
-    let lifecycle = lifecycle(BUDGET);
-    let _db = prepared(&lifecycle, Sqlite::open(&database.path)).await;
-    // SQLite has its own file open; what stands in its place now cannot be unlinked, also not by root.
-    fs::remove_file(database.beside("-wal")).unwrap();
-    fs::create_dir(database.beside("-wal")).unwrap();
-    let report = drain(&lifecycle).await;
-    let row = row(&report);
-    assert_eq!(row.outcome, Outcome::Failed, "{report}");
-    let error = row.error.as_deref().unwrap();
-    assert!(error.contains("test.db-wal is left"), "{error}");
-    assert!(!error.contains('\n'), "{error}");
-}
-
-#[tokio::test]
-async fn a_path_that_cannot_be_used_is_one_line_that_says_what_to_do() {
-    let directory = TempDir::new().unwrap();
-    let garbage = directory.path().join("garbage.db");
-    fs::write(&garbage, [7_u8; 4096]).unwrap();
-    let cases: [(&Path, &str); 4] = [
-        (&directory.path().join("missing/a.db"), "create it or give another path"),
-        (directory.path(), "it is a directory, give the path of a file"),
-        (&garbage, "not an SQLite database, give another path"),
-        (Path::new(":memory:"), "give the path of a file on a local disk"),
+    const NAME: &'static str = "sqlite";
+    const LACKS: &'static [(Need, &'static str)] = &[
+        (Need::Pause, NO_SERVER),
+        (Need::Kill, NO_SERVER),
+        (Need::Partition, "there is no network"),
+        (Need::Slow, "there is no network"),
+        (Need::Full, "a file has room for all; that it is locked is in tests/sqlite.rs"),
+        (Need::CloseIdle, NO_SERVER),
+        (Need::Password, "nobody logs in"),
     ];
-    for (path, advice) in cases {
-        let lifecycle = lifecycle(BUDGET);
-        let _db = lifecycle.guard(Sqlite::open(path));
-        let error = lifecycle.init().await.unwrap_err();
-        let text = error.to_string();
-        println!("{text}");
-        assert!(text.starts_with(&format!("sqlite: cannot open {}: ", path.display())), "{text}");
-        assert!(text.contains(advice), "{text}");
-        assert!(!text.contains('\n'), "{text}");
-        assert!(!error.is_retryable(), "{text}");
-        assert!(error.source().is_some(), "the driver's error is kept");
-        if path != Path::new(":memory:") {
-            assert_eq!(error.kind(), ErrorKind::Config, "{text}");
-        }
+
+    fn skipped() -> Option<String> {
+        (!cfg!(target_os = "linux")).then(|| "open files are counted in /proc, which only Linux has".into())
     }
-}
 
-#[tokio::test]
-async fn a_database_that_is_locked_while_it_is_opened_is_tried_again() {
-    let database = Database::new();
-    let other = rusqlite::Connection::open(&database.path).unwrap();
-    other.execute_batch("CREATE TABLE t(x); BEGIN EXCLUSIVE").unwrap();
-    let lifecycle = lifecycle(BUDGET);
-    let mut config = Config::new(&database.path);
-    config.busy_timeout = Duration::from_millis(1);
-    let db = lifecycle.guard(Sqlite::new(config.clone()));
-    let pool = db.resource();
-    let error = pool.init().await.unwrap_err();
-    assert!(error.is_retryable(), "{error}");
-    assert_eq!(error.kind(), ErrorKind::Init);
-    other.execute_batch("COMMIT").unwrap();
-    lifecycle.init().await.unwrap();
-    assert!(drain(&lifecycle).await.is_clean());
-}
+    async fn start(_: ServerUse) -> Result<Self, BoxError> {
+        let directory = TempDir::new()?;
+        // As the kernel names it.
+        let path = directory.path().canonicalize()?.join("test.db");
+        let database = rusqlite::Connection::open(&path)?;
+        database.execute_batch("PRAGMA journal_mode = wal; CREATE TABLE t(x)")?;
+        database.close().map_err(|(_, error)| error)?;
+        Ok(Self { directory, path, running: Arc::default() })
+    }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_hundred_of_two_hundred_drains_under_writers_leave_no_log_and_lose_nothing() {
-    for wrapped in [false, true] {
-        let written_at_all = AtomicI64::new(0);
-        for round in 0..100 {
-            let database = Database::new();
-            let lifecycle = lifecycle(BUDGET);
-            let sqlite = if wrapped {
-                Sqlite::wrap(database.pool())
-            } else {
-                let mut config = Config::new(&database.path);
-                config.pool_size = Some(4);
-                Sqlite::new(config)
+    fn resource(&self, setup: &Setup) -> Sqlite {
+        let mut config = Config::new(&self.path);
+        config.pool_size = Some(setup.size);
+        Sqlite::new(config)
+    }
+
+    async fn run(&self, connection: &mut Connection, takes: Duration) -> Result<(), BoxError> {
+        /// Counts one statement while SQLite is inside of it.
+        struct Inside(Arc<AtomicUsize>);
+        impl Drop for Inside {
+            fn drop(&mut self) {
+                self.0.fetch_sub(1, Ordering::SeqCst);
+            }
+        }
+        let running = Arc::clone(&self.running);
+        let statement = move |database: &mut rusqlite::Connection| -> rusqlite::Result<()> {
+            let until = Instant::now() + takes;
+            running.fetch_add(1, Ordering::SeqCst);
+            let inside = Inside(running);
+            // SQLite asks it for every row, and looks in between whether it is interrupted.
+            let more = move |_: &rusqlite::functions::Context<'_>| {
+                std::thread::sleep(Duration::from_millis(1));
+                Ok(Instant::now() < until)
             };
-            let db = prepared(&lifecycle, sqlite).await;
-            // More writers than connections: some wait in line, some are inside the driver when draining begins.
-            let (first, mut begun) = tokio::sync::mpsc::channel(1);
-            let writers: Vec<_> = (0..6)
-                .map(|_| {
-                    let (db, first) = (db.clone(), first.clone());
-                    tokio::spawn(async move {
-                        let mut written = 0_i64;
-                        loop {
-                            let connection = match db.get().await {
-                                Ok(connection) => connection,
-                                Err(error) if error.is_shutting_down() => return written,
-                                Err(error) => panic!("{error}"),
-                            };
-                            let insert = |c: &mut rusqlite::Connection| c.execute("INSERT INTO t VALUES (2)", []);
-                            match connection.interact(insert).await.unwrap() {
-                                Ok(rows) => written += rows as i64,
-                                // The wrapped pool has the driver's busy timeout, and writers may starve each other.
-                                Err(error) => panic!("{error}"),
-                            }
-                            let _ = first.try_send(());
-                        }
-                    })
-                })
-                .collect();
-            for _ in 0..=round % 5 {
-                begun.recv().await.unwrap();
-            }
-            let report = drain(&lifecycle).await;
-            let logs = database.logs();
-            assert!(report.is_clean(), "round {round}: {report}");
-            assert_eq!(logs, [""; 0], "round {round}: {report}");
-            let mut written = 1;
-            for writer in writers {
-                written += writer.await.unwrap();
-            }
-            assert_eq!(database.rows(), written, "round {round}: {report}");
-            written_at_all.fetch_add(written, Ordering::Relaxed);
-        }
-        println!("wrapped {wrapped}: {} rows", written_at_all.into_inner());
-    }
-}
-
-#[tokio::test]
-async fn what_was_written_is_there_for_the_next_life_of_the_process() {
-    let database = Database::new();
-    for life in 1..=3_i64 {
-        let lifecycle = lifecycle(BUDGET);
-        let db = lifecycle.guard(Sqlite::open(&database.path));
-        let rows = move |c: &mut rusqlite::Connection| -> rusqlite::Result<i64> {
-            c.execute_batch("CREATE TABLE IF NOT EXISTS t(x); INSERT INTO t VALUES (1)")?;
-            Ok(c.query_row("SELECT count(*) FROM t", [], |row| row.get(0)).optional()?.unwrap_or(0))
+            database.create_scalar_function("takes_longer", 0, FunctionFlags::SQLITE_UTF8, more)?;
+            let rows = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE takes_longer())
+                        SELECT count(*) FROM n";
+            // Not one statement with the insert: that would keep all others from writing meanwhile.
+            database.query_row(rows, [], |_| Ok(()))?;
+            database.execute("INSERT INTO t VALUES (1)", [])?;
+            drop(inside);
+            Ok(())
         };
-        assert_eq!(db.get().await.unwrap().interact(rows).await.unwrap().unwrap(), life);
-        assert!(drain(&lifecycle).await.is_clean());
-        assert_eq!(database.logs(), [""; 0]);
-    }
-}
-
-#[cfg(feature = "buffer")]
-mod insert {
-    use winddown_buffer::{Batch, BatchWriter, Push as _, Sink};
-    use winddown_sqlite::Insert;
-
-    use super::*;
-
-    const STATEMENT: &str = "INSERT INTO t VALUES (?1)";
-
-    async fn write<const N: usize>(db: &ShutdownGuard<Sqlite>, records: [i64; N]) -> Result<(), Error> {
-        let batch = Batch::from(records.map(|record| (record,)).to_vec());
-        Insert::new(STATEMENT).write(&mut db.get().await?, &batch).await
+        Ok(connection.interact(statement).await.map_err(|error| error.to_string())??)
     }
 
-    #[tokio::test]
-    async fn a_batch_is_written_whole_or_not_at_all() {
-        let database = Database::new();
-        let lifecycle = lifecycle(BUDGET);
-        let db = prepared(&lifecycle, Sqlite::open(&database.path)).await;
-        run(&db.get().await.unwrap(), "CREATE UNIQUE INDEX i ON t(x)").await;
-        write(&db, [2, 3]).await.unwrap();
-        let error = write(&db, [4, 5, 2, 6]).await.unwrap_err();
-        assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::Write, false), "{error}");
-        assert!(!error.to_string().contains('\n'), "{error}");
-        write(&db, [4]).await.unwrap();
-        assert!(drain(&lifecycle).await.is_clean());
-        assert_eq!(database.rows(), 1 + 2 + 1);
+    async fn ping(&self, connection: &mut Connection) -> Result<(), BoxError> {
+        let read = |database: &mut rusqlite::Connection| database.query_row("SELECT count(*) FROM t", [], |_| Ok(()));
+        Ok(connection.interact(read).await.map_err(|error| error.to_string())??)
     }
 
-    #[tokio::test]
-    async fn a_batch_that_finds_the_database_locked_can_be_written_again() {
-        let database = Database::new();
-        let lifecycle = lifecycle(BUDGET);
-        let mut config = Config::new(&database.path);
-        config.busy_timeout = Duration::from_millis(1);
-        let db = prepared(&lifecycle, Sqlite::new(config)).await;
-        let other = rusqlite::Connection::open(&database.path).unwrap();
-        other.execute_batch("BEGIN IMMEDIATE").unwrap();
-        let error = write(&db, [2]).await.unwrap_err();
-        assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::Write, true), "{error}");
-        other.execute_batch("COMMIT").unwrap();
-        other.close().unwrap();
-        write(&db, [2]).await.unwrap();
-        assert!(drain(&lifecycle).await.is_clean());
-        assert_eq!(database.rows(), 2);
+    async fn rows(&self) -> Result<usize, BoxError> {
+        let database = rusqlite::Connection::open(&self.path)?;
+        let rows: u32 = database.query_row("SELECT count(*) FROM t", [], |row| row.get(0))?;
+        database.close().map_err(|(_, error)| error)?;
+        Ok(rows as usize)
     }
 
-    #[tokio::test]
-    async fn a_transaction_that_was_left_open_does_not_swallow_a_batch() {
-        let database = Database::new();
-        let lifecycle = lifecycle(BUDGET);
-        let mut config = Config::new(&database.path);
-        config.pool_size = Some(1);
-        let db = prepared(&lifecycle, Sqlite::new(config)).await;
-        run(&db.get().await.unwrap(), "BEGIN; INSERT INTO t VALUES (7)").await;
-        write(&db, [2]).await.unwrap();
-        assert!(drain(&lifecycle).await.is_clean());
-        assert_eq!(database.rows(), 2);
-    }
-
-    #[tokio::test]
-    async fn everything_a_buffer_has_accepted_is_in_the_file_after_the_drain() {
-        let database = Database::new();
-        let lifecycle = lifecycle(BUDGET);
-        let db = prepared(&lifecycle, Sqlite::open(&database.path)).await;
-        let buffer = lifecycle.guard(BatchWriter::new(&db, Insert::new(STATEMENT)).max_age(Duration::from_secs(60)));
-        for record in 0..500_i64 {
-            buffer.push((record,)).await.unwrap();
+    /// Each connection has a descriptor of the log. Those of the database file itself are closed late, when no other
+    /// connection of the process has a lock on it: they count once the log is closed.
+    async fn sessions(&self) -> Result<usize, BoxError> {
+        match Self::descriptors(&self.beside("-wal"))? {
+            0 => Self::descriptors(&self.path),
+            sessions => Ok(sessions),
         }
-        let report = drain(&lifecycle).await;
-        assert!(report.is_clean(), "{report}");
-        assert_eq!(report.resource("sqlite-buffer").unwrap().records.unwrap().written, 500, "{report}");
-        assert_eq!(database.rows(), 1 + 500);
-        assert_eq!(database.logs(), [""; 0]);
+    }
+
+    async fn running(&self) -> Result<usize, BoxError> {
+        Ok(self.running.load(Ordering::SeqCst))
+    }
+
+    /// After a clean drain there is no log beside the file.
+    async fn complaints(&self) -> Result<Vec<String>, BoxError> {
+        let left = ["-wal", "-shm"].into_iter().map(|end| self.beside(end)).filter(|file| file.exists());
+        Ok(left.map(|file| format!("{} is left", file.display())).collect())
+    }
+
+    async fn end(self) -> Result<(), BoxError> {
+        let began = Instant::now();
+        // What was cut, or dropped without a drain, is closed on a thread that nobody waits for.
+        while self.sessions().await? > 0 {
+            if began.elapsed() > Duration::from_secs(5) {
+                return Err(format!("{} sessions are left", self.sessions().await?).into());
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Ok(self.directory.close()?)
     }
 }

@@ -34,7 +34,7 @@ pub async fn s6_sessions_that_are_out_are_gone_when_drain_returns<H: Harness>(ha
         out.truncate(held);
         let listed = sessions(harness).await;
         let (drained, ()) = tokio::join!(scene.drain(harness), async {
-            scene.lifecycle.draining().await;
+            scene.director.goodbye().reached_by(1).await;
             for mut checkout in out {
                 // Of use to its holder all the same.
                 ok(harness.ping(&mut checkout).await);
@@ -167,7 +167,7 @@ pub async fn s6_the_numbers_of_the_report_are_the_server_s<H: Harness>(harness: 
         until("the server lists both statements", || async { ok(harness.running().await) == 2 }).await;
         let listed = sessions(harness).await;
         let (drained, ()) = tokio::join!(scene.drain(harness), async {
-            scene.lifecycle.draining().await;
+            scene.director.goodbye().reached_by(1).await;
             drop(returned);
         });
         (listed, drained)

@@ -111,7 +111,11 @@ impl Drained {
         let row = self.row();
         assert_eq!(row.outcome, Outcome::Drained, "{report}");
         assert_eq!((*listed, *running), (0, 0), "the server still lists so many sessions and statements: {report}");
-        assert_eq!((row.sessions.closed, row.sessions.cut), (sessions as u64, 0), "the server listed {sessions}: {report}");
+        assert_eq!(
+            (row.sessions.closed, row.sessions.cut),
+            (sessions as u64, 0),
+            "the server listed {sessions}: {report}"
+        );
         assert!(*elapsed < QUICK, "it waited for something: {elapsed:?}: {report}");
     }
 

@@ -8,7 +8,8 @@ use crate::{Harness, LogSearch, Setup};
 pub async fn no_password_in_debug_report_error_or_log<H: Harness>(harness: &H) {
     let secret = harness.secret().expect("a harness that has passwords has a secret");
     let search = LogSearch::begin(secret);
-    let mut shown = vec![format!("{:?} {:#?}", harness.resource(&Setup::default()), harness.resource(&Setup::default()))];
+    let mut shown =
+        vec![format!("{:?} {:#?}", harness.resource(&Setup::default()), harness.resource(&Setup::default()))];
 
     let scene = Scene::patient(harness);
     let held = scene.out(harness, 2).await.remove(0);

@@ -1,0 +1,498 @@
+//! The suite can fail: resources that are wrong in one way each, and the cases that find it.
+
+mod memory;
+
+use std::{
+    fmt, mem,
+    sync::{Mutex, OnceLock},
+    thread,
+    time::Duration,
+};
+
+use memory::InMemory;
+use tokio::runtime::Handle;
+use winddown_core::{
+    BoxError, Capabilities, Drain, Error, ErrorKind, Resource,
+    memory::{Memory, MemoryPool, MemorySession},
+};
+use winddown_testkit::{Case, Harness, Need, ServerUse, Setup, cases};
+
+/// What is wrong with an [`Account`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum Flaw {
+    Nothing,
+    /// Opens a session before anybody asks.
+    OpensEarly,
+    /// Makes a session for an initialisation that failed, and forgets it.
+    LeavesFailedInits,
+    /// Says that a wrong password may be right the next time.
+    TriesTheWrongPasswordAgain,
+    /// Says that a full server stays full.
+    GivesUpOnAFullServer,
+    /// Answers a wrong password with the password.
+    ErrorsShowThePassword,
+    DebugShowsThePassword,
+    /// By `tracing`.
+    TracesShowThePassword,
+    /// By `log`.
+    LogsShowThePassword,
+    /// A caller that gives up keeps its slot.
+    LeaksCancelledCheckouts,
+    /// Hands out sessions that the server has closed.
+    HandsOutTheDead,
+    /// Says closed, and does nothing.
+    ClaimsClosed,
+    /// Says closed, and does it a moment later.
+    ClosesLater,
+    /// Drops sessions, and calls that a goodbye.
+    SaysNoGoodbye,
+    /// Counts one too many.
+    Overcounts,
+    /// Ends what is idle when the drain begins, and nothing that comes later.
+    ForgetsWhatComesBack,
+    /// Waits for checkouts before the first goodbye.
+    LetsTheIdleWait,
+    /// Takes a while over each goodbye, one after the other.
+    OneAfterTheOther,
+    /// Says that it cancels, and does not.
+    IgnoresCancel,
+    /// Cancels as soon as the drain begins.
+    CancelsAtOnce,
+    /// Waits for the server's answer, however long.
+    NeverCuts,
+    /// Counts what it has cut as closed.
+    CallsCutClosed,
+    /// Does not see that nobody is there.
+    WaitsForTheDead,
+    /// Needs the application's runtime for its goodbye.
+    NeedsTheApplication,
+}
+
+impl Flaw {
+    const ALL: [Self; 24] = [
+        Self::Nothing,
+        Self::OpensEarly,
+        Self::LeavesFailedInits,
+        Self::TriesTheWrongPasswordAgain,
+        Self::GivesUpOnAFullServer,
+        Self::ErrorsShowThePassword,
+        Self::DebugShowsThePassword,
+        Self::TracesShowThePassword,
+        Self::LogsShowThePassword,
+        Self::LeaksCancelledCheckouts,
+        Self::HandsOutTheDead,
+        Self::ClaimsClosed,
+        Self::ClosesLater,
+        Self::SaysNoGoodbye,
+        Self::Overcounts,
+        Self::ForgetsWhatComesBack,
+        Self::LetsTheIdleWait,
+        Self::OneAfterTheOther,
+        Self::IgnoresCancel,
+        Self::CancelsAtOnce,
+        Self::NeverCuts,
+        Self::CallsCutClosed,
+        Self::WaitsForTheDead,
+        Self::NeedsTheApplication,
+    ];
+}
+
+const PASSWORD: &str = "hunter2";
+
+/// A pool in memory behind a password, with a flaw.
+struct Account {
+    memory: Memory,
+    password: String,
+    flaw: Flaw,
+    /// For [`Flaw::HandsOutTheDead`].
+    kept: Mutex<Vec<MemorySession>>,
+    /// For those whose initialisation keeps something.
+    early: OnceLock<MemoryPool>,
+    application: OnceLock<Handle>,
+}
+
+impl Account {
+    fn is(&self, flaw: Flaw) -> bool {
+        self.flaw == flaw
+    }
+}
+
+impl fmt::Debug for Account {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut out = f.debug_struct("Account");
+        if self.is(Flaw::DebugShowsThePassword) {
+            out.field("password", &self.password);
+        }
+        out.finish_non_exhaustive()
+    }
+}
+
+impl Resource for Account {
+    type Pool = MemoryPool;
+    type Checkout = MemorySession;
+
+    fn name(&self) -> &str {
+        "account"
+    }
+
+    async fn init(&self) -> Result<MemoryPool, Error> {
+        let _ = self.application.set(Handle::current());
+        if self.is(Flaw::TracesShowThePassword) {
+            tracing::trace!(password = self.password, "log in");
+        }
+        if self.is(Flaw::LogsShowThePassword) {
+            log::trace!("log in with {}", self.password);
+        }
+        tracing::debug!("log in");
+        if self.password != PASSWORD {
+            if self.is(Flaw::LeavesFailedInits) {
+                mem::forget(self.memory.init().await?.get().await?);
+            }
+            let said = if self.is(Flaw::ErrorsShowThePassword) { PASSWORD } else { "that" };
+            let error = Error::new(ErrorKind::Init, format!("the password is not {said}"));
+            let error = error.with_source(std::io::Error::other("access denied"));
+            return Err(if self.is(Flaw::TriesTheWrongPasswordAgain) { error.retryable() } else { error });
+        }
+        let pool = self.memory.init().await;
+        if self.is(Flaw::GivesUpOnAFullServer) {
+            return pool.map_err(|error| Error::new(ErrorKind::Init, "no room").with_source(error));
+        }
+        pool
+    }
+
+    async fn checkout(&self, pool: &MemoryPool) -> Result<MemorySession, Error> {
+        /// Forgets what it holds when it is cancelled.
+        struct Leaks(Option<MemorySession>);
+        impl Drop for Leaks {
+            fn drop(&mut self) {
+                mem::forget(self.0.take());
+            }
+        }
+        if self.is(Flaw::LeaksCancelledCheckouts) {
+            let mut leaks = Leaks(Some(pool.get().await?));
+            tokio::task::yield_now().await;
+            return leaks.0.take().ok_or_else(|| Error::new(ErrorKind::Checkout, "it was there"));
+        }
+        let kept = self.kept.lock().unwrap().pop();
+        match kept {
+            Some(session) => Ok(session),
+            None => pool.get().await,
+        }
+    }
+
+    fn give_back(&self, pool: &MemoryPool, session: MemorySession) {
+        if self.is(Flaw::HandsOutTheDead) {
+            self.kept.lock().unwrap().push(session);
+        } else {
+            pool.put(session);
+        }
+    }
+
+    async fn goodbye(&self, pool: &MemoryPool, drain: &Drain) -> Result<(), Error> {
+        let idle = async || {
+            let mut idle = Vec::new();
+            while pool.idle() > 0 {
+                idle.push(pool.get().await?);
+            }
+            Ok::<_, Error>(idle)
+        };
+        match self.flaw {
+            Flaw::ClaimsClosed => {
+                drain.settled().await;
+                drain.closed(pool.open());
+                return Ok(());
+            }
+            Flaw::ClosesLater => {
+                drain.settled().await;
+                let idle = idle().await?;
+                drain.closed(idle.len());
+                thread::spawn(move || {
+                    thread::sleep(Duration::from_millis(200));
+                    drop(idle);
+                });
+                return Ok(());
+            }
+            Flaw::SaysNoGoodbye => {
+                drain.settled().await;
+                let idle = idle().await?;
+                drain.closed(idle.len());
+                return Ok(());
+            }
+            Flaw::ForgetsWhatComesBack => {
+                let idle = idle().await?;
+                drain.closed(idle.len());
+                return Ok(());
+            }
+            Flaw::LetsTheIdleWait => drain.settled().await,
+            Flaw::OneAfterTheOther => {
+                for _ in 0..pool.open() {
+                    tokio::time::sleep(Duration::from_millis(400)).await;
+                }
+            }
+            Flaw::CancelsAtOnce => self.memory.cancel(pool, drain).await?,
+            Flaw::Overcounts => drain.closed(1),
+            Flaw::WaitsForTheDead => {
+                if self.memory.server().sessions() < pool.open() {
+                    drain.cut().await;
+                }
+            }
+            Flaw::NeedsTheApplication => {
+                let application = self.application.get().cloned();
+                let task = application.map(|application| application.spawn(async {}));
+                if let Some(task) = task {
+                    let _ = task.await;
+                }
+            }
+            _ => {}
+        }
+        for session in mem::take(&mut *self.kept.lock().unwrap()) {
+            pool.put(session);
+        }
+        if matches!(self.flaw, Flaw::NeverCuts | Flaw::CallsCutClosed) {
+            let open = pool.open();
+            tokio::select! {
+                biased;
+                () = drain.cut() => {
+                    if self.is(Flaw::NeverCuts) {
+                        std::future::pending::<()>().await;
+                    }
+                    drain.closed(open);
+                    return Ok(());
+                }
+                result = self.memory.goodbye(pool, drain) => return result,
+            }
+        }
+        self.memory.goodbye(pool, drain).await
+    }
+
+    async fn cancel(&self, pool: &MemoryPool, drain: &Drain) -> Result<(), Error> {
+        if self.is(Flaw::IgnoresCancel) {
+            return Ok(());
+        }
+        self.memory.cancel(pool, drain).await
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.memory.capabilities()
+    }
+}
+
+/// The in-memory harness with such a resource.
+struct With<const FLAW: u8>(InMemory);
+
+impl<const FLAW: u8> Harness for With<FLAW> {
+    type Resource = Account;
+
+    const NAME: &'static str = "flawed";
+    const LACKS: &'static [(Need, &'static str)] = &[];
+
+    async fn start(server: ServerUse) -> Result<Self, BoxError> {
+        InMemory::start(server).await.map(Self)
+    }
+
+    fn resource(&self, setup: &Setup) -> Account {
+        let account = Account {
+            memory: self.0.resource(setup),
+            password: if setup.wrong_password { "letmein" } else { PASSWORD }.to_owned(),
+            flaw: Flaw::ALL[usize::from(FLAW)],
+            kept: Mutex::default(),
+            early: OnceLock::new(),
+            application: OnceLock::new(),
+        };
+        if account.is(Flaw::OpensEarly) {
+            let mut init = std::pin::pin!(account.memory.init());
+            let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+            if let std::task::Poll::Ready(Ok(pool)) = init.as_mut().poll(&mut context) {
+                let _ = account.early.set(pool);
+            }
+        }
+        account
+    }
+
+    async fn run(&self, session: &mut MemorySession, takes: Duration) -> Result<(), BoxError> {
+        self.0.run(session, takes).await
+    }
+
+    async fn ping(&self, session: &mut MemorySession) -> Result<(), BoxError> {
+        self.0.ping(session).await
+    }
+
+    async fn rows(&self) -> Result<usize, BoxError> {
+        self.0.rows().await
+    }
+
+    async fn sessions(&self) -> Result<usize, BoxError> {
+        self.0.sessions().await
+    }
+
+    async fn running(&self) -> Result<usize, BoxError> {
+        self.0.running().await
+    }
+
+    async fn pause(&self) -> Result<(), BoxError> {
+        self.0.pause().await
+    }
+
+    async fn resume(&self) -> Result<(), BoxError> {
+        self.0.resume().await
+    }
+
+    async fn kill(&self) -> Result<(), BoxError> {
+        self.0.kill().await
+    }
+
+    async fn start_again(&self) -> Result<(), BoxError> {
+        self.0.start_again().await
+    }
+
+    async fn partition(&self) -> Result<(), BoxError> {
+        self.0.partition().await
+    }
+
+    async fn heal(&self) -> Result<(), BoxError> {
+        self.0.heal().await
+    }
+
+    async fn slow(&self, by: Duration) -> Result<(), BoxError> {
+        self.0.slow(by).await
+    }
+
+    async fn full(&self, full: bool) -> Result<(), BoxError> {
+        self.0.full(full).await
+    }
+
+    async fn close_idle(&self) -> Result<(), BoxError> {
+        self.0.close_idle().await
+    }
+
+    async fn complaints(&self) -> Result<Vec<String>, BoxError> {
+        self.0.complaints().await
+    }
+
+    fn secret(&self) -> Option<&str> {
+        Some(PASSWORD)
+    }
+
+    async fn end(self) -> Result<(), BoxError> {
+        self.0.end().await
+    }
+}
+
+fn case<const FLAW: u8>(name: &str) -> Case<With<FLAW>> {
+    cases::all().into_iter().find(|case| case.name == name).unwrap_or_else(|| panic!("there is no case {name}"))
+}
+
+/// One test for each flaw: all of these cases find it, each by itself.
+macro_rules! found {
+    ($($test:ident: $flaw:ident by [$($case:ident),+ $(,)?];)+) => {
+        $(
+            #[test]
+            fn $test() {
+                $(
+                    let error = case::<{ Flaw::$flaw as u8 }>(stringify!($case)).run().expect_err(stringify!($case));
+                    println!("{}: {error}", stringify!($case));
+                )+
+            }
+        )+
+    };
+}
+
+found! {
+    one_that_opens_early: OpensEarly by [s3_one_that_was_never_used_opens_nothing_and_is_not_drained];
+    one_that_leaves_failed_inits: LeavesFailedInits by [a_wrong_password_is_an_error_at_once];
+    one_that_tries_a_wrong_password_again: TriesTheWrongPasswordAgain by [a_wrong_password_is_an_error_at_once];
+    one_that_gives_up_on_a_full_server: GivesUpOnAFullServer by [a_full_server_is_asked_again_until_it_has_room];
+    one_whose_errors_show_the_password: ErrorsShowThePassword by [no_password_in_debug_report_error_or_log];
+    one_whose_debug_shows_the_password: DebugShowsThePassword by [no_password_in_debug_report_error_or_log];
+    one_that_traces_the_password: TracesShowThePassword by [no_password_in_debug_report_error_or_log];
+    one_that_logs_the_password: LogsShowThePassword by [no_password_in_debug_report_error_or_log];
+    one_that_leaks_cancelled_checkouts: LeaksCancelledCheckouts by [a_cancelled_checkout_leaks_nothing];
+    one_that_hands_out_the_dead: HandsOutTheDead by [
+        sessions_the_server_closed_are_replaced_on_the_next_use,
+        after_a_thaw_the_first_use_gets_a_session_that_works,
+        a_server_that_was_started_again_is_used_and_drained,
+    ];
+    one_that_claims_closed: ClaimsClosed by [
+        s1_a_hundred_concurrent_first_uses_initialise_once,
+        s1_a_failed_init_reaches_all_who_waited_and_can_be_tried_again,
+        s1_a_cancelled_caller_neither_cancels_nor_repeats_an_init,
+        an_init_that_fails_for_now_is_tried_again,
+        s3_an_init_under_way_when_draining_begins_is_drained_too,
+        s2_after_the_drain_began_nothing_is_handed_out,
+        s2_a_waiter_is_woken_by_the_refusal,
+        s2_a_checkout_that_was_connecting_is_not_handed_out_and_its_session_is_gone,
+        s2_a_checkout_that_the_driver_was_connecting_leaves_no_session,
+        s2_a_checkout_that_was_connecting_to_a_slow_server_leaves_no_session,
+        s2_callers_that_race_the_drain_are_served_or_refused,
+        s6_l3_idle_sessions_are_gone_when_drain_returns,
+        s6_sessions_that_are_out_are_gone_when_drain_returns,
+        s3_it_is_drained_once_however_often_that_is_asked_for,
+        s3_dropped_without_a_drain_it_is_not_drained,
+        s6_l2_a_frozen_application_does_not_make_the_report_untrue,
+    ];
+    one_that_closes_later: ClosesLater by [
+        s6_l3_idle_sessions_are_gone_when_drain_returns,
+        s6_sessions_that_are_out_are_gone_when_drain_returns,
+        s2_a_checkout_that_was_connecting_is_not_handed_out_and_its_session_is_gone,
+    ];
+    one_that_says_no_goodbye: SaysNoGoodbye by [
+        s6_l3_idle_sessions_are_gone_when_drain_returns,
+        s2_callers_that_race_the_drain_are_served_or_refused,
+    ];
+    one_that_overcounts: Overcounts by [
+        s6_l3_idle_sessions_are_gone_when_drain_returns,
+        s6_the_numbers_of_the_report_are_the_server_s,
+        a_checkout_held_past_settling_is_cut_and_its_site_named,
+    ];
+    one_that_forgets_what_comes_back: ForgetsWhatComesBack by [
+        s6_sessions_that_are_out_are_gone_when_drain_returns,
+        idle_sessions_do_not_wait_for_those_that_are_out,
+        s6_a_bare_checkout_that_was_connecting_is_seen,
+        a_statement_that_ends_in_time_is_let_end,
+    ];
+    one_that_lets_the_idle_wait: LetsTheIdleWait by [idle_sessions_do_not_wait_for_those_that_are_out];
+    one_that_goes_one_after_the_other: OneAfterTheOther by [c3_goodbyes_run_concurrently];
+    one_that_ignores_cancel: IgnoresCancel by [
+        a_straggler_s_statement_is_stopped_on_the_server,
+        a_statement_whose_future_was_dropped_is_stopped_on_the_server,
+        s6_the_numbers_of_the_report_are_the_server_s,
+    ];
+    one_that_cancels_at_once: CancelsAtOnce by [
+        a_statement_that_ends_in_time_is_let_end,
+        a_statement_whose_future_was_dropped_is_let_end_in_time,
+    ];
+    one_that_never_cuts: NeverCuts by [
+        a_checkout_held_past_settling_is_cut_and_its_site_named,
+        l1_a_server_paused_before_the_drain_is_left_by_the_deadline,
+        l1_a_server_paused_while_settling_is_left_by_the_deadline,
+        l1_a_server_paused_at_the_goodbye_is_left_by_the_deadline,
+        l1_a_statement_on_a_paused_server_is_left_by_the_deadline,
+        l1_a_server_behind_a_cut_network_is_left_by_the_deadline,
+        l1_a_statement_behind_a_cut_network_is_left_by_the_deadline,
+    ];
+    one_that_calls_cut_closed: CallsCutClosed by [
+        l1_a_server_paused_before_the_drain_is_left_by_the_deadline,
+        l1_a_server_paused_at_the_goodbye_is_left_by_the_deadline,
+        l1_a_server_behind_a_cut_network_is_left_by_the_deadline,
+    ];
+    one_that_waits_for_the_dead: WaitsForTheDead by [
+        a_server_that_was_killed_is_not_waited_for,
+        sessions_the_server_closed_are_no_failure_of_the_drain,
+    ];
+    one_that_needs_the_application: NeedsTheApplication by [
+        s6_l2_a_frozen_application_does_not_make_the_report_untrue,
+    ];
+}
+
+/// So that what is found above is the flaw.
+#[test]
+fn one_without_a_flaw_passes_everything() {
+    let threads = cases::all::<With<{ Flaw::Nothing as u8 }>>().into_iter().map(|case| {
+        assert!(case.does_not_apply().is_none());
+        (case.name, thread::spawn(move || case.run()))
+    });
+    for (name, thread) in threads.collect::<Vec<_>>() {
+        thread.join().unwrap().unwrap_or_else(|error| panic!("{name}: {error}"));
+    }
+}
