@@ -5,6 +5,7 @@ pub mod containers;
 mod directed;
 mod harness;
 mod logs;
+pub mod proxy;
 mod suite;
 
 pub use winddown_core;

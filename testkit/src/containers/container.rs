@@ -1,0 +1,293 @@
+//! A container that runs, and what can be done to it.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use testcontainers::{
+    ContainerAsync, GenericImage,
+    bollard::{
+        Docker,
+        container::LogOutput,
+        exec::{CreateExecOptions, StartExecResults},
+        query_parameters::{
+            InspectContainerOptions, KillContainerOptionsBuilder, StartContainerOptions, StopContainerOptionsBuilder,
+            WaitContainerOptions,
+        },
+    },
+};
+use tokio_stream::StreamExt;
+
+use super::{engine, log, network::Network};
+
+/// A container. It is removed when this is dropped; [`remove`](Self::remove) also waits for it.
+#[derive(Debug)]
+pub struct Container {
+    /// `None` only while being dropped.
+    started: Option<ContainerAsync<GenericImage>>,
+    shared: Arc<Shared>,
+    /// How much of the log there was before the latest start.
+    earlier: usize,
+}
+
+/// What every operation needs.
+#[derive(Debug)]
+struct Shared {
+    docker: Docker,
+    id: String,
+    network: Network,
+    ip: Ipv4Addr,
+    ready: Vec<String>,
+    limit: Duration,
+}
+
+/// What came of a command in a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Output {
+    /// How it ended.
+    pub code: i64,
+    /// What it wrote to its standard output.
+    pub stdout: String,
+    /// What it wrote to its standard error.
+    pub stderr: String,
+}
+
+impl Container {
+    pub(super) async fn new(
+        started: ContainerAsync<GenericImage>,
+        docker: Docker,
+        network: Network,
+        ready: Vec<String>,
+        limit: Duration,
+    ) -> Result<Self> {
+        let id = started.id().to_owned();
+        let ip = address(&docker, &id, network.name()).await?;
+        let shared = Shared { docker, id, network, ip, ready, limit };
+        Ok(Self { started: Some(started), shared: Arc::new(shared), earlier: 0 })
+    }
+
+    pub(super) async fn wait_until_ready(&self) -> Result<()> {
+        let Shared { docker, id, ready, limit, .. } = &*self.shared;
+        log::wait(docker, id, ready, self.earlier, *limit).await
+    }
+
+    /// Its address on its network, the same for as long as it exists.
+    #[must_use]
+    pub fn ip(&self) -> Ipv4Addr {
+        self.shared.ip
+    }
+
+    /// Where its server listens.
+    #[must_use]
+    pub fn address(&self, port: u16) -> SocketAddr {
+        (self.shared.ip, port).into()
+    }
+
+    /// The network it is on, for others to join.
+    #[must_use]
+    pub fn network(&self) -> &Network {
+        &self.shared.network
+    }
+
+    /// What the engine knows it as.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.shared.id
+    }
+
+    /// What it has written so far, to standard output and standard error.
+    ///
+    /// # Errors
+    ///
+    /// When the engine refuses.
+    pub async fn logs(&self) -> Result<String> {
+        self.run(async |shared| log::read(&shared.docker, &shared.id).await).await
+    }
+
+    /// Waits until it has written lines with these texts, in this order, since its latest start.
+    ///
+    /// # Errors
+    ///
+    /// When they have not come within `limit`, or it has ended.
+    pub async fn wait_for(&self, texts: impl IntoIterator<Item = impl Into<String>>, limit: Duration) -> Result<()> {
+        let texts: Vec<String> = texts.into_iter().map(Into::into).collect();
+        let earlier = self.earlier;
+        self.run(async move |shared| log::wait(&shared.docker, &shared.id, &texts, earlier, limit).await).await
+    }
+
+    /// Runs a command in it, as root, and waits for its end.
+    ///
+    /// # Errors
+    ///
+    /// When the engine refuses. A command that fails says so in its output.
+    pub async fn exec(&self, command: impl IntoIterator<Item = impl Into<String>>) -> Result<Output> {
+        let command: Vec<String> = command.into_iter().map(Into::into).collect();
+        self.run(async move |shared| {
+            let options = CreateExecOptions {
+                cmd: Some(command),
+                attach_stdout: Some(true),
+                attach_stderr: Some(true),
+                ..Default::default()
+            };
+            let exec = shared.docker.create_exec(&shared.id, options).await.context("cannot run a command")?;
+            let started = shared.docker.start_exec(&exec.id, None).await.context("cannot run a command")?;
+            let StartExecResults::Attached { mut output, .. } = started else { bail!("the command has no output") };
+            let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+            while let Some(piece) = output.next().await {
+                match piece.context("cannot read a command's output")? {
+                    LogOutput::StdErr { message } => stderr.extend_from_slice(&message),
+                    piece => stdout.extend_from_slice(&piece.into_bytes()),
+                }
+            }
+            let ended = shared.docker.inspect_exec(&exec.id).await.context("cannot see how a command ended")?;
+            Ok(Output {
+                code: ended.exit_code.context("a command whose output has ended still runs")?,
+                stdout: String::from_utf8_lossy(&stdout).into_owned(),
+                stderr: String::from_utf8_lossy(&stderr).into_owned(),
+            })
+        })
+        .await
+    }
+
+    /// Freezes its processes. Its kernel still answers: connections are accepted and data is acknowledged.
+    ///
+    /// # Errors
+    ///
+    /// When the engine refuses.
+    pub async fn pause(&self) -> Result<()> {
+        self.run(async |shared| shared.docker.pause_container(&shared.id).await.context("cannot pause")).await
+    }
+
+    /// Ends [`pause`](Self::pause).
+    ///
+    /// # Errors
+    ///
+    /// When the engine refuses.
+    pub async fn resume(&self) -> Result<()> {
+        self.run(async |shared| shared.docker.unpause_container(&shared.id).await.context("cannot resume")).await
+    }
+
+    /// Ends its server with SIGKILL and waits until it is gone.
+    ///
+    /// Its address goes with it: whether a client sees its connections reset, or nothing any more, is a race.
+    ///
+    /// # Errors
+    ///
+    /// When the engine refuses.
+    pub async fn kill(&self) -> Result<()> {
+        self.run(async |shared| {
+            let options = KillContainerOptionsBuilder::new().signal("SIGKILL").build();
+            shared.docker.kill_container(&shared.id, Some(options)).await.context("cannot kill")?;
+            shared.wait_for_end().await
+        })
+        .await
+    }
+
+    /// Stops its server as `docker stop` does, and waits until it is gone.
+    ///
+    /// # Errors
+    ///
+    /// When the engine refuses.
+    pub async fn stop(&self) -> Result<()> {
+        self.run(async |shared| {
+            let options = StopContainerOptionsBuilder::new().build();
+            shared.docker.stop_container(&shared.id, Some(options)).await.context("cannot stop")
+        })
+        .await
+    }
+
+    /// Starts it after [`kill`](Self::kill) or [`stop`](Self::stop), with its files and its address, and waits until it
+    /// is ready.
+    ///
+    /// # Errors
+    ///
+    /// When the engine refuses, or it is not ready in time.
+    pub async fn start_again(&mut self) -> Result<()> {
+        self.earlier = self
+            .run(async |shared| {
+                let earlier = log::read(&shared.docker, &shared.id).await?.lines().count();
+                // else it would get the next address that is free
+                shared.network.disconnect(&shared.id).await?;
+                shared.network.connect(&shared.id, shared.ip).await?;
+                let options = None::<StartContainerOptions>;
+                shared.docker.start_container(&shared.id, options).await.context("cannot start again")?;
+                log::wait(&shared.docker, &shared.id, &shared.ready, earlier, shared.limit).await?;
+                Ok(earlier)
+            })
+            .await?;
+        Ok(())
+    }
+
+    /// Cuts it off: packets in both directions vanish, and nobody is told by a FIN or a RST.
+    ///
+    /// A new connection to it gets no answer either, and fails after some seconds, when the host has not found its
+    /// address.
+    ///
+    /// # Errors
+    ///
+    /// When the engine refuses.
+    pub async fn partition(&self) -> Result<()> {
+        self.run(async |shared| shared.network.disconnect(&shared.id).await).await
+    }
+
+    /// Ends [`partition`](Self::partition). The address is the same, and what was sent meanwhile is sent again.
+    ///
+    /// # Errors
+    ///
+    /// When the engine refuses.
+    pub async fn heal(&self) -> Result<()> {
+        self.run(async |shared| shared.network.connect(&shared.id, shared.ip).await).await
+    }
+
+    /// Removes it and waits until it is gone.
+    ///
+    /// # Errors
+    ///
+    /// When the engine refuses.
+    pub async fn remove(mut self) -> Result<()> {
+        let started = self.started.take().context("a container is removed once")?;
+        engine::run(async move { started.rm().await.context("cannot remove a container") }).await
+    }
+
+    async fn run<T, W, F>(&self, work: W) -> Result<T>
+    where
+        T: Send + 'static,
+        W: FnOnce(Arc<Shared>) -> F,
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        engine::run(work(Arc::clone(&self.shared))).await
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        let Some(started) = self.started.take() else { return };
+        let shared = Arc::clone(&self.shared);
+        engine::spawn(async move {
+            // an error is left to the reaper
+            drop(started.rm().await);
+            // the network goes after what is on it
+            drop(shared);
+        });
+    }
+}
+
+impl Shared {
+    async fn wait_for_end(&self) -> Result<()> {
+        let mut ends = self.docker.wait_container(&self.id, None::<WaitContainerOptions>);
+        // a code that is not 0 comes as an error, and is what was asked for
+        drop(ends.next().await);
+        Ok(())
+    }
+}
+
+/// Its address on a network.
+async fn address(docker: &Docker, id: &str, network: &str) -> Result<Ipv4Addr> {
+    let container = docker.inspect_container(id, None::<InspectContainerOptions>).await.context("cannot inspect")?;
+    let networks = container.network_settings.and_then(|settings| settings.networks).unwrap_or_default();
+    let address = networks.get(network).and_then(|endpoint| endpoint.ip_address.as_deref()).unwrap_or_default();
+    address.parse().with_context(|| format!("the container has no address on {network}: it may have ended"))
+}

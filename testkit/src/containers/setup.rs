@@ -1,0 +1,145 @@
+//! What a container is started with.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use testcontainers::{
+    ContainerAsync, ContainerRequest, CopyTargetOptions, GenericImage, ImageExt,
+    bollard::{Docker, errors::Error},
+    runners::AsyncRunner,
+};
+
+use super::{container::Container, engine, network::Network};
+
+/// Whose images they are.
+const REPOSITORY: &str = "winddown-test";
+
+/// What a container may take until it is ready.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// What a container is started with.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct Setup {
+    image: String,
+    version: String,
+    env: Vec<(String, String)>,
+    args: Vec<String>,
+    files: Vec<(String, Vec<u8>, u32)>,
+    ready: Vec<String>,
+    limit: Duration,
+    network: Option<Network>,
+}
+
+impl Setup {
+    /// One of the images that `cargo xtask images` makes, by the name and version in `images/images.toml`:
+    /// `postgres:17`.
+    pub fn image(image: &str) -> Self {
+        let (image, version) = image.split_once(':').unwrap_or((image, "latest"));
+        Self {
+            image: format!("{REPOSITORY}/{image}"),
+            version: version.to_owned(),
+            env: Vec::new(),
+            args: Vec::new(),
+            files: Vec::new(),
+            ready: Vec::new(),
+            limit: LIMIT,
+            network: None,
+        }
+    }
+
+    /// Sets a variable of its environment.
+    pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.env.push((name.into(), value.into()));
+        self
+    }
+
+    /// More arguments, after those given before.
+    pub fn args(mut self, args: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.args.extend(args.into_iter().map(Into::into));
+        self
+    }
+
+    /// Puts a file there before the start. It belongs to root, so the server may have to be let in by `mode`.
+    pub fn file(mut self, path: impl Into<String>, content: impl Into<Vec<u8>>, mode: u32) -> Self {
+        self.files.push((path.into(), content.into(), mode));
+        self
+    }
+
+    /// The container is ready once it has written lines with these texts, in this order.
+    ///
+    /// The order is for servers that say so twice. PostgreSQL's images start a server that nobody can reach first; it
+    /// also says that it is ready, but not that it listens on IPv4.
+    pub fn ready(mut self, texts: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.ready = texts.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// How long it may take until it is ready, instead of a minute.
+    pub fn within(mut self, limit: Duration) -> Self {
+        self.limit = limit;
+        self
+    }
+
+    /// A network that it shares with other containers, instead of one of its own.
+    pub fn network(mut self, network: &Network) -> Self {
+        self.network = Some(network.clone());
+        self
+    }
+
+    /// Starts the container and waits until it is ready.
+    ///
+    /// # Errors
+    ///
+    /// When the image is missing, the engine refuses, or the container is not ready in time; the error then has the end
+    /// of its log.
+    pub async fn start(self) -> Result<Container> {
+        engine::run(async move {
+            let docker = engine::connect().await?;
+            self.check_image(&docker).await?;
+            let network = match &self.network {
+                Some(network) => network.clone(),
+                None => Network::make(&docker).await?,
+            };
+            let name = format!("{}:{}", self.image, self.version);
+            let started = self.request(&network).start().await;
+            let started: ContainerAsync<GenericImage> = started.with_context(|| format!("cannot start {name}"))?;
+            let container = Container::new(started, docker, network, self.ready, self.limit).await?;
+            container.wait_until_ready().await.with_context(|| format!("{name} is not ready"))?;
+            Ok(container)
+        })
+        .await
+    }
+
+    /// testcontainers would look for a missing image in a registry, and tell of that.
+    async fn check_image(&self, docker: &Docker) -> Result<()> {
+        let name = format!("{}:{}", self.image, self.version);
+        match docker.inspect_image(&name).await {
+            Ok(_) => Ok(()),
+            Err(Error::DockerResponseServerError { status_code: 404, .. }) => {
+                anyhow::bail!("there is no image {name}: run `cargo xtask images`")
+            }
+            Err(error) => Err(error).with_context(|| format!("cannot look for the image {name}")),
+        }
+    }
+
+    fn request(&self, network: &Network) -> ContainerRequest<GenericImage> {
+        // without a condition of testcontainers: its error would come without the container's log
+        let mut request = GenericImage::new(self.image.clone(), self.version.clone())
+            .with_network(network.name())
+            .with_labels(engine::labels())
+            .with_startup_timeout(self.limit)
+            // nobody uses a port of the host's, and each costs a process
+            .with_host_config_modifier(|host| host.publish_all_ports = Some(false));
+        if !self.args.is_empty() {
+            request = request.with_cmd(self.args.clone());
+        }
+        for (name, value) in &self.env {
+            request = request.with_env_var(name, value);
+        }
+        for (path, content, mode) in &self.files {
+            request = request.with_copy_to(CopyTargetOptions::new(path).with_mode(*mode), content.clone());
+        }
+        request
+    }
+}

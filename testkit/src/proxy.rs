@@ -1,0 +1,253 @@
+//! A TCP proxy between a client and its server, with faults that kernels cannot always make.
+
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::{Instant, sleep_until},
+};
+
+/// How much one read takes.
+const PIECE: usize = 64 * 1024;
+
+/// How many pieces are on their way in one direction before the sender has to wait, as on a line that is full.
+const ON_THE_WAY: usize = 256;
+
+/// A proxy in front of one server, on a port of its own of 127.0.0.1.
+///
+/// The end of one direction (FIN) is passed on as such; the other direction stays open. A reset is not made up: when one
+/// side's connection breaks, the other side's is closed in an orderly way. Dropping the proxy closes everything.
+///
+/// It lives on the runtime that it was started on.
+#[derive(Debug)]
+pub struct Proxy {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    /// The listener and its connections, aborted when dropped.
+    _tasks: JoinSet<()>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    faults: watch::Sender<Faults>,
+    open: watch::Sender<usize>,
+    accepted: AtomicU64,
+    up: AtomicU64,
+    down: AtomicU64,
+    round_trips: AtomicU64,
+}
+
+/// What is done to everything that passes.
+#[derive(Clone, Copy, Debug, Default)]
+struct Faults {
+    delay: Duration,
+    blackhole: bool,
+}
+
+/// Which way data goes.
+#[derive(Clone, Copy, Debug)]
+enum Direction {
+    /// To the server.
+    Up,
+    /// To the client.
+    Down,
+}
+
+impl Proxy {
+    /// Starts a proxy for the server at `upstream`.
+    ///
+    /// # Errors
+    ///
+    /// When no port can be had.
+    pub async fn start(upstream: SocketAddr) -> io::Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        let address = listener.local_addr()?;
+        let shared = Arc::new(Shared {
+            faults: watch::Sender::default(),
+            open: watch::Sender::default(),
+            accepted: AtomicU64::default(),
+            up: AtomicU64::default(),
+            down: AtomicU64::default(),
+            round_trips: AtomicU64::default(),
+        });
+        let mut tasks = JoinSet::new();
+        tasks.spawn(accept(listener, upstream, Arc::clone(&shared)));
+        Ok(Self { address, shared, _tasks: tasks })
+    }
+
+    /// Where clients connect to.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// From now on everything, in each direction, arrives this much later. What is on its way keeps its time.
+    ///
+    /// So a round trip takes twice as much longer. The order is kept.
+    pub fn set_delay(&self, delay: Duration) {
+        self.shared.faults.send_modify(|faults| faults.delay = delay);
+    }
+
+    /// While set, nothing passes in either direction, no end either: connections are accepted, and nobody answers. What
+    /// came meanwhile passes once it is unset.
+    pub fn set_blackhole(&self, blackhole: bool) {
+        self.shared.faults.send_modify(|faults| faults.blackhole = blackhole);
+    }
+
+    /// How many connections are open; one is until both its directions have ended.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        *self.shared.open.borrow()
+    }
+
+    /// Waits until this many connections are open.
+    pub async fn wait_for_connections(&self, count: usize) {
+        let mut open = self.shared.open.subscribe();
+        // the sender is ours: it does not go while we wait
+        let _ = open.wait_for(|open| *open == count).await;
+    }
+
+    /// How many connections there have been.
+    #[must_use]
+    pub fn accepted(&self) -> u64 {
+        self.shared.accepted.load(Ordering::Relaxed)
+    }
+
+    /// How many bytes have been passed to the server.
+    #[must_use]
+    pub fn bytes_up(&self) -> u64 {
+        self.shared.up.load(Ordering::Relaxed)
+    }
+
+    /// How many bytes have been passed to clients.
+    #[must_use]
+    pub fn bytes_down(&self) -> u64 {
+        self.shared.down.load(Ordering::Relaxed)
+    }
+
+    /// How many times a client had to wait for its server: answers that followed a question, over all connections.
+    ///
+    /// Questions sent without waiting for the answer to the one before count as one; so do answers.
+    #[must_use]
+    pub fn round_trips(&self) -> u64 {
+        self.shared.round_trips.load(Ordering::Relaxed)
+    }
+}
+
+async fn accept(listener: TcpListener, upstream: SocketAddr, shared: Arc<Shared>) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((client, _)) => {
+                    shared.accepted.fetch_add(1, Ordering::Relaxed);
+                    let open = Open::new(Arc::clone(&shared));
+                    connections.spawn(connection(client, upstream, open));
+                }
+                // out of file descriptors: the next connection that ends gives some back
+                Err(_) => match connections.join_next().await {
+                    Some(_) => {}
+                    None => return,
+                },
+            },
+            Some(_) = connections.join_next() => {}
+        }
+    }
+}
+
+/// Counts a connection for as long as it is open.
+struct Open(Arc<Shared>);
+
+impl Open {
+    fn new(shared: Arc<Shared>) -> Self {
+        shared.open.send_modify(|open| *open += 1);
+        Self(shared)
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.open.send_modify(|open| *open -= 1);
+    }
+}
+
+async fn connection(client: TcpStream, upstream: SocketAddr, open: Open) {
+    // one that cannot be made ends the client's, in order
+    let Ok(server) = TcpStream::connect(upstream).await else { return };
+    // small pieces are what is measured here
+    let _ = client.set_nodelay(true).and_then(|()| server.set_nodelay(true));
+    let (from_client, to_client) = client.into_split();
+    let (from_server, to_server) = server.into_split();
+    let asked = &AtomicU64::default();
+    tokio::join!(
+        pass(from_client, to_server, Direction::Up, &open.0, asked),
+        pass(from_server, to_client, Direction::Down, &open.0, asked),
+    );
+}
+
+/// Passes one direction on until it ends, and then the end.
+async fn pass(from: OwnedReadHalf, to: OwnedWriteHalf, direction: Direction, shared: &Shared, asked: &AtomicU64) {
+    let (sender, pieces) = mpsc::channel(ON_THE_WAY);
+    tokio::join!(read(from, sender, shared), write(to, pieces, direction, shared, asked));
+}
+
+/// Stamps each piece with the instant at which it may arrive; an empty one is the end.
+async fn read(mut from: OwnedReadHalf, pieces: mpsc::Sender<(Instant, Vec<u8>)>, shared: &Shared) {
+    let mut buffer = vec![0; PIECE];
+    loop {
+        // one side's reset is the other side's end
+        let length = from.read(&mut buffer).await.unwrap_or(0);
+        let due = Instant::now() + shared.faults.borrow().delay;
+        if pieces.send((due, buffer[..length].to_vec())).await.is_err() || length == 0 {
+            return;
+        }
+    }
+}
+
+async fn write(
+    mut to: OwnedWriteHalf,
+    mut pieces: mpsc::Receiver<(Instant, Vec<u8>)>,
+    direction: Direction,
+    shared: &Shared,
+    asked: &AtomicU64,
+) {
+    let mut faults = shared.faults.subscribe();
+    while let Some((due, piece)) = pieces.recv().await {
+        sleep_until(due).await;
+        // the sender outlives every connection
+        let _ = faults.wait_for(|faults| !faults.blackhole).await;
+        if piece.is_empty() {
+            break;
+        }
+        let length = piece.len() as u64;
+        // counted before it can be seen at the other end
+        match direction {
+            Direction::Up => {
+                asked.store(1, Ordering::Relaxed);
+                shared.up.fetch_add(length, Ordering::Relaxed);
+            }
+            Direction::Down => {
+                shared.round_trips.fetch_add(asked.swap(0, Ordering::Relaxed), Ordering::Relaxed);
+                shared.down.fetch_add(length, Ordering::Relaxed);
+            }
+        }
+        if to.write_all(&piece).await.is_err() {
+            break;
+        }
+    }
+    let _ = to.shutdown().await;
+}
