@@ -15,6 +15,10 @@ pub use winddown_buffer as buffer;
 #[cfg(feature = "lambda")]
 pub use winddown_lambda as lambda;
 
+/// PostgreSQL through `deadpool-postgres`.
+#[cfg(feature = "postgres")]
+pub use winddown_postgres as postgres;
+
 /// A local AWS Lambda lifecycle, to run functions under.
 #[cfg(feature = "sim")]
 pub use winddown_sim as sim;

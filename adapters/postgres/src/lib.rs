@@ -6,6 +6,8 @@ mod error;
 mod manager;
 mod rested;
 mod sessions;
+#[cfg(feature = "buffer")]
+mod sink;
 mod socket;
 mod stream;
 mod tls;
@@ -14,6 +16,8 @@ mod wrapped;
 pub use deadpool_postgres::{self, tokio_postgres};
 pub use rustls;
 
+#[cfg(feature = "buffer")]
+pub use crate::sink::{Insert, Parameters};
 pub use crate::{
     config::{Config, Credentials, CredentialsFuture, CredentialsProvider, URL_VARIABLE},
     manager::Postgres,
