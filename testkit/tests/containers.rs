@@ -3,9 +3,10 @@
 //! The server is PostgreSQL's image: it is made for the adapters' tests anyway, and it has all that a small server needs.
 
 use std::{
-    env,
+    env, fs,
     io::{BufRead, BufReader},
     net::SocketAddr,
+    os::unix::fs::PermissionsExt,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -39,14 +40,17 @@ fn setup() -> Setup {
         .ready(["listening on IPv4 address", "database system is ready to accept connections"])
 }
 
-/// A connection that is sure to be accepted, since the server has answered on it.
+/// A connection that is sure to be accepted: the server has said whether it speaks TLS.
 async fn connect(address: SocketAddr) -> TcpStream {
     let mut stream = TcpStream::connect(address).await.unwrap();
-    assert!(answers(&mut stream).await);
+    stream.write_all(&[0, 0, 0, 8, 4, 210, 22, 47]).await.unwrap();
+    assert!(answered(&mut stream, LIMIT).await);
     stream
 }
 
-/// Asks PostgreSQL whether it speaks TLS, which it answers as often as it is asked; whether it did at once.
+/// Asks whether the server speaks GSSAPI, the other question that comes before a session; whether it answers at once.
+///
+/// It can be asked once on a connection.
 async fn answers(stream: &mut TcpStream) -> bool {
     stream.write_all(&[0, 0, 0, 8, 4, 210, 22, 48]).await.unwrap();
     answered(stream, QUIET).await
@@ -61,7 +65,7 @@ async fn answered(stream: &mut TcpStream, limit: Duration) -> bool {
 fn state(local: SocketAddr) -> Option<u8> {
     let SocketAddr::V4(local) = local else { return None };
     let local = format!("{:08X}:{:04X}", u32::from_ne_bytes(local.ip().octets()), local.port());
-    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let table = fs::read_to_string("/proc/net/tcp").unwrap();
     let mut rows = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
     rows.find(|row| row[1] == local).map(|row| u8::from_str_radix(row[3], 16).unwrap())
 }
@@ -245,7 +249,9 @@ fn nothing_is_left_after_ctrl_c_or_sigkill_or_a_panic() {
         child.wait().unwrap();
         wait_for_nothing_of(&owner);
     }
-    let (mut child, owner) = holder(|command| drop(command.env("WINDDOWN_TEST_PANIC", "1")));
+    let (mut child, owner) = holder(|command| {
+        command.env("WINDDOWN_TEST_PANIC", "1");
+    });
     assert!(!child.wait().unwrap().success());
     wait_for_nothing_of(&owner);
 }
@@ -253,8 +259,15 @@ fn nothing_is_left_after_ctrl_c_or_sigkill_or_a_panic() {
 #[test]
 fn what_nobody_removed_is_swept_by_the_next_run_and_nothing_else_is() {
     needs_containers!();
-    // where the reaper ends with its owner
-    let (mut child, owner) = holder(|command| drop(command.env("PATH", "")));
+    // a reaper that can do nothing
+    let programs = tempfile::tempdir().unwrap();
+    let docker = programs.path().join("docker");
+    fs::write(&docker, "#!/bin/sh\n").unwrap();
+    fs::set_permissions(&docker, fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", programs.path().display(), env::var("PATH").unwrap());
+    let (mut child, owner) = holder(|command| {
+        command.env("PATH", path);
+    });
     winddown_reaper::sweep_orphans().unwrap();
     assert_eq!(left_of(&owner).len(), 2, "its owner lives");
     child.kill().unwrap();
