@@ -134,9 +134,12 @@ impl Maker<'_> {
         let mut build = docker(["build", "--network", "host", "--label", &format!("{}={digest}", label::NAME)]);
         build.arg("--file").arg(recipe.join("Containerfile"));
         let base = self.pins.base(image).tag();
-        for (name, value) in
-            [("BASE", base.as_str()), ("PACKAGES", &image.packages.join(" ")), ("VERSION", &image.version)]
-        {
+        for (name, value) in [
+            ("BASE", base.as_str()),
+            ("PACKAGES", &image.packages.join(" ")),
+            ("NAME", &image.name),
+            ("VERSION", &image.version),
+        ] {
             build.arg("--build-arg").arg(format!("{name}={value}"));
         }
         if self.rebuild {

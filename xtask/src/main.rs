@@ -3,6 +3,7 @@
 //! `cargo xtask test` is all a developer needs before sending work; `cargo xtask lint` is the rest of what CI runs.
 
 mod bench;
+mod containers;
 mod counts;
 mod debian;
 mod deny;

@@ -5,8 +5,9 @@ use std::{path::PathBuf, process::Command, time::Instant};
 use anyhow::Result;
 
 use crate::{
+    containers::Containers,
     counts::Counts,
-    images, rie, run,
+    rie, run,
     summary::{Outcome, Row, Summary},
     workspace::Workspace,
 };
@@ -16,11 +17,15 @@ pub(crate) fn test(workspace: &Workspace, filter: Option<&str>) -> Result<bool> 
     let mut summary = Summary::default();
     let (row, emulator) = set_up(workspace);
     summary.push(row);
-    summary.push(images(workspace));
+    let (row, containers) = Containers::set_up(workspace);
+    summary.push(row);
 
     // without a choice of targets: that includes doc tests, and builds the examples as the programs that tests start
     let mut all = workspace.cargo(["test", "--locked", "--workspace", "--all-features", "--no-fail-fast"]);
-    summary.push(counted("tests", &mut all, emulator.as_ref(), filter));
+    summary.push(counted("tests", all.envs(containers.env()), emulator.as_ref(), filter));
+    if let Some(row) = containers.sweep() {
+        summary.push(row);
+    }
 
     // criterion then runs each once, without measuring, and prints nothing that can be counted
     if filter.is_none() {
@@ -44,10 +49,15 @@ pub(crate) fn test(workspace: &Workspace, filter: Option<&str>) -> Result<bool> 
 /// Runs the long tests, full size.
 pub(crate) fn soak(workspace: &Workspace) -> Result<bool> {
     let mut summary = Summary::default();
+    let (row, containers) = Containers::set_up(workspace);
+    summary.push(row);
     let mut soak = workspace.cargo(["test", "--release", "--locked", "--workspace", "--all-features", "--tests"]);
     // the long tests are called so, and are longer when asked
-    soak.args(["soak", "--", "--nocapture"]).env("WINDDOWN_SOAK", "1");
+    soak.args(["soak", "--", "--nocapture"]).env("WINDDOWN_SOAK", "1").envs(containers.env());
     summary.push(run::test_step("soak", &mut soak));
+    if let Some(row) = containers.sweep() {
+        summary.push(row);
+    }
     Ok(close(&summary))
 }
 
@@ -76,25 +86,6 @@ fn set_up(workspace: &Workspace) -> (Row, Option<PathBuf>) {
         },
     };
     (Row { step: "set-up".into(), took: start.elapsed(), counts: None, outcome }, emulator)
-}
-
-/// Makes the images that the tests start containers from.
-fn images(workspace: &Workspace) -> Row {
-    let start = Instant::now();
-    let outcome = match images::skipped() {
-        Some(why) => {
-            eprintln!("{why}");
-            Outcome::Skipped(why)
-        }
-        None => match images::make(workspace, false) {
-            Ok(()) => Outcome::Passed,
-            Err(error) => {
-                eprintln!("error: {error:#}");
-                Outcome::Failed(format!("{error:#}"))
-            }
-        },
-    };
-    Row { step: "images".into(), took: start.elapsed(), counts: None, outcome }
 }
 
 /// Runs a step; one that a filter left without tests has not failed, unless all steps are (see [`close`]).

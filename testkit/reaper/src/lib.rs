@@ -27,11 +27,18 @@ pub const OWNER_LABEL: &str = "winddown.owner";
 pub const RUN_VARIABLE: &str = "WINDDOWN_TEST_RUN";
 
 /// Removes everything with the label `$1`, containers first: a network goes when nobody is on it.
+///
+/// Another try is for what could not be removed, which is mostly what somebody else is just removing.
 const SWEEP: &str = r#"
-containers=$(docker ps --all --quiet --no-trunc --filter "label=$1")
-[ -z "$containers" ] || docker rm --force --volumes $containers
-networks=$(docker network ls --quiet --no-trunc --filter "label=$1")
-[ -z "$networks" ] || docker network rm $networks
+for try in 1 2 3 4 5 6 7 8 9 10; do
+    containers=$(docker ps --all --quiet --no-trunc --filter "label=$1") || exit 1
+    networks=$(docker network ls --quiet --no-trunc --filter "label=$1") || exit 1
+    [ -n "$containers$networks" ] || exit 0
+    { [ -z "$containers" ] || docker rm --force --volumes $containers; } &&
+        { [ -z "$networks" ] || docker network rm $networks; } ||
+        sleep 0.5
+done
+exit 1
 "#;
 
 /// Waits for the end of its input first. Signals to everything in a terminal or a session are not meant for it.
@@ -115,7 +122,7 @@ pub fn sweep_orphans() -> io::Result<usize> {
     Ok(gone.len())
 }
 
-/// What a script says is nobody's business: what is already being removed is an error to it, and is as good.
+/// What a script says is nobody's business, how it ends is.
 fn shell(script: &str, label: &str) -> Command {
     let mut shell = Command::new("sh");
     shell.args(["-c", script, "sh", label]).stdout(Stdio::null()).stderr(Stdio::null());

@@ -41,7 +41,7 @@ pub(crate) struct Base {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Image {
-    name: String,
+    pub(crate) name: String,
     pub(crate) version: String,
     pub(crate) official: Option<String>,
     recipe: String,
