@@ -1,4 +1,4 @@
-//! How many tests ran, read from what libtest prints.
+//! How many tests ran, read from what libtest and the conformance suite print.
 
 use std::ops::AddAssign;
 
@@ -36,31 +36,79 @@ impl AddAssign for Counts {
     }
 }
 
+/// What the conformance suite says of one backend when its cases are over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Harness {
+    pub(crate) name: String,
+    pub(crate) counts: Counts,
+    /// How many cases do not apply, and why.
+    pub(crate) does_not_apply: String,
+}
+
+impl Harness {
+    /// Reads `conformance: NAME: 31 passed, 0 failed, 0 skipped; 2 do not apply: why`, which `testkit/src/suite.rs`
+    /// prints.
+    fn parse(line: &str) -> Option<Self> {
+        let (name, rest) = line.trim_end().strip_prefix("conformance: ")?.split_once(": ")?;
+        let (counts, others) = rest.split_once("; ")?;
+        let mut fields = counts.split(", ");
+        let mut field = |name| fields.next()?.strip_suffix(name)?.trim_end().parse().ok();
+        let counts = Counts { passed: field("passed")?, failed: field("failed")?, ignored: field("skipped")? };
+        Some(Self { name: name.to_owned(), counts, does_not_apply: others.replacen(" do not apply", "", 1) })
+    }
+}
+
+/// What a stream of bytes has said so far.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Seen {
+    /// Of all binaries.
+    pub(crate) counts: Counts,
+    pub(crate) harnesses: Vec<Harness>,
+}
+
 /// Cuts a stream of bytes into lines and adds up the closing lines among them.
 #[derive(Debug, Default)]
 pub(crate) struct Counter {
     unfinished: Vec<u8>,
-    counts: Counts,
+    seen: Seen,
 }
 
 impl Counter {
-    /// Takes the next piece of the stream, which may begin and end anywhere.
-    pub(crate) fn push(&mut self, piece: &[u8]) {
+    /// Takes the next piece of the stream, which may begin and end anywhere. Returns whether it said anything.
+    pub(crate) fn push(&mut self, piece: &[u8]) -> bool {
+        let mut said = false;
         for part in piece.split_inclusive(|byte| *byte == b'\n') {
             self.unfinished.extend_from_slice(part);
             if part.ends_with(b"\n") {
                 // tests may print what is no text; such a line is not the one looked for
-                if let Some(counts) = std::str::from_utf8(&self.unfinished).ok().and_then(Counts::parse) {
-                    self.counts += counts;
+                if let Ok(line) = std::str::from_utf8(&self.unfinished) {
+                    said |= self.seen.read(line);
                 }
                 self.unfinished.clear();
             }
         }
+        said
     }
 
     /// What has been counted so far.
-    pub(crate) fn counts(&self) -> Counts {
-        self.counts
+    pub(crate) fn seen(&self) -> &Seen {
+        &self.seen
+    }
+}
+
+impl Seen {
+    fn read(&mut self, line: &str) -> bool {
+        if let Some(counts) = Counts::parse(line) {
+            self.counts += counts;
+            return true;
+        }
+        match Harness::parse(line) {
+            None => false,
+            Some(harness) => {
+                self.harnesses.push(harness);
+                true
+            }
+        }
     }
 }
 
@@ -102,15 +150,35 @@ mod tests {
         output.extend_from_slice(format!("{FAILED}\n").as_bytes());
         for size in [1, 2, 7, 64, output.len()] {
             let mut counter = Counter::default();
-            output.chunks(size).for_each(|piece| counter.push(piece));
-            assert_eq!(counter.counts(), Counts { passed: 16, failed: 2, ignored: 3 }, "pieces of {size} bytes");
+            output.chunks(size).for_each(|piece| {
+                counter.push(piece);
+            });
+            assert_eq!(counter.seen().counts, Counts { passed: 16, failed: 2, ignored: 3 }, "pieces of {size} bytes");
         }
+    }
+
+    #[test]
+    fn what_the_conformance_suite_says_of_each_backend_is_kept() {
+        let lines = "conformance: postgres_17: 40 passed, 1 failed, 0 skipped; 0 do not apply\n\
+                     conformance: sqlite: 24 passed, 0 failed, 3 skipped; 2 do not apply: kill (no server), slow (a; b: c)\n\
+                     conformance: half: 24 passed\n";
+        let mut counter = Counter::default();
+        assert!(counter.push(lines.as_bytes()));
+        let harness = |name: &str, passed, failed, ignored, why: &str| Harness {
+            name: name.into(),
+            counts: Counts { passed, failed, ignored },
+            does_not_apply: why.into(),
+        };
+        let expected =
+            [harness("postgres_17", 40, 1, 0, "0"), harness("sqlite", 24, 0, 3, "2: kill (no server), slow (a; b: c)")];
+        assert_eq!(counter.seen().harnesses, expected);
+        assert_eq!(counter.seen().counts, Counts::default(), "libtest's own line counts them");
     }
 
     #[test]
     fn a_line_cut_short_is_not_counted() {
         let mut counter = Counter::default();
         counter.push(PASSED.as_bytes());
-        assert_eq!(counter.counts(), Counts::default());
+        assert_eq!(counter.seen().counts, Counts::default());
     }
 }

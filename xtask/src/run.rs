@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use crate::{
-    counts::{Counter, Counts},
+    counts::{Counter, Seen},
     summary::{Outcome, Row},
 };
 
@@ -34,18 +34,19 @@ pub(crate) fn step(step: impl Into<String>, command: &mut Command) -> Row {
         Ok(()) => Outcome::Passed,
         Err(why) => Outcome::Failed(format!("{why:#}")),
     };
-    Row { step: step.into(), took: start.elapsed(), counts: None, outcome }
+    Row { step: step.into(), took: start.elapsed(), counts: None, harnesses: Vec::new(), outcome }
 }
 
 /// Runs a step and counts its tests, passing its output through as it comes.
 pub(crate) fn test_step(step: impl Into<String>, command: &mut Command) -> Row {
     let start = Instant::now();
     show(command);
-    let (counts, outcome) = match counted(command, io::stdout(), GRACE) {
-        Ok((counts, outcome)) => (counts, outcome),
-        Err(why) => (Counts::default(), Outcome::Failed(format!("{why:#}"))),
+    let (seen, outcome) = match counted(command, io::stdout(), GRACE) {
+        Ok((seen, outcome)) => (seen, outcome),
+        Err(why) => (Seen::default(), Outcome::Failed(format!("{why:#}"))),
     };
-    Row { step: step.into(), took: start.elapsed(), counts: Some(counts), outcome }
+    let Seen { counts, harnesses } = seen;
+    Row { step: step.into(), took: start.elapsed(), counts: Some(counts), harnesses, outcome }
 }
 
 /// Runs a command to its end; an error says which and how it ended.
@@ -128,20 +129,20 @@ fn end(child: &mut Child) {
     let _ = child.wait();
 }
 
-fn counted(command: &mut Command, shown: impl Write + Send + 'static, grace: Duration) -> Result<(Counts, Outcome)> {
+fn counted(command: &mut Command, shown: impl Write + Send + 'static, grace: Duration) -> Result<(Seen, Outcome)> {
     let mut child =
         command.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot start {}", program(command)))?;
     let output = child.stdout.take().expect("standard output was asked for one line above");
-    let (sender, counts) = mpsc::channel();
+    let (sender, news) = mpsc::channel();
     // its own thread, because the pipe can outlive the command: see below
     thread::spawn(move || pass_through(output, shown, &sender));
 
     let status = child.wait().context("cannot wait for a command")?;
-    let mut total = Counts::default();
+    let mut total = Seen::default();
     let deadline = Instant::now() + grace;
     let left_behind = loop {
-        match counts.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(counts) => total = counts,
+        match news.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(seen) => total = seen,
             Err(RecvTimeoutError::Disconnected) => break false,
             // some process of a test still holds the pipe; waiting for it could take for ever
             Err(RecvTimeoutError::Timeout) => break true,
@@ -152,7 +153,7 @@ fn counted(command: &mut Command, shown: impl Write + Send + 'static, grace: Dur
         Outcome::Failed(status.to_string())
     } else if left_behind {
         Outcome::Failed("a test left a process running".into())
-    } else if total.ran() == 0 {
+    } else if total.counts.ran() == 0 {
         Outcome::Failed(RAN_NO_TEST.into())
     } else {
         Outcome::Passed
@@ -160,8 +161,8 @@ fn counted(command: &mut Command, shown: impl Write + Send + 'static, grace: Dur
     Ok((total, outcome))
 }
 
-/// Copies bytes as they come, so that a test's name shows while it runs, and sends the counts whenever they change.
-fn pass_through(mut output: impl Read, mut shown: impl Write, counts: &mpsc::Sender<Counts>) {
+/// Copies bytes as they come, so that a test's name shows while it runs, and sends what was counted whenever it changes.
+fn pass_through(mut output: impl Read, mut shown: impl Write, news: &mpsc::Sender<Seen>) {
     let mut counter = Counter::default();
     let mut buffer = vec![0; 16 * 1024];
     loop {
@@ -173,9 +174,7 @@ fn pass_through(mut output: impl Read, mut shown: impl Write, counts: &mpsc::Sen
         };
         // when nobody reads ours any more (`| head`), counting still goes on
         let _ = shown.write_all(piece).and_then(|()| shown.flush());
-        let before = counter.counts();
-        counter.push(piece);
-        if counter.counts() != before && counts.send(counter.counts()).is_err() {
+        if counter.push(piece) && news.send(counter.seen().clone()).is_err() {
             return;
         }
     }
@@ -204,6 +203,7 @@ fn program(command: &Command) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::counts::Counts;
 
     fn shell(script: &str) -> Command {
         let mut command = Command::new("sh");
@@ -213,7 +213,8 @@ mod tests {
 
     /// Unseen: the outer run of these tests counts the same lines.
     fn outcome(script: &str) -> (Counts, Outcome) {
-        counted(&mut shell(script), io::sink(), GRACE).unwrap()
+        let (seen, outcome) = counted(&mut shell(script), io::sink(), GRACE).unwrap();
+        (seen.counts, outcome)
     }
 
     #[test]
@@ -239,9 +240,9 @@ mod tests {
     fn a_process_that_outlives_its_test_fails_the_step_instead_of_holding_it_up() {
         let line = "sleep 2 & echo 'test result: ok. 2 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out'";
         let grace = Duration::from_millis(100);
-        let (counts, outcome) = counted(&mut shell(line), io::sink(), grace).unwrap();
+        let (seen, outcome) = counted(&mut shell(line), io::sink(), grace).unwrap();
         assert_eq!(outcome, Outcome::Failed("a test left a process running".into()));
-        assert_eq!(counts.passed, 2);
+        assert_eq!(seen.counts.passed, 2);
     }
 
     #[test]

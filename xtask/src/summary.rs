@@ -2,7 +2,7 @@
 
 use std::{fmt, time::Duration};
 
-use crate::counts::Counts;
+use crate::counts::{Counts, Harness};
 
 /// What came of one step.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,18 +21,32 @@ pub(crate) struct Row {
     pub(crate) took: Duration,
     /// Only for steps that run tests.
     pub(crate) counts: Option<Counts>,
+    /// The backends that its tests ran the conformance suite against.
+    pub(crate) harnesses: Vec<Harness>,
     pub(crate) outcome: Outcome,
 }
 
 impl Row {
     /// A step that could not be run.
     pub(crate) fn failed(step: &str, why: String) -> Self {
-        Self { step: step.to_owned(), took: Duration::ZERO, counts: None, outcome: Outcome::Failed(why) }
+        Self {
+            step: step.to_owned(),
+            took: Duration::ZERO,
+            counts: None,
+            harnesses: Vec::new(),
+            outcome: Outcome::Failed(why),
+        }
     }
 
     /// A step that was left out.
     pub(crate) fn skipped(step: &str, why: String) -> Self {
-        Self { step: step.to_owned(), took: Duration::ZERO, counts: None, outcome: Outcome::Skipped(why) }
+        Self {
+            step: step.to_owned(),
+            took: Duration::ZERO,
+            counts: None,
+            harnesses: Vec::new(),
+            outcome: Outcome::Skipped(why),
+        }
     }
 }
 
@@ -75,7 +89,7 @@ impl fmt::Display for Summary {
         let tests = self.rows.iter().any(|row| row.counts.is_some());
         let head = if tests { "   passed   failed  ignored" } else { "" };
         writeln!(f, "{:width$}  {:>9}{head}  outcome", "step", "seconds")?;
-        for Row { step, took, counts, outcome } in &self.rows {
+        for Row { step, took, counts, harnesses: _, outcome } in &self.rows {
             write!(f, "{step:width$}  {:>9.1}", took.as_secs_f64())?;
             match counts {
                 Some(Counts { passed, failed, ignored }) => write!(f, "{passed:>9}{failed:>9}{ignored:>9}")?,
@@ -88,6 +102,14 @@ impl fmt::Display for Summary {
                 Outcome::Skipped(why) => writeln!(f, "  skipped: {why}")?,
             }
         }
+
+        let harnesses = || self.rows.iter().flat_map(|row| &row.harnesses);
+        let Some(width) = harnesses().map(|harness| harness.name.len()).max() else { return Ok(()) };
+        let width = width.max("conformance".len());
+        writeln!(f, "\n{:width$}   passed   failed  ignored  do not apply", "conformance")?;
+        for Harness { name, counts: Counts { passed, failed, ignored }, does_not_apply } in harnesses() {
+            writeln!(f, "{name:width$}{passed:>9}{failed:>9}{ignored:>9}  {does_not_apply}")?;
+        }
         Ok(())
     }
 }
@@ -97,7 +119,7 @@ mod tests {
     use super::*;
 
     fn row(counts: Option<Counts>, outcome: Outcome) -> Row {
-        Row { step: "step".into(), took: Duration::from_millis(1250), counts, outcome }
+        Row { step: "step".into(), took: Duration::from_millis(1250), counts, harnesses: Vec::new(), outcome }
     }
 
     #[test]
@@ -128,5 +150,15 @@ mod tests {
         let table = summary.to_string();
         assert!(table.contains("step        1.2        -        -        -  ok\n"), "{table}");
         assert!(table.contains("step        1.2        5        0        1  ok\n"), "{table}");
+    }
+    #[test]
+    fn each_backend_of_the_conformance_suite_has_a_row() {
+        let mut summary = Summary::default();
+        let counts = Counts { passed: 24, failed: 0, ignored: 1 };
+        let harness = Harness { name: "sqlite".into(), counts, does_not_apply: "2: kill (no server)".into() };
+        summary.push(Row { harnesses: vec![harness], ..row(Some(counts), Outcome::Passed) });
+        let table = summary.to_string();
+        assert!(table.contains("\n\nconformance   passed   failed  ignored  do not apply\n"), "{table}");
+        assert!(table.ends_with("\nsqlite            24        0        1  2: kill (no server)\n"), "{table}");
     }
 }

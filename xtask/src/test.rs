@@ -85,7 +85,7 @@ fn set_up(workspace: &Workspace) -> (Row, Option<PathBuf>) {
             }
         },
     };
-    (Row { step: "set-up".into(), took: start.elapsed(), counts: None, outcome }, emulator)
+    (Row { step: "set-up".into(), took: start.elapsed(), counts: None, harnesses: Vec::new(), outcome }, emulator)
 }
 
 /// Runs a step; one that a filter left without tests has not failed, unless all steps are (see [`close`]).
