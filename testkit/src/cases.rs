@@ -39,7 +39,7 @@ pub fn all<H: Harness>() -> Vec<Case<H>> {
         case!(s6_l3_idle_sessions_are_gone_when_drain_returns, Shared, []),
         case!(s6_sessions_that_are_out_are_gone_when_drain_returns, Shared, []),
         case!(idle_sessions_do_not_wait_for_those_that_are_out, Shared, [Slots]),
-        case!(a_checkout_held_past_settling_is_cut_and_its_site_named, Shared, []),
+        case!(a_checkout_held_past_settling_is_ended_and_its_site_named, Shared, []),
         case!(a_statement_that_ends_in_time_is_let_end, Shared, []),
         case!(a_straggler_s_statement_is_stopped_on_the_server, Shared, []),
         case!(a_statement_whose_future_was_dropped_is_stopped_on_the_server, Shared, []),

@@ -31,8 +31,21 @@ impl Failure {
         }
     }
 
+    /// Whether the server has looked at who wants in, and refused.
+    fn is_refusal(&self) -> bool {
+        let Self::Postgres(error) = self else { return false };
+        error.as_db_error().is_some_and(|error| {
+            let refused = [SqlState::INVALID_PASSWORD, SqlState::INVALID_AUTHORIZATION_SPECIFICATION];
+            // PgBouncer has one code for all that it says of itself, and tells this by its words.
+            let by_words =
+                *error.code() == SqlState::PROTOCOL_VIOLATION && error.message().ends_with(AUTHENTICATION_FAILED);
+            refused.contains(error.code()) || by_words
+        })
+    }
+
     fn passes(&self) -> bool {
         match self {
+            Self::Postgres(_) if self.is_refusal() => false,
             Self::Postgres(error) => match error.code() {
                 // Insufficient resources (full), operator intervention (starts, stops), connection exceptions, which
                 // is also how poolers say that they are full.
@@ -53,6 +66,8 @@ impl Failure {
         }
     }
 }
+
+const AUTHENTICATION_FAILED: &str = "authentication failed";
 
 fn io_error(error: &tokio_postgres::Error) -> Option<&io::Error> {
     error.source()?.downcast_ref()
@@ -80,9 +95,8 @@ impl From<PoolError> for Failure {
 /// Why no session could be opened, and what to do about it.
 pub(crate) fn open(failure: Failure) -> Error {
     let advice = match failure.code() {
-        Some(code) if *code == SqlState::INVALID_PASSWORD => "the server refuses the user or the password",
-        // No entry for this user, database or address, or no encryption where some is asked for.
-        Some(code) if *code == SqlState::INVALID_AUTHORIZATION_SPECIFICATION => "the server lets this user not in",
+        // Also where it has no entry for this user, database or address, or wants encryption.
+        Some(_) if failure.is_refusal() => "the server does not let this user in: see user, password and sslmode",
         Some(code) if *code == SqlState::INVALID_CATALOG_NAME => "there is no such database, create it or name another",
         Some(code) if *code == SqlState::INSUFFICIENT_PRIVILEGE => "the user may not connect to this database",
         _ => match failure {

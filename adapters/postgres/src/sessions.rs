@@ -15,7 +15,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::{
@@ -60,6 +60,8 @@ struct State {
     /// While draining: those that the drain has not taken over yet.
     fresh: Vec<Arc<Session>>,
     ended: Ended,
+    /// How long the last one took to open, from when its socket was connected.
+    opening: Option<Duration>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -162,6 +164,11 @@ impl Sessions {
         Draining(self)
     }
 
+    /// How long the last session took to open.
+    pub(crate) fn opening(&self) -> Option<Duration> {
+        self.state().opening
+    }
+
     pub(crate) fn news(&self) -> News {
         let mut state = self.state();
         let (fresh, ended) = (mem::take(&mut state.fresh), mem::take(&mut state.ended));
@@ -196,9 +203,13 @@ impl Sessions {
             let error = Error::new(ErrorKind::ShuttingDown, "shutting down: nothing is opened any more");
             return Err(driver_error(refused(error)).await);
         };
+        let began = Instant::now();
         let task = Held(Some(session.spawn_run()));
         match opened.await {
-            Ok(opened) => opened.map(|client| (client, task.let_go())),
+            Ok(opened) => opened.map(|client| {
+                self.state().opening = Some(began.elapsed());
+                (client, task.let_go())
+            }),
             // Cut while it was being opened.
             Err(_) => Err(driver_error(io::ErrorKind::ConnectionAborted.into()).await),
         }

@@ -65,7 +65,7 @@ pub async fn idle_sessions_do_not_wait_for_those_that_are_out<H: Harness>(harnes
 }
 
 /// A checkout that never comes back costs its own session, and the report says where it was made.
-pub async fn a_checkout_held_past_settling_is_cut_and_its_site_named<H: Harness>(harness: &H) {
+pub async fn a_checkout_held_past_settling_is_ended_and_its_site_named<H: Harness>(harness: &H) {
     let scene = Scene::patient(harness);
     let mut out = scene.out(harness, 2).await;
     out.truncate(1);
@@ -75,8 +75,8 @@ pub async fn a_checkout_held_past_settling_is_cut_and_its_site_named<H: Harness>
     let (report, row) = (&drained.report, drained.row());
     assert_eq!((row.outcome, row.left_out), (Outcome::Incomplete, 1), "{report}");
     assert_eq!((row.sessions.closed + row.sessions.cut, row.sessions.cancelled), (listed as u64, 0), "{report}");
-    assert_eq!(row.sessions.cut, 1, "{report}");
-    assert!(drained.listed <= 1, "only what is called cut may be listed, and {} are: {report}", drained.listed);
+    // An adapter that can says goodbye over the holder's head; but only what it calls cut may be listed.
+    assert!(row.sessions.cut <= 1 && drained.listed <= row.sessions.cut as usize, "{} are: {report}", drained.listed);
     let sites: Vec<_> = row.stragglers.iter().map(|straggler| (straggler.site.as_str(), straggler.count)).collect();
     assert!(matches!(sites[..], [(site, 1)] if site.contains("scene.rs")), "{report}");
     drop(out);

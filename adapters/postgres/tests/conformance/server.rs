@@ -1,0 +1,338 @@
+//! PostgreSQL as a harness: a role and a database of its own on a server in a container.
+
+use std::{
+    marker::PhantomData,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use tokio::sync::Mutex;
+use tokio_postgres::{Client, NoTls};
+use winddown_core::BoxError;
+use winddown_postgres::{Config, Postgres, SslMode};
+use winddown_testkit::{CheckoutOf, Harness, ServerUse, Setup, containers, containers::Container, proxy::Proxy};
+
+/// A version of PostgreSQL there is an image of.
+pub(crate) trait Version: Send + Sync + 'static {
+    const NAME: &'static str;
+    const IMAGE: &'static str;
+    /// What the cases of this process share.
+    fn shared() -> &'static Shared;
+}
+
+pub(crate) struct Seventeen;
+
+impl Version for Seventeen {
+    const NAME: &'static str = "postgres_17";
+    const IMAGE: &'static str = "postgres:17";
+
+    fn shared() -> &'static Shared {
+        static SHARED: Shared = Shared::const_new(None);
+        &SHARED
+    }
+}
+
+type Shared = Mutex<Option<Arc<Server>>>;
+
+/// The superuser's.
+pub(crate) const PASSWORD: &str = "of the superuser";
+
+/// A server in a container of its own.
+pub(crate) struct Server {
+    pub(crate) container: Mutex<Container>,
+    pub(crate) address: SocketAddr,
+}
+
+impl Server {
+    pub(crate) async fn start(image: &str) -> Result<Self, BoxError> {
+        let container = containers::Setup::image(image)
+            .env("POSTGRES_PASSWORD", PASSWORD)
+            // Each line says whose session it is about, and nothing about a client that went away is left out.
+            .args(["-c", "log_line_prefix=%m [%p] %u@%d ", "-c", "log_min_messages=debug1"])
+            .args(["-c", "max_connections=400"])
+            .ready(["listening on IPv4 address", "database system is ready to accept connections"])
+            .start()
+            .await?;
+        let address = container.address(5432);
+        Ok(Self { container: Mutex::new(container), address })
+    }
+
+    /// One that the cases of this process share.
+    pub(crate) async fn shared<V: Version>() -> Result<Arc<Self>, BoxError> {
+        let mut shared = V::shared().lock().await;
+        if let Some(server) = shared.as_ref() {
+            return Ok(Arc::clone(server));
+        }
+        let server = Arc::new(Self::start(V::IMAGE).await?);
+        *shared = Some(Arc::clone(&server));
+        Ok(server)
+    }
+
+    pub(crate) async fn stop_shared<V: Version>() -> Result<(), BoxError> {
+        match V::shared().lock().await.take().and_then(Arc::into_inner) {
+            Some(server) => Ok(server.container.into_inner().remove().await?),
+            None => Ok(()),
+        }
+    }
+
+    /// A session of the superuser, on the runtime of the caller.
+    pub(crate) async fn superuser(&self, database: &str) -> Result<Client, BoxError> {
+        connect(self.address, "postgres", PASSWORD, database).await
+    }
+}
+
+/// A session that is not one of those that are counted.
+pub(crate) async fn connect(
+    address: SocketAddr,
+    user: &str,
+    password: &str,
+    database: &str,
+) -> Result<Client, BoxError> {
+    let mut config = tokio_postgres::Config::new();
+    config.host(address.ip().to_string()).port(address.port());
+    config.user(user).password(password).dbname(database).application_name("harness");
+    let (client, connection) = config.connect(NoTls).await?;
+    tokio::spawn(connection);
+    Ok(client)
+}
+
+/// A role that owns a database of the same name.
+pub(crate) struct Tenant {
+    pub(crate) name: String,
+    pub(crate) password: String,
+}
+
+impl Tenant {
+    pub(crate) async fn create(server: &Server) -> Result<Self, BoxError> {
+        static NEXT: AtomicU32 = AtomicU32::new(1);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        // Nobody logs on as one of another case, and no log has it by chance.
+        let tenant =
+            Self { name: format!("tenant_{number}"), password: format!("s3cret-{number}-{:016x}", fastrand::u64(..)) };
+        let Self { name, password } = &tenant;
+        let superuser = server.superuser("postgres").await?;
+        superuser.batch_execute(&format!("CREATE ROLE {name} LOGIN PASSWORD '{password}'")).await?;
+        superuser.batch_execute(&format!("CREATE DATABASE {name} OWNER {name}")).await?;
+        server
+            .superuser(name)
+            .await?
+            .batch_execute(&format!("CREATE TABLE rows(at timestamptz); ALTER TABLE rows OWNER TO {name}"))
+            .await?;
+        Ok(tenant)
+    }
+
+    pub(crate) async fn drop(self, server: &Server) -> Result<(), BoxError> {
+        let superuser = server.superuser("postgres").await?;
+        superuser.batch_execute(&format!("DROP DATABASE {} WITH (FORCE)", self.name)).await?;
+        superuser.batch_execute(&format!("DROP ROLE {}", self.name)).await?;
+        Ok(())
+    }
+
+    pub(crate) fn config(&self, address: SocketAddr, setup: &Setup) -> Config {
+        let mut driver = tokio_postgres::Config::new();
+        driver.host(address.ip().to_string()).port(address.port()).dbname(&self.name).user(&self.name);
+        driver.password(if setup.wrong_password { "not it" } else { &self.password });
+        let mut config = Config::from(driver);
+        config.ssl_mode = SslMode::Disable;
+        config.pool.max_size = setup.size;
+        config.check_after = setup.check_after_idle.unwrap_or(config.check_after);
+        config
+    }
+}
+
+/// PostgreSQL, spoken to directly.
+pub(crate) struct PostgreSql<V> {
+    pub(crate) server: Arc<Server>,
+    use_of_it: ServerUse,
+    pub(crate) tenant: Tenant,
+    /// Between the resource and the server, where the case may want to slow it down.
+    proxy: Option<Proxy>,
+    superuser: Mutex<Arc<Client>>,
+    owner: Mutex<Arc<Client>>,
+    version: PhantomData<V>,
+}
+
+impl<V: Version> PostgreSql<V> {
+    /// The sessions in this state, or in any.
+    async fn listed(&self, state: &str) -> Result<usize, BoxError> {
+        let superuser = Arc::clone(&*self.superuser.lock().await);
+        let sql = "SELECT count(*) FROM pg_stat_activity WHERE usename = $1 AND backend_type = 'client backend' \
+                   AND ($2 = '' OR state = $2)";
+        let row = superuser.query_one(sql, &[&self.tenant.name, &state]).await?;
+        Ok(usize::try_from(row.get::<_, i64>(0))?)
+    }
+
+    /// The sessions of the harness anew: the server, or the way to it, was gone.
+    async fn ask_anew(&self) -> Result<(), BoxError> {
+        *self.superuser.lock().await = Arc::new(self.server.superuser("postgres").await?);
+        *self.owner.lock().await = Arc::new(self.server.superuser(&self.tenant.name).await?);
+        Ok(())
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.proxy.as_ref().map_or(self.server.address, Proxy::address)
+    }
+
+    pub(crate) async fn execute(&self, sql: &str) -> Result<(), BoxError> {
+        let superuser = Arc::clone(&*self.superuser.lock().await);
+        Ok(superuser.batch_execute(sql).await?)
+    }
+}
+
+impl<V: Version> Harness for PostgreSql<V> {
+    type Resource = Postgres;
+
+    const NAME: &'static str = V::NAME;
+
+    fn skipped() -> Option<String> {
+        containers::skipped().map(Into::into)
+    }
+
+    async fn start(use_of_it: ServerUse) -> Result<Self, BoxError> {
+        let server = match use_of_it {
+            ServerUse::Shared => Server::shared::<V>().await?,
+            ServerUse::Own => Arc::new(Server::start(V::IMAGE).await?),
+        };
+        let proxy = match use_of_it {
+            ServerUse::Shared => None,
+            ServerUse::Own => Some(Proxy::start(server.address).await?),
+        };
+        let tenant = Tenant::create(&server).await?;
+        let superuser = Mutex::new(Arc::new(server.superuser("postgres").await?));
+        let owner = Mutex::new(Arc::new(server.superuser(&tenant.name).await?));
+        Ok(Self { server, use_of_it, tenant, proxy, superuser, owner, version: PhantomData })
+    }
+
+    fn resource(&self, setup: &Setup) -> Postgres {
+        Postgres::new(self.tenant.config(self.address(), setup))
+    }
+
+    async fn run(&self, client: &mut CheckoutOf<Self>, takes: Duration) -> Result<(), BoxError> {
+        run(client, takes).await
+    }
+
+    async fn ping(&self, client: &mut CheckoutOf<Self>) -> Result<(), BoxError> {
+        client.query_one("SELECT 1", &[]).await?;
+        Ok(())
+    }
+
+    async fn rows(&self) -> Result<usize, BoxError> {
+        let owner = Arc::clone(&*self.owner.lock().await);
+        Ok(usize::try_from(owner.query_one("SELECT count(*) FROM rows", &[]).await?.get::<_, i64>(0))?)
+    }
+
+    async fn sessions(&self) -> Result<usize, BoxError> {
+        self.listed("").await
+    }
+
+    async fn running(&self) -> Result<usize, BoxError> {
+        self.listed("active").await
+    }
+
+    async fn pause(&self) -> Result<(), BoxError> {
+        Ok(self.server.container.lock().await.pause().await?)
+    }
+
+    async fn resume(&self) -> Result<(), BoxError> {
+        Ok(self.server.container.lock().await.resume().await?)
+    }
+
+    async fn kill(&self) -> Result<(), BoxError> {
+        Ok(self.server.container.lock().await.kill().await?)
+    }
+
+    async fn start_again(&self) -> Result<(), BoxError> {
+        self.server.container.lock().await.start_again().await?;
+        self.ask_anew().await
+    }
+
+    async fn partition(&self) -> Result<(), BoxError> {
+        Ok(self.server.container.lock().await.partition().await?)
+    }
+
+    async fn heal(&self) -> Result<(), BoxError> {
+        self.server.container.lock().await.heal().await?;
+        self.ask_anew().await
+    }
+
+    async fn slow(&self, by: Duration) -> Result<(), BoxError> {
+        let proxy = self.proxy.as_ref().ok_or("only a server of one's own can be slowed down")?;
+        proxy.set_delay(by);
+        Ok(())
+    }
+
+    async fn full(&self, full: bool) -> Result<(), BoxError> {
+        let limit = if full { 0 } else { -1 };
+        self.execute(&format!("ALTER ROLE {} CONNECTION LIMIT {limit}", self.tenant.name)).await
+    }
+
+    async fn close_idle(&self) -> Result<(), BoxError> {
+        // Returns when they are gone, or after these milliseconds.
+        let sql = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity \
+                   WHERE usename = $1 AND state = 'idle' AND backend_type = 'client backend'";
+        let superuser = Arc::clone(&*self.superuser.lock().await);
+        let ended = superuser.query(sql, &[&self.tenant.name]).await?;
+        match ended.iter().all(|row| row.get(0)) {
+            true => Ok(()),
+            false => Err("a session was not ended within 5 s".into()),
+        }
+    }
+
+    async fn complaints(&self) -> Result<Vec<String>, BoxError> {
+        let log = self.server.container.lock().await.logs().await?;
+        let ours = format!(" {}@", self.tenant.name);
+        let bad = ["unexpected EOF", "reset by peer", "Broken pipe", "could not send", "did not match any process"];
+        let lines = log.lines().filter(|line| line.contains(&ours) && bad.iter().any(|bad| line.contains(bad)));
+        Ok(lines.map(ToOwned::to_owned).collect())
+    }
+
+    fn secret(&self) -> Option<&str> {
+        Some(&self.tenant.password)
+    }
+
+    async fn end(self) -> Result<(), BoxError> {
+        if self.use_of_it == ServerUse::Own {
+            let Self { server, .. } = self;
+            // Whatever the case has done to it.
+            return match Arc::into_inner(server) {
+                Some(server) => Ok(server.container.into_inner().remove().await?),
+                None => Err("somebody still holds the server".into()),
+            };
+        }
+        let left = gone(|| self.sessions()).await?;
+        self.tenant.drop(&self.server).await?;
+        match left {
+            0 => Ok(()),
+            left => Err(format!("the server still lists {left} sessions").into()),
+        }
+    }
+
+    async fn stop_shared() -> Result<(), BoxError> {
+        Server::stop_shared::<V>().await
+    }
+}
+
+/// A statement that sleeps on the server and leaves a row. Cancelled, it leaves none.
+pub(crate) async fn run(client: &deadpool_postgres::Client, takes: Duration) -> Result<(), BoxError> {
+    let sql = "INSERT INTO rows SELECT now() FROM pg_sleep($1)";
+    client.execute(sql, &[&takes.as_secs_f64()]).await?;
+    Ok(())
+}
+
+/// How many are left when those that were cut have had a moment: the server has no event for their end.
+pub(crate) async fn gone<F: Future<Output = Result<usize, BoxError>>>(
+    sessions: impl Fn() -> F,
+) -> Result<usize, BoxError> {
+    let began = Instant::now();
+    loop {
+        let left = sessions().await?;
+        if left == 0 || began.elapsed() > Duration::from_secs(5) {
+            return Ok(left);
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
