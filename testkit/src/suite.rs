@@ -264,7 +264,7 @@ impl std::fmt::Debug for Suite {
 /// `fn main` of a test binary that runs the suite against these harnesses. In `Cargo.toml` the test has
 /// `harness = false`.
 ///
-/// ```ignore
+/// ```text
 /// winddown_testkit::conformance!(Postgres17, Postgres18, PgBouncer);
 /// ```
 #[macro_export]
@@ -278,7 +278,7 @@ macro_rules! conformance {
 
 /// A [`Case`](crate::Case) of an `async fn(&impl Harness)`, named as that is: the server it wants, what it needs.
 ///
-/// ```ignore
+/// ```text
 /// Suite::new().harness_and::<Postgres17>([case!(a_cancel_hits_only_its_own_session, Shared, [Slow])])
 /// ```
 #[macro_export]

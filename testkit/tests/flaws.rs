@@ -232,11 +232,7 @@ impl Resource for Account {
             }
             Flaw::CancelsAtOnce => self.memory.cancel(pool, drain).await?,
             Flaw::Overcounts => drain.closed(1),
-            Flaw::WaitsForTheDead => {
-                if self.memory.server().sessions() < pool.open() {
-                    drain.cut().await;
-                }
-            }
+            Flaw::WaitsForTheDead if self.memory.server().sessions() < pool.open() => drain.cut().await,
             Flaw::NeedsTheApplication => {
                 let application = self.application.get().cloned();
                 let task = application.map(|application| application.spawn(async {}));
@@ -453,7 +449,7 @@ found! {
     one_that_overcounts: Overcounts by [
         s6_l3_idle_sessions_are_gone_when_drain_returns,
         s6_the_numbers_of_the_report_are_the_server_s,
-        a_checkout_held_past_settling_is_cut_and_its_site_named,
+        a_checkout_held_past_settling_is_ended_and_its_site_named,
     ];
     one_that_forgets_what_comes_back: ForgetsWhatComesBack by [
         s6_sessions_that_are_out_are_gone_when_drain_returns,
@@ -473,7 +469,7 @@ found! {
         a_statement_whose_future_was_dropped_is_let_end_in_time,
     ];
     one_that_never_cuts: NeverCuts by [
-        a_checkout_held_past_settling_is_cut_and_its_site_named,
+        a_checkout_held_past_settling_is_ended_and_its_site_named,
         l1_a_server_paused_before_the_drain_is_left_by_the_deadline,
         l1_a_server_paused_while_settling_is_left_by_the_deadline,
         l1_a_server_paused_at_the_goodbye_is_left_by_the_deadline,
