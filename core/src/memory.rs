@@ -131,7 +131,8 @@ impl Server {
         self.inner.refusals.store(sessions, Ordering::SeqCst);
     }
 
-    /// Answers nothing more until [`resume`](Self::resume): goodbyes hang. A network that is cut looks the same.
+    /// Answers nothing more until [`resume`](Self::resume): initialisations, statements and goodbyes hang. A
+    /// network that is cut looks the same.
     pub fn pause(&self) {
         self.inner.standing.send_modify(|standing| standing.paused = true);
     }
@@ -436,6 +437,7 @@ impl Resource for Memory {
     }
 
     async fn init(&self) -> Result<MemoryPool, Error> {
+        self.server.answers().await;
         let first = self.server.open(ErrorKind::Init)?;
         let state = PoolState { open: vec![first.inner.id], idle: vec![first], ..PoolState::default() };
         let (server, size) = (self.server.clone(), self.size);

@@ -232,7 +232,15 @@ impl Resource for Account {
             }
             Flaw::CancelsAtOnce => self.memory.cancel(pool, drain).await?,
             Flaw::Overcounts => drain.closed(1),
-            Flaw::WaitsForTheDead if self.memory.server().sessions() < pool.open() => drain.cut().await,
+            Flaw::WaitsForTheDead => {
+                let (server, open) = (self.memory.server(), pool.open());
+                let before = server.goodbyes();
+                self.memory.goodbye(pool, drain).await?;
+                if server.goodbyes() - before < open {
+                    drain.cut().await;
+                }
+                return Ok(());
+            }
             Flaw::NeedsTheApplication => {
                 let application = self.application.get().cloned();
                 let task = application.map(|application| application.spawn(async {}));
@@ -484,6 +492,7 @@ found! {
     ];
     one_that_waits_for_the_dead: WaitsForTheDead by [
         a_server_that_was_killed_is_not_waited_for,
+        a_server_killed_under_a_statement_is_not_waited_for,
         sessions_the_server_closed_are_no_failure_of_the_drain,
     ];
     one_that_needs_the_application: NeedsTheApplication by [
