@@ -35,7 +35,11 @@ macro_rules! needs_containers {
 }
 
 fn setup() -> Setup {
-    Setup::image("postgres:17")
+    setup_of("postgres:17")
+}
+
+fn setup_of(image: &str) -> Setup {
+    Setup::image(image)
         .env("POSTGRES_PASSWORD", "secret")
         .ready(["listening on IPv4 address", "database system is ready to accept connections"])
 }
@@ -95,6 +99,26 @@ async fn a_server_gets_its_arguments_and_files_and_says_what_it_does() {
     let error = server.wait_for(["no such line"], Duration::from_millis(100)).await.unwrap_err().to_string();
     assert!(error.contains("\"no such line\"") && error.contains("connection authorized"), "{error}");
     server.remove().await.unwrap();
+}
+
+#[tokio::test]
+async fn every_server_says_when_it_can_be_reached() {
+    needs_containers!();
+    // the space: MySQL's other protocol is on port 33060
+    let sql = ["port: 3306 "];
+    let servers = [
+        (Setup::image("mariadb:11.8").env("MARIADB_ROOT_PASSWORD", "secret").ready(sql), 3306),
+        (Setup::image("mysql:9.7").env("MYSQL_ROOT_PASSWORD", "secret").ready(sql), 3306),
+        (setup_of("postgres:18"), 5432),
+        (Setup::image("redis:8").args(["--maxclients", "33"]).ready(["Ready to accept connections"]), 6379),
+        (Setup::image("valkey:8").args(["--maxclients", "33"]).ready(["Ready to accept connections"]), 6379),
+    ];
+    for (server, port) in servers {
+        let server = server.start().await.unwrap();
+        TcpStream::connect(server.address(port)).await.unwrap();
+        let user = server.exec(["stat", "--format", "%u", "/proc/1"]).await.unwrap();
+        assert_ne!(user.stdout.trim(), "0", "no server runs as root");
+    }
 }
 
 #[tokio::test]
