@@ -29,6 +29,8 @@ pub(crate) struct Activity {
     in_flight: AtomicUsize,
     /// The server waits for the rows of a `COPY`.
     copying: AtomicBool,
+    /// The driver has said goodbye.
+    terminated: AtomicBool,
     leave: AtomicBool,
     left: AtomicBool,
 }
@@ -118,12 +120,14 @@ impl Stream {
 
     fn note_sent(&mut self, bytes: &[u8]) {
         let Self { sent, synced, activity, .. } = self;
-        sent.read(bytes, |kind| {
+        sent.read(bytes, |kind| match kind {
             // Query, Sync, FunctionCall: each is answered by one ReadyForQuery.
-            if matches!(kind, b'Q' | b'S' | b'F') {
+            b'Q' | b'S' | b'F' => {
                 *synced = kind == b'S';
                 activity.in_flight.fetch_add(1, Ordering::Relaxed);
             }
+            b'X' => activity.terminated.store(true, Ordering::Relaxed),
+            _ => {}
         });
     }
 
@@ -175,8 +179,9 @@ impl Stream {
     }
 
     fn is_leaving(&self) -> bool {
-        // Not in the middle of a message, nor of a statement.
-        self.activity.leave.load(Ordering::Relaxed) && !self.activity.is_busy()
+        // Not in the middle of a message, nor of a statement, and not twice.
+        let Activity { leave, terminated, .. } = &*self.activity;
+        leave.load(Ordering::Relaxed) && !terminated.load(Ordering::Relaxed) && !self.activity.is_busy()
     }
 }
 

@@ -54,6 +54,8 @@ impl Server {
             // Each line says whose session it is about, and nothing about a client that went away is left out.
             .args(["-c", "log_line_prefix=%m [%p] %u@%d ", "-c", "log_min_messages=debug1"])
             .args(["-c", "max_connections=400"])
+            // Checking a password is made to be slow, and the tests open thousands of sessions.
+            .args(["-c", "scram_iterations=1"])
             .ready(["listening on IPv4 address", "database system is ready to accept connections"])
             .start()
             .await?;
@@ -175,6 +177,14 @@ impl<V: Version> PostgreSql<V> {
 
     pub(crate) fn address(&self) -> SocketAddr {
         self.proxy.as_ref().map_or(self.server.address, Proxy::address)
+    }
+
+    /// Ends every session of the tenant, whatever it does.
+    pub(crate) async fn end_all(&self) -> Result<(), BoxError> {
+        let sql = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = $1";
+        let superuser = Arc::clone(&*self.superuser.lock().await);
+        superuser.query(sql, &[&self.tenant.name]).await?;
+        Ok(())
     }
 
     pub(crate) async fn execute(&self, sql: &str) -> Result<(), BoxError> {
