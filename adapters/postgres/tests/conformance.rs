@@ -3,6 +3,7 @@
 #[path = "conformance/pgbouncer.rs"]
 mod pgbouncer;
 #[path = "conformance/server.rs"]
+#[expect(dead_code, reason = "other tests need more of it")]
 mod server;
 
 use std::process::ExitCode;
@@ -11,9 +12,9 @@ use winddown_testkit::Suite;
 
 use crate::{
     pgbouncer::PgBouncer,
-    server::{PostgreSql, Seventeen},
+    server::{Eighteen, PostgreSql, Seventeen},
 };
 
 fn main() -> ExitCode {
-    Suite::new().harness::<PostgreSql<Seventeen>>().harness::<PgBouncer>().run()
+    Suite::new().harness::<PostgreSql<Seventeen>>().harness::<PostgreSql<Eighteen>>().harness::<PgBouncer>().run()
 }

@@ -1,6 +1,8 @@
 //! PostgreSQL as a harness: a role and a database of its own on a server in a container.
 
 use std::{
+    error::Error as _,
+    io,
     marker::PhantomData,
     net::SocketAddr,
     sync::{
@@ -22,6 +24,11 @@ pub(crate) trait Version: Send + Sync + 'static {
     const IMAGE: &'static str;
     /// What the cases of this process share.
     fn shared() -> &'static Shared;
+
+    /// A server of its own.
+    fn start() -> impl Future<Output = Result<Server, BoxError>> + Send {
+        Server::start(containers::Setup::image(Self::IMAGE))
+    }
 }
 
 pub(crate) struct Seventeen;
@@ -36,7 +43,19 @@ impl Version for Seventeen {
     }
 }
 
-type Shared = Mutex<Option<Arc<Server>>>;
+pub(crate) struct Eighteen;
+
+impl Version for Eighteen {
+    const NAME: &'static str = "postgres_18";
+    const IMAGE: &'static str = "postgres:18";
+
+    fn shared() -> &'static Shared {
+        static SHARED: Shared = Shared::const_new(None);
+        &SHARED
+    }
+}
+
+pub(crate) type Shared = Mutex<Option<Arc<Server>>>;
 
 /// The superuser's.
 pub(crate) const PASSWORD: &str = "of the superuser";
@@ -48,8 +67,8 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    pub(crate) async fn start(image: &str) -> Result<Self, BoxError> {
-        let container = containers::Setup::image(image)
+    pub(crate) async fn start(setup: containers::Setup) -> Result<Self, BoxError> {
+        let container = setup
             .env("POSTGRES_PASSWORD", PASSWORD)
             // Each line says whose session it is about, and nothing about a client that went away is left out.
             .args(["-c", "log_line_prefix=%m [%p] %u@%d ", "-c", "log_min_messages=debug1"])
@@ -69,7 +88,7 @@ impl Server {
         if let Some(server) = shared.as_ref() {
             return Ok(Arc::clone(server));
         }
-        let server = Arc::new(Self::start(V::IMAGE).await?);
+        let server = Arc::new(V::start().await?);
         *shared = Some(Arc::clone(&server));
         Ok(server)
     }
@@ -97,12 +116,25 @@ pub(crate) async fn connect(
     let mut config = tokio_postgres::Config::new();
     config.host(address.ip().to_string()).port(address.port());
     config.user(user).password(password).dbname(database).application_name("harness");
-    let (client, connection) = config.connect(NoTls).await?;
+    let began = Instant::now();
+    let (client, connection) = loop {
+        match config.connect(NoTls).await {
+            // The host has given up looking for one that was cut off. It begins anew when it is asked again.
+            Err(error) if is_unreachable(&error) && began.elapsed() < Duration::from_secs(10) => {}
+            connected => break connected?,
+        }
+    };
     tokio::spawn(connection);
     Ok(client)
 }
 
+fn is_unreachable(error: &tokio_postgres::Error) -> bool {
+    let source = error.source().and_then(|source| source.downcast_ref::<io::Error>());
+    source.is_some_and(|error| error.kind() == io::ErrorKind::HostUnreachable)
+}
+
 /// A role that owns a database of the same name.
+#[derive(Clone)]
 pub(crate) struct Tenant {
     pub(crate) name: String,
     pub(crate) password: String,
@@ -115,7 +147,12 @@ impl Tenant {
         // Nobody logs on as one of another case, and no log has it by chance.
         let tenant =
             Self { name: format!("tenant_{number}"), password: format!("s3cret-{number}-{:016x}", fastrand::u64(..)) };
-        let Self { name, password } = &tenant;
+        tenant.create_on(server).await?;
+        Ok(tenant)
+    }
+
+    async fn create_on(&self, server: &Server) -> Result<(), BoxError> {
+        let Self { name, password } = self;
         let superuser = server.superuser("postgres").await?;
         superuser.batch_execute(&format!("CREATE ROLE {name} LOGIN PASSWORD '{password}'")).await?;
         superuser.batch_execute(&format!("CREATE DATABASE {name} OWNER {name}")).await?;
@@ -124,7 +161,7 @@ impl Tenant {
             .await?
             .batch_execute(&format!("CREATE TABLE rows(at timestamptz); ALTER TABLE rows OWNER TO {name}"))
             .await?;
-        Ok(tenant)
+        Ok(())
     }
 
     pub(crate) async fn drop(self, server: &Server) -> Result<(), BoxError> {
@@ -159,6 +196,24 @@ pub(crate) struct PostgreSql<V> {
 }
 
 impl<V: Version> PostgreSql<V> {
+    /// The server that is shared, with a tenant that another server has too.
+    pub(crate) async fn start_with(tenant: &Tenant) -> Result<Self, BoxError> {
+        let server = Server::shared::<V>().await?;
+        tenant.create_on(&server).await?;
+        Self::of(server, ServerUse::Shared, tenant.clone(), None).await
+    }
+
+    async fn of(
+        server: Arc<Server>,
+        use_of_it: ServerUse,
+        tenant: Tenant,
+        proxy: Option<Proxy>,
+    ) -> Result<Self, BoxError> {
+        let superuser = Mutex::new(Arc::new(server.superuser("postgres").await?));
+        let owner = Mutex::new(Arc::new(server.superuser(&tenant.name).await?));
+        Ok(Self { server, use_of_it, tenant, proxy, superuser, owner, version: PhantomData })
+    }
+
     /// The sessions in this state, or in any.
     async fn listed(&self, state: &str) -> Result<usize, BoxError> {
         let superuser = Arc::clone(&*self.superuser.lock().await);
@@ -205,16 +260,14 @@ impl<V: Version> Harness for PostgreSql<V> {
     async fn start(use_of_it: ServerUse) -> Result<Self, BoxError> {
         let server = match use_of_it {
             ServerUse::Shared => Server::shared::<V>().await?,
-            ServerUse::Own => Arc::new(Server::start(V::IMAGE).await?),
+            ServerUse::Own => Arc::new(V::start().await?),
         };
         let proxy = match use_of_it {
             ServerUse::Shared => None,
             ServerUse::Own => Some(Proxy::start(server.address).await?),
         };
         let tenant = Tenant::create(&server).await?;
-        let superuser = Mutex::new(Arc::new(server.superuser("postgres").await?));
-        let owner = Mutex::new(Arc::new(server.superuser(&tenant.name).await?));
-        Ok(Self { server, use_of_it, tenant, proxy, superuser, owner, version: PhantomData })
+        Self::of(server, use_of_it, tenant, proxy).await
     }
 
     fn resource(&self, setup: &Setup) -> Postgres {

@@ -1,0 +1,154 @@
+//! What only this adapter promises, against real servers. What every adapter promises is in `conformance.rs`.
+
+#[path = "postgres/blocked.rs"]
+mod blocked;
+#[path = "postgres/credentials.rs"]
+mod credentials;
+#[path = "postgres/driver.rs"]
+mod driver;
+#[path = "postgres/errors.rs"]
+mod errors;
+#[path = "postgres/gone.rs"]
+mod gone;
+#[path = "postgres/held.rs"]
+mod held;
+#[path = "postgres/hosts.rs"]
+mod hosts;
+#[path = "postgres/rest.rs"]
+mod rest;
+#[path = "postgres/scene.rs"]
+mod scene;
+#[path = "conformance/server.rs"]
+mod server;
+#[cfg(feature = "buffer")]
+#[path = "postgres/sink.rs"]
+mod sink;
+#[path = "postgres/tls.rs"]
+mod tls;
+#[path = "postgres/unix.rs"]
+mod unix;
+#[path = "postgres/wrapped.rs"]
+mod wrapped;
+
+use std::{future::Future, process::ExitCode, time::Duration};
+
+use libtest_mimic::{Arguments, Trial};
+use tokio::{
+    runtime::{Builder, Runtime},
+    time::timeout,
+};
+use winddown_core::BoxError;
+use winddown_testkit::containers;
+
+use crate::{
+    server::{Eighteen, Server, Seventeen},
+    tls::Encrypted,
+};
+
+/// No test takes that long; one that does hangs.
+const LIMIT: Duration = Duration::from_secs(90);
+
+/// One trial for each of these tests, named as they are. A test that is missing here is dead code to the compiler.
+macro_rules! tests {
+    ($($module:ident: $($test:ident)+;)+) => {
+        vec![$($(trial(concat!(stringify!($module), "::", stringify!($test)), $module::$test)),+),+]
+    };
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let mut trials = tests! {
+        blocked:
+            sessions_say_goodbye_when_the_runtime_is_not_polled_any_more
+            sessions_say_goodbye_when_the_runtime_is_blocked
+            sessions_say_goodbye_when_the_runtime_is_gone;
+        credentials:
+            the_provider_is_asked_once_for_each_new_session
+            a_password_that_changes_is_followed
+            the_providers_error_is_behind_that_of_the_checkout_and_no_secret_is_shown;
+        driver:
+            sessions_are_listed_under_the_programs_name_or_the_one_that_is_configured
+            a_cached_statement_is_prepared_once_for_each_connection
+            transactions_copies_and_streams_work_on_a_checkout
+            the_drivers_pool_and_errors_can_be_reached;
+        errors:
+            what_the_server_refuses_says_what_to_do
+            what_cannot_be_reached_is_worth_another_try
+            a_server_that_is_full_is_worth_another_try;
+        gone:
+            a_checkout_that_was_dropped_while_connecting_leaves_no_session;
+        held:
+            a_checkout_without_a_statement_is_ended_with_a_goodbye
+            a_statement_that_begins_after_the_cancelling_is_cancelled_too
+            a_transaction_that_is_open_at_the_goodbye_is_rolled_back
+            a_copy_that_is_never_ended_leaves_no_row_and_does_not_hold_up_the_drain;
+        hosts:
+            a_host_that_refuses_is_passed_over
+            a_host_that_does_not_answer_is_passed_over_after_the_connect_timeout
+            a_server_that_does_not_allow_writes_is_passed_over_with_a_goodbye
+            random_balancing_reaches_every_host_and_none_the_first
+            a_statement_is_cancelled_on_the_server_that_runs_it;
+        rest:
+            a_checkout_without_a_rest_makes_no_round_trip
+            a_checkout_after_a_rest_makes_one_round_trip
+            sessions_that_were_ended_while_the_process_stood_still_are_replaced
+            a_network_that_is_cut_holds_a_checkout_up_for_the_check_timeout;
+        tls:
+            the_mode_says_whether_a_session_is_encrypted
+            full_verification_wants_the_name_and_the_address_of_the_certificate
+            another_authority_is_refused_wherever_roots_count
+            an_expired_certificate_is_refused_wherever_roots_count
+            a_server_without_tls_is_used_by_prefer_alone
+            a_user_who_must_encrypt_is_told_so
+            tls_can_be_negotiated_directly
+            channel_binding_can_be_required
+            twenty_sessions_say_goodbye_over_tls
+            a_statement_is_cancelled_over_tls;
+        unix:
+            sessions_over_a_socket_file_say_goodbye
+            a_statement_is_cancelled_over_a_socket_file;
+        wrapped:
+            a_pool_is_drained_though_it_was_never_used_through_the_guard
+            a_statement_of_a_checkout_is_cancelled
+            a_statement_that_nobody_waits_for_is_cancelled
+            a_client_that_was_taken_from_the_pool_directly_does_not_hold_up_the_drain;
+    };
+    #[cfg(feature = "buffer")]
+    trials.extend(tests! {
+        sink:
+            a_batch_is_written_whole_or_not_at_all
+            a_batch_that_the_table_refuses_loses_its_own_records_alone_and_says_so
+            everything_that_was_accepted_is_in_the_table_after_the_drain;
+    });
+    if let Some(why) = containers::skipped() {
+        eprintln!("all {} tests are skipped: {why}", trials.len());
+        trials = trials.into_iter().map(|trial| trial.with_ignored_flag(true)).collect();
+    }
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    let stopped = runtime().map_err(BoxError::from).and_then(|runtime| {
+        runtime.block_on(async {
+            Server::stop_shared::<Seventeen>().await?;
+            Server::stop_shared::<Eighteen>().await?;
+            Server::stop_shared::<Encrypted>().await
+        })
+    });
+    if let Err(error) = stopped {
+        eprintln!("error: a server was not stopped: {error}");
+        return ExitCode::FAILURE;
+    }
+    conclusion.exit_code()
+}
+
+/// A test that panics if something is not as it should be, on a runtime of its own.
+fn trial<F: Future<Output = ()>>(name: &str, test: impl FnOnce() -> F + Send + 'static) -> Trial {
+    Trial::test(name, move || {
+        let runtime = runtime()?;
+        let outcome = runtime.block_on(async { timeout(LIMIT, test()).await });
+        runtime.shutdown_timeout(Duration::from_secs(1));
+        outcome.map_err(|_| format!("it hung: it was not over after {LIMIT:?}").into())
+    })
+}
+
+fn runtime() -> std::io::Result<Runtime> {
+    Builder::new_multi_thread().worker_threads(2).enable_all().build()
+}

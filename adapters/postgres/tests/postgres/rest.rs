@@ -1,0 +1,135 @@
+//! Connections that have rested, and what may have become of them meanwhile.
+
+use std::time::{Duration, Instant};
+
+use tokio::{runtime::Builder, task::spawn_blocking, time::timeout};
+use winddown_postgres::Postgres;
+use winddown_testkit::{Harness as _, proxy::Proxy};
+
+use crate::scene::{QUICK, Scene, assert_nothing_left, config, config_at, seventeen, until};
+
+pub(crate) async fn a_checkout_without_a_rest_makes_no_round_trip() {
+    let server = seventeen().await;
+    let proxy = Proxy::start(server.server.address).await.unwrap();
+    let mut config = config_at(&server, proxy.address());
+    config.check_after = Duration::from_secs(600);
+    let scene = Scene::new(Postgres::new(config));
+    drop(scene.out(2).await);
+    let before = (proxy.bytes_up(), proxy.bytes_down());
+    for _ in 0..100 {
+        drop(scene.get().await);
+    }
+    assert_eq!((proxy.bytes_up(), proxy.bytes_down()), before);
+    // They would have been seen.
+    scene.ping().await;
+    assert!(proxy.bytes_up() > before.0 && proxy.bytes_down() > before.1);
+    scene.drain().await.assert_clean(2);
+    server.end().await.unwrap();
+}
+
+pub(crate) async fn a_checkout_after_a_rest_makes_one_round_trip() {
+    const AFTER: Duration = Duration::from_millis(700);
+    let server = seventeen().await;
+    let proxy = Proxy::start(server.server.address).await.unwrap();
+    let mut config = config_at(&server, proxy.address());
+    config.check_after = AFTER;
+    let scene = Scene::new(Postgres::new(config));
+    drop(scene.out(1).await);
+    for _ in 0..3 {
+        tokio::time::sleep(AFTER).await;
+        let before = proxy.round_trips();
+        drop(scene.get().await);
+        assert_eq!(proxy.round_trips(), before + 1);
+        // It has not rested since.
+        let began = Instant::now();
+        drop(scene.get().await);
+        assert!(began.elapsed() >= AFTER || proxy.round_trips() == before + 1);
+    }
+    scene.drain().await.assert_clean(1);
+    server.end().await.unwrap();
+}
+
+pub(crate) async fn sessions_that_were_ended_while_the_process_stood_still_are_replaced() {
+    const AFTER: Duration = Duration::from_millis(100);
+    for idle in [1_usize, 20] {
+        let server = seventeen().await;
+        let mut config = config(&server);
+        config.pool.max_size = idle;
+        config.check_after = AFTER;
+        let scene = Scene::new(Postgres::new(config));
+        // Stands still whenever nobody is in `block_on`.
+        let application = Builder::new_current_thread().enable_all().build().unwrap();
+        let (application, scene) = spawn_blocking(move || {
+            application.block_on(async { drop(scene.out(idle).await) });
+            (application, scene)
+        })
+        .await
+        .unwrap();
+        let rests = Instant::now();
+        assert_eq!(server.sessions().await.unwrap(), idle);
+        server.close_idle().await.unwrap();
+        tokio::time::sleep(AFTER.saturating_sub(rests.elapsed())).await;
+
+        let (application, scene) = spawn_blocking(move || {
+            application.block_on(async {
+                // The first thing it does, and then as many at once as there were.
+                scene.ping().await;
+                drop(scene.out(idle).await);
+            });
+            (application, scene)
+        })
+        .await
+        .unwrap();
+        assert_eq!(server.sessions().await.unwrap(), idle);
+        scene.drain().await.assert_clean(idle as u64);
+        assert_nothing_left(&server).await;
+        spawn_blocking(|| drop(application)).await.unwrap();
+        server.end().await.unwrap();
+    }
+}
+
+pub(crate) async fn a_network_that_is_cut_holds_a_checkout_up_for_the_check_timeout() {
+    const TIMEOUT: Duration = Duration::from_millis(300);
+    let server = seventeen().await;
+    let proxy = Proxy::start(server.server.address).await.unwrap();
+    let mut config = config_at(&server, proxy.address());
+    config.pool.max_size = 1;
+    config.check_after = Duration::ZERO;
+    config.check_timeout = TIMEOUT;
+    let scene = Scene::new(Postgres::new(config));
+    drop(scene.out(1).await);
+
+    proxy.set_blackhole(true);
+    let began = Instant::now();
+    let trying = timeout(QUICK, until("a new connection is tried", || async { proxy.accepted() == 2 }));
+    tokio::select! {
+        got = scene.db.get() => panic!("nobody can have answered: {got:?}"),
+        tried = trying => tried.unwrap(),
+    }
+    let took = began.elapsed();
+    assert!((TIMEOUT..TIMEOUT + Duration::from_secs(2)).contains(&took), "{took:?}");
+
+    // Neither that session nor the one that was being opened stays in the book: nothing is left to wait for.
+    until("the book is empty", || async { format!("{:?}", scene.db.resource()).contains("open: 0") }).await;
+    let gave_up = began.elapsed() - took;
+    assert!(gave_up < Duration::from_secs(4), "{gave_up:?}");
+
+    // The way is open again, and the pool's only place is free.
+    proxy.set_blackhole(false);
+    scene.ping().await;
+    scene.drain().await.assert_clean(1);
+
+    // The same without a way back: the drain does not wait for what was given up.
+    let mut config = config_at(&server, proxy.address());
+    config.check_after = Duration::ZERO;
+    config.check_timeout = TIMEOUT;
+    let scene = Scene::new(Postgres::new(config));
+    drop(scene.out(1).await);
+    proxy.set_blackhole(true);
+    let _ = timeout(TIMEOUT * 2, scene.db.get()).await.unwrap_err();
+    until("the book is empty", || async { format!("{:?}", scene.db.resource()).contains("open: 0") }).await;
+    let drained = scene.drain().await;
+    assert!(drained.took < Duration::from_secs(2), "{:?}: {}", drained.took, drained.report);
+    drop(proxy);
+    server.end().await.unwrap();
+}

@@ -1,0 +1,328 @@
+//! Encryption, and who the server is.
+
+use std::sync::OnceLock;
+
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, date_time_ymd};
+use tempfile::TempDir;
+use winddown_core::{BoxError, Error, ErrorKind};
+use winddown_postgres::Postgres;
+use winddown_testkit::{Harness as _, ServerUse, containers, proxy::Proxy};
+
+use crate::{
+    scene::{
+        Scene, assert_nothing_left, drain_under_a_statement, is_encrypted, ping, seventeen, start, text, url, written,
+    },
+    server::{PostgreSql, Server, Shared, Version},
+};
+
+/// The name that the servers' certificates are for. Nobody looks it up: its address is given.
+const NAME: &str = "db.winddown.test";
+
+/// Who signs certificates.
+struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    pem: String,
+}
+
+impl Authority {
+    fn new(name: &str) -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        params.distinguished_name.push(DnType::CommonName, name);
+        let key = KeyPair::generate().unwrap();
+        let pem = params.self_signed(&key).unwrap().pem();
+        Self { issuer: Issuer::new(params, key), pem }
+    }
+
+    /// The one that has signed what the servers have.
+    fn ours() -> &'static Self {
+        static OURS: OnceLock<Authority> = OnceLock::new();
+        OURS.get_or_init(|| Self::new("winddown's tests"))
+    }
+
+    /// A certificate for [`NAME`] and 127.0.0.1, and its key.
+    fn certify(&self, expired: bool) -> (String, String) {
+        let mut params = CertificateParams::new([NAME.to_owned(), "127.0.0.1".to_owned()]).unwrap();
+        if expired {
+            params.not_before = date_time_ymd(2020, 1, 1);
+            params.not_after = date_time_ymd(2021, 1, 1);
+        }
+        let key = KeyPair::generate().unwrap();
+        (params.signed_by(&key, &self.issuer).unwrap().pem(), key.serialize_pem())
+    }
+}
+
+/// PostgreSQL 17 with TLS. Its log says of each connection whether it is encrypted, also of those that only bring the
+/// request to cancel a statement.
+pub(crate) struct Encrypted;
+
+impl Version for Encrypted {
+    const NAME: &'static str = "postgres_17_tls";
+    const IMAGE: &'static str = "postgres:17";
+
+    fn shared() -> &'static Shared {
+        static SHARED: Shared = Shared::const_new(None);
+        &SHARED
+    }
+
+    async fn start() -> Result<Server, BoxError> {
+        encrypted(Authority::ours().certify(false)).await
+    }
+}
+
+/// The same with a certificate that was valid once.
+struct Expired;
+
+impl Version for Expired {
+    const NAME: &'static str = "postgres_17_tls_expired";
+    const IMAGE: &'static str = "postgres:17";
+
+    fn shared() -> &'static Shared {
+        static SHARED: Shared = Shared::const_new(None);
+        &SHARED
+    }
+
+    async fn start() -> Result<Server, BoxError> {
+        encrypted(Authority::ours().certify(true)).await
+    }
+}
+
+async fn encrypted((certificate, key): (String, String)) -> Result<Server, BoxError> {
+    // Who is only let in encrypted comes before all others.
+    let script = "chown postgres /tls/server.key && exec docker-entrypoint.sh postgres \"$@\" -c ssl=on \
+                  -c ssl_cert_file=/tls/server.crt -c ssl_key_file=/tls/server.key -c hba_file=/tls/pg_hba.conf \
+                  -c log_min_messages=debug2";
+    let rules = "local all all trust\n\
+                 hostnossl all encrypted_only all reject\n\
+                 host all all all scram-sha-256\n";
+    let setup = containers::Setup::image(Encrypted::IMAGE)
+        .file("/tls/server.key", key, 0o600)
+        .file("/tls/server.crt", certificate, 0o644)
+        .file("/tls/pg_hba.conf", rules, 0o644)
+        .args(["sh", "-c", script, "sh"]);
+    Server::start(setup).await
+}
+
+/// Options for a URL whose host is [`NAME`].
+fn at<V: Version>(server: &PostgreSql<V>, options: &str) -> String {
+    at_name(server, NAME, options)
+}
+
+fn at_name<V: Version>(server: &PostgreSql<V>, name: &str, options: &str) -> String {
+    let address = server.server.address;
+    url(server, &format!("{name}:{}", address.port()), &format!("hostaddr={}&{options}", address.ip()))
+}
+
+/// Whether the session is encrypted, or why there is none.
+async fn try_it(url: &str) -> Result<bool, Error> {
+    let scene = Scene::new(Postgres::open(url).unwrap());
+    let encrypted = match scene.db.get().await {
+        Ok(client) => is_encrypted(&client).await,
+        Err(error) => {
+            scene.drain().await;
+            return Err(error);
+        }
+    };
+    scene.drain().await.assert_clean(1);
+    Ok(encrypted)
+}
+
+/// What is no use trying again, in one line that says where to look.
+#[track_caller]
+fn assert_refused(result: Result<bool, Error>, why: &str) {
+    let error = result.unwrap_err();
+    assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::Config, false), "{error}");
+    let said = error.to_string();
+    assert!(said.contains(why) && !said.contains('\n') && !said.contains("s3cret"), "{said}");
+}
+
+const CERTIFICATE: &str = "see the server's certificate, the root certificates and sslmode";
+
+/// A directory with the roots: ours and those of somebody else.
+fn roots() -> (TempDir, String, String) {
+    let directory = TempDir::new().unwrap();
+    let ours = written(directory.path(), "ours.pem", &Authority::ours().pem);
+    let others = written(directory.path(), "others.pem", &Authority::new("somebody else").pem);
+    (directory, ours, others)
+}
+
+pub(crate) async fn the_mode_says_whether_a_session_is_encrypted() {
+    let server = start::<Encrypted>().await;
+    let (_directory, ours, _) = roots();
+    for (mode, encrypted) in
+        [("disable", false), ("prefer", true), ("require", true), ("verify-ca", true), ("verify-full", true)]
+    {
+        let url = at(&server, &format!("sslmode={mode}&sslrootcert={ours}"));
+        assert_eq!(try_it(&url).await.unwrap(), encrypted, "{mode}");
+    }
+    // Without one: the default, and the mode that checks if it can.
+    assert!(try_it(&at(&server, "")).await.unwrap());
+    assert!(try_it(&at(&server, "sslmode=require")).await.unwrap());
+    assert_nothing_left(&server).await;
+    server.end().await.unwrap();
+}
+
+pub(crate) async fn full_verification_wants_the_name_and_the_address_of_the_certificate() {
+    let server = start::<Encrypted>().await;
+    let (_directory, ours, _) = roots();
+    let full = format!("sslmode=verify-full&sslrootcert={ours}");
+    let ca = format!("sslmode=verify-ca&sslrootcert={ours}");
+    let require = format!("sslmode=require&sslrootcert={ours}");
+
+    assert_refused(try_it(&at_name(&server, "other.winddown.test", &full)).await, CERTIFICATE);
+    assert!(try_it(&at_name(&server, "other.winddown.test", &ca)).await.unwrap());
+    assert!(try_it(&at_name(&server, "other.winddown.test", &require)).await.unwrap());
+
+    // The certificate is for 127.0.0.1, where the proxy is, and not for the address of the server.
+    let proxy = Proxy::start(server.server.address).await.unwrap();
+    assert!(try_it(&url(&server, &proxy.address().to_string(), &full)).await.unwrap());
+    assert_refused(try_it(&url(&server, &server.server.address.to_string(), &full)).await, CERTIFICATE);
+    assert!(try_it(&url(&server, &server.server.address.to_string(), &ca)).await.unwrap());
+    server.end().await.unwrap();
+}
+
+pub(crate) async fn another_authority_is_refused_wherever_roots_count() {
+    let server = start::<Encrypted>().await;
+    let (_directory, _, others) = roots();
+    for mode in ["require", "verify-ca", "verify-full"] {
+        let url = at(&server, &format!("sslmode={mode}&sslrootcert={others}"));
+        assert_refused(try_it(&url).await, CERTIFICATE);
+    }
+    assert!(try_it(&at(&server, &format!("sslmode=prefer&sslrootcert={others}"))).await.unwrap());
+    // The system's know nothing of ours.
+    for mode in ["verify-ca", "verify-full"] {
+        let error = try_it(&at(&server, &format!("sslmode={mode}"))).await.unwrap_err();
+        assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::Config, false), "{error}");
+    }
+    server.end().await.unwrap();
+}
+
+pub(crate) async fn an_expired_certificate_is_refused_wherever_roots_count() {
+    let server: PostgreSql<Expired> = PostgreSql::start(ServerUse::Own).await.unwrap();
+    let (_directory, ours, _) = roots();
+    for mode in ["require", "verify-ca", "verify-full"] {
+        let url = at(&server, &format!("sslmode={mode}&sslrootcert={ours}"));
+        assert_refused(try_it(&url).await, CERTIFICATE);
+    }
+    assert!(try_it(&at(&server, "sslmode=require")).await.unwrap());
+    server.end().await.unwrap();
+}
+
+pub(crate) async fn a_server_without_tls_is_used_by_prefer_alone() {
+    let server = seventeen().await;
+    let (_directory, ours, _) = roots();
+    assert!(!try_it(&at(&server, "")).await.unwrap());
+    for mode in ["require", "verify-ca", "verify-full"] {
+        let url = at(&server, &format!("sslmode={mode}&sslrootcert={ours}"));
+        assert_refused(try_it(&url).await, "the server does not offer TLS: configure it there");
+    }
+    assert_nothing_left(&server).await;
+    server.end().await.unwrap();
+}
+
+pub(crate) async fn a_user_who_must_encrypt_is_told_so() {
+    let server = start::<Encrypted>().await;
+    let tenant = &server.tenant;
+    let sql = format!("CREATE ROLE encrypted_only LOGIN PASSWORD '{}' IN ROLE {}", tenant.password, tenant.name);
+    server.execute(&sql).await.unwrap();
+    let user = |options: &str| at(&server, options).replace(&format!("//{}:", tenant.name), "//encrypted_only:");
+    assert_refused(try_it(&user("sslmode=disable")).await, "see user, password and sslmode");
+    assert!(try_it(&user("sslmode=prefer")).await.unwrap());
+    server.execute("DROP ROLE encrypted_only").await.unwrap();
+    server.end().await.unwrap();
+}
+
+pub(crate) async fn tls_can_be_negotiated_directly() {
+    let server = start::<Encrypted>().await;
+    let (_directory, ours, _) = roots();
+    let full = format!("sslmode=verify-full&sslrootcert={ours}");
+    let proxy = Proxy::start(server.server.address).await.unwrap();
+    let host = proxy.address().to_string();
+    let mut trips = Vec::new();
+    for negotiation in ["postgres", "direct"] {
+        let scene =
+            Scene::new(Postgres::open(&url(&server, &host, &format!("{full}&sslnegotiation={negotiation}"))).unwrap());
+        drop(scene.out(1).await);
+        let before = proxy.round_trips();
+        let out = scene.out(2).await;
+        trips.push(proxy.round_trips() - before);
+        assert!(is_encrypted(&out[1]).await);
+        drop(out);
+        scene.drain().await.assert_clean(2);
+    }
+    // Nobody asks first whether there is TLS.
+    assert_eq!(trips[1], trips[0] - 1, "{trips:?}");
+    assert_nothing_left(&server).await;
+
+    let error = try_it(&at(&server, "sslnegotiation=direct")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+    assert!(error.to_string().contains("set require, verify-ca or verify-full"), "{error}");
+    server.end().await.unwrap();
+}
+
+pub(crate) async fn channel_binding_can_be_required() {
+    let server = start::<Encrypted>().await;
+    let (_directory, ours, _) = roots();
+    let full = format!("sslmode=verify-full&sslrootcert={ours}&channel_binding=require");
+    assert!(try_it(&at(&server, &full)).await.unwrap());
+    assert!(try_it(&at(&server, &format!("{full}&sslnegotiation=direct"))).await.unwrap());
+    // There is nothing to bind to without TLS.
+    let error = try_it(&at(&server, "sslmode=disable&channel_binding=require")).await.unwrap_err();
+    assert!(error.to_string().contains("channel binding"), "{error}");
+    server.end().await.unwrap();
+}
+
+/// What the log says of clients that went away badly, whether it knew who they were or not.
+async fn broken(server: &PostgreSql<Encrypted>, from: usize) -> Vec<String> {
+    let log = server.server.container.lock().await.logs().await.unwrap();
+    let bad = ["unexpected EOF", "reset by peer", "SSL error", "SSL SYSCALL", "could not receive", "could not send"];
+    let lines = log.lines().skip(from).filter(|line| bad.iter().any(|bad| line.contains(bad)));
+    lines.filter(|line| line.contains(&server.tenant.name)).map(ToOwned::to_owned).collect()
+}
+
+pub(crate) async fn twenty_sessions_say_goodbye_over_tls() {
+    let server = start::<Encrypted>().await;
+    let (_directory, ours, _) = roots();
+    let mut config: winddown_postgres::Config =
+        at(&server, &format!("sslmode=verify-full&sslrootcert={ours}")).parse().unwrap();
+    config.pool.max_size = 20;
+    let scene = Scene::new(Postgres::new(config));
+    for client in scene.out(20).await {
+        assert!(is_encrypted(&client).await);
+    }
+    assert_eq!(server.sessions().await.unwrap(), 20);
+    scene.drain().await.assert_clean(20);
+    assert_nothing_left(&server).await;
+    assert_eq!(broken(&server, 0).await, [""; 0]);
+    server.end().await.unwrap();
+}
+
+pub(crate) async fn a_statement_is_cancelled_over_tls() {
+    let server = start::<Encrypted>().await;
+    let (_directory, ours, _) = roots();
+    let scene =
+        Scene::patient(Postgres::open(&at(&server, &format!("sslmode=verify-full&sslrootcert={ours}"))).unwrap());
+    let client = scene.get().await;
+    let pid = text(&client, "SELECT pg_backend_pid()::text").await;
+    ping(&client).await;
+    drop(client);
+    let (result, drained) = drain_under_a_statement(&server, &scene).await;
+    let error = result.unwrap_err();
+    assert!(error.contains("due to user request"), "{error}");
+    drained.assert_in_time();
+    assert_eq!((drained.row().sessions.cancelled, drained.ended()), (1, (1, 0)), "{}", drained.report);
+    assert_nothing_left(&server).await;
+    assert_eq!(server.rows().await.unwrap(), 0);
+
+    // The connection that brought the request.
+    let log = server.server.container.lock().await.logs().await.unwrap();
+    let request = format!("processing cancel request: sending SIGINT to process {pid}");
+    let bearer = log.lines().find(|line| line.contains(&request)).unwrap_or_else(|| panic!("no request in: {log}"));
+    let bearer = bearer.split_whitespace().find(|word| word.starts_with('[')).unwrap();
+    assert!(
+        log.lines().any(|line| line.contains(bearer) && line.contains("SSL connection from")),
+        "{bearer} was not encrypted: {log}"
+    );
+    server.end().await.unwrap();
+}
