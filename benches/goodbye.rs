@@ -34,11 +34,8 @@ fn main() -> Result<()> {
     // Without it, somebody only wants to know whether it runs.
     let rounds = if env::args().any(|argument| argument == "--bench") { ROUNDS } else { 1 };
     let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let container = containers::Setup::image("postgres:17")
-        .env("POSTGRES_HOST_AUTH_METHOD", "trust")
-        .args(["-c", "max_connections=250"])
-        .ready(["listening on IPv4 address", "database system is ready to accept connections"]);
-    let container = runtime.block_on(container.start())?;
+    let setup = containers::Setup::postgres("17").env("POSTGRES_HOST_AUTH_METHOD", "trust");
+    let container = runtime.block_on(setup.args(["-c", "max_connections=250"]).start())?;
     let server = container.address(5432);
 
     for sessions in SESSIONS {

@@ -16,6 +16,7 @@ use winddown::{
     Outcome, Report,
     sim::{Config, ErrorKind, Reason, Record, Sim},
 };
+use winddown_testkit::containers;
 
 use crate::{
     cases::cases,
@@ -30,14 +31,24 @@ cases![
     an_init_error_reaches_lambda,
     the_quickstart_keeps_its_promise,
     the_quickstart_fails_when_the_promise_does_not_hold,
+    the_example_with_postgresql_keeps_its_promise,
+    the_example_with_postgresql_says_how_its_database_cannot_be_reached,
     a_function_is_drained_under_awss_own_emulator,
 ];
 
-/// The case that needs a file from outside.
-pub(crate) const EMULATOR: &str = "a_function_is_drained_under_awss_own_emulator";
+/// Leaves out the case that needs a file from outside.
+const SKIP_EMULATOR: &str = "WINDDOWN_SKIP_RIE";
 
-/// Leaves it out.
-pub(crate) const SKIP_EMULATOR: &str = "WINDDOWN_SKIP_RIE";
+/// Why a case is to be left out, where somebody has asked for that.
+pub(crate) fn left_out(case: &str) -> Option<String> {
+    match case {
+        "a_function_is_drained_under_awss_own_emulator" => {
+            env::var_os(SKIP_EMULATOR).map(|_| format!("{SKIP_EMULATOR} is set"))
+        }
+        "the_example_with_postgresql_keeps_its_promise" => containers::skipped().map(Into::into),
+        _ => None,
+    }
+}
 
 fn function() -> Config {
     Config::new(env::current_exe().unwrap()).env(ROLE, "lambda").capture_output()
@@ -155,6 +166,25 @@ fn the_quickstart_fails_when_the_promise_does_not_hold() {
     let (output, _) = quickstart(0);
     let stdout = String::from_utf8_lossy(&output.stdout);
     assert!(!output.status.success() && stdout.contains("does NOT hold"), "{stdout}");
+}
+
+fn the_example_with_postgresql_keeps_its_promise() {
+    let mut command = child::example("postgres_lambda");
+    let output =
+        command.args(["--invocations", "60", "--freeze-ms", "1200"]).env_remove("DATABASE_URL").output().unwrap();
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{stdout}{stderr}");
+    assert!(stdout.contains("180 records accepted, 180 rows in the database"), "{stdout}");
+    assert!(stdout.contains("0 when its process has ended") && stdout.contains("The promise holds"), "{stdout}");
+}
+
+fn the_example_with_postgresql_says_how_its_database_cannot_be_reached() {
+    let mut command = child::example("postgres_lambda");
+    let output = command.env("DATABASE_URL", "postgres://app:s3cret@127.0.0.1:1/orders").output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && stderr.contains("cannot connect"), "{stderr}");
+    assert!(!stderr.contains("s3cret"), "{stderr}");
 }
 
 /// The emulator's program: from `cargo xtask test`, or fetched now.

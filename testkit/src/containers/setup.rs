@@ -48,6 +48,13 @@ impl Setup {
         }
     }
 
+    /// PostgreSQL of this version, which is ready when it takes connections.
+    pub fn postgres(version: &str) -> Self {
+        // It says the second once before, while it sets its database up and takes none from outside.
+        let ready = ["listening on IPv4 address", "database system is ready to accept connections"];
+        Self::image(&format!("postgres:{version}")).ready(ready)
+    }
+
     /// Sets a variable of its environment.
     pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.env.push((name.into(), value.into()));
