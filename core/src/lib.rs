@@ -8,8 +8,10 @@ mod platform;
 mod report;
 mod work;
 
-// What an adapter implements.
+// What an adapter implements, and what it is given for that.
+mod credentials;
 mod resource;
+mod rested;
 
 // What makes it go.
 mod clock;
@@ -26,6 +28,7 @@ pub mod memory;
 
 pub use crate::{
     conductor::{EXIT_AT_DEADLINE, ReportFormat},
+    credentials::{Credentials, CredentialsFuture, CredentialsProvider},
     error::{BoxError, Error, ErrorKind},
     guard::{Checkout, ShutdownGuard, Tracked, as_dependent},
     init::Retry,
@@ -33,5 +36,6 @@ pub use crate::{
     platform::{BUDGET_VARIABLE, Budget, PLATFORMS, Platform},
     report::{Ledger, Outcome, Reason, Records, Report, ResourceReport, Sessions, Step, Straggler},
     resource::{Capabilities, Drain, Resource, ResourceId},
+    rested::Rested,
     work::{Hook, HookResult},
 };

@@ -8,10 +8,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::Instant;
+use tokio::{task::JoinSet, time::Instant};
 
 use crate::{
-    Error,
+    Error, ErrorKind,
     gate::Gate,
     report::{Ledger, Step, Tally},
 };
@@ -251,6 +251,27 @@ impl Drain {
     /// The server was asked to stop so many statements.
     pub fn cancelled(&self, statements: usize) {
         self.tally.change(|known| known.sessions.cancelled += statements as u64);
+    }
+
+    /// Waits for all of these, each of which asks the server to stop one statement, and counts those that succeed when
+    /// they do.
+    ///
+    /// # Cancel safety
+    /// Those that are not over are aborted when it is dropped; what was counted stands.
+    ///
+    /// # Errors
+    /// The error of the last one that failed.
+    pub async fn all_cancelled(&self, mut asking: JoinSet<Result<(), Error>>) -> Result<(), Error> {
+        let mut result = Ok(());
+        while let Some(asked) = asking.join_next().await {
+            let panicked =
+                |error| Error::new(ErrorKind::Panicked, "cancelling a statement panicked").with_source(error);
+            match asked.map_err(panicked).flatten() {
+                Ok(()) => self.cancelled(1),
+                Err(error) => result = Err(error),
+            }
+        }
+        result
     }
 }
 

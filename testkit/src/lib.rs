@@ -6,7 +6,10 @@ mod directed;
 mod harness;
 mod logs;
 pub mod proxy;
+pub mod scene;
+mod shared;
 mod suite;
+pub mod trials;
 
 pub use winddown_core;
 
@@ -14,5 +17,6 @@ pub use crate::{
     directed::{Directed, Director, Point},
     harness::{CheckoutOf, Harness, Need, ServerUse, Setup},
     logs::LogSearch,
+    shared::{Shared, gone},
     suite::{Case, Suite},
 };

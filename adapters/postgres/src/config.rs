@@ -1,9 +1,9 @@
 //! What can be set, and how a pool is made of it.
 
-use std::{env, fmt, future::Future, path::PathBuf, pin::Pin, str::FromStr, sync::Arc, time::Duration};
+use std::{env, fmt, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
 
 use deadpool_postgres::{PoolConfig, RecyclingMethod};
-use winddown_core::{BoxError, Error, ErrorKind};
+use winddown_core::{CredentialsProvider, Error, ErrorKind};
 
 use crate::tls::{Roots, SslMode};
 
@@ -262,64 +262,6 @@ impl fmt::Debug for Config {
             .field("check_after", check_after)
             .field("check_timeout", check_timeout)
             .finish()
-    }
-}
-
-/// A user, or the configured one, and a password.
-#[derive(Clone)]
-pub struct Credentials {
-    user: Option<String>,
-    password: String,
-}
-
-impl Credentials {
-    /// The configured user with this password.
-    pub fn password(password: impl Into<String>) -> Self {
-        Self { user: None, password: password.into() }
-    }
-
-    /// This user with this password.
-    pub fn new(user: impl Into<String>, password: impl Into<String>) -> Self {
-        Self { user: Some(user.into()), password: password.into() }
-    }
-
-    pub(crate) fn apply(self, driver: &mut tokio_postgres::Config) {
-        let Self { user, password } = self;
-        if let Some(user) = user {
-            driver.user(user);
-        }
-        driver.password(password);
-    }
-}
-
-impl fmt::Debug for Credentials {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Credentials").field("user", &self.user).finish_non_exhaustive()
-    }
-}
-
-/// Gives the credentials of one new session. Implemented by every async function that returns them.
-pub trait CredentialsProvider: Send + Sync + 'static {
-    /// The credentials for one session.
-    ///
-    /// # Cancel safety
-    /// Must be cancel safe: it is dropped with the caller that wanted the session.
-    ///
-    /// # Errors
-    /// Anything; it becomes the source of the checkout's error, so it must not hold a secret.
-    fn credentials(&self) -> CredentialsFuture<'_>;
-}
-
-/// What [`CredentialsProvider::credentials`] returns.
-pub type CredentialsFuture<'a> = Pin<Box<dyn Future<Output = Result<Credentials, BoxError>> + Send + 'a>>;
-
-impl<F, Fut> CredentialsProvider for F
-where
-    F: Fn() -> Fut + Send + Sync + 'static,
-    Fut: Future<Output = Result<Credentials, BoxError>> + Send + 'static,
-{
-    fn credentials(&self) -> CredentialsFuture<'_> {
-        Box::pin(self())
     }
 }
 

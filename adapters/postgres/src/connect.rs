@@ -9,10 +9,9 @@ use tokio_postgres::{
     Client,
     config::{Host, LoadBalanceHosts},
 };
-use winddown_core::{Error, ErrorKind};
+use winddown_core::{CredentialsProvider, Error, ErrorKind};
 
 use crate::{
-    config::CredentialsProvider,
     sessions::{Endpoint, Sessions, driver_error},
     socket::{Address, Options},
     tls::{Tls, refused},
@@ -37,7 +36,13 @@ impl Connector {
     async fn open(&self, mut config: tokio_postgres::Config) -> Connected {
         if let Some(provider) = &self.credentials {
             match provider.credentials().await {
-                Ok(credentials) => credentials.apply(&mut config),
+                Ok(credentials) => {
+                    let (user, password) = credentials.into_parts();
+                    if let Some(user) = user {
+                        config.user(user);
+                    }
+                    config.password(password);
+                }
                 Err(source) => {
                     let text = "the credentials provider has none";
                     let error = Error::new(ErrorKind::Init, text).with_source(source).retryable();

@@ -4,7 +4,6 @@ mod config;
 mod connect;
 mod error;
 mod manager;
-mod rested;
 mod sessions;
 #[cfg(feature = "buffer")]
 mod sink;
@@ -15,11 +14,12 @@ mod wrapped;
 
 pub use deadpool_postgres::{self, tokio_postgres};
 pub use rustls;
+pub use winddown_core::{Credentials, CredentialsFuture, CredentialsProvider};
 
 #[cfg(feature = "buffer")]
 pub use crate::sink::{Insert, Parameters};
 pub use crate::{
-    config::{Config, Credentials, CredentialsFuture, CredentialsProvider, URL_VARIABLE},
+    config::{Config, URL_VARIABLE},
     manager::Postgres,
     tls::{Roots, SslMode},
 };

@@ -12,13 +12,12 @@ use tokio::{
     task::JoinSet,
     time::{sleep_until, timeout},
 };
-use winddown_core::{Capabilities, Drain, Error, ErrorKind, Resource};
+use winddown_core::{Capabilities, Drain, Error, ErrorKind, Resource, Rested};
 
 use crate::{
     config::Config,
     connect::Connector,
     error::{self, error},
-    rested::Rested,
     sessions::{Ended, News, Sessions},
     tls::Tls,
     wrapped::Wrapped,
@@ -106,7 +105,7 @@ impl Postgres {
             .config(*pool)
             .runtime(Runtime::Tokio1)
             .pre_recycle(Hook::sync_fn(move |client, metrics| {
-                if !rested.is_suspect(metrics) {
+                if !rested.is_suspect(metrics.recycled.unwrap_or(metrics.created)) {
                     return Ok(());
                 }
                 // Before anything is asked: what the server has closed meanwhile is known to the kernel.
@@ -246,7 +245,7 @@ impl Resource for Postgres {
                 asking.spawn(async move { session.cancel().await });
             }
         }
-        all_cancelled(asking, drain).await
+        drain.all_cancelled(asking).await
     }
 
     fn capabilities(&self) -> Capabilities {
@@ -268,19 +267,6 @@ fn count(drain: &Drain, ended: Ended) {
     if let Some(error) = error {
         drain.note(&error);
     }
-}
-
-/// Counts each statement whose cancelling the server has taken; the error of the last that it has not.
-pub(crate) async fn all_cancelled(mut asking: JoinSet<Result<(), Error>>, drain: &Drain) -> Result<(), Error> {
-    let mut result = Ok(());
-    while let Some(asked) = asking.join_next().await {
-        let panicked = |error| Error::new(ErrorKind::Panicked, "cancelling a statement panicked").with_source(error);
-        match asked.map_err(panicked).flatten() {
-            Ok(()) => drain.cancelled(1),
-            Err(error) => result = Err(error),
-        }
-    }
-    result
 }
 
 impl fmt::Debug for Postgres {

@@ -14,7 +14,6 @@ use winddown_core::{Drain, Error, ErrorKind};
 
 use crate::{
     error::error,
-    manager::all_cancelled,
     tls::{SslMode, Tls},
 };
 
@@ -125,7 +124,7 @@ impl Wrapped {
                 token.cancel_query(connector).await.map_err(failed)
             });
         }
-        all_cancelled(asking, drain).await
+        drain.all_cancelled(asking).await
     }
 }
 

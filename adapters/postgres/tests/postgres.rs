@@ -30,34 +30,17 @@ mod unix;
 #[path = "postgres/wrapped.rs"]
 mod wrapped;
 
-use std::{future::Future, process::ExitCode, time::Duration};
+use std::process::ExitCode;
 
-use libtest_mimic::{Arguments, Trial};
-use tokio::{
-    runtime::{Builder, Runtime},
-    time::timeout,
-};
-use winddown_core::BoxError;
-use winddown_testkit::containers;
+use winddown_testkit::trials;
 
 use crate::{
     server::{Eighteen, Server, Seventeen},
     tls::Encrypted,
 };
 
-/// No test takes that long; one that does hangs.
-const LIMIT: Duration = Duration::from_secs(90);
-
-/// One trial for each of these tests, named as they are. A test that is missing here is dead code to the compiler.
-macro_rules! tests {
-    ($($module:ident: $($test:ident)+;)+) => {
-        vec![$($(trial(concat!(stringify!($module), "::", stringify!($test)), $module::$test)),+),+]
-    };
-}
-
 fn main() -> ExitCode {
-    let arguments = Arguments::from_args();
-    let mut trials = tests! {
+    let mut trials = trials! {
         blocked:
             sessions_say_goodbye_when_the_runtime_is_not_polled_any_more
             sessions_say_goodbye_when_the_runtime_is_blocked
@@ -114,41 +97,15 @@ fn main() -> ExitCode {
             a_client_that_was_taken_from_the_pool_directly_does_not_hold_up_the_drain;
     };
     #[cfg(feature = "buffer")]
-    trials.extend(tests! {
+    trials.extend(trials! {
         sink:
             a_batch_is_written_whole_or_not_at_all
             a_batch_that_the_table_refuses_loses_its_own_records_alone_and_says_so
             everything_that_was_accepted_is_in_the_table_after_the_drain;
     });
-    if let Some(why) = containers::skipped() {
-        eprintln!("all {} tests are skipped: {why}", trials.len());
-        trials = trials.into_iter().map(|trial| trial.with_ignored_flag(true)).collect();
-    }
-    let conclusion = libtest_mimic::run(&arguments, trials);
-    let stopped = runtime().map_err(BoxError::from).and_then(|runtime| {
-        runtime.block_on(async {
-            Server::stop_shared::<Seventeen>().await?;
-            Server::stop_shared::<Eighteen>().await?;
-            Server::stop_shared::<Encrypted>().await
-        })
-    });
-    if let Err(error) = stopped {
-        eprintln!("error: a server was not stopped: {error}");
-        return ExitCode::FAILURE;
-    }
-    conclusion.exit_code()
-}
-
-/// A test that panics if something is not as it should be, on a runtime of its own.
-fn trial<F: Future<Output = ()>>(name: &str, test: impl FnOnce() -> F + Send + 'static) -> Trial {
-    Trial::test(name, move || {
-        let runtime = runtime()?;
-        let outcome = runtime.block_on(async { timeout(LIMIT, test()).await });
-        runtime.shutdown_timeout(Duration::from_secs(1));
-        outcome.map_err(|_| format!("it hung: it was not over after {LIMIT:?}").into())
+    trials::run(trials, || async {
+        Server::stop_shared::<Seventeen>().await?;
+        Server::stop_shared::<Eighteen>().await?;
+        Server::stop_shared::<Encrypted>().await
     })
-}
-
-fn runtime() -> std::io::Result<Runtime> {
-    Builder::new_multi_thread().worker_threads(2).enable_all().build()
 }

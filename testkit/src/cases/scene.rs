@@ -10,22 +10,8 @@ use std::{
 use tokio::sync::oneshot;
 use winddown_core::{Checkout, Lifecycle, Outcome, Report, ResourceReport, Retry, ShutdownGuard};
 
+pub(super) use crate::scene::{BUDGET, ENDLESS, QUICK, SHORT, SLACK, until};
 use crate::{Directed, Director, Harness, Setup};
-
-/// Never used up.
-pub(super) const BUDGET: Duration = Duration::from_secs(30);
-
-/// Well above what takes no waiting, well below [`BUDGET`].
-pub(super) const QUICK: Duration = Duration::from_secs(8);
-
-/// Used up: settles for about 2 s, then has 2 s, the last quarter of them after the cut. See [`Scene::patient`].
-pub(super) const SHORT: Duration = Duration::from_secs(4);
-
-/// What a machine that does other work may add to a deadline.
-pub(super) const SLACK: Duration = Duration::from_secs(2);
-
-/// Longer than any case runs.
-pub(super) const ENDLESS: Duration = Duration::from_secs(300);
 
 /// A lifecycle with the harness's resource in it.
 pub(super) struct Scene<H: Harness> {
@@ -157,15 +143,6 @@ pub(super) async fn sessions<H: Harness>(harness: &H) -> usize {
 pub(super) async fn assert_no_complaints<H: Harness>(harness: &H) {
     let complaints = ok(harness.complaints().await);
     assert!(complaints.is_empty(), "the server complains: {complaints:#?}");
-}
-
-/// Asks the server until it says so: it has no event for what it lists. Never used for what must be so on return.
-pub(super) async fn until<F: Future<Output = bool>>(what: &str, mut is_so: impl FnMut() -> F) {
-    let began = Instant::now();
-    while !is_so().await {
-        assert!(began.elapsed() < QUICK, "not so after {QUICK:?}: {what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
 }
 
 /// Runs a statement that takes so long, and `then` once the server lists it; what became of both.

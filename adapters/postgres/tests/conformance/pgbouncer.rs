@@ -9,9 +9,11 @@ use tokio::sync::Mutex;
 use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 use winddown_core::BoxError;
 use winddown_postgres::Postgres;
-use winddown_testkit::{CheckoutOf, Harness, ServerUse, Setup, containers, containers::Container, proxy::Proxy};
+use winddown_testkit::{
+    CheckoutOf, Harness, ServerUse, Setup, Shared, containers, containers::Container, gone, proxy::Proxy,
+};
 
-use crate::server::{PASSWORD, Server, Seventeen, Tenant, connect, gone, run};
+use crate::server::{PASSWORD, Server, Seventeen, Tenant, connect, run};
 
 /// PgBouncer in a container, in front of the PostgreSQL that is shared.
 pub(crate) struct Bouncer {
@@ -19,9 +21,7 @@ pub(crate) struct Bouncer {
     address: SocketAddr,
 }
 
-type Shared = Mutex<Option<Arc<Bouncer>>>;
-
-static SHARED: Shared = Shared::const_new(None);
+static SHARED: Shared<Bouncer> = Shared::new();
 
 impl Bouncer {
     async fn start(server: &Server) -> Result<Self, BoxError> {
@@ -51,13 +51,7 @@ impl Bouncer {
     }
 
     async fn shared(server: &Server) -> Result<Arc<Self>, BoxError> {
-        let mut shared = SHARED.lock().await;
-        if let Some(bouncer) = shared.as_ref() {
-            return Ok(Arc::clone(bouncer));
-        }
-        let bouncer = Arc::new(Self::start(server).await?);
-        *shared = Some(Arc::clone(&bouncer));
-        Ok(bouncer)
+        SHARED.get(|| Self::start(server)).await
     }
 
     async fn console(&self) -> Result<Client, BoxError> {
@@ -235,7 +229,7 @@ impl Harness for PgBouncer {
     }
 
     async fn stop_shared() -> Result<(), BoxError> {
-        if let Some(bouncer) = SHARED.lock().await.take().and_then(Arc::into_inner) {
+        if let Some(bouncer) = SHARED.take().await {
             bouncer.container.into_inner().remove().await?;
         }
         Server::stop_shared::<Seventeen>().await

@@ -16,14 +16,16 @@ use tokio::sync::Mutex;
 use tokio_postgres::{Client, NoTls};
 use winddown_core::BoxError;
 use winddown_postgres::{Config, Postgres, SslMode};
-use winddown_testkit::{CheckoutOf, Harness, ServerUse, Setup, containers, containers::Container, proxy::Proxy};
+use winddown_testkit::{
+    CheckoutOf, Harness, ServerUse, Setup, Shared, containers, containers::Container, gone, proxy::Proxy,
+};
 
 /// A version of PostgreSQL there is an image of.
 pub(crate) trait Version: Send + Sync + 'static {
     const NAME: &'static str;
     const IMAGE: &'static str;
     /// What the cases of this process share.
-    fn shared() -> &'static Shared;
+    fn shared() -> &'static Shared<Server>;
 
     /// A server of its own.
     fn start() -> impl Future<Output = Result<Server, BoxError>> + Send {
@@ -37,8 +39,8 @@ impl Version for Seventeen {
     const NAME: &'static str = "postgres_17";
     const IMAGE: &'static str = "postgres:17";
 
-    fn shared() -> &'static Shared {
-        static SHARED: Shared = Shared::const_new(None);
+    fn shared() -> &'static Shared<Server> {
+        static SHARED: Shared<Server> = Shared::new();
         &SHARED
     }
 }
@@ -49,13 +51,11 @@ impl Version for Eighteen {
     const NAME: &'static str = "postgres_18";
     const IMAGE: &'static str = "postgres:18";
 
-    fn shared() -> &'static Shared {
-        static SHARED: Shared = Shared::const_new(None);
+    fn shared() -> &'static Shared<Server> {
+        static SHARED: Shared<Server> = Shared::new();
         &SHARED
     }
 }
-
-pub(crate) type Shared = Mutex<Option<Arc<Server>>>;
 
 /// The superuser's.
 pub(crate) const PASSWORD: &str = "of the superuser";
@@ -84,17 +84,11 @@ impl Server {
 
     /// One that the cases of this process share.
     pub(crate) async fn shared<V: Version>() -> Result<Arc<Self>, BoxError> {
-        let mut shared = V::shared().lock().await;
-        if let Some(server) = shared.as_ref() {
-            return Ok(Arc::clone(server));
-        }
-        let server = Arc::new(V::start().await?);
-        *shared = Some(Arc::clone(&server));
-        Ok(server)
+        V::shared().get(V::start).await
     }
 
     pub(crate) async fn stop_shared<V: Version>() -> Result<(), BoxError> {
-        match V::shared().lock().await.take().and_then(Arc::into_inner) {
+        match V::shared().take().await {
             Some(server) => Ok(server.container.into_inner().remove().await?),
             None => Ok(()),
         }
@@ -384,18 +378,4 @@ pub(crate) async fn run(client: &deadpool_postgres::Client, takes: Duration) -> 
     let sql = "INSERT INTO rows SELECT now() FROM pg_sleep($1)";
     client.execute(sql, &[&takes.as_secs_f64()]).await?;
     Ok(())
-}
-
-/// How many are left when those that were cut have had a moment: the server has no event for their end.
-pub(crate) async fn gone<F: Future<Output = Result<usize, BoxError>>>(
-    sessions: impl Fn() -> F,
-) -> Result<usize, BoxError> {
-    let began = Instant::now();
-    loop {
-        let left = sessions().await?;
-        if left == 0 || began.elapsed() > Duration::from_secs(5) {
-            return Ok(left);
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
 }

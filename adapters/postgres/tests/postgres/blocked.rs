@@ -6,7 +6,7 @@ use tokio::runtime::{Builder, Runtime};
 use winddown_postgres::Postgres;
 use winddown_testkit::Harness as _;
 
-use crate::scene::{Scene, assert_nothing_left, config, seventeen};
+use crate::scene::{Scene, Speaks, assert_nothing_left, config, seventeen};
 
 fn runtime() -> Runtime {
     Builder::new_current_thread().enable_all().build().unwrap()

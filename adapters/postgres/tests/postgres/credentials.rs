@@ -14,7 +14,7 @@ use winddown_postgres::{Config, Credentials, Postgres, tokio_postgres, tokio_pos
 use winddown_testkit::Harness as _;
 
 use crate::{
-    scene::{Scene, chain, config, driver_error, in_full, ping, seventeen},
+    scene::{Scene, Speaks, chain, config, driver_error, in_full, ping, seventeen},
     server::{PostgreSql, Seventeen},
 };
 

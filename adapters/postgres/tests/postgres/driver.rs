@@ -8,7 +8,7 @@ use winddown_core::ErrorKind;
 use winddown_postgres::{Config, Postgres, tokio_postgres::error::SqlState};
 use winddown_testkit::Harness as _;
 
-use crate::scene::{Scene, assert_nothing_left, config, driver_error, seventeen, url};
+use crate::scene::{Scene, Speaks, assert_nothing_left, config, driver_error, seventeen, url};
 
 pub(crate) async fn sessions_are_listed_under_the_programs_name_or_the_one_that_is_configured() {
     const NAME: &str = "SELECT application_name FROM pg_stat_activity WHERE pid = pg_backend_pid()";

@@ -5,7 +5,7 @@ use std::time::Duration;
 use winddown_postgres::Postgres;
 use winddown_testkit::{Harness as _, proxy::Proxy};
 
-use crate::scene::{Scene, assert_nothing_left, config_at, seventeen, until};
+use crate::scene::{Scene, Speaks, assert_nothing_left, config_at, seventeen, until};
 
 pub(crate) async fn a_checkout_that_was_dropped_while_connecting_leaves_no_session() {
     let server = seventeen().await;

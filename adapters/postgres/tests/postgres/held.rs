@@ -8,7 +8,7 @@ use winddown_postgres::Postgres;
 use winddown_testkit::Harness as _;
 
 use crate::{
-    scene::{ENDLESS, Scene, assert_nothing_left, config, seventeen, until, until_running},
+    scene::{ENDLESS, Scene, Speaks, assert_nothing_left, config, seventeen, until, until_running},
     server::run,
 };
 

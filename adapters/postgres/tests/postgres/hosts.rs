@@ -13,7 +13,7 @@ use winddown_postgres::{Config, Postgres};
 use winddown_testkit::Harness as _;
 
 use crate::{
-    scene::{Scene, assert_nothing_left, drain_under_a_statement, driver_error, seventeen, text, url},
+    scene::{Scene, Speaks, assert_nothing_left, drain_under_a_statement, driver_error, seventeen, text, url},
     server::{Eighteen, PostgreSql, Seventeen},
 };
 

@@ -1,37 +1,14 @@
 //! What the tests share.
 
-use std::{
-    error::Error as StdError,
-    fs,
-    future::Future,
-    net::SocketAddr,
-    path::Path,
-    pin::pin,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{fs, future::Future, net::SocketAddr, path::Path, pin::pin};
 
 use deadpool_postgres::Client;
-use winddown_core::{Checkout, Error, Lifecycle, Outcome, Report, Resource, ResourceReport, Retry, ShutdownGuard};
+use winddown_core::{Checkout, Error, Resource, ShutdownGuard};
 use winddown_postgres::{Config, Postgres, tokio_postgres};
-use winddown_testkit::{Directed, Director, Harness, ServerUse, Setup};
+pub(crate) use winddown_testkit::scene::{Drained, ENDLESS, QUICK, chain, in_full, lifecycle, until};
+use winddown_testkit::{Directed, Harness, ServerUse, Setup, scene};
 
 use crate::server::{PostgreSql, Seventeen, Version, run};
-
-/// Never used up.
-const BUDGET: Duration = Duration::from_secs(30);
-
-/// Well above what takes no waiting, well below [`BUDGET`].
-pub(crate) const QUICK: Duration = Duration::from_secs(8);
-
-/// Used up: settles for about 2 s, then has 2 s, the last quarter of them after the cut. See [`Scene::patient`].
-const SHORT: Duration = Duration::from_secs(4);
-
-/// What a machine that does other work may add to a deadline.
-const SLACK: Duration = Duration::from_secs(2);
-
-/// Longer than any test runs.
-pub(crate) const ENDLESS: Duration = Duration::from_secs(300);
 
 /// A role and a database of its own on the server that is shared.
 pub(crate) async fn start<V: Version>() -> PostgreSql<V> {
@@ -59,44 +36,23 @@ pub(crate) fn url<V: Version>(server: &PostgreSql<V>, host: &str, options: &str)
     format!("postgres://{name}:{password}@{host}/{name}?{options}", name = tenant.name, password = tenant.password)
 }
 
-pub(crate) fn lifecycle(budget: Duration) -> Lifecycle {
-    let retry = Retry::new(2, Duration::from_millis(20), Duration::from_millis(100));
-    Lifecycle::builder().signals(false).budget(budget).retry(retry).build().unwrap()
-}
-
 /// A lifecycle with one database in it.
-pub(crate) struct Scene {
-    pub(crate) lifecycle: Lifecycle,
-    pub(crate) db: ShutdownGuard<Directed<Postgres>>,
+pub(crate) type Scene = scene::Scene<Postgres>;
+
+/// What a scene with a database can do besides.
+pub(crate) trait Speaks {
+    /// So many checkouts at once, each of which has spoken to the server.
+    async fn out(&self, count: usize) -> Vec<Checkout<Directed<Postgres>>>;
+
+    /// One round trip on a checkout of its own.
+    async fn ping(&self);
+
+    /// What the server answers on a checkout of its own.
+    async fn text(&self, sql: &str) -> String;
 }
 
-impl Scene {
-    /// With time enough for everything.
-    pub(crate) fn new(postgres: Postgres) -> Self {
-        Self::with(BUDGET, &Director::new(), postgres)
-    }
-
-    /// For a drain that uses its budget up: with a reserve of half of it.
-    pub(crate) fn patient(postgres: Postgres) -> Self {
-        let director = Director::new();
-        director.round_trip(Duration::from_millis(250));
-        Self::with(SHORT, &director, postgres)
-    }
-
-    fn with(budget: Duration, director: &Director, postgres: Postgres) -> Self {
-        let lifecycle = lifecycle(budget);
-        let db = lifecycle.guard_as("db", director.direct(postgres));
-        Self { lifecycle, db }
-    }
-
-    #[track_caller]
-    pub(crate) fn get(&self) -> impl Future<Output = Checkout<Directed<Postgres>>> + use<'_> {
-        let checkout = self.db.get();
-        async { checkout.await.unwrap_or_else(|error| panic!("no checkout: {error}")) }
-    }
-
-    /// So many checkouts at once, each of which has spoken to the server.
-    pub(crate) async fn out(&self, count: usize) -> Vec<Checkout<Directed<Postgres>>> {
+impl Speaks for Scene {
+    async fn out(&self, count: usize) -> Vec<Checkout<Directed<Postgres>>> {
         let mut out = Vec::new();
         for _ in 0..count {
             let client = self.get().await;
@@ -106,58 +62,14 @@ impl Scene {
         out
     }
 
-    /// One round trip on a checkout of its own.
-    pub(crate) async fn ping(&self) {
+    async fn ping(&self) {
         let client = self.get().await;
         ping(&client).await;
     }
 
-    /// What the server answers on a checkout of its own.
-    pub(crate) async fn text(&self, sql: &str) -> String {
+    async fn text(&self, sql: &str) -> String {
         let client = self.get().await;
         text(&client, sql).await
-    }
-
-    pub(crate) async fn drain(&self) -> Drained {
-        Drained::of(&self.lifecycle).await
-    }
-}
-
-/// What there is when a drain has returned.
-pub(crate) struct Drained {
-    pub(crate) report: Arc<Report>,
-    pub(crate) took: Duration,
-}
-
-impl Drained {
-    pub(crate) async fn of(lifecycle: &Lifecycle) -> Self {
-        let began = Instant::now();
-        let report = lifecycle.drain().await;
-        Self { report, took: began.elapsed() }
-    }
-
-    pub(crate) fn row(&self) -> &ResourceReport {
-        self.report.resource("db").unwrap()
-    }
-
-    /// So many were closed, so many cut.
-    pub(crate) fn ended(&self) -> (u64, u64) {
-        (self.row().sessions.closed, self.row().sessions.cut)
-    }
-
-    #[track_caller]
-    pub(crate) fn assert_clean(&self, sessions: u64) {
-        let Self { report, took } = self;
-        assert_eq!(self.row().outcome, Outcome::Drained, "{report}");
-        assert_eq!(self.ended(), (sessions, 0), "{report}");
-        assert!(*took < QUICK, "it waited for something: {took:?}: {report}");
-    }
-
-    #[track_caller]
-    pub(crate) fn assert_in_time(&self) {
-        let Self { report, took } = self;
-        assert!(*took < SHORT + SLACK, "not over by the deadline: {took:?}: {report}");
-        assert!(!matches!(self.row().outcome, Outcome::Hung | Outcome::Panicked), "{report}");
     }
 }
 
@@ -186,15 +98,6 @@ pub(crate) fn assert_nothing_left<V: Version>(server: &PostgreSql<V>) -> impl Fu
         assert_eq!(listed, (0, 0), "sessions and statements that the server lists at {caller}");
         let complaints = server.complaints().await.unwrap();
         assert!(complaints.is_empty(), "the server complains at {caller}: {complaints:#?}");
-    }
-}
-
-/// Asks until it is so: the server has no event for what it lists. Never for what must be so on return.
-pub(crate) async fn until<F: Future<Output = bool>>(what: &str, mut is_so: impl FnMut() -> F) {
-    let began = Instant::now();
-    while !is_so().await {
-        assert!(began.elapsed() < QUICK, "not so after {QUICK:?}: {what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
@@ -230,16 +133,6 @@ pub(crate) async fn abandon_statement<V: Version, R: Resource<Checkout = Client>
         result = &mut run => panic!("it ended at once: {:?}", result.err()),
         () = until_running(server, 1) => {}
     }
-}
-
-/// The error with all that is behind it.
-pub(crate) fn in_full(error: &(dyn StdError + 'static)) -> String {
-    let texts: Vec<_> = chain(error).map(ToString::to_string).collect();
-    texts.join(": ")
-}
-
-pub(crate) fn chain<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
-    std::iter::successors(Some(error), |error| (*error).source())
 }
 
 /// The driver's error behind one of ours.

@@ -6,13 +6,14 @@ use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, 
 use tempfile::TempDir;
 use winddown_core::{BoxError, Error, ErrorKind};
 use winddown_postgres::Postgres;
-use winddown_testkit::{Harness as _, ServerUse, containers, proxy::Proxy};
+use winddown_testkit::{Harness as _, ServerUse, Shared, containers, proxy::Proxy};
 
 use crate::{
     scene::{
-        Scene, assert_nothing_left, drain_under_a_statement, is_encrypted, ping, seventeen, start, text, url, written,
+        Scene, Speaks, assert_nothing_left, drain_under_a_statement, is_encrypted, ping, seventeen, start, text, url,
+        written,
     },
-    server::{PostgreSql, Server, Shared, Version},
+    server::{PostgreSql, Server, Version},
 };
 
 /// The name that the servers' certificates are for. Nobody looks it up: its address is given.
@@ -61,8 +62,8 @@ impl Version for Encrypted {
     const NAME: &'static str = "postgres_17_tls";
     const IMAGE: &'static str = "postgres:17";
 
-    fn shared() -> &'static Shared {
-        static SHARED: Shared = Shared::const_new(None);
+    fn shared() -> &'static Shared<Server> {
+        static SHARED: Shared<Server> = Shared::new();
         &SHARED
     }
 
@@ -78,8 +79,8 @@ impl Version for Expired {
     const NAME: &'static str = "postgres_17_tls_expired";
     const IMAGE: &'static str = "postgres:17";
 
-    fn shared() -> &'static Shared {
-        static SHARED: Shared = Shared::const_new(None);
+    fn shared() -> &'static Shared<Server> {
+        static SHARED: Shared<Server> = Shared::new();
         &SHARED
     }
 

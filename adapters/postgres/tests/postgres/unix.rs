@@ -15,7 +15,7 @@ use winddown_postgres::{Postgres, SslMode, tokio_postgres};
 use winddown_testkit::Harness as _;
 
 use crate::{
-    scene::{Scene, assert_nothing_left, config, drain_under_a_statement, is_encrypted, seventeen},
+    scene::{Scene, Speaks, assert_nothing_left, config, drain_under_a_statement, is_encrypted, seventeen},
     server::{PostgreSql, Seventeen},
 };
 

@@ -9,7 +9,8 @@ use winddown_testkit::Harness as _;
 
 use crate::{
     scene::{
-        ENDLESS, Scene, abandon_statement, config, drain_under_a_statement, ping, seventeen, until, until_running,
+        ENDLESS, Scene, Speaks, abandon_statement, config, drain_under_a_statement, ping, seventeen, until,
+        until_running,
     },
     server::{PostgreSql, Seventeen, run},
 };

@@ -1,0 +1,158 @@
+//! A lifecycle with one resource in it, and what there is when its drain has returned: for tests of one adapter.
+
+use std::{
+    error::Error as StdError,
+    future::Future,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use winddown_core::{Checkout, Lifecycle, Outcome, Report, Resource, ResourceReport, Retry, ShutdownGuard};
+
+use crate::{Directed, Director};
+
+/// Never used up.
+pub const BUDGET: Duration = Duration::from_secs(30);
+
+/// Well above what takes no waiting, well below [`BUDGET`].
+pub const QUICK: Duration = Duration::from_secs(8);
+
+/// Used up: settles for about 2 s, then has 2 s, the last quarter of them after the cut. See [`Scene::patient`].
+pub const SHORT: Duration = Duration::from_secs(4);
+
+/// What a machine that does other work may add to a deadline.
+pub const SLACK: Duration = Duration::from_secs(2);
+
+/// Longer than any test runs.
+pub const ENDLESS: Duration = Duration::from_secs(300);
+
+/// A lifecycle without signals that tries an initialisation twice.
+///
+/// # Panics
+/// When the budget cannot be one.
+#[must_use]
+pub fn lifecycle(budget: Duration) -> Lifecycle {
+    let retry = Retry::new(2, Duration::from_millis(20), Duration::from_millis(100));
+    Lifecycle::builder().signals(false).budget(budget).retry(retry).build().expect("the settings are valid")
+}
+
+/// A lifecycle with one resource in it, called `db`.
+#[derive(Debug)]
+pub struct Scene<R: Resource> {
+    /// The lifecycle.
+    pub lifecycle: Lifecycle,
+    /// The resource's guard.
+    pub db: ShutdownGuard<Directed<R>>,
+}
+
+impl<R: Resource> Scene<R> {
+    /// With time enough for everything.
+    pub fn new(resource: R) -> Self {
+        Self::with(BUDGET, &Director::new(), resource)
+    }
+
+    /// For a drain that uses its budget up: with a reserve of half of it.
+    pub fn patient(resource: R) -> Self {
+        let director = Director::new();
+        director.round_trip(Duration::from_millis(250));
+        Self::with(SHORT, &director, resource)
+    }
+
+    fn with(budget: Duration, director: &Director, resource: R) -> Self {
+        let lifecycle = lifecycle(budget);
+        let db = lifecycle.guard_as("db", director.direct(resource));
+        Self { lifecycle, db }
+    }
+
+    /// A checkout, or the end of the test.
+    #[track_caller]
+    pub fn get(&self) -> impl Future<Output = Checkout<Directed<R>>> + use<'_, R> {
+        let checkout = self.db.get();
+        async { checkout.await.unwrap_or_else(|error| panic!("no checkout: {error}")) }
+    }
+
+    /// Drains.
+    pub async fn drain(&self) -> Drained {
+        Drained::of(&self.lifecycle).await
+    }
+}
+
+/// What there is when a drain has returned.
+#[derive(Debug)]
+pub struct Drained {
+    /// Its report.
+    pub report: Arc<Report>,
+    /// How long it took.
+    pub took: Duration,
+}
+
+impl Drained {
+    /// Drains this lifecycle.
+    pub async fn of(lifecycle: &Lifecycle) -> Self {
+        let began = Instant::now();
+        let report = lifecycle.drain().await;
+        Self { report, took: began.elapsed() }
+    }
+
+    /// The row of the resource called `db`.
+    ///
+    /// # Panics
+    /// When there is none.
+    #[must_use]
+    pub fn row(&self) -> &ResourceReport {
+        self.report.resource("db").expect("it was registered before the drain")
+    }
+
+    /// So many were closed, so many cut.
+    #[must_use]
+    pub fn ended(&self) -> (u64, u64) {
+        (self.row().sessions.closed, self.row().sessions.cut)
+    }
+
+    /// All said goodbye, and nothing was waited for.
+    ///
+    /// # Panics
+    /// When that is not so.
+    #[track_caller]
+    pub fn assert_clean(&self, sessions: u64) {
+        let Self { report, took } = self;
+        assert_eq!(self.row().outcome, Outcome::Drained, "{report}");
+        assert_eq!(self.ended(), (sessions, 0), "{report}");
+        assert!(*took < QUICK, "it waited for something: {took:?}: {report}");
+    }
+
+    /// Over by the deadline of a [patient](Scene::patient) scene.
+    ///
+    /// # Panics
+    /// When that is not so.
+    #[track_caller]
+    pub fn assert_in_time(&self) {
+        let Self { report, took } = self;
+        assert!(*took < SHORT + SLACK, "not over by the deadline: {took:?}: {report}");
+        assert!(!matches!(self.row().outcome, Outcome::Hung | Outcome::Panicked), "{report}");
+    }
+}
+
+/// Asks until it is so: a server has no event for what it lists. Never for what must be so on return.
+///
+/// # Panics
+/// When it is not so in time.
+pub async fn until<F: Future<Output = bool>>(what: &str, mut is_so: impl FnMut() -> F) {
+    let began = Instant::now();
+    while !is_so().await {
+        assert!(began.elapsed() < QUICK, "not so after {QUICK:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// The error with all that is behind it.
+#[must_use]
+pub fn in_full(error: &(dyn StdError + 'static)) -> String {
+    let texts: Vec<_> = chain(error).map(ToString::to_string).collect();
+    texts.join(": ")
+}
+
+/// The error, and what is behind it.
+pub fn chain<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    std::iter::successors(Some(error), |error| (*error).source())
+}
