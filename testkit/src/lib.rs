@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 pub mod cases;
+pub mod certificates;
 pub mod containers;
 mod directed;
 mod harness;

@@ -1,12 +1,14 @@
 //! Encryption, and who the server is.
 
-use std::sync::OnceLock;
-
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, date_time_ymd};
 use tempfile::TempDir;
 use winddown_core::{BoxError, Error, ErrorKind};
 use winddown_postgres::Postgres;
-use winddown_testkit::{Harness as _, ServerUse, Shared, containers, proxy::Proxy};
+use winddown_testkit::{
+    Harness as _, ServerUse, Shared,
+    certificates::{Authority, NAME},
+    containers,
+    proxy::Proxy,
+};
 
 use crate::{
     scene::{
@@ -15,44 +17,6 @@ use crate::{
     },
     server::{PostgreSql, Server, Version},
 };
-
-/// The name that the servers' certificates are for. Nobody looks it up: its address is given.
-const NAME: &str = "db.winddown.test";
-
-/// Who signs certificates.
-struct Authority {
-    issuer: Issuer<'static, KeyPair>,
-    pem: String,
-}
-
-impl Authority {
-    fn new(name: &str) -> Self {
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-        params.distinguished_name.push(DnType::CommonName, name);
-        let key = KeyPair::generate().unwrap();
-        let pem = params.self_signed(&key).unwrap().pem();
-        Self { issuer: Issuer::new(params, key), pem }
-    }
-
-    /// The one that has signed what the servers have.
-    fn ours() -> &'static Self {
-        static OURS: OnceLock<Authority> = OnceLock::new();
-        OURS.get_or_init(|| Self::new("winddown's tests"))
-    }
-
-    /// A certificate for [`NAME`] and 127.0.0.1, and its key.
-    fn certify(&self, expired: bool) -> (String, String) {
-        let mut params = CertificateParams::new([NAME.to_owned(), "127.0.0.1".to_owned()]).unwrap();
-        if expired {
-            params.not_before = date_time_ymd(2020, 1, 1);
-            params.not_after = date_time_ymd(2021, 1, 1);
-        }
-        let key = KeyPair::generate().unwrap();
-        (params.signed_by(&key, &self.issuer).unwrap().pem(), key.serialize_pem())
-    }
-}
 
 /// PostgreSQL 17 with TLS. Its log says of each connection whether it is encrypted, also of those that only bring the
 /// request to cancel a statement.
@@ -143,8 +107,8 @@ const CERTIFICATE: &str = "see the server's certificate, the root certificates a
 /// A directory with the roots: ours and those of somebody else.
 fn roots() -> (TempDir, String, String) {
     let directory = TempDir::new().unwrap();
-    let ours = written(directory.path(), "ours.pem", &Authority::ours().pem);
-    let others = written(directory.path(), "others.pem", &Authority::new("somebody else").pem);
+    let ours = written(directory.path(), "ours.pem", Authority::ours().pem());
+    let others = written(directory.path(), "others.pem", Authority::new("somebody else").pem());
     (directory, ours, others)
 }
 
