@@ -57,7 +57,8 @@ pub trait Harness: Send + Sync + Sized + 'static {
     /// How many sessions of this harness's resources the server lists at this moment, without the harness's own.
     fn sessions(&self) -> impl Future<Output = Result<usize, BoxError>> + Send;
 
-    /// How many of them run a statement.
+    /// How many of them are inside of the statement of [`run`](Self::run). Best by something that only this one does: a
+    /// server may list for a moment as busy who has answered already.
     fn running(&self) -> impl Future<Output = Result<usize, BoxError>> + Send;
 
     /// The server answers nothing any more, and its connections stay open: a stopped process.

@@ -16,7 +16,7 @@ use rusqlite::functions::FunctionFlags;
 use tempfile::TempDir;
 use winddown_core::BoxError;
 use winddown_sqlite::{Config, Connection, Sqlite, rusqlite};
-use winddown_testkit::{Harness, Need, ServerUse, Setup};
+use winddown_testkit::{Harness, Need, ServerUse, Setup, gone};
 
 winddown_testkit::conformance!(Embedded);
 
@@ -142,14 +142,10 @@ impl Harness for Embedded {
     }
 
     async fn end(self) -> Result<(), BoxError> {
-        let began = Instant::now();
         // What was cut, or dropped without a drain, is closed on a thread that nobody waits for.
-        while self.sessions().await? > 0 {
-            if began.elapsed() > Duration::from_secs(5) {
-                return Err(format!("{} sessions are left", self.sessions().await?).into());
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
+        match gone(|| self.sessions()).await? {
+            0 => Ok(self.directory.close()?),
+            left => Err(format!("{left} sessions are left").into()),
         }
-        Ok(self.directory.close()?)
     }
 }

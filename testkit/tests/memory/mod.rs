@@ -6,7 +6,7 @@ use winddown_core::{
     BoxError,
     memory::{Memory, MemorySession, Server},
 };
-use winddown_testkit::{Harness, Need, ServerUse, Setup};
+use winddown_testkit::{Harness, Need, ServerUse, Setup, gone};
 
 /// The server is a value in the same process. Its network is no other thing than itself: cut, it looks as it does paused.
 pub(crate) struct InMemory {
@@ -96,7 +96,7 @@ impl Harness for InMemory {
     }
 
     async fn end(self) -> Result<(), BoxError> {
-        match self.server.sessions() {
+        match gone(async || Ok(self.server.sessions())).await? {
             0 => Ok(()),
             listed => Err(format!("{listed} sessions are left").into()),
         }

@@ -144,7 +144,7 @@ impl Harness for PgBouncer {
     }
 
     async fn running(&self) -> Result<usize, BoxError> {
-        let sql = "SELECT count(*) FROM pg_stat_activity WHERE usename = $1 AND state = 'active'";
+        let sql = "SELECT count(*) FROM pg_stat_activity WHERE usename = $1 AND wait_event = 'PgSleep'";
         Ok(usize::try_from(self.superuser.query_one(sql, &[&self.tenant.name]).await?.get::<_, i64>(0))?)
     }
 

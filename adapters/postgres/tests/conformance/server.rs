@@ -208,12 +208,12 @@ impl<V: Version> PostgreSql<V> {
         Ok(Self { server, use_of_it, tenant, proxy, superuser, owner, version: PhantomData })
     }
 
-    /// The sessions in this state, or in any.
-    async fn listed(&self, state: &str) -> Result<usize, BoxError> {
+    /// The sessions that wait for this in the server, or all.
+    async fn listed(&self, wait_event: &str) -> Result<usize, BoxError> {
         let superuser = Arc::clone(&*self.superuser.lock().await);
         let sql = "SELECT count(*) FROM pg_stat_activity WHERE usename = $1 AND backend_type = 'client backend' \
-                   AND ($2 = '' OR state = $2)";
-        let row = superuser.query_one(sql, &[&self.tenant.name, &state]).await?;
+                   AND ($2 = '' OR wait_event = $2)";
+        let row = superuser.query_one(sql, &[&self.tenant.name, &wait_event]).await?;
         Ok(usize::try_from(row.get::<_, i64>(0))?)
     }
 
@@ -287,7 +287,8 @@ impl<V: Version> Harness for PostgreSql<V> {
     }
 
     async fn running(&self) -> Result<usize, BoxError> {
-        self.listed("active").await
+        // Active is also who has answered a moment ago; only what `run` runs sleeps.
+        self.listed("PgSleep").await
     }
 
     async fn pause(&self) -> Result<(), BoxError> {
