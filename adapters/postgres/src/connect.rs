@@ -10,10 +10,10 @@ use tokio_postgres::{
     config::{Host, LoadBalanceHosts},
 };
 use winddown_core::{CredentialsProvider, Error, ErrorKind};
+use winddown_net::{Address, Options};
 
 use crate::{
-    sessions::{Endpoint, Sessions, driver_error},
-    socket::{Address, Options},
+    sessions::{Endpoint, Sessions, driver_error, open_on},
     tls::{Tls, refused},
 };
 
@@ -68,7 +68,7 @@ impl Connector {
                 let (options, tls) = (options.clone(), self.tls.clone());
                 let endpoint = Endpoint { address, host: name.clone(), options, tls };
                 let opened = match endpoint.dial().await {
-                    Ok(socket) => self.sessions.open_on(socket, endpoint, config.clone()).await,
+                    Ok(socket) => open_on(&self.sessions, socket, endpoint, config.clone()).await,
                     Err(error) => Err(driver_error(error).await),
                 };
                 match opened {

@@ -7,7 +7,6 @@ mod manager;
 mod sessions;
 #[cfg(feature = "buffer")]
 mod sink;
-mod socket;
 mod stream;
 mod tls;
 mod wrapped;

@@ -1,24 +1,21 @@
 //! The resource: how sessions are opened, handed out, checked, given back and ended.
 
 use std::{
-    env, fmt,
-    path::Path,
+    fmt,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use deadpool_postgres::{Client, Hook, HookError, Manager, ManagerConfig, Pool, Runtime, StatementCache};
-use tokio::{
-    task::JoinSet,
-    time::{sleep_until, timeout},
-};
+use tokio::{task::JoinSet, time::timeout};
 use winddown_core::{Capabilities, Drain, Error, ErrorKind, Resource, Rested};
+use winddown_net::client_name;
 
 use crate::{
     config::Config,
     connect::Connector,
     error::{self, error},
-    sessions::{Ended, News, Sessions},
+    sessions::{Sessions, end},
     tls::Tls,
     wrapped::Wrapped,
 };
@@ -95,7 +92,7 @@ impl Postgres {
         let connector = Connector { sessions: Arc::clone(&sessions), tls, credentials: credentials.clone() };
         let mut driver = driver.clone();
         if driver.get_application_name().is_none()
-            && let Some(name) = application_name()
+            && let Some(name) = client_name()
         {
             driver.application_name(name);
         }
@@ -119,15 +116,6 @@ impl Postgres {
             .build()
             .map_err(|error| bad("cannot build the pool").with_source(error))
     }
-}
-
-/// By what name the server lists the sessions, where nobody has given one.
-fn application_name() -> Option<String> {
-    let function = env::var("AWS_LAMBDA_FUNCTION_NAME").ok();
-    function.or_else(|| {
-        let program = env::args_os().next()?;
-        Some(Path::new(&program).file_name()?.to_string_lossy().into_owned())
-    })
 }
 
 impl Resource for Postgres {
@@ -194,44 +182,11 @@ impl Resource for Postgres {
         if let Source::Wrapped(wrapped) = &self.source {
             return wrapped.goodbye(drain).await;
         }
-        let sessions = &self.sessions;
-        let _draining = sessions.begin_drain();
+        let draining = self.sessions.begin_drain();
         // Without its client a connection says goodbye, those that are out when they come back to a closed pool.
         drop(pool.retain(|_, _| false));
         pool.close();
-
-        let mut driving = JoinSet::new();
-        let mut settled = false;
-        loop {
-            let News { fresh, ended, open } = sessions.news();
-            count(drain, ended);
-            for session in fresh {
-                driving.spawn(session.take_over());
-            }
-            if settled && open == 0 {
-                return Ok(());
-            }
-            tokio::select! {
-                () = sessions.changed.notified() => {}
-                () = drain.settled(), if !settled => settled = true,
-                () = drain.cut() => break,
-            }
-        }
-
-        // What is still held by somebody. Half of the time is for its goodbye, the rest for saying how that went.
-        driving.shutdown().await;
-        for session in sessions.open() {
-            driving.spawn(session.end());
-        }
-        let now = tokio::time::Instant::now();
-        let limit = now + drain.deadline().saturating_duration_since(now) / 2;
-        tokio::select! {
-            () = async { while driving.join_next().await.is_some() {} } => {}
-            () = sleep_until(limit) => {}
-        }
-        let News { ended, open, .. } = sessions.news();
-        count(drain, ended);
-        drain.was_cut(open);
+        draining.goodbye(drain, || {}, end).await;
         Ok(())
     }
 
@@ -241,8 +196,8 @@ impl Resource for Postgres {
         }
         let mut asking = JoinSet::new();
         for session in self.sessions.open() {
-            if session.is_busy() {
-                asking.spawn(async move { session.cancel().await });
+            if session.part().is_busy() {
+                asking.spawn(async move { session.part().cancel().await });
             }
         }
         drain.all_cancelled(asking).await
@@ -257,15 +212,6 @@ impl Resource for Postgres {
 
     fn round_trip(&self, _: &Pool) -> Option<Duration> {
         *self.round_trip.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn count(drain: &Drain, ended: Ended) {
-    let Ended { closed, cut, error } = ended;
-    drain.closed(closed);
-    drain.was_cut(cut);
-    if let Some(error) = error {
-        drain.note(&error);
     }
 }
 

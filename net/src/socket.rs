@@ -1,6 +1,6 @@
 //! The socket of a session: what is below TLS.
 //!
-//! It differs from the driver's own in two things: it is closed by waiting for the server's end, and it can move to
+//! It differs from a driver's own in two things: it is closed by waiting for the server's end, and it can move to
 //! another runtime while a connection is using it.
 
 use std::{
@@ -24,23 +24,27 @@ use tokio::{
 };
 
 /// Where a server listens.
-#[derive(Debug, Clone)]
-pub(crate) enum Address {
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Address {
+    /// An address and a port.
     Tcp(SocketAddr),
     /// The socket's path.
     Unix(PathBuf),
 }
 
-/// How a socket is set up, from the driver's configuration.
+/// How a socket is set up.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Options {
-    pub(crate) connect_timeout: Option<Duration>,
-    pub(crate) tcp_user_timeout: Option<Duration>,
-    pub(crate) keepalive: Option<TcpKeepalive>,
+pub struct Options {
+    /// How long connecting may take; `None` for as long as the system tries.
+    pub connect_timeout: Option<Duration>,
+    /// How long what was sent may stay unacknowledged, where the system has that.
+    pub tcp_user_timeout: Option<Duration>,
+    /// Whether the system asks now and then if the other end is there.
+    pub keepalive: Option<TcpKeepalive>,
 }
 
 /// Connects. Dropping the future leaves nothing behind.
-pub(crate) async fn dial(address: &Address, options: &Options) -> io::Result<Socket> {
+pub async fn dial(address: &Address, options: &Options) -> io::Result<Socket> {
     let connecting = async {
         match address {
             Address::Tcp(address) => TcpStream::connect(address).await.map(Raw::Tcp),
@@ -74,7 +78,7 @@ pub(crate) async fn dial(address: &Address, options: &Options) -> io::Result<Soc
 
 /// The part of a socket that others may look at while a connection has it.
 #[derive(Debug)]
-pub(crate) struct Link {
+pub struct Link {
     raw: Raw,
     moving: AtomicBool,
 }
@@ -82,7 +86,7 @@ pub(crate) struct Link {
 impl Link {
     /// Whether the server has closed its side: seen in the kernel, without a round trip, and without the runtime having
     /// looked at the socket since. A process that was frozen has not.
-    pub(crate) fn is_closed(&self) -> bool {
+    pub fn is_closed(&self) -> bool {
         let mut byte = [std::mem::MaybeUninit::uninit()];
         match self.raw.as_socket().peek(&mut byte) {
             Ok(received) => received == 0,
@@ -91,7 +95,7 @@ impl Link {
     }
 
     /// The next use of the socket registers it with the runtime that it happens on.
-    pub(crate) fn move_to_next_user(&self) {
+    pub fn move_to_next_user(&self) {
         // Release: pairs with the swap in `Socket::here`, though all that it carries is itself.
         self.moving.store(true, Ordering::Release);
     }
@@ -129,7 +133,7 @@ impl Raw {
 
 /// A connected socket, whose [`poll_shutdown`](AsyncWrite::poll_shutdown) is ready when the server has closed its side.
 #[derive(Debug)]
-pub(crate) struct Socket {
+pub struct Socket {
     link: Arc<Link>,
     /// Where it has moved to, once it has.
     home: Option<Raw>,
@@ -137,7 +141,8 @@ pub(crate) struct Socket {
 }
 
 impl Socket {
-    pub(crate) fn link(&self) -> &Arc<Link> {
+    /// What others may look at.
+    pub fn link(&self) -> &Arc<Link> {
         &self.link
     }
 

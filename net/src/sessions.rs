@@ -1,0 +1,450 @@
+//! The book of sessions: which are open, who drives them, and how each one ended.
+//!
+//! A session is a future that somebody must poll for anything to happen, its [`Life`]. It is kept here, in the book. A task of
+//! the application polls it there, until the drain takes it over: then it goes on on the drain's own thread, whatever the
+//! application's runtime does.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    future::{Future, poll_fn},
+    mem,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    runtime::Handle,
+    sync::Notify,
+    task::{AbortHandle, JoinHandle, JoinSet},
+    time::{sleep_until, timeout},
+};
+use winddown_core::{Drain, Error};
+
+use crate::Link;
+
+/// How long a session that nobody wants any more may take to say goodbye: it may be opening, or in a statement. Drivers on
+/// their own would cut it at once.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(1);
+
+/// All that happens on a session, to its end.
+pub type Life = Pin<Box<dyn Future<Output = End> + Send>>;
+
+/// How a session ended.
+#[derive(Debug)]
+#[expect(clippy::exhaustive_enums, reason = "there is no other way")]
+pub enum End {
+    /// With a goodbye, and the server has closed its side.
+    Closed,
+    /// Before it was open.
+    NeverOpened,
+    /// In any other way, with this error.
+    Failed(Error),
+}
+
+/// All sessions of one pool, each with what the adapter keeps for it, a `P`.
+pub struct Sessions<P> {
+    state: Mutex<State<P>>,
+    /// A session was opened or has ended.
+    changed: Notify,
+}
+
+struct State<P> {
+    phase: Phase,
+    last: u64,
+    open: HashMap<u64, Arc<Session<P>>>,
+    /// While draining: those that the drain has not taken over yet.
+    fresh: Vec<Arc<Session<P>>>,
+    ended: Ended,
+    /// How long the last one took to open, from when its socket was connected.
+    opening: Option<Duration>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Phase {
+    #[default]
+    Open,
+    Draining,
+    /// Drained, or given up: nothing is opened any more.
+    Over,
+}
+
+/// What has happened since the drain last asked.
+struct News<P> {
+    /// To be taken over.
+    fresh: Vec<Arc<Session<P>>>,
+    ended: Ended,
+    /// How many are open, or being opened.
+    open: usize,
+}
+
+/// Sessions that have ended.
+#[derive(Debug, Default)]
+struct Ended {
+    closed: usize,
+    /// Ended in any other way, the last of them with this error.
+    cut: usize,
+    error: Option<Error>,
+}
+
+/// One session, from when the server is connected to when it has closed its side.
+pub struct Session<P> {
+    id: u64,
+    sessions: Weak<Sessions<P>>,
+    link: Arc<Link>,
+    /// Gone when it is over.
+    life: Mutex<Option<Life>>,
+    /// The application's task that polls it.
+    task: Mutex<Option<AbortHandle>>,
+    /// The drain polls it now.
+    taken: AtomicBool,
+    began: Instant,
+    part: P,
+}
+
+impl<P> Default for Sessions<P> {
+    fn default() -> Self {
+        let (open, ended) = (HashMap::new(), Ended::default());
+        let state = State { phase: Phase::Open, last: 0, open, fresh: Vec::new(), ended, opening: None };
+        Self { state: Mutex::new(state), changed: Notify::new() }
+    }
+}
+
+impl<P: Send + Sync + 'static> Sessions<P> {
+    fn state(&self) -> MutexGuard<'_, State<P>> {
+        // Each change is complete before anything can panic, so a poisoned lock carries no broken state.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A life of the pool begins.
+    pub fn begin_life(&self) {
+        self.state().phase = Phase::Open;
+    }
+
+    /// Begins to drain; the drain is over when what this returns is dropped.
+    pub fn begin_drain(&self) -> Draining<'_, P> {
+        let mut state = self.state();
+        state.phase = Phase::Draining;
+        state.ended = Ended::default();
+        state.fresh = state.open.values().cloned().collect();
+        Draining(self)
+    }
+
+    /// How long the last session took to open, from when its socket was connected.
+    pub fn opening(&self) -> Option<Duration> {
+        self.state().opening
+    }
+
+    fn news(&self) -> News<P> {
+        let mut state = self.state();
+        let (fresh, ended) = (mem::take(&mut state.fresh), mem::take(&mut state.ended));
+        News { fresh, ended, open: state.open.len() }
+    }
+
+    /// The sessions that are open, or being opened.
+    pub fn open(&self) -> Vec<Arc<Session<P>>> {
+        self.state().open.values().cloned().collect()
+    }
+
+    /// Ends those whose server has closed its side: it may have done so while nobody looked.
+    pub fn sweep(&self) {
+        for session in self.open() {
+            session.sweep();
+        }
+    }
+
+    /// Enters a session in the book. `life` is what happens on it, given the session itself; nothing does before somebody
+    /// [runs](Session::run) it. `None` once the drain is over: nothing is opened any more.
+    pub fn enter(
+        self: &Arc<Self>,
+        link: &Arc<Link>,
+        part: P,
+        life: impl FnOnce(Weak<Session<P>>) -> Life,
+    ) -> Option<Arc<Session<P>>> {
+        let mut state = self.state();
+        if state.phase == Phase::Over {
+            return None;
+        }
+        state.last += 1;
+        let id = state.last;
+        let session = Arc::new_cyclic(|session: &Weak<Session<P>>| Session {
+            id,
+            sessions: Arc::downgrade(self),
+            link: Arc::clone(link),
+            life: Mutex::new(Some(life(Weak::clone(session)))),
+            task: Mutex::new(None),
+            taken: AtomicBool::new(false),
+            began: Instant::now(),
+            part,
+        });
+        state.open.insert(id, Arc::clone(&session));
+        if state.phase == Phase::Draining {
+            state.fresh.push(Arc::clone(&session));
+        }
+        drop(state);
+        self.changed.notify_one();
+        Some(session)
+    }
+
+    fn over(&self, id: u64, end: End) {
+        let mut state = self.state();
+        if state.open.remove(&id).is_none() {
+            return;
+        }
+        match end {
+            End::Closed => state.ended.closed += 1,
+            End::NeverOpened => {}
+            End::Failed(error) => {
+                state.ended.cut += 1;
+                state.ended.error = Some(error);
+            }
+        }
+        drop(state);
+        self.changed.notify_one();
+    }
+}
+
+impl<P> fmt::Debug for Sessions<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        f.debug_struct("Sessions").field("phase", &state.phase).field("open", &state.open.len()).finish()
+    }
+}
+
+/// A drain of all sessions. Dropped, also where its deadline drops it, it is over: what is open then is cut.
+#[must_use = "dropped at once it cuts every session"]
+pub struct Draining<'a, P: Send + Sync + 'static>(&'a Sessions<P>);
+
+impl<P: Send + Sync + 'static> Draining<'_, P> {
+    /// Takes over every session and drives it to its end, until all checkouts are back and none is left, or what is left must
+    /// be cut. Counts as it goes. `settled` is called when all checkouts are back; `end` ends a session that is still open at the
+    /// cut, although somebody holds it.
+    ///
+    /// # Cancel safety
+    /// Cancel safe; what was counted stands.
+    pub async fn goodbye<F>(&self, drain: &Drain, settled: impl FnOnce(), end: impl Fn(Arc<Session<P>>) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let sessions = self.0;
+        let mut driving = JoinSet::new();
+        let mut when_settled = Some(settled);
+        loop {
+            let News { fresh, ended, open } = sessions.news();
+            count(drain, ended);
+            for session in fresh {
+                driving.spawn(session.take_over());
+            }
+            if when_settled.is_none() && open == 0 {
+                return;
+            }
+            tokio::select! {
+                () = sessions.changed.notified() => {}
+                () = drain.settled(), if when_settled.is_some() => {
+                    if let Some(settled) = when_settled.take() {
+                        settled();
+                    }
+                }
+                () = drain.cut() => break,
+            }
+        }
+
+        // What is still held by somebody. Half of the time is for its goodbye, the rest for saying how that went.
+        driving.shutdown().await;
+        for session in sessions.open() {
+            driving.spawn(end(session));
+        }
+        let now = tokio::time::Instant::now();
+        let limit = now + drain.deadline().saturating_duration_since(now) / 2;
+        tokio::select! {
+            () = async { while driving.join_next().await.is_some() {} } => {}
+            () = sleep_until(limit) => {}
+        }
+        let News { ended, open, .. } = sessions.news();
+        count(drain, ended);
+        drain.was_cut(open);
+    }
+}
+
+fn count(drain: &Drain, ended: Ended) {
+    let Ended { closed, cut, error } = ended;
+    drain.closed(closed);
+    drain.was_cut(cut);
+    if let Some(error) = error {
+        drain.note(&error);
+    }
+}
+
+impl<P: Send + Sync + 'static> Drop for Draining<'_, P> {
+    fn drop(&mut self) {
+        let open = {
+            let mut state = self.0.state();
+            state.phase = Phase::Over;
+            mem::take(&mut state.open)
+        };
+        for session in open.into_values() {
+            session.cut();
+        }
+    }
+}
+
+impl<P: Send + Sync + 'static> fmt::Debug for Draining<'_, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Draining").field(self.0).finish()
+    }
+}
+
+/// The task of a session that somebody holds. Dropped with its holder it is aborted; the session then says goodbye, see
+/// [`Session::run`].
+#[derive(Debug)]
+#[must_use = "dropped it ends the session"]
+pub struct Held(Option<JoinHandle<()>>);
+
+impl Held {
+    /// Takes the task out: aborting it is somebody else's business now.
+    pub fn let_go(mut self) -> JoinHandle<()> {
+        self.0.take().expect("it is let go once")
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some(task) = &self.0 {
+            task.abort();
+        }
+    }
+}
+
+/// The application's task of a session. It is aborted when nobody wants the session any more, before a goodbye can be said;
+/// so when it is dropped, another one begins where it ended.
+struct Running<P: Send + Sync + 'static>(Arc<Session<P>>);
+
+impl<P: Send + Sync + 'static> Drop for Running<P> {
+    fn drop(&mut self) {
+        self.0.take_leave();
+    }
+}
+
+impl<P: Send + Sync + 'static> Session<P> {
+    /// What the adapter keeps for it.
+    pub fn part(&self) -> &P {
+        &self.part
+    }
+
+    fn life(&self) -> MutexGuard<'_, Option<Life>> {
+        self.life.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether it has ended.
+    pub fn is_over(&self) -> bool {
+        self.life().is_none()
+    }
+
+    fn poll(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut life = self.life();
+        let Some(future) = life.as_mut() else { return Poll::Ready(()) };
+        let Poll::Ready(end) = future.as_mut().poll(cx) else { return Poll::Pending };
+        let over = life.take();
+        drop(life);
+        drop(over);
+        if let Some(sessions) = self.sessions.upgrade() {
+            sessions.over(self.id, end);
+        }
+        Poll::Ready(())
+    }
+
+    /// Polls the session to its end, or until the drain takes it over.
+    async fn until_taken(&self) {
+        poll_fn(|cx| if self.is_taken() { Poll::Ready(()) } else { self.poll(cx) }).await;
+    }
+
+    /// Runs the session in a task of the current runtime. When the task is aborted another one gives the session a second to
+    /// say goodbye, and then cuts it.
+    pub fn run(self: &Arc<Self>) -> Held {
+        let running = Running(Arc::clone(self));
+        let task = tokio::spawn(async move { running.0.until_taken().await });
+        self.is_run_by(task.abort_handle());
+        Held(Some(task))
+    }
+
+    /// It is open now: notes how long that took.
+    pub fn is_open(&self) {
+        if let Some(sessions) = self.sessions.upgrade() {
+            sessions.state().opening = Some(self.began.elapsed());
+        }
+    }
+
+    /// Goes on without a holder: it says goodbye when its last statement is over, and is cut if that takes too long.
+    fn take_leave(self: &Arc<Self>) {
+        if self.is_taken() || self.is_over() {
+            return;
+        }
+        // Without a runtime, or with one that ends, nothing can be done but by a drain, which brings its own.
+        let Ok(runtime) = Handle::try_current() else { return };
+        let session = Arc::clone(self);
+        let task = runtime.spawn(async move {
+            if timeout(LEAVE_PATIENCE, session.until_taken()).await.is_err() && !session.is_taken() {
+                session.cut();
+            }
+        });
+        self.is_run_by(task.abort_handle());
+    }
+
+    fn is_run_by(&self, task: AbortHandle) {
+        *self.task.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
+    }
+
+    fn is_taken(&self) -> bool {
+        // SeqCst, here and below: it is read under no lock, once for each poll, and nothing is gained by less.
+        self.taken.load(Ordering::SeqCst)
+    }
+
+    fn stop_task(&self) {
+        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(task) = task {
+            task.abort();
+        }
+    }
+
+    /// Goes on with the session on this runtime, to its end.
+    async fn take_over(self: Arc<Self>) {
+        self.taken.store(true, Ordering::SeqCst);
+        self.stop_task();
+        self.link.move_to_next_user();
+        self.finish().await;
+    }
+
+    /// Polls a session that was taken over to its end.
+    pub async fn finish(&self) {
+        poll_fn(|cx| self.poll(cx)).await;
+    }
+
+    /// Ends it if its server has closed its side: seen in the kernel, without a round trip.
+    pub fn sweep(&self) {
+        if self.link.is_closed() {
+            self.cut();
+        }
+    }
+
+    /// Closes the socket, as it is.
+    pub fn cut(&self) {
+        // Outside of the lock: it drops the driver's half of everything that waits for it.
+        let life = self.life().take();
+        drop(life);
+        self.stop_task();
+        if let Some(sessions) = self.sessions.upgrade() {
+            sessions.over(self.id, End::NeverOpened);
+        }
+    }
+}
+
+impl<P: fmt::Debug> fmt::Debug for Session<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session").field("id", &self.id).field("part", &self.part).finish_non_exhaustive()
+    }
+}
