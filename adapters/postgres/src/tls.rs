@@ -12,8 +12,8 @@ use tokio_postgres::{
 };
 use tokio_postgres_rustls::MakeRustlsConnect;
 use winddown_core::{Error, ErrorKind};
-use winddown_net::{Socket, tls};
 pub use winddown_net::tls::Roots;
+use winddown_net::{Socket, tls};
 
 use crate::stream::Stream;
 

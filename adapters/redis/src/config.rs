@@ -1,0 +1,299 @@
+//! What can be set, and how sessions are opened with it.
+
+use std::{env, fmt, str::FromStr, sync::Arc, time::Duration};
+
+use deadpool::managed::PoolConfig;
+use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, aio::AsyncPushSender};
+use winddown_core::{CredentialsProvider, Error, ErrorKind};
+use winddown_net::{Options, client_name, tls::Check};
+
+use crate::{
+    connect::{Login, Server},
+    tls::{Roots, Tls},
+};
+
+/// The environment variable with the URL of the server, see [`Redis::from_env`](crate::Redis::from_env).
+pub const URL_VARIABLE: &str = "REDIS_URL";
+
+/// How a server is reached, and whether checkouts share a connection. Start with a URL, with the driver's own
+/// [`ConnectionInfo`], or with [`Config::from_env`], and set the fields that should differ.
+///
+/// ```
+/// use std::time::Duration;
+/// use winddown_redis::{Config, Redis};
+///
+/// # fn main() -> Result<(), winddown_core::Error> {
+/// let mut config: Config = "rediss://app@cache.example.com/".parse()?;
+/// config.check_after = Duration::from_secs(5);
+/// let cache = Redis::new(config.clone());
+///
+/// // For commands that wait: each checkout has a connection of its own, eight at most.
+/// let queue = Redis::new(config.pooled(8));
+/// # Ok(())
+/// # }
+/// ```
+///
+/// URLs are those of the driver: `redis://user:password@host:port/database`, `rediss://` with TLS, `redis+unix:///path`,
+/// `valkey://` and so on, with `?protocol=resp3`
+/// ([its list](https://docs.rs/redis/latest/redis/#connection-parameters)).
+#[derive(Clone)]
+#[non_exhaustive]
+pub struct Config {
+    /// The driver's own configuration: where the server is, user, password, database, version of the protocol, settings of
+    /// TCP. What it says about certificates counts for nothing: [`roots`](Self::roots) and [`tls`](Self::tls) do.
+    pub driver: ConnectionInfo,
+    /// How many connections there are, and how long a checkout waits for one, where each checkout has its own: for commands
+    /// that wait at the server (`BLPOP`, `XREAD BLOCK`, `WAIT`), and for `WATCH`. See [`Config::pooled`].
+    ///
+    /// Defaults to `None`: all checkouts share one connection.
+    pub pool: Option<PoolConfig>,
+    /// By what name the server lists the sessions; `CLIENT SETNAME`. Characters that it cannot have become `_`.
+    ///
+    /// Defaults to the name of the Lambda function, or to that of the program.
+    pub client_name: Option<String>,
+    /// How long connecting may take, and then logging on.
+    ///
+    /// Defaults to 1 s, as the driver's does. `None` for no limit.
+    pub connect_timeout: Option<Duration>,
+    /// How long a caller waits for an answer. The command is not stopped when that is over, and whether it was executed is not
+    /// known then.
+    ///
+    /// Defaults to 500 ms, as the driver's does; to `None`, no limit, where each checkout has its own connection.
+    pub response_timeout: Option<Duration>,
+    /// Who is told what the server sends unasked, such as the messages of subscriptions. Needs `?protocol=resp3`.
+    ///
+    /// Defaults to `None`.
+    pub push_sender: Option<Arc<dyn AsyncPushSender>>,
+    /// The certificates that the server's own must come from.
+    ///
+    /// Defaults to `None`: the system's, where the URL asks for TLS.
+    pub roots: Option<Roots>,
+    /// A configuration of rustls that takes the place of `roots`: for client certificates, or another provider of
+    /// cryptography.
+    ///
+    /// Defaults to `None`.
+    pub tls: Option<Arc<rustls::ClientConfig>>,
+    /// Where user and password come from, if not from `driver`: see [`Config::credentials`].
+    ///
+    /// Defaults to `None`.
+    pub credentials: Option<Arc<dyn CredentialsProvider>>,
+    /// A connection that was not used for longer is checked before it is handed out, and replaced if the server has
+    /// closed it; also after the process was frozen for longer. What is used again sooner costs no round trip.
+    ///
+    /// Defaults to 1 s.
+    pub check_after: Duration,
+    /// How long the check waits for the server's answer.
+    ///
+    /// Defaults to 500 ms.
+    pub check_timeout: Duration,
+}
+
+impl Config {
+    /// The defaults for the server whose URL is in `REDIS_URL`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] when the variable is not set, empty, or no URL of a server.
+    pub fn from_env() -> Result<Self, Error> {
+        Self::from_variable(env::var(URL_VARIABLE).ok())
+    }
+
+    fn from_variable(url: Option<String>) -> Result<Self, Error> {
+        match url.filter(|url| !url.is_empty()) {
+            Some(url) => url.parse(),
+            None => Err(Error::new(
+                ErrorKind::Config,
+                format!("{URL_VARIABLE} is not set: give it the URL of the server, redis://user@host"),
+            )),
+        }
+    }
+
+    /// The same with a connection for each checkout, so many at most, and no [`response_timeout`](Self::response_timeout).
+    #[must_use]
+    pub fn pooled(mut self, connections: usize) -> Self {
+        self.pool = Some(PoolConfig::new(connections));
+        self.response_timeout = None;
+        self
+    }
+
+    /// The same with user and password from this function, which is asked anew for each session: for tokens that are
+    /// short-lived, such as those of IAM.
+    ///
+    /// ```
+    /// use winddown_redis::{Config, Credentials};
+    ///
+    /// # fn main() -> Result<(), winddown_core::Error> {
+    /// # async fn fresh_token() -> Result<String, std::io::Error> { Ok("token".into()) }
+    /// let config: Config = "rediss://app@cache.example.com".parse()?;
+    /// let config = config.credentials(|| async { Ok(Credentials::password(fresh_token().await?)) });
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn credentials(mut self, provider: impl CredentialsProvider) -> Self {
+        self.credentials = Some(Arc::new(provider));
+        self
+    }
+
+    /// Where the server is.
+    pub(crate) fn server(&self) -> Result<Server, Error> {
+        match self.driver.addr() {
+            ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
+                Ok(Server::Tcp(host.clone(), *port))
+            }
+            ConnectionAddr::Unix(path) => Ok(Server::Unix(path.clone())),
+            other => Err(Error::new(ErrorKind::Config, format!("the driver's address {other} is of no known kind"))),
+        }
+    }
+
+    pub(crate) fn tls(&self) -> Result<Tls, Error> {
+        let check = match self.driver.addr() {
+            ConnectionAddr::TcpTls { insecure: true, .. } => Some(Check::Nothing),
+            ConnectionAddr::TcpTls { .. } => Some(Check::Name),
+            _ => None,
+        };
+        Tls::new(check, self.roots.as_ref(), self.tls.as_ref())
+    }
+
+    pub(crate) fn options(&self) -> Options {
+        let settings = self.driver.tcp_settings();
+        Options {
+            connect_timeout: self.connect_timeout,
+            tcp_user_timeout: settings.user_timeout(),
+            keepalive: settings.keepalive().cloned(),
+        }
+    }
+
+    pub(crate) fn login(&self) -> Login {
+        let settings = self.driver.redis_settings();
+        let library = || {
+            let name = settings.lib_name().map_or_else(|| "redis-rs(winddown)".to_owned(), ToOwned::to_owned);
+            (name, settings.lib_ver().unwrap_or(env!("CARGO_PKG_VERSION")).to_owned())
+        };
+        Login {
+            user: settings.username().map(ToOwned::to_owned),
+            password: settings.password().map(ToOwned::to_owned),
+            name: self.client_name.clone().or_else(client_name).map(listable),
+            library: (!settings.skip_set_lib_name()).then(library),
+            database: settings.db(),
+            protocol: settings.protocol(),
+        }
+    }
+}
+
+/// The server takes no spaces and nothing that cannot be printed.
+fn listable(name: String) -> String {
+    name.chars().map(|c| if c.is_ascii_graphic() { c } else { '_' }).collect()
+}
+
+/// The defaults for a server that is described in the driver's own words.
+impl From<ConnectionInfo> for Config {
+    fn from(driver: ConnectionInfo) -> Self {
+        Self {
+            driver,
+            pool: None,
+            client_name: None,
+            connect_timeout: Some(Duration::from_secs(1)),
+            response_timeout: Some(Duration::from_millis(500)),
+            push_sender: None,
+            roots: None,
+            tls: None,
+            credentials: None,
+            check_after: Duration::from_secs(1),
+            check_timeout: Duration::from_millis(500),
+        }
+    }
+}
+
+/// From a URL.
+///
+/// # Errors
+/// [`ErrorKind::Config`]; the message does not quote the text, which may hold a password.
+impl FromStr for Config {
+    type Err = Error;
+
+    fn from_str(url: &str) -> Result<Self, Error> {
+        // Without the driver's error: it may quote a part of the URL.
+        let driver = url.into_connection_info().map_err(|_| {
+            let text = "this is no URL of a server, or an option in it has a value that cannot be: give \
+                        redis://user:password@host/database, special characters in it percent-encoded";
+            Error::new(ErrorKind::Config, text)
+        })?;
+        Ok(Self::from(driver))
+    }
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            driver,
+            pool,
+            client_name,
+            connect_timeout,
+            response_timeout,
+            push_sender,
+            roots,
+            tls,
+            credentials,
+            check_after,
+            check_timeout,
+        } = self;
+        f.debug_struct("Config")
+            // Leaves its password out.
+            .field("driver", driver)
+            .field("pool", pool)
+            .field("client_name", client_name)
+            .field("connect_timeout", connect_timeout)
+            .field("response_timeout", response_timeout)
+            .field("push_sender", &push_sender.is_some())
+            .field("roots", roots)
+            .field("tls", &tls.is_some())
+            .field("credentials", &credentials.is_some())
+            .field("check_after", check_after)
+            .field("check_timeout", check_timeout)
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unset_or_empty_variable_is_an_error_that_says_what_to_set() {
+        for url in [None, Some(String::new())] {
+            let error = Config::from_variable(url).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Config);
+            let expected = "REDIS_URL is not set: give it the URL of the server, redis://user@host";
+            assert_eq!(error.to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn a_url_says_where_the_server_is_and_who_logs_on() {
+        let config: Config = "redis://app:s%20cret@one:7000/3?protocol=resp3".parse().unwrap();
+        assert_eq!(config.server().unwrap(), Server::Tcp("one".into(), 7000));
+        let Login { user, password, database, protocol, .. } = config.login();
+        assert_eq!((user.as_deref(), password.as_deref(), database), (Some("app"), Some("s cret"), 3));
+        assert!(protocol.supports_resp3());
+        assert!(!format!("{config:?} {:?}", config.login()).contains("s cret"));
+        let config: Config = "redis+unix:///run/redis.sock?db=2&user=app&pass=x".parse().unwrap();
+        assert_eq!(config.server().unwrap(), Server::Unix("/run/redis.sock".into()));
+        assert_eq!(config.login().database, 2);
+    }
+
+    #[test]
+    fn a_name_that_cannot_be_listed_is_made_one() {
+        let mut config: Config = "redis://one".parse().unwrap();
+        config.client_name = Some("my func\n1".into());
+        assert_eq!(config.login().name.as_deref(), Some("my_func_1"));
+    }
+
+    #[test]
+    fn what_is_no_url_is_an_error_that_quotes_nothing_of_it() {
+        for bad in ["redis://app:s3cret@host:port", "redis://app:s3cret@host/s3cret", "s3cret"] {
+            let error = bad.parse::<Config>().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Config);
+            assert!(!error.to_string().contains("s3cret"), "{error}");
+        }
+    }
+}

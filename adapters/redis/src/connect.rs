@@ -1,0 +1,255 @@
+//! How a server is reached and logged on to.
+
+use std::{collections::HashMap, fmt, path::PathBuf, sync::Arc};
+
+use futures_util::{SinkExt as _, StreamExt as _};
+use redis::{Cmd, ProtocolVersion, RedisResult, Value, ValueCodec, cmd, from_redis_value};
+use tokio::{io::AsyncWriteExt as _, net::lookup_host, time::timeout};
+use tokio_util::codec::Framed;
+use winddown_core::{Credentials, Error, ErrorKind, Ledger};
+use winddown_net::{Address, Options, Socket, dial};
+
+use crate::{
+    config::Config,
+    error::{closed, error, login},
+    sessions::{Handle, Sessions, open_on},
+    stream::Stream,
+    tls::Tls,
+};
+
+/// Opens sessions and enters them in the book.
+#[derive(Debug)]
+pub(crate) struct Connector {
+    pub(crate) sessions: Arc<Sessions>,
+    pub(crate) ledger: Arc<Ledger>,
+    pub(crate) config: Config,
+    pub(crate) tls: Tls,
+}
+
+/// A server, as it was asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum Server {
+    /// Its host and port.
+    Tcp(String, u16),
+    /// Its socket's path.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(host, port) => write!(f, "{host}:{port}"),
+            Self::Unix(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
+/// How to reach the server of a session once more, to stop what it runs.
+#[derive(Debug, Clone)]
+pub(crate) struct Endpoint {
+    pub(crate) address: Address,
+    pub(crate) server: Server,
+    pub(crate) options: Options,
+    pub(crate) tls: Tls,
+    pub(crate) login: Login,
+}
+
+/// Who logs on, and what for.
+#[derive(Clone)]
+pub(crate) struct Login {
+    pub(crate) user: Option<String>,
+    pub(crate) password: Option<String>,
+    pub(crate) name: Option<String>,
+    /// The name and the version of the library, where it is to be told.
+    pub(crate) library: Option<(String, String)>,
+    pub(crate) database: i64,
+    pub(crate) protocol: ProtocolVersion,
+}
+
+impl fmt::Debug for Login {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Login").field("user", &self.user).field("database", &self.database).finish_non_exhaustive()
+    }
+}
+
+impl Connector {
+    /// Opens a session with this server: at the first of its addresses that answers.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: a session that is being opened then is ended with a goodbye as soon as it is open.
+    pub(crate) async fn open(&self, server: &Server) -> Result<Handle, Error> {
+        let mut login = self.config.login();
+        if let Some(provider) = &self.config.credentials {
+            let credentials = provider.credentials().await.map_err(|source| {
+                let text = "the credentials provider has none";
+                Error::new(ErrorKind::Init, text).with_source(source).retryable()
+            })?;
+            login.is(credentials);
+        }
+        let mut last = None;
+        for address in addresses(server).await? {
+            let (options, tls, login) = (self.config.options(), self.tls.clone(), login.clone());
+            let endpoint = Endpoint { address, server: server.clone(), options, tls, login };
+            let opened = match endpoint.dial().await {
+                Ok(socket) => open_on(self, socket, endpoint).await,
+                Err(error) => Err(error),
+            };
+            match opened {
+                Ok(handle) => return Ok(handle),
+                Err(error) => last = Some(error),
+            }
+        }
+        Err(last.unwrap_or_else(|| Error::new(ErrorKind::Init, format!("the host of {server} has no address"))))
+    }
+}
+
+async fn addresses(server: &Server) -> Result<Vec<Address>, Error> {
+    match server {
+        Server::Tcp(host, port) => {
+            let found = lookup_host((host.as_str(), *port)).await.map_err(|source| {
+                let text = format!("cannot look up the host {host}");
+                Error::new(ErrorKind::Init, text).with_source(source).retryable()
+            })?;
+            Ok(found.map(Address::Tcp).collect())
+        }
+        Server::Unix(path) => Ok(vec![Address::Unix(path.clone())]),
+    }
+}
+
+impl Endpoint {
+    pub(crate) async fn dial(&self) -> Result<Socket, Error> {
+        dial(&self.address, &self.options).await.map_err(|source| {
+            let text = match (&self.address, &self.server) {
+                (Address::Tcp(address), Server::Tcp(host, _)) => format!("cannot reach {host} at {address}"),
+                (_, server) => format!("cannot reach {server}"),
+            };
+            Error::new(ErrorKind::Init, text).with_source(source).retryable()
+        })
+    }
+
+    /// Logs on over a connected socket. Returns the stream, and the number by which the server knows the session.
+    pub(crate) async fn log_in(&self, socket: Socket) -> Result<(Stream, i64), Error> {
+        let host = match &self.server {
+            Server::Tcp(host, _) => Some(host.as_str()),
+            Server::Unix(_) => None,
+        };
+        let logging_in = async {
+            let mut dialogue = Dialogue::new(self.tls.negotiate(socket, host).await?);
+            let failed = |source| error(ErrorKind::Init, "cannot open a session", source);
+            let answers = dialogue.ask(&self.login.commands()).await.map_err(failed)?;
+            let id = self.login.check(answers)?;
+            Ok((dialogue.into_stream(), id))
+        };
+        match self.options.connect_timeout {
+            None => logging_in.await,
+            Some(limit) => timeout(limit, logging_in).await.unwrap_or_else(|_| {
+                let text = format!("the server does not answer within the connect_timeout of {limit:?}");
+                Err(Error::new(ErrorKind::Init, text).retryable())
+            }),
+        }
+    }
+
+    /// A session of ours alone, that is in no book.
+    pub(crate) async fn dialogue(&self) -> Result<Dialogue, Error> {
+        let (stream, _) = self.log_in(self.dial().await?).await?;
+        Ok(Dialogue::new(stream))
+    }
+}
+
+impl Login {
+    pub(crate) fn is(&mut self, credentials: Credentials) {
+        let (user, password) = credentials.into_parts();
+        if user.is_some() {
+            self.user = user;
+        }
+        self.password = Some(password);
+    }
+
+    /// All that opens a session, in one message.
+    fn commands(&self) -> Vec<Cmd> {
+        let mut hello = cmd("HELLO");
+        hello.arg(if self.protocol.supports_resp3() { 3 } else { 2 });
+        if self.user.is_some() || self.password.is_some() {
+            let password = self.password.as_deref().unwrap_or_default();
+            hello.arg("AUTH").arg(self.user.as_deref().unwrap_or("default")).arg(password);
+        }
+        if let Some(name) = &self.name {
+            hello.arg("SETNAME").arg(name);
+        }
+        let mut commands = vec![hello];
+        if self.database != 0 {
+            let mut select = cmd("SELECT");
+            select.arg(self.database);
+            commands.push(select);
+        }
+        if let Some((name, version)) = &self.library {
+            for (key, value) in [("LIB-NAME", name), ("LIB-VER", version)] {
+                let mut info = cmd("CLIENT");
+                info.arg("SETINFO").arg(key).arg(value);
+                commands.push(info);
+            }
+        }
+        commands
+    }
+
+    fn check(&self, answers: Vec<Value>) -> Result<i64, Error> {
+        let mut answers = answers.into_iter();
+        let hello = match answers.next() {
+            Some(Value::ServerError(refusal)) => return Err(login(refusal)),
+            Some(hello) => hello,
+            None => return Err(error(ErrorKind::Init, "cannot open a session", closed())),
+        };
+        if self.database != 0
+            && let Some(Value::ServerError(refusal)) = answers.next()
+        {
+            return Err(login(refusal));
+        }
+        // What the server says to the library's name changes nothing.
+        let unclear = || Error::new(ErrorKind::Init, "the server's answer to HELLO has no id: is it Redis or Valkey?");
+        let hello: HashMap<String, Value> = from_redis_value(hello).map_err(|source| unclear().with_source(source))?;
+        match hello.get("id") {
+            Some(Value::Int(id)) => Ok(*id),
+            _ => Err(unclear()),
+        }
+    }
+}
+
+/// Questions and answers, in turns.
+pub(crate) struct Dialogue(Framed<Stream, ValueCodec>);
+
+impl Dialogue {
+    fn new(stream: Stream) -> Self {
+        Self(Framed::new(stream, ValueCodec::default()))
+    }
+
+    /// The answers to these, in their order. An error that the server answers is one of them. Fewer where the server closes
+    /// its side after some: one that is full gives one answer to all.
+    pub(crate) async fn ask(&mut self, commands: &[Cmd]) -> RedisResult<Vec<Value>> {
+        let mut packed = Vec::new();
+        for command in commands {
+            command.write_packed_command(&mut packed);
+        }
+        self.0.send(packed).await?;
+        let mut answers = Vec::with_capacity(commands.len());
+        while answers.len() < commands.len() {
+            match self.0.next().await.ok_or_else(closed).flatten() {
+                // Is no answer to anything.
+                Ok(Value::Push { .. }) => {}
+                Ok(answer) => answers.push(answer),
+                Err(error) if answers.is_empty() => return Err(error),
+                Err(_) => break,
+            }
+        }
+        Ok(answers)
+    }
+
+    fn into_stream(self) -> Stream {
+        // Nothing was asked that is not answered, so nothing was read too far.
+        self.0.into_inner()
+    }
+
+    /// Says goodbye, and waits until the server has closed its side.
+    pub(crate) async fn close(self) -> std::io::Result<()> {
+        self.into_stream().shutdown().await
+    }
+}

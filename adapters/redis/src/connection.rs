@@ -1,0 +1,128 @@
+//! What a caller has: a connection that is shared, or its own.
+
+use std::fmt;
+
+use deadpool::managed::Object;
+use redis::{
+    Cmd, Pipeline, RedisFuture, RedisResult, ToRedisArgs, Value,
+    aio::{ConnectionLike, MultiplexedConnection},
+};
+
+use crate::{
+    pool::{Opener, Shared},
+    sessions::Handle,
+};
+use std::sync::Arc;
+
+/// A connection, for everything that the driver does with one: commands, pipelines, transactions, scripts.
+///
+/// Where all checkouts share one (the default) it is opened anew when the server has closed it, with the next command; one that
+/// was under way then fails, and is not tried again. Where each checkout has its own, such a connection stays closed, and the
+/// pool replaces it.
+///
+/// # Commands without an answer
+/// A command with [`set_no_response`](Cmd::set_no_response) is accepted when its call returns `Ok`. From then on it is
+/// executed, or counted in the report: as lost if it was not sent or the server refused it, as in doubt if the connection
+/// ended before the server had answered. Some ten thousand may be on their way; then the next call waits.
+///
+/// # Cancel safety
+/// A command whose future was dropped is executed nevertheless, once it was taken, and so is a pipeline; the goodbye waits for
+/// it.
+pub struct Connection {
+    kind: Kind,
+}
+
+pub(crate) enum Kind {
+    Shared(Arc<Shared>),
+    Own(Object<Opener>),
+}
+
+impl Connection {
+    pub(crate) fn new(kind: Kind) -> Self {
+        Self { kind }
+    }
+
+    async fn handle(&self) -> RedisResult<Handle> {
+        match &self.kind {
+            Kind::Shared(shared) => shared.handle().await.map_err(crate::error::refused),
+            Kind::Own(handle) => Ok(Handle::clone(handle)),
+        }
+    }
+
+    /// Subscribes to channels. What is sent to them goes to [`Config::push_sender`](crate::Config::push_sender). Needs
+    /// `?protocol=resp3`. A shared connection that was opened anew has no subscriptions.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub async fn subscribe(&mut self, channels: impl ToRedisArgs) -> RedisResult<()> {
+        let channels = channels.to_redis_args();
+        self.with(|mut driver| async move { driver.subscribe(channels).await }).await
+    }
+
+    /// Ends subscriptions to channels.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub async fn unsubscribe(&mut self, channels: impl ToRedisArgs) -> RedisResult<()> {
+        let channels = channels.to_redis_args();
+        self.with(|mut driver| async move { driver.unsubscribe(channels).await }).await
+    }
+
+    /// Subscribes to all channels whose names fit patterns; otherwise as [`subscribe`](Self::subscribe).
+    ///
+    /// # Errors
+    /// The driver's.
+    pub async fn psubscribe(&mut self, patterns: impl ToRedisArgs) -> RedisResult<()> {
+        let patterns = patterns.to_redis_args();
+        self.with(|mut driver| async move { driver.psubscribe(patterns).await }).await
+    }
+
+    /// Ends subscriptions to patterns.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub async fn punsubscribe(&mut self, patterns: impl ToRedisArgs) -> RedisResult<()> {
+        let patterns = patterns.to_redis_args();
+        self.with(|mut driver| async move { driver.punsubscribe(patterns).await }).await
+    }
+
+    async fn with<F>(&self, work: impl FnOnce(MultiplexedConnection) -> F) -> RedisResult<()>
+    where
+        F: Future<Output = RedisResult<()>> + Send + 'static,
+    {
+        self.handle().await?.with(work).await
+    }
+}
+
+impl ConnectionLike for Connection {
+    fn req_packed_command<'a>(&'a mut self, command: &'a Cmd) -> RedisFuture<'a, Value> {
+        Box::pin(async move { self.handle().await?.command(command).await })
+    }
+
+    fn req_packed_commands<'a>(
+        &'a mut self,
+        pipeline: &'a Pipeline,
+        offset: usize,
+        count: usize,
+    ) -> RedisFuture<'a, Vec<Value>> {
+        Box::pin(async move { self.handle().await?.pipeline(pipeline, offset, count).await })
+    }
+
+    fn get_db(&self) -> i64 {
+        match &self.kind {
+            Kind::Shared(shared) => shared.database(),
+            Kind::Own(handle) => handle.database(),
+        }
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut debug = f.debug_struct("Connection");
+        match &self.kind {
+            Kind::Shared(shared) => debug.field("shared", shared),
+            Kind::Own(handle) => debug.field("own", &**handle),
+        };
+        debug.finish()
+    }
+}

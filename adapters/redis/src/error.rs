@@ -1,0 +1,76 @@
+//! The driver's errors as ours, and ours as the driver's.
+
+use std::{borrow::Cow, io};
+
+use redis::{RedisError, ServerError, ServerErrorKind};
+use winddown_core::{Error, ErrorKind};
+
+/// The error of this kind and message, with the driver's as its source. Worth another try where the server is full, starts, has
+/// another primary now, or cannot be reached.
+pub(crate) fn error(kind: ErrorKind, message: impl Into<Cow<'static, str>>, source: RedisError) -> Error {
+    if let Some(ours) = ours(&source) {
+        return ours.clone();
+    }
+    let passes = passes(&source);
+    let error = Error::new(kind, message).with_source(source);
+    if passes { error.retryable() } else { error }
+}
+
+/// One of ours, that was on its way through the driver's.
+fn ours(error: &RedisError) -> Option<&Error> {
+    let error: &io::Error = std::error::Error::source(error)?.downcast_ref()?;
+    error.get_ref()?.downcast_ref()
+}
+
+/// One of ours on its way through the driver's.
+pub(crate) fn refused(error: Error) -> RedisError {
+    io::Error::other(error).into()
+}
+
+/// What a caller gets whose session has ended.
+pub(crate) fn closed() -> RedisError {
+    io::Error::new(io::ErrorKind::BrokenPipe, "the connection is closed").into()
+}
+
+fn passes(error: &RedisError) -> bool {
+    match error.kind() {
+        redis::ErrorKind::Io => true,
+        redis::ErrorKind::Server(kind) => match kind {
+            ServerErrorKind::BusyLoading
+            | ServerErrorKind::ClusterDown
+            | ServerErrorKind::MasterDown
+            | ServerErrorKind::ReadOnly
+            | ServerErrorKind::TryAgain => true,
+            _ => is_full(error.detail()),
+        },
+        _ => is_full(error.detail()),
+    }
+}
+
+/// The server tells this by its words alone: `max number of clients reached`, or `max number of clients + cluster
+/// connections reached`.
+fn is_full(detail: Option<&str>) -> bool {
+    detail.is_some_and(|text| text.starts_with("max number of clients"))
+}
+
+/// Why the server lets nobody in, and what to do about it.
+pub(crate) fn login(refusal: ServerError) -> Error {
+    let advice = match refusal.code() {
+        "WRONGPASS" => "the server does not let this user in: see user and password",
+        "NOAUTH" => "the server wants a password: give one, as in redis://user:password@host",
+        "NOPERM" => "the user may not open a session: let it run HELLO, CLIENT and SELECT",
+        "DENIED" => "the server is in protected mode: set a password there, or bind it to an address",
+        "NOPROTO" => "the server does not speak this version of the protocol: leave `protocol` out of the URL",
+        _ => {
+            let details = refusal.details().unwrap_or_default();
+            if details.starts_with("unknown command") {
+                "the server does not know HELLO: Redis 6 or later is needed"
+            } else if details.contains("DB index") {
+                "there is no such database: give a number that the server has"
+            } else {
+                return error(ErrorKind::Init, "cannot open a session", refusal.into());
+            }
+        }
+    };
+    Error::new(ErrorKind::Config, advice).with_source(RedisError::from(refusal))
+}

@@ -1,0 +1,130 @@
+//! The resource: how sessions are opened, handed out, checked, given back and ended.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use winddown_core::{Drain, Error, ErrorKind, Ledger, Resource};
+
+use crate::{
+    cancel,
+    config::Config,
+    connect::Connector,
+    connection::Connection,
+    error::error,
+    pool::{Pool, Source},
+    sessions::{Session, Sessions},
+};
+
+/// A Redis or Valkey server as a resource.
+///
+/// Its goodbye waits until every command that was taken is answered, and returns when the server has closed all sessions.
+pub struct Redis {
+    config: Config,
+    sessions: Arc<Sessions>,
+    ledger: Arc<Ledger>,
+    round_trip: Mutex<Option<Duration>>,
+}
+
+impl Redis {
+    /// The server of this URL, with the defaults of [`Config`]: all checkouts share one connection. Nothing is opened yet.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] when it is no URL of a server; the message does not quote it.
+    pub fn open(url: &str) -> Result<Self, Error> {
+        url.parse::<Config>().map(Self::new)
+    }
+
+    /// The server of this configuration, ours or the driver's. Nothing is opened yet.
+    pub fn new(config: impl Into<Config>) -> Self {
+        let config = config.into();
+        Self { config, sessions: Arc::default(), ledger: Arc::default(), round_trip: Mutex::default() }
+    }
+
+    /// The server whose URL is in `REDIS_URL`. Nothing is opened yet.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] when the variable is not set, empty, or no URL of a server.
+    pub fn from_env() -> Result<Self, Error> {
+        Config::from_env().map(Self::new)
+    }
+
+    fn open_pool(&self) -> Result<Pool, Error> {
+        let server = self.config.server()?;
+        let tls = self.config.tls()?;
+        let (sessions, ledger) = (Arc::clone(&self.sessions), Arc::clone(&self.ledger));
+        Pool::new(Connector { sessions, ledger, config: self.config.clone(), tls }, server)
+    }
+}
+
+impl Resource for Redis {
+    type Pool = Pool;
+    type Checkout = Connection;
+
+    fn name(&self) -> &str {
+        "redis"
+    }
+
+    async fn init(&self) -> Result<Pool, Error> {
+        self.sessions.begin_life();
+        let pool = self.open_pool()?;
+        if let Source::Shared(shared) = &pool.source {
+            shared.open().await?;
+        }
+        let mut connection = pool.get().await?;
+        let asked = Instant::now();
+        let answer: Result<(), _> = redis::cmd("PING").query_async(&mut connection).await;
+        answer.map_err(|source| error(ErrorKind::Init, "the server does not answer", source))?;
+        // Cancelling opens a connection, and on a slow machine the work at either end outweighs the way between them: what
+        // opening one has taken, at a quarter for each of the round trips it makes, tells of both.
+        let opening = self.sessions.opening().unwrap_or_default() / 4;
+        *self.round_trip.lock().unwrap_or_else(PoisonError::into_inner) = Some(asked.elapsed().max(opening));
+        drop(connection);
+        Ok(pool)
+    }
+
+    async fn checkout(&self, pool: &Pool) -> Result<Connection, Error> {
+        pool.get().await
+    }
+
+    async fn goodbye(&self, pool: &Pool, drain: &Drain) -> Result<(), Error> {
+        let draining = self.sessions.begin_drain();
+        pool.close();
+        draining.goodbye(drain, || pool.settled(), end).await;
+        Ok(())
+    }
+
+    async fn cancel(&self, _: &Pool, drain: &Drain) -> Result<(), Error> {
+        cancel::stop(busy(self.sessions.open()), |commands| drain.cancelled(commands)).await
+    }
+
+    fn round_trip(&self, _: &Pool) -> Option<Duration> {
+        *self.round_trip.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ledger(&self) -> Option<Arc<Ledger>> {
+        Some(Arc::clone(&self.ledger))
+    }
+}
+
+fn busy(mut sessions: Vec<Arc<Session>>) -> Vec<Arc<Session>> {
+    sessions.retain(|session| session.part().is_busy());
+    sessions
+}
+
+/// Ends a session that was taken over although somebody still holds it: stops what waits at the server, and says goodbye.
+async fn end(session: Arc<Session>) {
+    session.part().leave();
+    tokio::join!(session.finish(), async {
+        // What keeps it from being stopped keeps it from its goodbye too, and so it is cut.
+        let _ = cancel::stop(busy(vec![Arc::clone(&session)]), |_| {}).await;
+    });
+}
+
+impl fmt::Debug for Redis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Redis").field("config", &self.config).field("sessions", &self.sessions).finish()
+    }
+}

@@ -1,0 +1,274 @@
+//! Where connections come from: one that all share, or a pool of them.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use backon::{BackoffBuilder as _, ExponentialBuilder};
+use deadpool::{
+    Runtime,
+    managed::{self, Metrics, PoolConfig, RecycleError, RecycleResult, Status},
+};
+use tokio::{sync::OnceCell, time::timeout};
+use winddown_core::{Error, ErrorKind, Rested};
+
+use crate::{
+    connect::{Connector, Server},
+    connection::{Connection, Kind},
+    sessions::Handle,
+};
+
+/// The pool of a [`Redis`](crate::Redis): one connection that all checkouts share, or one for each of them.
+pub struct Pool {
+    pub(crate) source: Source,
+}
+
+pub(crate) enum Source {
+    Shared(Arc<Shared>),
+    Own(managed::Pool<Opener>),
+}
+
+impl Pool {
+    pub(crate) fn new(connector: Connector, server: Server) -> Result<Self, Error> {
+        let pool = connector.config.pool;
+        let opener = Opener::new(connector, server);
+        let source = match pool {
+            None => Source::Shared(Arc::new(Shared::new(opener))),
+            Some(PoolConfig { max_size: 0, .. }) => {
+                let text = "a pool of 0 connections hands out nothing: give Config::pooled 1 or more";
+                return Err(Error::new(ErrorKind::Config, text));
+            }
+            Some(config) => {
+                let built = managed::Pool::builder(opener).config(config).runtime(Runtime::Tokio1).build();
+                let bad = |source| Error::new(ErrorKind::Config, "cannot build the pool").with_source(source);
+                Source::Own(built.map_err(bad)?)
+            }
+        };
+        Ok(Self { source })
+    }
+
+    /// A connection that no guard counts.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Checkout`] when none can be had.
+    pub async fn get(&self) -> Result<Connection, Error> {
+        match &self.source {
+            Source::Shared(shared) => {
+                shared.checked().await?;
+                Ok(Connection::new(Kind::Shared(Arc::clone(shared))))
+            }
+            Source::Own(pool) => match pool.get().await {
+                Ok(handle) => Ok(Connection::new(Kind::Own(handle))),
+                Err(managed::PoolError::Backend(error)) => Err(error),
+                Err(error) => Err(Error::new(ErrorKind::Checkout, "no connection").with_source(error)),
+            },
+        }
+    }
+
+    /// How many connections there are, and how many callers wait for one; `None` where all share one.
+    pub fn status(&self) -> Option<Status> {
+        match &self.source {
+            Source::Shared(_) => None,
+            Source::Own(pool) => Some(pool.status()),
+        }
+    }
+
+    /// Idle connections are let go, and so are the others when they come back.
+    pub(crate) fn close(&self) {
+        if let Source::Own(pool) = &self.source {
+            drop(pool.retain(|_, _| false));
+            pool.close();
+        }
+    }
+
+    /// No checkout is out any more: lets the connection that they shared go.
+    pub(crate) fn settled(&self) {
+        if let Source::Shared(shared) = &self.source {
+            shared.close();
+        }
+    }
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.source {
+            Source::Shared(shared) => f.debug_tuple("Pool").field(shared).finish(),
+            Source::Own(pool) => f.debug_tuple("Pool").field(&pool.status()).finish(),
+        }
+    }
+}
+
+/// Opens connections, and looks at those that have rested.
+pub(crate) struct Opener {
+    connector: Connector,
+    server: Server,
+    rested: Rested<()>,
+}
+
+impl Opener {
+    fn new(connector: Connector, server: Server) -> Self {
+        let rested = Rested::new(connector.config.check_after);
+        Self { connector, server, rested }
+    }
+
+    async fn open(&self) -> Result<Handle, Error> {
+        self.connector.open(&self.server).await
+    }
+
+    /// Whether a connection that was last handed out at this moment can be handed out again.
+    async fn works(&self, handle: &Handle, used: Instant) -> bool {
+        if self.rested.is_suspect(used) {
+            // What the server has closed meanwhile is known to the kernel.
+            handle.session().sweep();
+            if !handle.is_closed() {
+                let limit = self.connector.config.check_timeout;
+                if !matches!(timeout(limit, handle.ping()).await, Ok(Ok(()))) {
+                    tracing::debug!("a connection did not answer after a rest, replacing it");
+                    return false;
+                }
+            }
+        }
+        !handle.is_closed()
+    }
+}
+
+impl managed::Manager for Opener {
+    type Type = Handle;
+    type Error = Error;
+
+    async fn create(&self) -> Result<Handle, Error> {
+        self.open().await
+    }
+
+    async fn recycle(&self, handle: &mut Handle, metrics: &Metrics) -> RecycleResult<Error> {
+        if handle.is_busy() {
+            // Whoever had it has left something that may wait for ever.
+            return Err(RecycleError::message("a command of its last user is not answered yet"));
+        }
+        match self.works(handle, metrics.recycled.unwrap_or(metrics.created)).await {
+            true => Ok(()),
+            false => Err(RecycleError::message("the connection is closed")),
+        }
+    }
+}
+
+/// One connection for all, which is replaced when it has ended.
+pub(crate) struct Shared {
+    opener: Opener,
+    current: Mutex<Current>,
+}
+
+struct Current {
+    /// `None` once the drain let it go.
+    connection: Option<Slot>,
+    /// When it was last handed out.
+    used: Instant,
+}
+
+/// Opened by whoever comes first; the others wait for that.
+type Slot = Arc<OnceCell<Handle>>;
+
+/// How often, and after what pauses, a connection that has ended is opened anew before a command fails.
+fn reopening() -> ExponentialBuilder {
+    ExponentialBuilder::new()
+        .with_min_delay(Duration::from_millis(50))
+        .with_max_delay(Duration::from_millis(500))
+        .with_max_times(4)
+        .with_jitter()
+}
+
+impl Shared {
+    fn new(opener: Opener) -> Self {
+        let current = Current { connection: Some(Slot::default()), used: Instant::now() };
+        Self { opener, current: Mutex::new(current) }
+    }
+
+    fn current(&self) -> MutexGuard<'_, Current> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn slot(&self) -> Result<Slot, Error> {
+        let gone = || Error::new(ErrorKind::ShuttingDown, "shutting down: the connection is let go");
+        self.current().connection.clone().ok_or_else(gone)
+    }
+
+    /// The connection, opened or opened anew if need be. Nothing is opened any more once it was let go.
+    pub(crate) async fn handle(&self) -> Result<Handle, Error> {
+        loop {
+            let slot = self.slot()?;
+            let handle = match slot.get() {
+                Some(handle) => handle,
+                None => slot.get_or_try_init(|| self.reopen()).await?,
+            };
+            if !handle.is_closed() {
+                return Ok(handle.clone());
+            }
+            self.replace(&slot);
+        }
+    }
+
+    /// Opens the first connection, in one try.
+    pub(crate) async fn open(&self) -> Result<(), Error> {
+        self.slot()?.get_or_try_init(|| self.opener.open()).await.map(drop)
+    }
+
+    async fn reopen(&self) -> Result<Handle, Error> {
+        let mut pauses = reopening().build();
+        loop {
+            let error = match self.opener.open().await {
+                Ok(handle) => return Ok(handle),
+                Err(error) => error,
+            };
+            let Some(pause) = pauses.next().filter(|_| error.is_retryable()) else { return Err(error) };
+            tracing::debug!(%error, ?pause, "cannot open the connection anew, trying again");
+            tokio::time::sleep(pause).await;
+            self.slot()?;
+        }
+    }
+
+    /// Sees to it that a connection is there, and works if it has rested.
+    async fn checked(&self) -> Result<(), Error> {
+        loop {
+            let slot = self.slot()?;
+            if let Some(handle) = slot.get() {
+                let used = std::mem::replace(&mut self.current().used, Instant::now());
+                if self.opener.works(handle, used).await {
+                    return Ok(());
+                }
+                self.replace(&slot);
+            }
+            self.handle().await?;
+            self.current().used = Instant::now();
+        }
+    }
+
+    /// The connection in this slot is done with.
+    fn replace(&self, slot: &Slot) {
+        let mut current = self.current();
+        if current.connection.as_ref().is_some_and(|connection| Arc::ptr_eq(connection, slot)) {
+            let done = current.connection.replace(Slot::default());
+            drop(current);
+            drop(done);
+        }
+    }
+
+    fn close(&self) {
+        let last = self.current().connection.take();
+        drop(last);
+    }
+
+    pub(crate) fn database(&self) -> i64 {
+        self.opener.connector.config.driver.redis_settings().db()
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("server", &self.opener.server).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,437 @@
+//! Redis and Valkey as harnesses: a user of its own on a server in a container.
+
+use std::{
+    marker::PhantomData,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+        mpsc,
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use redis::{
+    AsyncConnectionConfig, Client, ConnectionInfo, IntoConnectionInfo as _, RedisConnectionInfo, Value,
+    aio::MultiplexedConnection, cmd,
+};
+use tokio::sync::Mutex;
+use winddown_core::BoxError;
+use winddown_redis::{Config, Redis, redis};
+use winddown_testkit::{
+    CheckoutOf, Harness, Need, ServerUse, Setup, Shared, containers, containers::Container, gone, proxy::Proxy,
+};
+
+/// A server there is an image of.
+pub(crate) trait Version: Send + Sync + 'static {
+    const IMAGE: &'static str;
+    /// What its harness is called where each checkout has its own connection, and where all share one.
+    const NAMES: [&'static str; 2];
+    /// What the cases of this process share.
+    fn shared() -> &'static Shared<Server>;
+
+    /// A server of its own.
+    fn start() -> impl Future<Output = Result<Server, BoxError>> + Send {
+        Server::start(containers::Setup::image(Self::IMAGE))
+    }
+}
+
+pub(crate) struct Redis8;
+
+impl Version for Redis8 {
+    const IMAGE: &'static str = "redis:8";
+    const NAMES: [&'static str; 2] = ["redis_8", "redis_8_shared"];
+
+    fn shared() -> &'static Shared<Server> {
+        static SHARED: Shared<Server> = Shared::new();
+        &SHARED
+    }
+}
+
+pub(crate) struct Valkey8;
+
+impl Version for Valkey8 {
+    const IMAGE: &'static str = "valkey:8";
+    const NAMES: [&'static str; 2] = ["valkey_8", "valkey_8_shared"];
+
+    fn shared() -> &'static Shared<Server> {
+        static SHARED: Shared<Server> = Shared::new();
+        &SHARED
+    }
+}
+
+/// How checkouts are connected.
+pub(crate) trait Mode: Send + Sync + 'static {
+    const LACKS: &'static [(Need, &'static str)];
+    /// Its place among the names of a version.
+    const NAME: usize;
+
+    fn config(config: Config, setup: &Setup) -> Config;
+}
+
+/// Each has a connection of its own.
+pub(crate) struct OfItsOwn;
+
+impl Mode for OfItsOwn {
+    const LACKS: &'static [(Need, &'static str)] = &[];
+    const NAME: usize = 0;
+
+    fn config(config: Config, setup: &Setup) -> Config {
+        config.pooled(setup.size)
+    }
+}
+
+/// All share one.
+pub(crate) struct SharedByAll;
+
+impl Mode for SharedByAll {
+    const LACKS: &'static [(Need, &'static str)] = &[(Need::Slots, "all checkouts share one connection")];
+    const NAME: usize = 1;
+
+    fn config(mut config: Config, _: &Setup) -> Config {
+        // The statements of the suite wait.
+        config.response_timeout = None;
+        config
+    }
+}
+
+/// A server in a container of its own.
+pub(crate) struct Server {
+    pub(crate) container: Mutex<Container>,
+    pub(crate) address: SocketAddr,
+}
+
+impl Server {
+    pub(crate) async fn start(setup: containers::Setup) -> Result<Self, BoxError> {
+        let container =
+            setup.args(["--save", "", "--loglevel", "verbose"]).ready(["Ready to accept connections"]).start().await?;
+        let address = container.address(6379);
+        Ok(Self { container: Mutex::new(container), address })
+    }
+
+    /// One that the cases of this process share.
+    pub(crate) async fn shared<V: Version>() -> Result<Arc<Self>, BoxError> {
+        V::shared().get(V::start).await
+    }
+
+    /// A session of the superuser, on the runtime of the caller.
+    pub(crate) async fn superuser(&self) -> Result<MultiplexedConnection, BoxError> {
+        let config = AsyncConnectionConfig::new().set_response_timeout(Some(Duration::from_secs(10)));
+        let began = Instant::now();
+        loop {
+            let client = Client::open(information(self.address, RedisConnectionInfo::default())?)?;
+            match client.get_multiplexed_async_connection_with_config(&config).await {
+                // The host has given up looking for one that was cut off. It begins anew when it is asked again.
+                Err(_) if began.elapsed() < Duration::from_secs(10) => {}
+                connected => return Ok(connected?),
+            }
+        }
+    }
+}
+
+fn information(address: SocketAddr, settings: RedisConnectionInfo) -> Result<ConnectionInfo, BoxError> {
+    Ok((address.ip().to_string(), address.port()).into_connection_info()?.set_redis_settings(settings))
+}
+
+/// A user, who may use the keys that begin with its name.
+#[derive(Clone)]
+pub(crate) struct Tenant {
+    pub(crate) name: String,
+    pub(crate) password: String,
+}
+
+impl Tenant {
+    pub(crate) async fn create(superuser: &mut MultiplexedConnection) -> Result<Self, BoxError> {
+        static NEXT: AtomicU32 = AtomicU32::new(1);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        // Nobody logs on as one of another case, and no log has it by chance.
+        let tenant =
+            Self { name: format!("tenant_{number}"), password: format!("s3cret-{number}-{:016x}", fastrand::u64(..)) };
+        tenant.create_on(superuser).await?;
+        Ok(tenant)
+    }
+
+    async fn create_on(&self, superuser: &mut MultiplexedConnection) -> Result<(), BoxError> {
+        let Self { name, password } = self;
+        let mut create = cmd("ACL");
+        create.arg("SETUSER").arg(name).arg("on").arg(format!(">{password}")).arg(format!("~{name}:*"));
+        create.arg("&*").arg("+@all");
+        Ok(create.exec_async(superuser).await?)
+    }
+
+    async fn drop(self, superuser: &mut MultiplexedConnection) -> Result<(), BoxError> {
+        cmd("ACL").arg("DELUSER").arg(&self.name).exec_async(superuser).await?;
+        let keys: Vec<String> = cmd("KEYS").arg(format!("{}:*", self.name)).query_async(superuser).await?;
+        if !keys.is_empty() {
+            cmd("DEL").arg(keys).exec_async(superuser).await?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn config(&self, address: SocketAddr, setup: &Setup) -> Config {
+        let password = if setup.wrong_password { "not it" } else { &self.password };
+        let settings = RedisConnectionInfo::default().set_username(&self.name).set_password(password);
+        let mut config = Config::from(information(address, settings).expect("an address is one"));
+        config.check_after = setup.check_after_idle.unwrap_or(config.check_after);
+        config
+    }
+
+    pub(crate) fn key(&self, name: &str) -> String {
+        format!("{}:{name}", self.name)
+    }
+}
+
+/// One server, spoken to directly.
+pub(crate) struct RedisServer<V, M> {
+    pub(crate) server: Arc<Server>,
+    use_of_it: ServerUse,
+    pub(crate) tenant: Tenant,
+    /// Between the resource and the server, where the case may want to slow it down.
+    proxy: Option<Proxy>,
+    superuser: Mutex<MultiplexedConnection>,
+    feeder: Feeder,
+    kind: PhantomData<(V, M)>,
+}
+
+impl<V: Version, M: Mode> RedisServer<V, M> {
+    /// What the server says of each of the tenant's sessions.
+    pub(crate) async fn listed(&self) -> Result<Vec<Listed>, BoxError> {
+        let list: String = cmd("CLIENT").arg("LIST").query_async(&mut self.superuser().await).await?;
+        let lines = list.lines().map(Listed::parse).collect::<Result<Vec<_>, _>>()?;
+        Ok(lines.into_iter().filter(|line| line.user == self.tenant.name).collect())
+    }
+
+    pub(crate) async fn superuser(&self) -> MultiplexedConnection {
+        self.superuser.lock().await.clone()
+    }
+
+    /// The session of the harness anew: the server, or the way to it, was gone.
+    async fn ask_anew(&self) -> Result<(), BoxError> {
+        let mut superuser = self.server.superuser().await?;
+        self.tenant.create_on(&mut superuser).await?;
+        *self.superuser.lock().await = superuser;
+        Ok(())
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.proxy.as_ref().map_or(self.server.address, Proxy::address)
+    }
+
+    /// Ends these of the tenant's sessions. They are gone when this returns.
+    pub(crate) async fn end_sessions(&self, which: impl Fn(&Listed) -> bool) -> Result<(), BoxError> {
+        let mut superuser = self.superuser().await;
+        for session in self.listed().await?.into_iter().filter(|session| which(session)) {
+            cmd("CLIENT").arg("KILL").arg("ID").arg(session.id).exec_async(&mut superuser).await?;
+        }
+        match self.listed().await?.iter().any(which) {
+            false => Ok(()),
+            true => Err("a session was not ended".into()),
+        }
+    }
+}
+
+/// A line of the server's list of clients.
+pub(crate) struct Listed {
+    pub(crate) id: u64,
+    pub(crate) user: String,
+    pub(crate) name: String,
+    pub(crate) flags: String,
+}
+
+impl Listed {
+    fn parse(line: &str) -> Result<Self, BoxError> {
+        let field = |name: &str| {
+            let mut fields = line.split(' ').filter_map(|field| field.split_once('='));
+            let found = fields.find(|(key, _)| *key == name).map(|(_, value)| value.to_owned());
+            found.ok_or_else(|| format!("the list of clients has no {name}: {line}"))
+        };
+        Ok(Self { id: field("id")?.parse()?, user: field("user")?, name: field("name")?, flags: field("flags")? })
+    }
+
+    /// Whether it waits in a command.
+    pub(crate) fn is_blocked(&self) -> bool {
+        self.flags.contains('b')
+    }
+}
+
+impl<V: Version, M: Mode> Harness for RedisServer<V, M> {
+    type Resource = Redis;
+
+    const NAME: &'static str = V::NAMES[M::NAME];
+    const LACKS: &'static [(Need, &'static str)] = M::LACKS;
+
+    fn skipped() -> Option<String> {
+        containers::skipped().map(Into::into)
+    }
+
+    async fn start(use_of_it: ServerUse) -> Result<Self, BoxError> {
+        let server = match use_of_it {
+            ServerUse::Shared => Server::shared::<V>().await?,
+            ServerUse::Own => Arc::new(V::start().await?),
+        };
+        let proxy = match use_of_it {
+            ServerUse::Shared => None,
+            ServerUse::Own => Some(Proxy::start(server.address).await?),
+        };
+        let mut superuser = server.superuser().await?;
+        let tenant = Tenant::create(&mut superuser).await?;
+        let feeder = Feeder::start(server.address)?;
+        Ok(Self { server, use_of_it, tenant, proxy, superuser: Mutex::new(superuser), feeder, kind: PhantomData })
+    }
+
+    fn resource(&self, setup: &Setup) -> Redis {
+        Redis::new(M::config(self.tenant.config(self.address(), setup), setup))
+    }
+
+    async fn run(&self, connection: &mut CheckoutOf<Self>, takes: Duration) -> Result<(), BoxError> {
+        self.feeder.run(&self.tenant, connection, takes).await
+    }
+
+    async fn ping(&self, connection: &mut CheckoutOf<Self>) -> Result<(), BoxError> {
+        Ok(cmd("PING").exec_async(connection).await?)
+    }
+
+    async fn rows(&self) -> Result<usize, BoxError> {
+        Ok(cmd("LLEN").arg(self.tenant.key(ROWS)).query_async(&mut self.superuser().await).await?)
+    }
+
+    async fn sessions(&self) -> Result<usize, BoxError> {
+        Ok(self.listed().await?.len())
+    }
+
+    async fn running(&self) -> Result<usize, BoxError> {
+        Ok(self.listed().await?.iter().filter(|session| session.is_blocked()).count())
+    }
+
+    async fn pause(&self) -> Result<(), BoxError> {
+        Ok(self.server.container.lock().await.pause().await?)
+    }
+
+    async fn resume(&self) -> Result<(), BoxError> {
+        Ok(self.server.container.lock().await.resume().await?)
+    }
+
+    async fn kill(&self) -> Result<(), BoxError> {
+        Ok(self.server.container.lock().await.kill().await?)
+    }
+
+    async fn start_again(&self) -> Result<(), BoxError> {
+        self.server.container.lock().await.start_again().await?;
+        self.ask_anew().await
+    }
+
+    async fn partition(&self) -> Result<(), BoxError> {
+        Ok(self.server.container.lock().await.partition().await?)
+    }
+
+    async fn heal(&self) -> Result<(), BoxError> {
+        self.server.container.lock().await.heal().await?;
+        self.ask_anew().await
+    }
+
+    async fn slow(&self, by: Duration) -> Result<(), BoxError> {
+        let proxy = self.proxy.as_ref().ok_or("only a server of one's own can be slowed down")?;
+        proxy.set_delay(by);
+        Ok(())
+    }
+
+    async fn full(&self, full: bool) -> Result<(), BoxError> {
+        let mut superuser = self.superuser().await;
+        let clients: String = cmd("CLIENT").arg("LIST").query_async(&mut superuser).await?;
+        let most = if full { clients.lines().count() } else { 10_000 };
+        Ok(cmd("CONFIG").arg("SET").arg("maxclients").arg(most).exec_async(&mut superuser).await?)
+    }
+
+    async fn close_idle(&self) -> Result<(), BoxError> {
+        self.end_sessions(|session| !session.is_blocked()).await
+    }
+
+    fn secret(&self) -> Option<&str> {
+        Some(&self.tenant.password)
+    }
+
+    async fn end(self) -> Result<(), BoxError> {
+        if self.use_of_it == ServerUse::Own {
+            let Self { server, .. } = self;
+            // Whatever the case has done to it.
+            return match Arc::into_inner(server) {
+                Some(server) => Ok(server.container.into_inner().remove().await?),
+                None => Err("somebody still holds the server".into()),
+            };
+        }
+        let left = gone(|| self.sessions()).await?;
+        let mut superuser = self.superuser().await;
+        self.tenant.drop(&mut superuser).await?;
+        match left {
+            0 => Ok(()),
+            left => Err(format!("the server still lists {left} sessions").into()),
+        }
+    }
+
+    async fn stop_shared() -> Result<(), BoxError> {
+        match V::shared().take().await {
+            Some(server) => Ok(server.container.into_inner().remove().await?),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The list that statements leave their rows in.
+const ROWS: &str = "rows";
+
+/// Ends the statements of the suite when it is time: each waits for an element of a list, and moves it to the list of rows.
+/// Cancelled it moves none. Nothing else takes a time that can be said on a server with one thread.
+pub(crate) struct Feeder {
+    feeds: mpsc::Sender<(Instant, String)>,
+    next: AtomicU32,
+}
+
+impl Feeder {
+    /// On a thread of its own: a case may have stopped its runtimes.
+    fn start(address: SocketAddr) -> Result<Self, BoxError> {
+        let client = Client::open(information(address, RedisConnectionInfo::default())?)?;
+        let (feeds, due) = mpsc::channel();
+        thread::Builder::new().name("feeder".to_owned()).spawn(move || feed(&client, &due))?;
+        Ok(Self { feeds, next: AtomicU32::new(1) })
+    }
+
+    pub(crate) async fn run(
+        &self,
+        tenant: &Tenant,
+        connection: &mut impl redis::aio::ConnectionLike,
+        takes: Duration,
+    ) -> Result<(), BoxError> {
+        let source = tenant.key(&format!("source_{}", self.next.fetch_add(1, Ordering::Relaxed)));
+        self.feeds.send((Instant::now() + takes, source.clone()))?;
+        let mut wait = cmd("BLMOVE");
+        wait.arg(source).arg(tenant.key(ROWS)).arg("LEFT").arg("RIGHT").arg(0);
+        match wait.query_async(connection).await? {
+            Value::BulkString(_) => Ok(()),
+            other => Err(format!("nothing was moved: {other:?}").into()),
+        }
+    }
+}
+
+/// Until nobody can ask any more.
+fn feed(client: &Client, due: &mpsc::Receiver<(Instant, String)>) {
+    let mut waiting: Vec<(Instant, String)> = Vec::new();
+    loop {
+        let next = waiting.iter().map(|(when, _)| *when).min();
+        let wait = next.map_or(Duration::from_secs(3600), |when| when.saturating_duration_since(Instant::now()));
+        match due.recv_timeout(wait) {
+            Ok(feed) => waiting.push(feed),
+            Err(mpsc::RecvTimeoutError::Disconnected) => return,
+            Err(mpsc::RecvTimeoutError::Timeout) => {}
+        }
+        let now = Instant::now();
+        for (_, source) in waiting.extract_if(.., |(when, _)| *when <= now) {
+            let fed = client.get_connection_with_timeout(Duration::from_secs(1));
+            let fed = fed.and_then(|mut connection| cmd("RPUSH").arg(&source).arg(1).exec(&mut connection));
+            if let Err(error) = fed {
+                // The server may be gone, as the case wants it; a statement that is not fed does not end.
+                eprintln!("{source} was not fed: {error}");
+            }
+        }
+    }
+}
