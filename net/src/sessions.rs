@@ -96,7 +96,8 @@ struct Ended {
 pub struct Session<P> {
     id: u64,
     sessions: Weak<Sessions<P>>,
-    link: Arc<Link>,
+    /// Not its own: a session that somebody holds must not keep a socket open that was cut.
+    link: Weak<Link>,
     /// Gone when it is over.
     life: Mutex<Option<Life>>,
     /// The application's task that polls it.
@@ -133,6 +134,11 @@ impl<P: Send + Sync + 'static> Sessions<P> {
         state.ended = Ended::default();
         state.fresh = state.open.values().cloned().collect();
         Draining(self)
+    }
+
+    /// Whether the drain is over: nothing is opened any more, so nobody need try.
+    pub fn is_over(&self) -> bool {
+        self.state().phase == Phase::Over
     }
 
     /// How long the last session took to open, from when its socket was connected.
@@ -175,7 +181,7 @@ impl<P: Send + Sync + 'static> Sessions<P> {
         let session = Arc::new_cyclic(|session: &Weak<Session<P>>| Session {
             id,
             sessions: Arc::downgrade(self),
-            link: Arc::clone(link),
+            link: Arc::downgrade(link),
             life: Mutex::new(Some(life(Weak::clone(session)))),
             task: Mutex::new(None),
             taken: AtomicBool::new(false),
@@ -415,7 +421,9 @@ impl<P: Send + Sync + 'static> Session<P> {
     async fn take_over(self: Arc<Self>) {
         self.taken.store(true, Ordering::SeqCst);
         self.stop_task();
-        self.link.move_to_next_user();
+        if let Some(link) = self.link.upgrade() {
+            link.move_to_next_user();
+        }
         self.finish().await;
     }
 
@@ -426,7 +434,7 @@ impl<P: Send + Sync + 'static> Session<P> {
 
     /// Ends it if its server has closed its side: seen in the kernel, without a round trip.
     pub fn sweep(&self) {
-        if self.link.is_closed() {
+        if self.link.upgrade().is_some_and(|link| link.is_closed()) {
             self.cut();
         }
     }
