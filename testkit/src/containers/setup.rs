@@ -55,6 +55,17 @@ impl Setup {
         Self::image(&format!("postgres:{version}")).ready(ready)
     }
 
+    /// MySQL of this version, which is ready when it takes connections.
+    pub fn mysql(version: &str) -> Self {
+        // It is ready once before, without a port, while it sets its database up.
+        Self::image(&format!("mysql:{version}")).ready(["mysqld.sock'  port: 3306"])
+    }
+
+    /// Redis of this version, which is ready when it takes connections.
+    pub fn redis(version: &str) -> Self {
+        Self::image(&format!("redis:{version}")).ready(["Ready to accept connections"])
+    }
+
     /// Sets a variable of its environment.
     pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.env.push((name.into(), value.into()));
