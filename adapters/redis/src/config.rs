@@ -7,8 +7,11 @@ use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, aio::AsyncPushSe
 use winddown_core::{CredentialsProvider, Error, ErrorKind};
 use winddown_net::{Options, client_name, tls::Check};
 
+#[cfg(feature = "cluster")]
+use crate::cluster::Nodes;
 use crate::{
-    connect::{Login, Server},
+    connect::Login,
+    sentinel,
     tls::{Roots, Tls},
 };
 
@@ -42,6 +45,15 @@ pub struct Config {
     /// The driver's own configuration: where the server is, user, password, database, version of the protocol, settings of
     /// TCP. What it says about certificates counts for nothing: [`roots`](Self::roots) and [`tls`](Self::tls) do.
     pub driver: ConnectionInfo,
+    /// Who is asked where the server is: see [`Config::sentinel`].
+    ///
+    /// Defaults to nobody: `driver` says it.
+    pub sentinels: Vec<ConnectionInfo>,
+    /// Set where the server is a node of a cluster: see [`Config::cluster`].
+    ///
+    /// Defaults to `None`.
+    #[cfg(feature = "cluster")]
+    pub cluster: Option<Nodes>,
     /// How many connections there are, and how long a checkout waits for one, where each checkout has its own: for commands
     /// that wait at the server (`BLPOP`, `XREAD BLOCK`, `WAIT`), and for `WATCH`. See [`Config::pooled`].
     ///
@@ -107,6 +119,60 @@ impl Config {
         }
     }
 
+    /// The defaults for a primary that these sentinels know, by its name: each session asks the first sentinel that answers
+    /// where the primary is now.
+    ///
+    /// Sentinels are given by their URLs, with user and password where they want one; their port is 26379 if a URL has none.
+    /// The primary is given by its name, or by a URL with the name in the place of the host where there is more to say.
+    ///
+    /// ```
+    /// use winddown_redis::Config;
+    ///
+    /// # fn main() -> Result<(), winddown_core::Error> {
+    /// let sentinels = ["redis://sentinel-1", "redis://sentinel-2", "redis://sentinel-3"];
+    /// let config = Config::sentinel(sentinels, "orders")?;
+    /// let config = Config::sentinel(sentinels, "rediss://app:secret@orders/2")?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] when one is no URL of a server, or there is none; the message does not quote it.
+    pub fn sentinel<T: AsRef<str>>(sentinels: impl IntoIterator<Item = T>, primary: &str) -> Result<Self, Error> {
+        let sentinels: Vec<_> =
+            sentinels.into_iter().map(|url| sentinel::described(url.as_ref())).collect::<Result<_, _>>()?;
+        if sentinels.is_empty() {
+            return Err(Error::new(ErrorKind::Config, "there is no sentinel: give the URL of one or more"));
+        }
+        let config =
+            if primary.contains("://") { primary.parse() } else { format!("redis://{primary}").parse::<Self>() };
+        Ok(Self { sentinels, ..config? })
+    }
+
+    /// The defaults for a cluster, by the URLs of one or more of its nodes. What is not about where a node is (user,
+    /// password, TLS, version of the protocol) is as in the first, for all of them.
+    ///
+    /// ```
+    /// use winddown_redis::Config;
+    ///
+    /// # fn main() -> Result<(), winddown_core::Error> {
+    /// let config = Config::cluster(["redis://app:secret@node-1:7000", "redis://node-2:7000"])?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] when one is no URL of a server, or there is none; the message does not quote it.
+    #[cfg(feature = "cluster")]
+    pub fn cluster<T: AsRef<str>>(nodes: impl IntoIterator<Item = T>) -> Result<Self, Error> {
+        let nodes: Vec<Self> = nodes.into_iter().map(|url| url.as_ref().parse()).collect::<Result<_, _>>()?;
+        let mut nodes = nodes.into_iter();
+        let none = || Error::new(ErrorKind::Config, "there is no node: give the URL of one or more");
+        let first = nodes.next().ok_or_else(none)?;
+        let others = nodes.map(|node| node.driver).collect();
+        Ok(Self { cluster: Some(Nodes { others, client: None }), ..first })
+    }
+
     /// The same with a connection for each checkout, so many at most, and no [`response_timeout`](Self::response_timeout).
     #[must_use]
     pub fn pooled(mut self, connections: usize) -> Self {
@@ -134,19 +200,9 @@ impl Config {
         self
     }
 
-    /// Where the server is.
-    pub(crate) fn server(&self) -> Result<Server, Error> {
-        match self.driver.addr() {
-            ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
-                Ok(Server::Tcp(host.clone(), *port))
-            }
-            ConnectionAddr::Unix(path) => Ok(Server::Unix(path.clone())),
-            other => Err(Error::new(ErrorKind::Config, format!("the driver's address {other} is of no known kind"))),
-        }
-    }
-
-    pub(crate) fn tls(&self) -> Result<Tls, Error> {
-        let check = match self.driver.addr() {
+    /// How sessions are encrypted with a server that is described so.
+    pub(crate) fn tls_of(&self, server: &ConnectionInfo) -> Result<Tls, Error> {
+        let check = match server.addr() {
             ConnectionAddr::TcpTls { insecure: true, .. } => Some(Check::Nothing),
             ConnectionAddr::TcpTls { .. } => Some(Check::Name),
             _ => None,
@@ -176,6 +232,7 @@ impl Config {
             library: (!settings.skip_set_lib_name()).then(library),
             database: settings.db(),
             protocol: settings.protocol(),
+            writes: !self.sentinels.is_empty(),
         }
     }
 }
@@ -190,6 +247,9 @@ impl From<ConnectionInfo> for Config {
     fn from(driver: ConnectionInfo) -> Self {
         Self {
             driver,
+            sentinels: Vec::new(),
+            #[cfg(feature = "cluster")]
+            cluster: None,
             pool: None,
             client_name: None,
             connect_timeout: Some(Duration::from_secs(1)),
@@ -226,6 +286,9 @@ impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
             driver,
+            sentinels,
+            #[cfg(feature = "cluster")]
+            cluster,
             pool,
             client_name,
             connect_timeout,
@@ -237,9 +300,12 @@ impl fmt::Debug for Config {
             check_after,
             check_timeout,
         } = self;
-        f.debug_struct("Config")
-            // Leaves its password out.
-            .field("driver", driver)
+        let mut debug = f.debug_struct("Config");
+        // They leave their passwords out.
+        debug.field("driver", driver).field("sentinels", sentinels);
+        #[cfg(feature = "cluster")]
+        debug.field("cluster", cluster);
+        debug
             .field("pool", pool)
             .field("client_name", client_name)
             .field("connect_timeout", connect_timeout)
@@ -257,6 +323,7 @@ impl fmt::Debug for Config {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::connect::Server;
 
     #[test]
     fn an_unset_or_empty_variable_is_an_error_that_says_what_to_set() {
@@ -271,13 +338,13 @@ mod tests {
     #[test]
     fn a_url_says_where_the_server_is_and_who_logs_on() {
         let config: Config = "redis://app:s%20cret@one:7000/3?protocol=resp3".parse().unwrap();
-        assert_eq!(config.server().unwrap(), Server::Tcp("one".into(), 7000));
+        assert_eq!(Server::of(&config.driver).unwrap(), Server::Tcp("one".into(), 7000));
         let Login { user, password, database, protocol, .. } = config.login();
         assert_eq!((user.as_deref(), password.as_deref(), database), (Some("app"), Some("s cret"), 3));
         assert!(protocol.supports_resp3());
         assert!(!format!("{config:?} {:?}", config.login()).contains("s cret"));
         let config: Config = "redis+unix:///run/redis.sock?db=2&user=app&pass=x".parse().unwrap();
-        assert_eq!(config.server().unwrap(), Server::Unix("/run/redis.sock".into()));
+        assert_eq!(Server::of(&config.driver).unwrap(), Server::Unix("/run/redis.sock".into()));
         assert_eq!(config.login().database, 2);
     }
 

@@ -3,7 +3,10 @@
 use std::{collections::HashMap, fmt, path::PathBuf, sync::Arc};
 
 use futures_util::{SinkExt as _, StreamExt as _};
-use redis::{Cmd, ProtocolVersion, RedisResult, Value, ValueCodec, cmd, from_redis_value};
+use redis::{
+    AsyncConnectionConfig, Cmd, ConnectionAddr, ConnectionInfo, ProtocolVersion, RedisResult, Value, ValueCodec, cmd,
+    from_redis_value,
+};
 use tokio::{io::AsyncWriteExt as _, net::lookup_host, time::timeout};
 use tokio_util::codec::Framed;
 use winddown_core::{Credentials, Error, ErrorKind, Ledger};
@@ -12,6 +15,7 @@ use winddown_net::{Address, Options, Socket, dial};
 use crate::{
     config::Config,
     error::{closed, error, login},
+    sentinel::Sentinel,
     sessions::{Handle, Sessions, open_on},
     stream::Stream,
     tls::Tls,
@@ -24,6 +28,8 @@ pub(crate) struct Connector {
     pub(crate) ledger: Arc<Ledger>,
     pub(crate) config: Config,
     pub(crate) tls: Tls,
+    /// Who is asked where the primary is; none where that is known.
+    pub(crate) sentinels: Vec<Sentinel>,
 }
 
 /// A server, as it was asked for.
@@ -33,6 +39,18 @@ pub(crate) enum Server {
     Tcp(String, u16),
     /// Its socket's path.
     Unix(PathBuf),
+}
+
+impl Server {
+    pub(crate) fn of(info: &ConnectionInfo) -> Result<Self, Error> {
+        match info.addr() {
+            ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
+                Ok(Self::Tcp(host.clone(), *port))
+            }
+            ConnectionAddr::Unix(path) => Ok(Self::Unix(path.clone())),
+            other => Err(Error::new(ErrorKind::Config, format!("the driver's address {other} is of no known kind"))),
+        }
+    }
 }
 
 impl fmt::Display for Server {
@@ -64,6 +82,8 @@ pub(crate) struct Login {
     pub(crate) library: Option<(String, String)>,
     pub(crate) database: i64,
     pub(crate) protocol: ProtocolVersion,
+    /// Whether the session is of use with a primary alone.
+    pub(crate) writes: bool,
 }
 
 impl fmt::Debug for Login {
@@ -73,11 +93,30 @@ impl fmt::Debug for Login {
 }
 
 impl Connector {
-    /// Opens a session with this server: at the first of its addresses that answers.
+    /// Opens a session with this server, or with the primary of that name where there are sentinels to ask.
     ///
     /// # Cancel safety
     /// Cancel safe: a session that is being opened then is ended with a goodbye as soon as it is open.
     pub(crate) async fn open(&self, server: &Server) -> Result<Handle, Error> {
+        let mut config = AsyncConnectionConfig::new();
+        if let Some(pushes) = &self.config.push_sender {
+            config = config.set_push_sender(Arc::clone(pushes));
+        }
+        match server {
+            Server::Tcp(name, _) if !self.sentinels.is_empty() => {
+                let primary = self.primary(name).await?;
+                self.open_with(&primary, config).await
+            }
+            server => self.open_with(server, config).await,
+        }
+    }
+
+    /// Opens a session with this server: at the first of its addresses that answers. With these settings of the driver's,
+    /// as far as they are about its side alone.
+    ///
+    /// # Cancel safety
+    /// As [`open`](Self::open).
+    pub(crate) async fn open_with(&self, server: &Server, config: AsyncConnectionConfig) -> Result<Handle, Error> {
         let mut login = self.config.login();
         if let Some(provider) = &self.config.credentials {
             let credentials = provider.credentials().await.map_err(|source| {
@@ -91,7 +130,7 @@ impl Connector {
             let (options, tls, login) = (self.config.options(), self.tls.clone(), login.clone());
             let endpoint = Endpoint { address, server: server.clone(), options, tls, login };
             let opened = match endpoint.dial().await {
-                Ok(socket) => open_on(self, socket, endpoint).await,
+                Ok(socket) => open_on(self, socket, endpoint, config.clone()).await,
                 Err(error) => Err(error),
             };
             match opened {
@@ -103,7 +142,7 @@ impl Connector {
     }
 }
 
-async fn addresses(server: &Server) -> Result<Vec<Address>, Error> {
+pub(crate) async fn addresses(server: &Server) -> Result<Vec<Address>, Error> {
     match server {
         Server::Tcp(host, port) => {
             let found = lookup_host((host.as_str(), *port)).await.map_err(|source| {
@@ -207,6 +246,10 @@ impl Login {
         // What the server says to the library's name changes nothing.
         let unclear = || Error::new(ErrorKind::Init, "the server's answer to HELLO has no id: is it Redis or Valkey?");
         let hello: HashMap<String, Value> = from_redis_value(hello).map_err(|source| unclear().with_source(source))?;
+        if self.writes && hello.get("role").is_some_and(|role| *role != Value::BulkString(b"master".into())) {
+            let text = "the server is no primary any more, and the sentinels do not know it yet";
+            return Err(Error::new(ErrorKind::Init, text).retryable());
+        }
         match hello.get("id") {
             Some(Value::Int(id)) => Ok(*id),
             _ => Err(unclear()),
@@ -218,7 +261,7 @@ impl Login {
 pub(crate) struct Dialogue(Framed<Stream, ValueCodec>);
 
 impl Dialogue {
-    fn new(stream: Stream) -> Self {
+    pub(crate) fn new(stream: Stream) -> Self {
         Self(Framed::new(stream, ValueCodec::default()))
     }
 

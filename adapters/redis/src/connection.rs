@@ -8,6 +8,8 @@ use redis::{
     aio::{ConnectionLike, MultiplexedConnection},
 };
 
+#[cfg(feature = "cluster")]
+use crate::cluster::ClusterConnection;
 use crate::{
     pool::{Opener, Shared},
     sessions::Handle,
@@ -32,58 +34,24 @@ pub struct Connection {
     kind: Kind,
 }
 
-pub(crate) enum Kind {
+enum Kind {
+    Single(Single),
+    #[cfg(feature = "cluster")]
+    Cluster(ClusterConnection),
+}
+
+/// A connection with one server.
+pub(crate) enum Single {
     Shared(Arc<Shared>),
     Own(Object<Opener>),
 }
 
-impl Connection {
-    pub(crate) fn new(kind: Kind) -> Self {
-        Self { kind }
-    }
-
+impl Single {
     async fn handle(&self) -> RedisResult<Handle> {
-        match &self.kind {
-            Kind::Shared(shared) => shared.handle().await.map_err(crate::error::refused),
-            Kind::Own(handle) => Ok(Handle::clone(handle)),
+        match self {
+            Self::Shared(shared) => shared.handle().await.map_err(crate::error::refused),
+            Self::Own(handle) => Ok(Handle::clone(handle)),
         }
-    }
-
-    /// Subscribes to channels. What is sent to them goes to [`Config::push_sender`](crate::Config::push_sender). Needs
-    /// `?protocol=resp3`. A shared connection that was opened anew has no subscriptions.
-    ///
-    /// # Errors
-    /// The driver's.
-    pub async fn subscribe(&mut self, channels: impl ToRedisArgs) -> RedisResult<()> {
-        let channels = channels.to_redis_args();
-        self.with(|mut driver| async move { driver.subscribe(channels).await }).await
-    }
-
-    /// Ends subscriptions to channels.
-    ///
-    /// # Errors
-    /// The driver's.
-    pub async fn unsubscribe(&mut self, channels: impl ToRedisArgs) -> RedisResult<()> {
-        let channels = channels.to_redis_args();
-        self.with(|mut driver| async move { driver.unsubscribe(channels).await }).await
-    }
-
-    /// Subscribes to all channels whose names fit patterns; otherwise as [`subscribe`](Self::subscribe).
-    ///
-    /// # Errors
-    /// The driver's.
-    pub async fn psubscribe(&mut self, patterns: impl ToRedisArgs) -> RedisResult<()> {
-        let patterns = patterns.to_redis_args();
-        self.with(|mut driver| async move { driver.psubscribe(patterns).await }).await
-    }
-
-    /// Ends subscriptions to patterns.
-    ///
-    /// # Errors
-    /// The driver's.
-    pub async fn punsubscribe(&mut self, patterns: impl ToRedisArgs) -> RedisResult<()> {
-        let patterns = patterns.to_redis_args();
-        self.with(|mut driver| async move { driver.punsubscribe(patterns).await }).await
     }
 
     async fn with<F>(&self, work: impl FnOnce(MultiplexedConnection) -> F) -> RedisResult<()>
@@ -94,9 +62,87 @@ impl Connection {
     }
 }
 
+impl Connection {
+    pub(crate) fn single(single: Single) -> Self {
+        Self { kind: Kind::Single(single) }
+    }
+
+    #[cfg(feature = "cluster")]
+    pub(crate) fn cluster(connection: ClusterConnection) -> Self {
+        Self { kind: Kind::Cluster(connection) }
+    }
+
+    /// The driver's own connection with the cluster, for what it can do besides: commands to a node of one's choice, or to
+    /// all. `None` where it is no cluster.
+    #[cfg(feature = "cluster")]
+    pub fn as_cluster(&mut self) -> Option<&mut ClusterConnection> {
+        match &mut self.kind {
+            Kind::Single(_) => None,
+            Kind::Cluster(connection) => Some(connection),
+        }
+    }
+
+    /// Subscribes to channels. What is sent to them goes to [`Config::push_sender`](crate::Config::push_sender). Needs
+    /// `?protocol=resp3`. A shared connection that was opened anew has no subscriptions.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub async fn subscribe(&mut self, channels: impl ToRedisArgs) -> RedisResult<()> {
+        let channels = channels.to_redis_args();
+        match &mut self.kind {
+            Kind::Single(single) => single.with(|mut driver| async move { driver.subscribe(channels).await }).await,
+            #[cfg(feature = "cluster")]
+            Kind::Cluster(connection) => connection.subscribe(channels).await,
+        }
+    }
+
+    /// Ends subscriptions to channels.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub async fn unsubscribe(&mut self, channels: impl ToRedisArgs) -> RedisResult<()> {
+        let channels = channels.to_redis_args();
+        match &mut self.kind {
+            Kind::Single(single) => single.with(|mut driver| async move { driver.unsubscribe(channels).await }).await,
+            #[cfg(feature = "cluster")]
+            Kind::Cluster(connection) => connection.unsubscribe(channels).await,
+        }
+    }
+
+    /// Subscribes to all channels whose names fit patterns; otherwise as [`subscribe`](Self::subscribe).
+    ///
+    /// # Errors
+    /// The driver's.
+    pub async fn psubscribe(&mut self, patterns: impl ToRedisArgs) -> RedisResult<()> {
+        let patterns = patterns.to_redis_args();
+        match &mut self.kind {
+            Kind::Single(single) => single.with(|mut driver| async move { driver.psubscribe(patterns).await }).await,
+            #[cfg(feature = "cluster")]
+            Kind::Cluster(connection) => connection.psubscribe(patterns).await,
+        }
+    }
+
+    /// Ends subscriptions to patterns.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub async fn punsubscribe(&mut self, patterns: impl ToRedisArgs) -> RedisResult<()> {
+        let patterns = patterns.to_redis_args();
+        match &mut self.kind {
+            Kind::Single(single) => single.with(|mut driver| async move { driver.punsubscribe(patterns).await }).await,
+            #[cfg(feature = "cluster")]
+            Kind::Cluster(connection) => connection.punsubscribe(patterns).await,
+        }
+    }
+}
+
 impl ConnectionLike for Connection {
     fn req_packed_command<'a>(&'a mut self, command: &'a Cmd) -> RedisFuture<'a, Value> {
-        Box::pin(async move { self.handle().await?.command(command).await })
+        match &mut self.kind {
+            Kind::Single(single) => Box::pin(async move { single.handle().await?.command(command).await }),
+            #[cfg(feature = "cluster")]
+            Kind::Cluster(connection) => connection.req_packed_command(command),
+        }
     }
 
     fn req_packed_commands<'a>(
@@ -105,13 +151,21 @@ impl ConnectionLike for Connection {
         offset: usize,
         count: usize,
     ) -> RedisFuture<'a, Vec<Value>> {
-        Box::pin(async move { self.handle().await?.pipeline(pipeline, offset, count).await })
+        match &mut self.kind {
+            Kind::Single(single) => {
+                Box::pin(async move { single.handle().await?.pipeline(pipeline, offset, count).await })
+            }
+            #[cfg(feature = "cluster")]
+            Kind::Cluster(connection) => connection.req_packed_commands(pipeline, offset, count),
+        }
     }
 
     fn get_db(&self) -> i64 {
         match &self.kind {
-            Kind::Shared(shared) => shared.database(),
-            Kind::Own(handle) => handle.database(),
+            Kind::Single(Single::Shared(shared)) => shared.database(),
+            Kind::Single(Single::Own(handle)) => handle.database(),
+            #[cfg(feature = "cluster")]
+            Kind::Cluster(connection) => connection.get_db(),
         }
     }
 }
@@ -120,8 +174,10 @@ impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut debug = f.debug_struct("Connection");
         match &self.kind {
-            Kind::Shared(shared) => debug.field("shared", shared),
-            Kind::Own(handle) => debug.field("own", &**handle),
+            Kind::Single(Single::Shared(shared)) => debug.field("shared", shared),
+            Kind::Single(Single::Own(handle)) => debug.field("own", &**handle),
+            #[cfg(feature = "cluster")]
+            Kind::Cluster(_) => debug.field("cluster", &true),
         };
         debug.finish()
     }

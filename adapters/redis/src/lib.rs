@@ -1,6 +1,8 @@
 #![doc = include_str!("../README.md")]
 
 mod cancel;
+#[cfg(feature = "cluster")]
+mod cluster;
 mod config;
 mod connect;
 mod connection;
@@ -8,6 +10,7 @@ mod error;
 mod ledger;
 mod manager;
 mod pool;
+mod sentinel;
 mod sessions;
 mod stream;
 mod tls;
@@ -17,6 +20,8 @@ pub use redis;
 pub use rustls;
 pub use winddown_core::{Credentials, CredentialsFuture, CredentialsProvider};
 
+#[cfg(feature = "cluster")]
+pub use crate::cluster::{ClusterConnection, Node, Nodes};
 pub use crate::{
     config::{Config, URL_VARIABLE},
     connection::Connection,

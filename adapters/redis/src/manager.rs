@@ -14,7 +14,8 @@ use crate::{
     connect::Connector,
     connection::Connection,
     error::error,
-    pool::{Pool, Source},
+    pool::Pool,
+    sentinel::Sentinel,
     sessions::{Session, Sessions},
 };
 
@@ -43,6 +44,23 @@ impl Redis {
         Self { config, sessions: Arc::default(), ledger: Arc::default(), round_trip: Mutex::default() }
     }
 
+    /// The primary that these sentinels know by this name, with the defaults of [`Config::sentinel`]. Nothing is opened yet.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] when one is no URL of a server, or there is none; the message does not quote it.
+    pub fn sentinel<T: AsRef<str>>(sentinels: impl IntoIterator<Item = T>, primary: &str) -> Result<Self, Error> {
+        Config::sentinel(sentinels, primary).map(Self::new)
+    }
+
+    /// The cluster that these are nodes of, with the defaults of [`Config::cluster`]. Nothing is opened yet.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] when one is no URL of a server, or there is none; the message does not quote it.
+    #[cfg(feature = "cluster")]
+    pub fn cluster<T: AsRef<str>>(nodes: impl IntoIterator<Item = T>) -> Result<Self, Error> {
+        Config::cluster(nodes).map(Self::new)
+    }
+
     /// The server whose URL is in `REDIS_URL`. Nothing is opened yet.
     ///
     /// # Errors
@@ -52,10 +70,12 @@ impl Redis {
     }
 
     fn open_pool(&self) -> Result<Pool, Error> {
-        let server = self.config.server()?;
-        let tls = self.config.tls()?;
+        let config = self.config.clone();
+        let tls = config.tls_of(&config.driver)?;
+        let sentinels =
+            config.sentinels.iter().map(|sentinel| Sentinel::new(sentinel, &config)).collect::<Result<_, _>>()?;
         let (sessions, ledger) = (Arc::clone(&self.sessions), Arc::clone(&self.ledger));
-        Pool::new(Connector { sessions, ledger, config: self.config.clone(), tls }, server)
+        Pool::new(Connector { sessions, ledger, config, tls, sentinels })
     }
 }
 
@@ -70,9 +90,7 @@ impl Resource for Redis {
     async fn init(&self) -> Result<Pool, Error> {
         self.sessions.begin_life();
         let pool = self.open_pool()?;
-        if let Source::Shared(shared) = &pool.source {
-            shared.open().await?;
-        }
+        pool.open().await?;
         let mut connection = pool.get().await?;
         let asked = Instant::now();
         let answer: Result<(), _> = redis::cmd("PING").query_async(&mut connection).await;

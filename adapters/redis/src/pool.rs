@@ -14,26 +14,34 @@ use deadpool::{
 use tokio::{sync::OnceCell, time::timeout};
 use winddown_core::{Error, ErrorKind, Rested};
 
+#[cfg(feature = "cluster")]
+use crate::cluster::Cluster;
 use crate::{
     connect::{Connector, Server},
-    connection::{Connection, Kind},
+    connection::{Connection, Single},
     sessions::Handle,
 };
 
 /// The pool of a [`Redis`](crate::Redis): one connection that all checkouts share, or one for each of them.
 pub struct Pool {
-    pub(crate) source: Source,
+    source: Source,
 }
 
-pub(crate) enum Source {
+enum Source {
     Shared(Arc<Shared>),
     Own(managed::Pool<Opener>),
+    #[cfg(feature = "cluster")]
+    Cluster(Cluster),
 }
 
 impl Pool {
-    pub(crate) fn new(connector: Connector, server: Server) -> Result<Self, Error> {
+    pub(crate) fn new(connector: Connector) -> Result<Self, Error> {
         let pool = connector.config.pool;
-        let opener = Opener::new(connector, server);
+        #[cfg(feature = "cluster")]
+        if connector.config.cluster.is_some() {
+            return Cluster::new(connector).map(|cluster| Self { source: Source::Cluster(cluster) });
+        }
+        let opener = Opener::new(connector)?;
         let source = match pool {
             None => Source::Shared(Arc::new(Shared::new(opener))),
             Some(PoolConfig { max_size: 0, .. }) => {
@@ -60,13 +68,25 @@ impl Pool {
         match &self.source {
             Source::Shared(shared) => {
                 shared.checked().await?;
-                Ok(Connection::new(Kind::Shared(Arc::clone(shared))))
+                Ok(Connection::single(Single::Shared(Arc::clone(shared))))
             }
             Source::Own(pool) => match pool.get().await {
-                Ok(handle) => Ok(Connection::new(Kind::Own(handle))),
+                Ok(handle) => Ok(Connection::single(Single::Own(handle))),
                 Err(managed::PoolError::Backend(error)) => Err(error),
                 Err(error) => Err(Error::new(ErrorKind::Checkout, "no connection").with_source(error)),
             },
+            #[cfg(feature = "cluster")]
+            Source::Cluster(cluster) => cluster.get().await.map(Connection::cluster),
+        }
+    }
+
+    /// Opens the first connection, where all share one.
+    pub(crate) async fn open(&self) -> Result<(), Error> {
+        match &self.source {
+            Source::Shared(shared) => shared.open().await,
+            Source::Own(_) => Ok(()),
+            #[cfg(feature = "cluster")]
+            Source::Cluster(cluster) => cluster.open().await,
         }
     }
 
@@ -75,6 +95,8 @@ impl Pool {
         match &self.source {
             Source::Shared(_) => None,
             Source::Own(pool) => Some(pool.status()),
+            #[cfg(feature = "cluster")]
+            Source::Cluster(_) => None,
         }
     }
 
@@ -88,8 +110,11 @@ impl Pool {
 
     /// No checkout is out any more: lets the connection that they shared go.
     pub(crate) fn settled(&self) {
-        if let Source::Shared(shared) = &self.source {
-            shared.close();
+        match &self.source {
+            Source::Shared(shared) => shared.close(),
+            Source::Own(_) => {}
+            #[cfg(feature = "cluster")]
+            Source::Cluster(cluster) => cluster.close(),
         }
     }
 }
@@ -99,6 +124,8 @@ impl fmt::Debug for Pool {
         match &self.source {
             Source::Shared(shared) => f.debug_tuple("Pool").field(shared).finish(),
             Source::Own(pool) => f.debug_tuple("Pool").field(&pool.status()).finish(),
+            #[cfg(feature = "cluster")]
+            Source::Cluster(cluster) => f.debug_tuple("Pool").field(cluster).finish(),
         }
     }
 }
@@ -111,9 +138,10 @@ pub(crate) struct Opener {
 }
 
 impl Opener {
-    fn new(connector: Connector, server: Server) -> Self {
+    fn new(connector: Connector) -> Result<Self, Error> {
+        let server = Server::of(&connector.config.driver)?;
         let rested = Rested::new(connector.config.check_after);
-        Self { connector, server, rested }
+        Ok(Self { connector, server, rested })
     }
 
     async fn open(&self) -> Result<Handle, Error> {

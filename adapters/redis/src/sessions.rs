@@ -20,10 +20,7 @@ use std::{
     time::Duration,
 };
 
-use redis::{
-    AsyncConnectionConfig, RedisConnectionInfo, RedisError, RedisResult, Value,
-    aio::{AsyncPushSender, MultiplexedConnection},
-};
+use redis::{AsyncConnectionConfig, RedisConnectionInfo, RedisError, RedisResult, Value, aio::MultiplexedConnection};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, oneshot},
     task::coop::unconstrained,
@@ -33,7 +30,7 @@ use winddown_core::{Error, ErrorKind, Ledger};
 use winddown_net::{End, Held, Socket};
 
 use crate::{
-    connect::{Connector, Endpoint},
+    connect::{Connector, Dialogue, Endpoint},
     error::{closed, error},
     ledger::Entry,
     stream::Activity,
@@ -180,15 +177,19 @@ impl fmt::Debug for Mailbox {
 ///
 /// # Cancel safety
 /// Cancel safe: a session that is being opened then is ended with a goodbye as soon as it is open.
-pub(crate) async fn open_on(connector: &Connector, socket: Socket, endpoint: Endpoint) -> Result<Handle, Error> {
+pub(crate) async fn open_on(
+    connector: &Connector,
+    socket: Socket,
+    endpoint: Endpoint,
+    config: AsyncConnectionConfig,
+) -> Result<Handle, Error> {
     let (give, opened) = oneshot::channel();
     let link = Arc::clone(socket.link());
     let mailbox = Arc::new(Mailbox::default());
     let part = Part { endpoint: endpoint.clone(), id: OnceLock::new(), mailbox: Arc::clone(&mailbox) };
     let database = endpoint.login.database;
-    let pushes = connector.config.push_sender.clone();
     let of = Arc::clone(&mailbox);
-    let life = |session| Box::pin(live(socket, endpoint, pushes, of, session, give)) as _;
+    let life = |session| Box::pin(live(socket, endpoint, config, of, session, give)) as _;
     let Some(session) = connector.sessions.enter(&link, part, life) else {
         return Err(Error::new(ErrorKind::ShuttingDown, "shutting down: nothing is opened any more"));
     };
@@ -207,11 +208,47 @@ pub(crate) async fn open_on(connector: &Connector, socket: Socket, endpoint: End
     }
 }
 
+/// Asks a server one question over a connected socket, in a session that ends with that: when the answer is here, the
+/// server has closed its side.
+///
+/// # Cancel safety
+/// Cancel safe: a session that has begun is ended with a goodbye.
+pub(crate) async fn ask_on(
+    sessions: &Arc<Sessions>,
+    socket: Socket,
+    endpoint: Endpoint,
+    question: redis::Cmd,
+) -> Result<Value, Error> {
+    let (give, answer) = oneshot::channel();
+    let link = Arc::clone(socket.link());
+    let part = Part { endpoint: endpoint.clone(), id: OnceLock::new(), mailbox: Arc::default() };
+    let life = |_| {
+        let asking = async move {
+            let mut dialogue = endpoint.log_in(socket).await.map(|(stream, _)| Dialogue::new(stream))?;
+            let failed = |source| error(ErrorKind::Init, "cannot ask a server", source);
+            let answers = dialogue.ask(&[question]).await.map_err(failed)?;
+            dialogue.close().await.map_err(|source| failed(source.into()))?;
+            answers.into_iter().next().ok_or_else(|| failed(closed()))
+        };
+        Box::pin(async move {
+            // Nobody may be left to hear it.
+            let _ = give.send(asking.await);
+            // It was never one of those that callers have.
+            End::NeverOpened
+        }) as _
+    };
+    let Some(session) = sessions.enter(&link, part, life) else {
+        return Err(Error::new(ErrorKind::ShuttingDown, "shutting down: nothing is opened any more"));
+    };
+    let _task = session.run();
+    answer.await.unwrap_or_else(|_| Err(error(ErrorKind::Init, "cannot ask a server", closed())))
+}
+
 /// Opens a session, gives its connection away, and drives it until the server has closed its side.
 async fn live(
     socket: Socket,
     endpoint: Endpoint,
-    pushes: Option<Arc<dyn AsyncPushSender>>,
+    config: AsyncConnectionConfig,
     mailbox: Arc<Mailbox>,
     session: Weak<Session>,
     give: oneshot::Sender<Result<MultiplexedConnection, Error>>,
@@ -229,11 +266,8 @@ async fn live(
     let info = RedisConnectionInfo::default().set_skip_set_lib_name().set_protocol(endpoint.login.protocol);
     // A request is in the driver's queue as soon as it is started, so the queue must take all that there can be; the window
     // limits it. When a caller gives up is not for the driver to say.
-    let config = AsyncConnectionConfig::new().set_response_timeout(None).set_connection_timeout(None);
-    let mut config = config.set_pipeline_buffer_size(Semaphore::MAX_PERMITS);
-    if let Some(pushes) = pushes {
-        config = config.set_push_sender(pushes);
-    }
+    let config = config.set_response_timeout(None).set_connection_timeout(None);
+    let config = config.set_pipeline_buffer_size(Semaphore::MAX_PERMITS);
     let (connection, driver) = match MultiplexedConnection::new_with_config(&info, stream, config).await {
         Ok(opened) => opened,
         Err(source) => {
