@@ -506,6 +506,11 @@ impl Handle {
     /// Waits until there is room for so much more in the window.
     async fn room(&self, weight: usize) -> RedisResult<OwnedSemaphorePermit> {
         let permits = u32::try_from(weight.min(WINDOW)).expect("the window is that small");
+        // Where there is room a call is taken when it is polled for the first time. To wait may take another turn even then:
+        // the runtime has a task that does much yield.
+        if let Ok(permit) = Arc::clone(&self.line.window).try_acquire_many_owned(permits) {
+            return Ok(permit);
+        }
         Arc::clone(&self.line.window).acquire_many_owned(permits).await.map_err(|_| closed())
     }
 

@@ -218,6 +218,10 @@ impl<V: Version, M: Mode> RedisServer<V, M> {
         self.proxy.as_ref().map_or(self.server.address, Proxy::address)
     }
 
+    pub(crate) fn feeder(&self) -> Feeder {
+        self.feeder.clone()
+    }
+
     /// Ends these of the tenant's sessions. They are gone when this returns.
     pub(crate) async fn end_sessions(&self, which: impl Fn(&Listed) -> bool) -> Result<(), BoxError> {
         let mut superuser = self.superuser().await;
@@ -382,9 +386,10 @@ const ROWS: &str = "rows";
 
 /// Ends the statements of the suite when it is time: each waits for an element of a list, and moves it to the list of rows.
 /// Cancelled it moves none. Nothing else takes a time that can be said on a server with one thread.
+#[derive(Clone)]
 pub(crate) struct Feeder {
     feeds: mpsc::Sender<(Instant, String)>,
-    next: AtomicU32,
+    next: Arc<AtomicU32>,
 }
 
 impl Feeder {
@@ -393,7 +398,7 @@ impl Feeder {
         let client = Client::open(information(address, RedisConnectionInfo::default())?)?;
         let (feeds, due) = mpsc::channel();
         thread::Builder::new().name("feeder".to_owned()).spawn(move || feed(&client, &due))?;
-        Ok(Self { feeds, next: AtomicU32::new(1) })
+        Ok(Self { feeds, next: Arc::new(AtomicU32::new(1)) })
     }
 
     pub(crate) async fn run(

@@ -1,0 +1,294 @@
+//! Programs that send commands without waiting for their answers, and are ended by a signal; and what the server has then.
+
+use std::{
+    env,
+    io::{BufRead, BufReader, Read},
+    process::{Child, Command, ExitCode, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use redis::{AsyncCommands as _, cmd, pipe};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::runtime::Builder;
+use winddown_core::{BoxError, Error, Lifecycle, Records, Report};
+use winddown_redis::{Redis, redis};
+use winddown_testkit::Harness as _;
+
+use crate::{Server, rounds};
+
+/// Set for a child: which program it is.
+const ROLE: &str = "WINDDOWN_TEST_PROGRAM";
+
+/// The key that a child counts with.
+const KEY: &str = "WINDDOWN_TEST_KEY";
+
+const COMMANDS: u64 = 100_000;
+
+/// What Lambda gives with an external extension.
+const BUDGET: Duration = Duration::from_millis(300);
+
+/// Which program this process is, if it is a child.
+pub(crate) fn role() -> Option<String> {
+    env::var(ROLE).ok()
+}
+
+pub(crate) fn run(program: &str) -> ExitCode {
+    let runtime = match program {
+        "one_thread" => Builder::new_current_thread().enable_all().build(),
+        _ => Builder::new_multi_thread().worker_threads(2).enable_all().build(),
+    };
+    let outcome = runtime.map_err(BoxError::from).and_then(|runtime| {
+        runtime.block_on(async {
+            match program {
+                "abandons" => abandons().await,
+                _ => counts().await,
+            }
+        })
+    });
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Sends commands that want no answer, as fast as they are accepted, and says how many were.
+async fn counts() -> Result<(), BoxError> {
+    let key = env::var(KEY)?;
+    let lifecycle = Lifecycle::detect()?;
+    let cache = lifecycle.guard(Redis::from_env()?);
+    let accepted = Arc::new(AtomicU64::new(0));
+    let counting = tokio::spawn({
+        let accepted = Arc::clone(&accepted);
+        async move {
+            println!("begins");
+            let mut increment = cmd("INCR");
+            increment.arg(key).set_no_response(true);
+            for _ in 0..COMMANDS {
+                let Ok(mut connection) = cache.get().await else { break };
+                if increment.exec_async(&mut *connection).await.is_err() {
+                    break;
+                }
+                accepted.fetch_add(1, Ordering::SeqCst);
+            }
+            println!("sent");
+        }
+    });
+    let draining = lifecycle.draining();
+    let report = lifecycle
+        .run(async {
+            draining.await;
+            // Whoever is refused stops.
+            let _ = counting.await;
+            println!("accepted {}", accepted.load(Ordering::SeqCst));
+            Ok::<_, Error>(())
+        })
+        .await;
+    // Whether the report is clean is for the case to say.
+    let _ = report;
+    Ok(())
+}
+
+/// Begins commands and pipelines, and gives up on each as soon as it is on its way.
+async fn abandons() -> Result<(), BoxError> {
+    let key = env::var(KEY)?;
+    let lifecycle = Lifecycle::detect()?;
+    let cache = lifecycle.guard(Redis::from_env()?);
+    drop(cache.get().await?);
+    let mut begun = 0_u64;
+    for round in 0..1000 {
+        let mut connection = cache.get().await?;
+        if round % 2 == 0 {
+            let mut command = Box::pin(connection.incr::<_, _, i64>(&key, 1));
+            assert!(std::future::poll_fn(|cx| std::task::Poll::Ready(command.as_mut().poll(cx).is_pending())).await);
+            begun += 1;
+        } else {
+            let mut pipeline = pipe();
+            for _ in 0..10 {
+                pipeline.cmd("INCR").arg(&key);
+            }
+            let mut pipeline = Box::pin(pipeline.exec_async(&mut *connection));
+            assert!(std::future::poll_fn(|cx| std::task::Poll::Ready(pipeline.as_mut().poll(cx).is_pending())).await);
+            begun += 10;
+        }
+    }
+    println!("begins\nsent\naccepted {begun}");
+    let draining = lifecycle.draining();
+    lifecycle
+        .run(async {
+            draining.await;
+            Ok::<_, Error>(())
+        })
+        .await?;
+    Ok(())
+}
+
+/// A child that runs. It does not outlive its case.
+struct Program {
+    child: Child,
+    stdout: BufReader<std::process::ChildStdout>,
+}
+
+impl Program {
+    fn start(server: &Server, name: &str, key: &str) -> Result<Self, BoxError> {
+        let tenant = &server.tenant;
+        let url = format!("redis://{}:{}@{}", tenant.name, tenant.password, server.address());
+        let mut command = Command::new(env::current_exe()?);
+        command.env(ROLE, name).env(KEY, key).env("REDIS_URL", url);
+        command.env("WINDDOWN_BUDGET_MS", BUDGET.as_millis().to_string());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn()?;
+        let stdout = BufReader::new(child.stdout.take().ok_or("the child has no standard output")?);
+        Ok(Self { child, stdout })
+    }
+
+    fn line(&mut self) -> Result<String, BoxError> {
+        let mut line = String::new();
+        self.stdout.read_line(&mut line)?;
+        Ok(line.trim().to_owned())
+    }
+
+    /// Waits until it says so.
+    fn says(&mut self, expected: &str) -> Result<(), BoxError> {
+        match self.line()? {
+            line if line == expected => Ok(()),
+            line => {
+                let mut stderr = String::new();
+                // It has ended, or is about to.
+                let _ = self.child.kill();
+                self.child.stderr.take().ok_or("it was read")?.read_to_string(&mut stderr)?;
+                Err(format!("it said {line:?} and not {expected}; on standard error: {stderr}").into())
+            }
+        }
+    }
+
+    fn terminate(&self) -> Result<Instant, BoxError> {
+        kill_process(Pid::from_child(&self.child), Signal::TERM)?;
+        Ok(Instant::now())
+    }
+
+    /// How many it says were accepted, and its report.
+    fn end(mut self) -> Result<(u64, Report), BoxError> {
+        let mut stdout = String::new();
+        self.stdout.read_to_string(&mut stdout)?;
+        let accepted = stdout.lines().find_map(|line| line.strip_prefix("accepted ")).ok_or("it said nothing")?;
+        let mut stderr = String::new();
+        self.child.stderr.take().ok_or("it was read")?.read_to_string(&mut stderr)?;
+        self.child.wait()?;
+        let mut reports = stderr.lines().filter_map(|line| serde_json::from_str(line).ok());
+        Ok((accepted.parse()?, reports.next().ok_or_else(|| format!("no report: {stderr}"))?))
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // Over already, but where its case has failed.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn records(report: &Report) -> Result<Records, BoxError> {
+    report.resource("redis").and_then(|row| row.records).ok_or_else(|| format!("no records in {report}").into())
+}
+
+async fn counter(server: &Server, key: &str) -> Result<u64, BoxError> {
+    let counter: Option<u64> = cmd("GET").arg(key).query_async(&mut server.superuser().await).await?;
+    Ok(counter.unwrap_or(0))
+}
+
+/// 100,000 no-reply commands, and a signal: when all are accepted, or at a random moment before, in turns.
+pub(crate) async fn healthy(server: &Server, program: &str) -> Result<String, BoxError> {
+    let (rounds, seed) = (rounds(200, 10), fastrand::u64(..));
+    let mut random = fastrand::Rng::with_seed(seed);
+    let (mut all, mut least, mut took) = (0, COMMANDS, Vec::new());
+    for round in 0..rounds {
+        let key = server.tenant.key(&format!("{program}_{round}"));
+        let mut child = Program::start(server, program, &key)?;
+        child.says("begins")?;
+        if round % 2 == 0 {
+            child.says("sent")?;
+        } else {
+            std::thread::sleep(Duration::from_micros(random.u64(..100_000)));
+        }
+        let signalled = child.terminate()?;
+        let (accepted, report) = child.end()?;
+        took.push(signalled.elapsed());
+        let (listed, counter, records) = (server.sessions().await?, counter(server, &key).await?, records(&report)?);
+        let books = (records.accepted, records.written);
+        if (listed, counter, books) != (0, accepted, (accepted, accepted)) || !report.is_clean() {
+            let what = format!("{accepted} accepted, {counter} executed, {listed} sessions listed");
+            return Err(format!("seed {seed}, round {round}: {what}\n{report}").into());
+        }
+        (all, least) = (all + accepted, least.min(accepted));
+    }
+    took.sort_unstable();
+    Ok(format!(
+        "{rounds} of {rounds} signals: {all} accepted, all executed, 0 lost, between {least} and {COMMANDS} each; \
+         from the signal to the end of the process: median {:.0?}, longest {:.0?}",
+        took[rounds / 2],
+        took[rounds - 1]
+    ))
+}
+
+/// Commands and pipelines whose futures were dropped.
+pub(crate) async fn abandoned(server: &Server) -> Result<String, BoxError> {
+    let rounds = rounds(200, 10);
+    for round in 0..rounds {
+        let key = server.tenant.key(&format!("abandoned_{round}"));
+        let mut child = Program::start(server, "abandons", &key)?;
+        child.says("begins")?;
+        child.says("sent")?;
+        child.terminate()?;
+        let (begun, report) = child.end()?;
+        let (listed, counter) = (server.sessions().await?, counter(server, &key).await?);
+        if (listed, counter) != (0, begun) || !report.is_clean() {
+            return Err(format!("round {round}: {begun} begun, {counter} executed, {listed} listed\n{report}").into());
+        }
+    }
+    Ok(format!("{rounds} of {rounds} signals: all of 5500 commands whose futures were dropped were executed"))
+}
+
+/// The server stops at a random moment, and goes on when the process is over: what is accepted is executed, reported lost, or
+/// in doubt, and the books have the server's own numbers.
+pub(crate) async fn stopped(server: &Server) -> Result<String, BoxError> {
+    let (rounds, seed) = (rounds(100, 5), fastrand::u64(..));
+    let mut random = fastrand::Rng::with_seed(seed);
+    let (mut accepted_in_all, mut executed, mut lost, mut in_doubt, mut exact) = (0, 0, 0, 0, 0);
+    for round in 0..rounds {
+        let key = server.tenant.key(&format!("stopped_{round}"));
+        let mut child = Program::start(server, "two_threads", &key)?;
+        child.says("begins")?;
+        std::thread::sleep(Duration::from_micros(random.u64(..50_000)));
+        server.pause().await?;
+        child.terminate()?;
+        let outcome = child.end();
+        server.resume().await?;
+        let (accepted, report) = outcome?;
+        let records = records(&report)?;
+        // What was sent is still read, unless the server sees before that nobody is there.
+        while server.sessions().await? > 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let counter = counter(server, &key).await?;
+        let sums = records.accepted == accepted
+            && accepted == records.written + records.lost + records.in_doubt
+            && (records.written..=records.written + records.in_doubt).contains(&counter);
+        if !sums {
+            return Err(format!("seed {seed}, round {round}: {accepted} accepted, {counter} executed\n{report}").into());
+        }
+        exact += usize::from(counter + records.lost == accepted);
+        (accepted_in_all, executed) = (accepted_in_all + accepted, executed + counter);
+        (lost, in_doubt) = (lost + records.lost, in_doubt + records.in_doubt);
+    }
+    Ok(format!(
+        "{rounds} of {rounds} signals: {accepted_in_all} accepted, {executed} executed, {lost} reported lost, {in_doubt} in \
+         doubt; executed + lost = accepted in {exact}"
+    ))
+}
