@@ -25,7 +25,7 @@ use std::sync::Arc;
 /// # Commands without an answer
 /// A command with [`set_no_response`](Cmd::set_no_response) is accepted when its call returns `Ok`. From then on it is
 /// executed, or counted in the report: as lost if it was not sent or the server refused it, as in doubt if the connection
-/// ended before the server had answered. Some ten thousand may be on their way; then the next call waits.
+/// ended before the server had answered. Some two thousand may be on their way; then the next call waits.
 ///
 /// # Cancel safety
 /// A command whose future was dropped is executed nevertheless, once it was taken, and so is a pipeline; the goodbye waits for

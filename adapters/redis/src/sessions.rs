@@ -23,7 +23,7 @@ use std::{
 use redis::{AsyncConnectionConfig, RedisConnectionInfo, RedisError, RedisResult, Value, aio::MultiplexedConnection};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, oneshot},
-    task::coop::unconstrained,
+    task::coop::{consume_budget, unconstrained},
     time::timeout,
 };
 use winddown_core::{Error, ErrorKind, Ledger};
@@ -42,8 +42,8 @@ pub(crate) type Sessions = winddown_net::Sessions<Part>;
 pub(crate) type Session = winddown_net::Session<Part>;
 
 /// How many bytes of requests may wait for their answers on one session: who comes then waits. It is what no-reply commands
-/// can be ahead of the server, and so what a goodbye waits for: some ten thousand small ones, a few milliseconds of its work.
-const WINDOW: usize = 4 << 20;
+/// can be ahead of the server, and so what a goodbye waits for: some two thousand small ones, a few milliseconds of its work.
+const WINDOW: usize = 1 << 20;
 
 /// What each request weighs besides its bytes: about what is kept for it.
 const REQUEST_WEIGHT: usize = 400;
@@ -494,6 +494,8 @@ impl Handle {
         weight: usize,
         work: impl Future<Output = RedisResult<Value>> + Send + 'static,
     ) -> RedisResult<()> {
+        // Nothing else makes a task yield that does nothing but this.
+        consume_budget().await;
         let permit = self.in_time(self.room(weight)).await?;
         let work = Box::pin(unconstrained(async move { verdict(&work.await) }));
         // Under the lock of the mailbox: what is accepted there is sent, or known to be lost.

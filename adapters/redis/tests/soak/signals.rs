@@ -2,12 +2,15 @@
 
 use std::{
     env,
+    future::poll_fn,
     io::{BufRead, BufReader, Read},
+    pin::pin,
     process::{Child, Command, ExitCode, Stdio},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    task::Poll,
     time::{Duration, Instant},
 };
 
@@ -84,14 +87,14 @@ async fn counts() -> Result<(), BoxError> {
     let report = lifecycle
         .run(async {
             draining.await;
-            // Whoever is refused stops.
-            let _ = counting.await;
-            println!("accepted {}", accepted.load(Ordering::SeqCst));
             Ok::<_, Error>(())
         })
         .await;
-    // Whether the report is clean is for the case to say.
-    let _ = report;
+    // Whether it is clean is for the case to say.
+    drop(report);
+    // Whoever is refused stops.
+    counting.await?;
+    println!("accepted {}", accepted.load(Ordering::SeqCst));
     Ok(())
 }
 
@@ -105,16 +108,14 @@ async fn abandons() -> Result<(), BoxError> {
     for round in 0..1000 {
         let mut connection = cache.get().await?;
         if round % 2 == 0 {
-            let mut command = Box::pin(connection.incr::<_, _, i64>(&key, 1));
-            assert!(std::future::poll_fn(|cx| std::task::Poll::Ready(command.as_mut().poll(cx).is_pending())).await);
+            begin(connection.incr::<_, _, i64>(&key, 1)).await;
             begun += 1;
         } else {
             let mut pipeline = pipe();
             for _ in 0..10 {
                 pipeline.cmd("INCR").arg(&key);
             }
-            let mut pipeline = Box::pin(pipeline.exec_async(&mut *connection));
-            assert!(std::future::poll_fn(|cx| std::task::Poll::Ready(pipeline.as_mut().poll(cx).is_pending())).await);
+            begin(pipeline.exec_async(&mut *connection)).await;
             begun += 10;
         }
     }
@@ -127,6 +128,12 @@ async fn abandons() -> Result<(), BoxError> {
         })
         .await?;
     Ok(())
+}
+
+/// Polls once, and gives up.
+async fn begin(work: impl Future) {
+    let mut work = pin!(work);
+    poll_fn(|cx| Poll::Ready(drop(work.as_mut().poll(cx)))).await;
 }
 
 /// A child that runs. It does not outlive its case.
@@ -177,10 +184,11 @@ impl Program {
     fn end(mut self) -> Result<(u64, Report), BoxError> {
         let mut stdout = String::new();
         self.stdout.read_to_string(&mut stdout)?;
-        let accepted = stdout.lines().find_map(|line| line.strip_prefix("accepted ")).ok_or("it said nothing")?;
         let mut stderr = String::new();
         self.child.stderr.take().ok_or("it was read")?.read_to_string(&mut stderr)?;
-        self.child.wait()?;
+        let status = self.child.wait()?;
+        let accepted = stdout.lines().find_map(|line| line.strip_prefix("accepted "));
+        let accepted = accepted.ok_or_else(|| format!("it did not say what was accepted, {status}: {stderr}"))?;
         let mut reports = stderr.lines().filter_map(|line| serde_json::from_str(line).ok());
         Ok((accepted.parse()?, reports.next().ok_or_else(|| format!("no report: {stderr}"))?))
     }
