@@ -1,8 +1,10 @@
 //! What a caller has: a connection that is shared, or its own.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use deadpool::managed::Object;
+#[cfg(feature = "connection-manager")]
+use redis::aio::ConnectionManager;
 use redis::{
     Cmd, Pipeline, RedisFuture, RedisResult, ToRedisArgs, Value,
     aio::{ConnectionLike, MultiplexedConnection},
@@ -14,7 +16,6 @@ use crate::{
     pool::{Opener, Shared},
     sessions::Handle,
 };
-use std::sync::Arc;
 
 /// A connection, for everything that the driver does with one: commands, pipelines, transactions, scripts.
 ///
@@ -38,6 +39,8 @@ enum Kind {
     Single(Single),
     #[cfg(feature = "cluster")]
     Cluster(ClusterConnection),
+    #[cfg(feature = "connection-manager")]
+    Wrapped(ConnectionManager),
 }
 
 /// A connection with one server.
@@ -72,13 +75,18 @@ impl Connection {
         Self { kind: Kind::Cluster(connection) }
     }
 
+    #[cfg(feature = "connection-manager")]
+    pub(crate) fn wrapped(manager: ConnectionManager) -> Self {
+        Self { kind: Kind::Wrapped(manager) }
+    }
+
     /// The driver's own connection with the cluster, for what it can do besides: commands to a node of one's choice, or to
     /// all. `None` where it is no cluster.
     #[cfg(feature = "cluster")]
     pub fn as_cluster(&mut self) -> Option<&mut ClusterConnection> {
         match &mut self.kind {
-            Kind::Single(_) => None,
             Kind::Cluster(connection) => Some(connection),
+            _ => None,
         }
     }
 
@@ -93,6 +101,8 @@ impl Connection {
             Kind::Single(single) => single.with(|mut driver| async move { driver.subscribe(channels).await }).await,
             #[cfg(feature = "cluster")]
             Kind::Cluster(connection) => connection.subscribe(channels).await,
+            #[cfg(feature = "connection-manager")]
+            Kind::Wrapped(manager) => manager.subscribe(channels).await,
         }
     }
 
@@ -106,6 +116,8 @@ impl Connection {
             Kind::Single(single) => single.with(|mut driver| async move { driver.unsubscribe(channels).await }).await,
             #[cfg(feature = "cluster")]
             Kind::Cluster(connection) => connection.unsubscribe(channels).await,
+            #[cfg(feature = "connection-manager")]
+            Kind::Wrapped(manager) => manager.unsubscribe(channels).await,
         }
     }
 
@@ -119,6 +131,8 @@ impl Connection {
             Kind::Single(single) => single.with(|mut driver| async move { driver.psubscribe(patterns).await }).await,
             #[cfg(feature = "cluster")]
             Kind::Cluster(connection) => connection.psubscribe(patterns).await,
+            #[cfg(feature = "connection-manager")]
+            Kind::Wrapped(manager) => manager.psubscribe(patterns).await,
         }
     }
 
@@ -132,6 +146,8 @@ impl Connection {
             Kind::Single(single) => single.with(|mut driver| async move { driver.punsubscribe(patterns).await }).await,
             #[cfg(feature = "cluster")]
             Kind::Cluster(connection) => connection.punsubscribe(patterns).await,
+            #[cfg(feature = "connection-manager")]
+            Kind::Wrapped(manager) => manager.punsubscribe(patterns).await,
         }
     }
 }
@@ -142,6 +158,8 @@ impl ConnectionLike for Connection {
             Kind::Single(single) => Box::pin(async move { single.handle().await?.command(command).await }),
             #[cfg(feature = "cluster")]
             Kind::Cluster(connection) => connection.req_packed_command(command),
+            #[cfg(feature = "connection-manager")]
+            Kind::Wrapped(manager) => manager.req_packed_command(command),
         }
     }
 
@@ -157,6 +175,8 @@ impl ConnectionLike for Connection {
             }
             #[cfg(feature = "cluster")]
             Kind::Cluster(connection) => connection.req_packed_commands(pipeline, offset, count),
+            #[cfg(feature = "connection-manager")]
+            Kind::Wrapped(manager) => manager.req_packed_commands(pipeline, offset, count),
         }
     }
 
@@ -166,6 +186,8 @@ impl ConnectionLike for Connection {
             Kind::Single(Single::Own(handle)) => handle.database(),
             #[cfg(feature = "cluster")]
             Kind::Cluster(connection) => connection.get_db(),
+            #[cfg(feature = "connection-manager")]
+            Kind::Wrapped(manager) => manager.get_db(),
         }
     }
 }
@@ -178,6 +200,8 @@ impl fmt::Debug for Connection {
             Kind::Single(Single::Own(handle)) => debug.field("own", &**handle),
             #[cfg(feature = "cluster")]
             Kind::Cluster(_) => debug.field("cluster", &true),
+            #[cfg(feature = "connection-manager")]
+            Kind::Wrapped(_) => debug.field("wrapped", &true),
         };
         debug.finish()
     }

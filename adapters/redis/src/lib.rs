@@ -14,6 +14,8 @@ mod sentinel;
 mod sessions;
 mod stream;
 mod tls;
+#[cfg(feature = "connection-manager")]
+mod wrapped;
 
 pub use deadpool;
 pub use redis;

@@ -6,8 +6,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use winddown_core::{Drain, Error, ErrorKind, Ledger, Resource};
+#[cfg(feature = "connection-manager")]
+use redis::aio::ConnectionManager;
+use winddown_core::{Capabilities, Drain, Error, ErrorKind, Ledger, Resource};
 
+#[cfg(feature = "connection-manager")]
+use crate::wrapped;
 use crate::{
     cancel,
     config::Config,
@@ -23,10 +27,16 @@ use crate::{
 ///
 /// Its goodbye waits until every command that was taken is answered, and returns when the server has closed all sessions.
 pub struct Redis {
-    config: Config,
+    source: Source,
     sessions: Arc<Sessions>,
     ledger: Arc<Ledger>,
     round_trip: Mutex<Option<Duration>>,
+}
+
+enum Source {
+    Config(Box<Config>),
+    #[cfg(feature = "connection-manager")]
+    Wrapped(ConnectionManager),
 }
 
 impl Redis {
@@ -40,8 +50,11 @@ impl Redis {
 
     /// The server of this configuration, ours or the driver's. Nothing is opened yet.
     pub fn new(config: impl Into<Config>) -> Self {
-        let config = config.into();
-        Self { config, sessions: Arc::default(), ledger: Arc::default(), round_trip: Mutex::default() }
+        Self::of(Source::Config(Box::new(config.into())))
+    }
+
+    fn of(source: Source) -> Self {
+        Self { source, sessions: Arc::default(), ledger: Arc::default(), round_trip: Mutex::default() }
     }
 
     /// The primary that these sentinels know by this name, with the defaults of [`Config::sentinel`]. Nothing is opened yet.
@@ -69,8 +82,18 @@ impl Redis {
         Config::from_env().map(Self::new)
     }
 
-    fn open_pool(&self) -> Result<Pool, Error> {
-        let config = self.config.clone();
+    /// A connection manager that the application built. It is drained even if it was never used through the guard.
+    ///
+    /// Everything that was sent through it is executed before the drain ends, if the server answers in time; but how many commands
+    /// were not is not counted. The driver says no goodbye and cannot be kept from connecting anew, so its connection counts
+    /// as cut: the report is not clean then. Use [`Redis::new`] where you can.
+    #[cfg(feature = "connection-manager")]
+    pub fn wrap(manager: ConnectionManager) -> Self {
+        Self::of(Source::Wrapped(manager))
+    }
+
+    fn open_pool(&self, config: &Config) -> Result<Pool, Error> {
+        let config = config.clone();
         let tls = config.tls_of(&config.driver)?;
         let sentinels =
             config.sentinels.iter().map(|sentinel| Sentinel::new(sentinel, &config)).collect::<Result<_, _>>()?;
@@ -88,8 +111,13 @@ impl Resource for Redis {
     }
 
     async fn init(&self) -> Result<Pool, Error> {
+        let config = match &self.source {
+            Source::Config(config) => config,
+            #[cfg(feature = "connection-manager")]
+            Source::Wrapped(manager) => return Ok(Pool::wrapped(manager.clone())),
+        };
         self.sessions.begin_life();
-        let pool = self.open_pool()?;
+        let pool = self.open_pool(config)?;
         pool.open().await?;
         let mut connection = pool.get().await?;
         let asked = Instant::now();
@@ -103,11 +131,23 @@ impl Resource for Redis {
         Ok(pool)
     }
 
+    fn opened(&self) -> Option<Pool> {
+        match &self.source {
+            Source::Config(_) => None,
+            #[cfg(feature = "connection-manager")]
+            Source::Wrapped(manager) => Some(Pool::wrapped(manager.clone())),
+        }
+    }
+
     async fn checkout(&self, pool: &Pool) -> Result<Connection, Error> {
         pool.get().await
     }
 
     async fn goodbye(&self, pool: &Pool, drain: &Drain) -> Result<(), Error> {
+        #[cfg(feature = "connection-manager")]
+        if let Source::Wrapped(manager) = &self.source {
+            return wrapped::goodbye(manager, drain).await;
+        }
         let draining = self.sessions.begin_drain();
         pool.close();
         draining.goodbye(drain, || pool.settled(), end).await;
@@ -118,12 +158,26 @@ impl Resource for Redis {
         cancel::stop(busy(self.sessions.open()), |commands| drain.cancelled(commands)).await
     }
 
+    fn capabilities(&self) -> Capabilities {
+        match &self.source {
+            Source::Config(_) => Capabilities::ALL,
+            #[cfg(feature = "connection-manager")]
+            Source::Wrapped(_) => {
+                Capabilities::ALL.without_goodbye().without_confirmed_end().without_cancel().without_all_sessions()
+            }
+        }
+    }
+
     fn round_trip(&self, _: &Pool) -> Option<Duration> {
         *self.round_trip.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn ledger(&self) -> Option<Arc<Ledger>> {
-        Some(Arc::clone(&self.ledger))
+        match &self.source {
+            Source::Config(_) => Some(Arc::clone(&self.ledger)),
+            #[cfg(feature = "connection-manager")]
+            Source::Wrapped(_) => None,
+        }
     }
 }
 
@@ -143,6 +197,12 @@ async fn end(session: Arc<Session>) {
 
 impl fmt::Debug for Redis {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Redis").field("config", &self.config).field("sessions", &self.sessions).finish()
+        let mut debug = f.debug_struct("Redis");
+        match &self.source {
+            Source::Config(config) => debug.field("config", config).field("sessions", &self.sessions),
+            #[cfg(feature = "connection-manager")]
+            Source::Wrapped(_) => debug.field("wrapped", &"ConnectionManager"),
+        };
+        debug.finish()
     }
 }

@@ -11,6 +11,8 @@ use deadpool::{
     Runtime,
     managed::{self, Metrics, PoolConfig, RecycleError, RecycleResult, Status},
 };
+#[cfg(feature = "connection-manager")]
+use redis::aio::ConnectionManager;
 use tokio::{sync::OnceCell, time::timeout};
 use winddown_core::{Error, ErrorKind, Rested};
 
@@ -32,6 +34,8 @@ enum Source {
     Own(managed::Pool<Opener>),
     #[cfg(feature = "cluster")]
     Cluster(Cluster),
+    #[cfg(feature = "connection-manager")]
+    Wrapped(ConnectionManager),
 }
 
 impl Pool {
@@ -57,6 +61,11 @@ impl Pool {
         Ok(Self { source })
     }
 
+    #[cfg(feature = "connection-manager")]
+    pub(crate) fn wrapped(manager: ConnectionManager) -> Self {
+        Self { source: Source::Wrapped(manager) }
+    }
+
     /// A connection that no guard counts.
     ///
     /// # Cancel safety
@@ -77,6 +86,8 @@ impl Pool {
             },
             #[cfg(feature = "cluster")]
             Source::Cluster(cluster) => cluster.get().await.map(Connection::cluster),
+            #[cfg(feature = "connection-manager")]
+            Source::Wrapped(manager) => Ok(Connection::wrapped(manager.clone())),
         }
     }
 
@@ -87,6 +98,8 @@ impl Pool {
             Source::Own(_) => Ok(()),
             #[cfg(feature = "cluster")]
             Source::Cluster(cluster) => cluster.open().await,
+            #[cfg(feature = "connection-manager")]
+            Source::Wrapped(_) => Ok(()),
         }
     }
 
@@ -97,6 +110,8 @@ impl Pool {
             Source::Own(pool) => Some(pool.status()),
             #[cfg(feature = "cluster")]
             Source::Cluster(_) => None,
+            #[cfg(feature = "connection-manager")]
+            Source::Wrapped(_) => None,
         }
     }
 
@@ -115,6 +130,8 @@ impl Pool {
             Source::Own(_) => {}
             #[cfg(feature = "cluster")]
             Source::Cluster(cluster) => cluster.close(),
+            #[cfg(feature = "connection-manager")]
+            Source::Wrapped(_) => {}
         }
     }
 }
@@ -126,6 +143,8 @@ impl fmt::Debug for Pool {
             Source::Own(pool) => f.debug_tuple("Pool").field(&pool.status()).finish(),
             #[cfg(feature = "cluster")]
             Source::Cluster(cluster) => f.debug_tuple("Pool").field(cluster).finish(),
+            #[cfg(feature = "connection-manager")]
+            Source::Wrapped(_) => f.debug_tuple("Pool").field(&"ConnectionManager").finish(),
         }
     }
 }

@@ -1,0 +1,30 @@
+//! A connection manager that the application built: what can be done for it from outside.
+
+use redis::aio::ConnectionManager;
+use winddown_core::{Drain, Error, ErrorKind};
+
+use crate::error::error;
+
+/// Waits until everything that was sent through the manager before is executed: the server answers in order. The driver says
+/// no goodbye, and opens the connection anew whenever somebody uses it, so it counts as cut.
+pub(crate) async fn goodbye(manager: &ConnectionManager, drain: &Drain) -> Result<(), Error> {
+    tokio::select! {
+        () = drain.settled() => {}
+        () = drain.cut() => {
+            drain.was_cut(1);
+            return Ok(());
+        }
+    }
+    let (ping, mut manager) = (redis::cmd("PING"), manager.clone());
+    tokio::select! {
+        answer = ping.exec_async(&mut manager) => {
+            if let Err(source) = answer {
+                let text = "whether everything that was sent was executed is not known";
+                drain.note(&error(ErrorKind::Incomplete, text, source));
+            }
+        }
+        () = drain.cut() => {}
+    }
+    drain.was_cut(1);
+    Ok(())
+}
