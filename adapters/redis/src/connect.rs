@@ -98,6 +98,7 @@ impl Connector {
     /// # Cancel safety
     /// Cancel safe: a session that is being opened then is ended with a goodbye as soon as it is open.
     pub(crate) async fn open(&self, server: &Server) -> Result<Handle, Error> {
+        self.is_wanted()?;
         let mut config = AsyncConnectionConfig::new();
         if let Some(pushes) = &self.config.push_sender {
             config = config.set_push_sender(Arc::clone(pushes));
@@ -111,12 +112,21 @@ impl Connector {
         }
     }
 
+    /// Nobody is troubled any more once the drain is over.
+    fn is_wanted(&self) -> Result<(), Error> {
+        if self.sessions.is_over() {
+            return Err(Error::new(ErrorKind::ShuttingDown, "shutting down: nothing is opened any more"));
+        }
+        Ok(())
+    }
+
     /// Opens a session with this server: at the first of its addresses that answers. With these settings of the driver's,
     /// as far as they are about its side alone.
     ///
     /// # Cancel safety
     /// As [`open`](Self::open).
     pub(crate) async fn open_with(&self, server: &Server, config: AsyncConnectionConfig) -> Result<Handle, Error> {
+        self.is_wanted()?;
         let mut login = self.config.login();
         if let Some(provider) = &self.config.credentials {
             let credentials = provider.credentials().await.map_err(|source| {

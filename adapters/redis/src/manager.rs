@@ -140,7 +140,14 @@ impl Resource for Redis {
     }
 
     async fn checkout(&self, pool: &Pool) -> Result<Connection, Error> {
-        pool.get().await
+        pool.get().await.map_err(|error| match error.kind() {
+            ErrorKind::ShuttingDown | ErrorKind::Checkout => error,
+            _ => {
+                let passes = error.is_retryable();
+                let error = Error::new(ErrorKind::Checkout, "no connection").with_source(error);
+                if passes { error.retryable() } else { error }
+            }
+        })
     }
 
     async fn goodbye(&self, pool: &Pool, drain: &Drain) -> Result<(), Error> {

@@ -72,7 +72,7 @@ impl Pool {
     /// Cancel safe.
     ///
     /// # Errors
-    /// [`ErrorKind::Checkout`] when none can be had.
+    /// When none can be had or opened.
     pub async fn get(&self) -> Result<Connection, Error> {
         match &self.source {
             Source::Shared(shared) => {

@@ -162,8 +162,8 @@ impl Mailbox {
         taken
     }
 
-    fn answered(&self, requests: usize) {
-        self.unanswered.fetch_sub(requests, Ordering::Relaxed);
+    fn answered(&self) {
+        self.unanswered.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -335,7 +335,7 @@ impl<D> Exchange<D> {
             entry.handed(self.taken, &self.activity);
         }
         match request.work.as_mut().poll(cx) {
-            Poll::Ready(verdict) => self.done(request, verdict),
+            Poll::Ready(verdict) => done(request, verdict),
             Poll::Pending => self.in_flight.push_back(request),
         }
     }
@@ -344,7 +344,7 @@ impl<D> Exchange<D> {
     fn hear(&mut self, cx: &mut Context<'_>) {
         while let Some(mut request) = self.in_flight.pop_front() {
             match request.work.as_mut().poll(cx) {
-                Poll::Ready(verdict) => self.done(request, verdict),
+                Poll::Ready(verdict) => done(request, verdict),
                 Poll::Pending => {
                     self.in_flight.push_front(request);
                     return;
@@ -353,18 +353,17 @@ impl<D> Exchange<D> {
         }
     }
 
-    fn done(&self, request: Request, verdict: Verdict) {
-        self.mailbox.answered(1);
-        if let Some(entry) = request.entry {
-            entry.settle(verdict);
-        }
-    }
-
     fn end(&self) -> End {
         if self.activity.has_ended() && self.mailbox.unanswered() == 0 {
             return End::Closed;
         }
         End::Failed(error(ErrorKind::Incomplete, "a session ended without a goodbye", closed()))
+    }
+}
+
+fn done(request: Request, verdict: Verdict) {
+    if let Some(entry) = request.entry {
+        entry.settle(verdict);
     }
 }
 
@@ -476,9 +475,12 @@ impl Handle {
         self.in_time(async {
             let permit = self.room(weight).await?;
             let (give, answer) = oneshot::channel();
+            let mailbox = Arc::clone(&self.line.mailbox);
             let work = Box::pin(unconstrained(async move {
                 let result = work.await;
                 let verdict = verdict(&result);
+                // Before the caller has it: who has all answers gives back a session that is not busy.
+                mailbox.answered();
                 // The caller may have gone.
                 let _ = give.send(result);
                 verdict
@@ -497,7 +499,12 @@ impl Handle {
         // Nothing else makes a task yield that does nothing but this.
         consume_budget().await;
         let permit = self.in_time(self.room(weight)).await?;
-        let work = Box::pin(unconstrained(async move { verdict(&work.await) }));
+        let mailbox = Arc::clone(&self.line.mailbox);
+        let work = Box::pin(unconstrained(async move {
+            let verdict = verdict(&work.await);
+            mailbox.answered();
+            verdict
+        }));
         // Under the lock of the mailbox: what is accepted there is sent, or known to be lost.
         self.line.mailbox.put(|| {
             let entry = Some(Entry::accept(&self.line.ledger)?);

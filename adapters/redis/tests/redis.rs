@@ -1,0 +1,115 @@
+//! What only this adapter promises, against real servers. What every adapter promises is in `conformance.rs`.
+
+#[path = "redis/blocked.rs"]
+mod blocked;
+#[path = "redis/credentials.rs"]
+mod credentials;
+#[path = "redis/driver.rs"]
+mod driver;
+#[path = "redis/errors.rs"]
+mod errors;
+#[path = "redis/gone.rs"]
+mod gone;
+#[path = "redis/held.rs"]
+mod held;
+#[path = "redis/queued.rs"]
+mod queued;
+#[path = "redis/rest.rs"]
+mod rest;
+#[path = "redis/scene.rs"]
+mod scene;
+#[path = "conformance/server.rs"]
+#[expect(dead_code, reason = "other tests need more of it")]
+mod server;
+#[path = "redis/shared.rs"]
+mod shared;
+#[path = "redis/tls.rs"]
+mod tls;
+#[path = "redis/unix.rs"]
+mod unix;
+#[cfg(feature = "connection-manager")]
+#[path = "redis/wrapped.rs"]
+mod wrapped;
+
+use std::process::ExitCode;
+
+use winddown_testkit::trials;
+
+use crate::{
+    server::{Redis8, Version as _},
+    tls::Encrypted,
+};
+
+fn main() -> ExitCode {
+    #[cfg_attr(not(feature = "connection-manager"), expect(unused_mut, reason = "more come with a feature"))]
+    let mut trials = trials! {
+        blocked:
+            sessions_say_goodbye_when_the_runtime_is_not_polled_any_more
+            sessions_say_goodbye_when_the_runtime_is_blocked
+            sessions_say_goodbye_when_the_runtime_is_gone;
+        credentials:
+            the_provider_is_asked_once_for_each_new_session
+            a_password_that_changes_is_followed
+            the_providers_error_is_behind_that_of_the_checkout_and_no_secret_is_shown;
+        driver:
+            sessions_are_listed_under_the_programs_name_or_the_one_that_is_configured
+            pipelines_transactions_and_databases_work_on_a_checkout
+            a_transaction_that_fails_says_what_the_driver_says
+            subscriptions_get_their_messages_and_end_with_the_drain
+            both_versions_of_the_protocol_are_drained;
+        errors:
+            what_the_server_refuses_says_what_to_do
+            what_cannot_be_reached_is_worth_another_try
+            a_server_that_is_full_is_worth_another_try;
+        gone:
+            a_checkout_that_was_dropped_while_connecting_leaves_no_session;
+        held:
+            a_checkout_that_does_nothing_is_ended_with_a_goodbye
+            whatever_waits_is_ended_and_counted
+            what_is_queued_behind_a_command_that_waits_is_executed
+            a_command_that_begins_after_the_cancelling_is_ended_too
+            a_transaction_that_is_open_at_the_goodbye_is_not_executed
+            a_command_that_cannot_be_unblocked_is_killed;
+        queued:
+            commands_that_nobody_waits_for_are_executed_before_the_goodbye
+            commands_whose_futures_were_dropped_are_executed_before_the_goodbye
+            a_command_that_the_server_refuses_is_reported_lost
+            what_a_broken_connection_did_not_get_is_reported
+            an_unfinished_caller_is_told_when_its_time_is_up
+            commands_keep_their_order;
+        rest:
+            a_checkout_without_a_rest_makes_no_round_trip
+            a_checkout_after_a_rest_makes_one_round_trip
+            sessions_that_were_ended_while_the_process_stood_still_are_replaced
+            a_network_that_is_cut_holds_a_checkout_up_for_the_check_timeout
+            a_session_that_is_still_busy_is_not_handed_out_again;
+        shared:
+            a_connection_that_was_closed_is_opened_anew_once_for_all
+            a_server_that_comes_back_is_found_by_the_command_that_waits
+            a_reconnect_in_progress_does_not_outlive_the_drain
+            nothing_connects_anew_after_the_drain;
+        tls:
+            the_scheme_says_whether_a_session_is_encrypted
+            the_certificate_must_be_for_the_name_and_from_a_root
+            another_authority_and_an_expired_certificate_are_refused
+            twenty_sessions_say_goodbye_over_tls
+            a_command_that_waits_is_ended_over_tls;
+        unix:
+            sessions_over_a_socket_file_say_goodbye
+            a_command_that_waits_is_ended_over_a_socket_file;
+    };
+    #[cfg(feature = "connection-manager")]
+    trials.extend(trials! {
+        wrapped:
+            what_was_sent_through_a_manager_is_executed_before_the_drain_ends
+            a_manager_whose_server_does_not_answer_does_not_hold_up_the_drain;
+    });
+    trials::run(trials, || async {
+        for server in [Redis8::shared(), Encrypted::shared(), tls::Expired::shared()] {
+            if let Some(server) = server.take().await {
+                server.container.into_inner().remove().await?;
+            }
+        }
+        Ok(())
+    })
+}

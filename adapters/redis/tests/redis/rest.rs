@@ -1,0 +1,149 @@
+//! Connections that have rested, and what may have become of them meanwhile.
+
+use std::time::{Duration, Instant};
+
+use tokio::{runtime::Builder, task::spawn_blocking, time::timeout};
+use winddown_redis::{Config, Redis};
+use winddown_testkit::{Harness as _, proxy::Proxy};
+
+use crate::scene::{
+    QUICK, Scene, Speaks as _, abandon_command, assert_nothing_left, config, config_at, redis_8, until,
+};
+
+/// With a connection for each checkout, and with one for all.
+fn both(config: Config) -> [(Config, u64); 2] {
+    [(config.clone().pooled(2), 2), (config, 1)]
+}
+
+pub(crate) async fn a_checkout_without_a_rest_makes_no_round_trip() {
+    let server = redis_8().await;
+    let proxy = Proxy::start(server.server.address).await.unwrap();
+    for (mut config, sessions) in both(config_at(&server, proxy.address())) {
+        config.check_after = Duration::from_secs(600);
+        let scene = Scene::new(Redis::new(config));
+        drop(scene.out(2).await);
+        let before = (proxy.bytes_up(), proxy.bytes_down());
+        for _ in 0..100 {
+            drop(scene.get().await);
+        }
+        assert_eq!((proxy.bytes_up(), proxy.bytes_down()), before);
+        // They would have been seen.
+        scene.ping().await;
+        assert!(proxy.bytes_up() > before.0 && proxy.bytes_down() > before.1);
+        scene.drain().await.assert_clean(sessions);
+    }
+    server.end().await.unwrap();
+}
+
+pub(crate) async fn a_checkout_after_a_rest_makes_one_round_trip() {
+    const AFTER: Duration = Duration::from_millis(700);
+    let server = redis_8().await;
+    let proxy = Proxy::start(server.server.address).await.unwrap();
+    for (mut config, _) in both(config_at(&server, proxy.address())) {
+        config.check_after = AFTER;
+        let scene = Scene::new(Redis::new(config));
+        drop(scene.out(1).await);
+        for _ in 0..3 {
+            tokio::time::sleep(AFTER).await;
+            let before = proxy.round_trips();
+            drop(scene.get().await);
+            assert_eq!(proxy.round_trips(), before + 1);
+            // It has not rested since.
+            let began = Instant::now();
+            drop(scene.get().await);
+            assert!(began.elapsed() >= AFTER || proxy.round_trips() == before + 1);
+        }
+        scene.drain().await.assert_clean(1);
+    }
+    server.end().await.unwrap();
+}
+
+pub(crate) async fn sessions_that_were_ended_while_the_process_stood_still_are_replaced() {
+    const AFTER: Duration = Duration::from_millis(100);
+    for idle in [1_usize, 20] {
+        let server = redis_8().await;
+        let mut config = config(&server).pooled(idle);
+        config.check_after = AFTER;
+        let scene = Scene::new(Redis::new(config));
+        // Stands still whenever nobody is in `block_on`.
+        let application = Builder::new_current_thread().enable_all().build().unwrap();
+        let (application, scene) = spawn_blocking(move || {
+            application.block_on(async { drop(scene.out(idle).await) });
+            (application, scene)
+        })
+        .await
+        .unwrap();
+        let rests = Instant::now();
+        assert_eq!(server.sessions().await.unwrap(), idle);
+        server.close_idle().await.unwrap();
+        tokio::time::sleep(AFTER.saturating_sub(rests.elapsed())).await;
+
+        let (application, scene) = spawn_blocking(move || {
+            application.block_on(async {
+                // The first thing it does, and then as many at once as there were.
+                scene.ping().await;
+                drop(scene.out(idle).await);
+            });
+            (application, scene)
+        })
+        .await
+        .unwrap();
+        assert_eq!(server.sessions().await.unwrap(), idle);
+        scene.drain().await.assert_clean(idle as u64);
+        assert_nothing_left(&server).await;
+        spawn_blocking(|| drop(application)).await.unwrap();
+        server.end().await.unwrap();
+    }
+}
+
+pub(crate) async fn a_network_that_is_cut_holds_a_checkout_up_for_the_check_timeout() {
+    const TIMEOUT: Duration = Duration::from_millis(300);
+    let server = redis_8().await;
+    for own in [true, false] {
+        let proxy = Proxy::start(server.server.address).await.unwrap();
+        let mut config = config_at(&server, proxy.address());
+        if own {
+            config = config.pooled(1);
+        }
+        config.check_after = Duration::ZERO;
+        config.check_timeout = TIMEOUT;
+        let scene = Scene::new(Redis::new(config));
+        drop(scene.out(1).await);
+
+        proxy.set_blackhole(true);
+        let (before, began) = (proxy.accepted(), Instant::now());
+        let trying = timeout(QUICK, until("a new connection is tried", || async { proxy.accepted() > before }));
+        tokio::select! {
+            got = scene.db.get() => panic!("nobody can have answered: {got:?}"),
+            tried = trying => tried.unwrap(),
+        }
+        let took = began.elapsed();
+        assert!((TIMEOUT..TIMEOUT + Duration::from_secs(2)).contains(&took), "{took:?}");
+
+        // Neither that session nor the one that was being opened stays in the book: nothing is left to wait for.
+        until("the book is empty", || async { format!("{:?}", scene.db.resource()).contains("open: 0") }).await;
+        let gave_up = began.elapsed() - took;
+        assert!(gave_up < Duration::from_secs(4), "{gave_up:?}");
+
+        // The way is open again, and the only place is free.
+        proxy.set_blackhole(false);
+        scene.ping().await;
+        scene.drain().await.assert_clean(1);
+        drop(proxy);
+    }
+    server.end().await.unwrap();
+}
+
+pub(crate) async fn a_session_that_is_still_busy_is_not_handed_out_again() {
+    let server = redis_8().await;
+    let scene = Scene::new(Redis::new(config(&server).pooled(1)));
+    abandon_command(&server, &scene.db).await;
+    let began = Instant::now();
+    scene.ping().await;
+    assert!(began.elapsed() < Duration::from_secs(1), "it waited with the other one: {:?}", began.elapsed());
+    // What its last user has left is given a moment, and then ended.
+    until("only the new one is listed", || async { server.sessions().await.unwrap() == 1 }).await;
+    scene.drain().await.assert_clean(1);
+    assert_nothing_left(&server).await;
+    server.end().await.unwrap();
+}
