@@ -19,6 +19,10 @@ pub use winddown_lambda as lambda;
 #[cfg(feature = "postgres")]
 pub use winddown_postgres as postgres;
 
+/// Redis and Valkey through `redis`.
+#[cfg(feature = "redis")]
+pub use winddown_redis as redis;
+
 /// A local AWS Lambda lifecycle, to run functions under.
 #[cfg(feature = "sim")]
 pub use winddown_sim as sim;

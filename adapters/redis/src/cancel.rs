@@ -23,17 +23,21 @@ const PAUSE: Duration = Duration::from_millis(2);
 /// Cancel safe: what was ended is.
 ///
 /// # Errors
-/// That of the last server that could not be asked, or refuses.
-pub(crate) async fn stop(sessions: Vec<Arc<Session>>, stopped: impl Fn(usize)) -> Result<(), Error> {
+/// That of a server that could not be asked, or refuses; the others have been asked all the same.
+pub(crate) async fn stop(sessions: Vec<Arc<Session>>, stopped: impl Fn(usize) + Send + Sync) -> Result<(), Error> {
     let mut servers: HashMap<Address, Vec<Arc<Session>>> = HashMap::new();
     for session in sessions {
         servers.entry(session.part().endpoint.address.clone()).or_default().push(session);
     }
     let stopping = servers.values().map(|sessions| stop_at(&sessions[0].part().endpoint, sessions, &stopped));
-    join_all(stopping).await.into_iter().fold(Ok(()), |all, one| one.and(all))
+    join_all(stopping).await.into_iter().collect()
 }
 
-async fn stop_at(endpoint: &Endpoint, sessions: &[Arc<Session>], stopped: &impl Fn(usize)) -> Result<(), Error> {
+async fn stop_at(
+    endpoint: &Endpoint,
+    sessions: &[Arc<Session>],
+    stopped: &(impl Fn(usize) + Send + Sync),
+) -> Result<(), Error> {
     let mut dialogue = endpoint.dialogue().await?;
     let result = stop_over(&mut dialogue, sessions, stopped).await;
     // Nothing depends on how it ends, but that it has: the server is to list none of ours.
@@ -44,7 +48,7 @@ async fn stop_at(endpoint: &Endpoint, sessions: &[Arc<Session>], stopped: &impl 
 async fn stop_over(
     dialogue: &mut Dialogue,
     sessions: &[Arc<Session>],
-    stopped: &impl Fn(usize),
+    stopped: &(impl Fn(usize) + Send + Sync),
 ) -> Result<(), RedisError> {
     loop {
         let busy = sessions.iter().filter(|session| session.part().is_busy() && !session.is_over());

@@ -33,16 +33,10 @@ pub(crate) fn closed() -> RedisError {
 }
 
 fn passes(error: &RedisError) -> bool {
+    use ServerErrorKind::{BusyLoading, ClusterDown, MasterDown, ReadOnly, TryAgain};
     match error.kind() {
-        redis::ErrorKind::Io => true,
-        redis::ErrorKind::Server(kind) => match kind {
-            ServerErrorKind::BusyLoading
-            | ServerErrorKind::ClusterDown
-            | ServerErrorKind::MasterDown
-            | ServerErrorKind::ReadOnly
-            | ServerErrorKind::TryAgain => true,
-            _ => is_full(error.detail()),
-        },
+        redis::ErrorKind::Io
+        | redis::ErrorKind::Server(BusyLoading | ClusterDown | MasterDown | ReadOnly | TryAgain) => true,
         _ => is_full(error.detail()),
     }
 }

@@ -223,7 +223,7 @@ impl<V: Version, M: Mode> RedisServer<V, M> {
     }
 
     /// Ends these of the tenant's sessions. They are gone when this returns.
-    pub(crate) async fn end_sessions(&self, which: impl Fn(&Listed) -> bool) -> Result<(), BoxError> {
+    pub(crate) async fn end_sessions(&self, which: impl Fn(&Listed) -> bool + Send + Sync) -> Result<(), BoxError> {
         let mut superuser = self.superuser().await;
         for session in self.listed().await?.into_iter().filter(|session| which(session)) {
             cmd("CLIENT").arg("KILL").arg("ID").arg(session.id).exec_async(&mut superuser).await?;

@@ -133,7 +133,7 @@ async fn abandons() -> Result<(), BoxError> {
 /// Polls once, and gives up.
 async fn begin(work: impl Future) {
     let mut work = pin!(work);
-    poll_fn(|cx| Poll::Ready(drop(work.as_mut().poll(cx)))).await;
+    poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx).is_ready())).await;
 }
 
 /// A child that runs. It does not outlive its case.
