@@ -7,7 +7,7 @@ mod drain;
 mod faults;
 mod init;
 mod refuse;
-mod scene;
+pub(crate) mod scene;
 mod secrets;
 
 pub use self::{drain::*, faults::*, init::*, refuse::*, secrets::*};

@@ -2,7 +2,10 @@
 
 use std::{fmt, future::Future, time::Duration};
 
+use tokio::sync::{Mutex, MutexGuard};
 use winddown_core::{BoxError, Resource};
+
+use crate::{containers::Container, proxy::Proxy};
 
 /// What a checkout of this harness's resource derefs to.
 pub type CheckoutOf<H> = <<H as Harness>::Resource as Resource>::Checkout;
@@ -12,8 +15,8 @@ pub type CheckoutOf<H> = <<H as Harness>::Resource as Resource>::Checkout;
 /// Each case starts a harness of its own and [ends](Self::end) it. What the suite asserts is what the *server* lists,
 /// asked for on a connection of the harness's own, never what the driver believes.
 ///
-/// Implement the methods as `async fn`. Those that break the server have a default that fails; a harness either
-/// implements one, or says in [`LACKS`](Self::LACKS) why it cannot. An error that a method returns fails the case.
+/// Implement the methods as `async fn`. Those that break the server do so to its [`container`](Self::container), if there
+/// is one, and fail otherwise; a harness either implements one, or says in [`LACKS`](Self::LACKS) why it cannot. An error that a method returns fails the case.
 pub trait Harness: Send + Sync + Sized + 'static {
     /// The resource under test.
     type Resource: Resource + fmt::Debug;
@@ -61,53 +64,77 @@ pub trait Harness: Send + Sync + Sized + 'static {
     /// server may list for a moment as busy who has answered already.
     fn running(&self) -> impl Future<Output = Result<usize, BoxError>> + Send;
 
+    /// The container of the server, for the faults below; `None` where the harness brings faults of its own.
+    fn container(&self) -> Option<&Mutex<Container>> {
+        None
+    }
+
+    /// What is between the resource and a server of its own, to be [slow](Self::slow).
+    fn proxy(&self) -> Option<&Proxy> {
+        None
+    }
+
+    /// The server, or the way to it, was gone and is back: the sessions of the harness itself are opened anew.
+    fn ask_anew(&self) -> impl Future<Output = Result<(), BoxError>> + Send {
+        async { Ok(()) }
+    }
+
     /// The server answers nothing any more, and its connections stay open: a stopped process.
     fn pause(&self) -> impl Future<Output = Result<(), BoxError>> + Send {
-        not_implemented::<Self>(Need::Pause)
+        async { Ok(contained(self, Need::Pause).await?.pause().await?) }
     }
 
     /// The end of [`pause`](Self::pause).
     fn resume(&self) -> impl Future<Output = Result<(), BoxError>> + Send {
-        not_implemented::<Self>(Need::Pause)
+        async { Ok(contained(self, Need::Pause).await?.resume().await?) }
     }
 
     /// The server is gone at once, without a goodbye: SIGKILL.
     fn kill(&self) -> impl Future<Output = Result<(), BoxError>> + Send {
-        not_implemented::<Self>(Need::Kill)
+        async { Ok(contained(self, Need::Kill).await?.kill().await?) }
     }
 
     /// The server is there again after [`kill`](Self::kill), under the same address.
     fn start_again(&self) -> impl Future<Output = Result<(), BoxError>> + Send {
-        not_implemented::<Self>(Need::Kill)
+        async {
+            contained(self, Need::Kill).await?.start_again().await?;
+            self.ask_anew().await
+        }
     }
 
     /// Packets between the resource and the server are lost, both ways, without FIN or RST.
     fn partition(&self) -> impl Future<Output = Result<(), BoxError>> + Send {
-        not_implemented::<Self>(Need::Partition)
+        async { Ok(contained(self, Need::Partition).await?.partition().await?) }
     }
 
     /// The end of [`partition`](Self::partition).
     fn heal(&self) -> impl Future<Output = Result<(), BoxError>> + Send {
-        not_implemented::<Self>(Need::Partition)
+        async {
+            contained(self, Need::Partition).await?.heal().await?;
+            self.ask_anew().await
+        }
     }
 
     /// What travels between the resource and the server takes so much longer, in each direction; zero ends it. Also for
     /// connections that are open.
     fn slow(&self, by: Duration) -> impl Future<Output = Result<(), BoxError>> + Send {
-        let _ = by;
-        not_implemented::<Self>(Need::Slow)
+        async move {
+            let proxy = self.proxy().ok_or_else(|| not_implemented::<Self>(Need::Slow))?;
+            proxy.set_delay(by);
+            Ok(())
+        }
     }
 
     /// Whether the server refuses every new session of the resource: "too many connections".
     fn full(&self, full: bool) -> impl Future<Output = Result<(), BoxError>> + Send {
         let _ = full;
-        not_implemented::<Self>(Need::Full)
+        std::future::ready(Err(not_implemented::<Self>(Need::Full)))
     }
 
     /// The server ends every session of the resource that is idle, as its idle timeout would. They are gone when this
     /// returns.
     fn close_idle(&self) -> impl Future<Output = Result<(), BoxError>> + Send {
-        not_implemented::<Self>(Need::CloseIdle)
+        std::future::ready(Err(not_implemented::<Self>(Need::CloseIdle)))
     }
 
     /// What the server's log says of clients of this harness value that went away badly. Asked for after clean drains,
@@ -135,8 +162,15 @@ pub trait Harness: Send + Sync + Sized + 'static {
     }
 }
 
-fn not_implemented<H: Harness>(need: Need) -> impl Future<Output = Result<(), BoxError>> + Send {
-    std::future::ready(Err(format!("{}: {need} is neither implemented nor in `LACKS`", H::NAME).into()))
+async fn contained<H: Harness>(harness: &H, need: Need) -> Result<MutexGuard<'_, Container>, BoxError> {
+    match harness.container() {
+        Some(container) => Ok(container.lock().await),
+        None => Err(not_implemented::<H>(need)),
+    }
+}
+
+fn not_implemented<H: Harness>(need: Need) -> BoxError {
+    format!("{}: {need} is neither implemented nor in `LACKS`", H::NAME).into()
 }
 
 /// Which server a case wants.

@@ -9,6 +9,7 @@ mod logs;
 pub mod proxy;
 pub mod scene;
 mod shared;
+pub mod soak;
 mod suite;
 pub mod trials;
 

@@ -10,30 +10,30 @@ use std::{
 use tokio::sync::oneshot;
 use winddown_core::{Checkout, Lifecycle, Outcome, Report, ResourceReport, Retry, ShutdownGuard};
 
-pub(super) use crate::scene::{BUDGET, ENDLESS, QUICK, SHORT, SLACK, until};
+pub(crate) use crate::scene::{BUDGET, ENDLESS, QUICK, SHORT, SLACK, until};
 use crate::{Directed, Director, Harness, Setup};
 
 /// A lifecycle with the harness's resource in it.
-pub(super) struct Scene<H: Harness> {
-    pub(super) lifecycle: Lifecycle,
-    pub(super) director: Director,
-    pub(super) db: ShutdownGuard<Directed<H::Resource>>,
+pub(crate) struct Scene<H: Harness> {
+    pub(crate) lifecycle: Lifecycle,
+    pub(crate) director: Director,
+    pub(crate) db: ShutdownGuard<Directed<H::Resource>>,
 }
 
 impl<H: Harness> Scene<H> {
     /// With time enough for everything.
-    pub(super) fn new(harness: &H) -> Self {
+    pub(crate) fn new(harness: &H) -> Self {
         Self::with(harness, BUDGET, &Setup::default())
     }
 
     /// For a drain that uses its budget up, [`SHORT`]: with a reserve of half of it.
-    pub(super) fn patient(harness: &H) -> Self {
+    pub(crate) fn patient(harness: &H) -> Self {
         let scene = Self::with(harness, SHORT, &Setup::default());
         scene.director.round_trip(Duration::from_millis(250));
         scene
     }
 
-    pub(super) fn with(harness: &H, budget: Duration, setup: &Setup) -> Self {
+    pub(crate) fn with(harness: &H, budget: Duration, setup: &Setup) -> Self {
         let retry = Retry::new(30, Duration::from_millis(20), Duration::from_millis(200));
         let lifecycle =
             Lifecycle::builder().signals(false).budget(budget).retry(retry).build().expect("the settings are valid");
@@ -43,13 +43,13 @@ impl<H: Harness> Scene<H> {
     }
 
     #[track_caller]
-    pub(super) fn get(&self) -> impl Future<Output = Checkout<Directed<H::Resource>>> + Send + use<'_, H> {
+    pub(crate) fn get(&self) -> impl Future<Output = Checkout<Directed<H::Resource>>> + Send + use<'_, H> {
         let checkout = self.db.get();
         async { checkout.await.unwrap_or_else(|error| panic!("no checkout: {error}")) }
     }
 
     /// So many checkouts at once, each of which has spoken to the server.
-    pub(super) async fn out(&self, harness: &H, count: usize) -> Vec<Checkout<Directed<H::Resource>>> {
+    pub(crate) async fn out(&self, harness: &H, count: usize) -> Vec<Checkout<Directed<H::Resource>>> {
         let mut out = Vec::new();
         for _ in 0..count {
             let mut checkout = self.get().await;
@@ -60,7 +60,7 @@ impl<H: Harness> Scene<H> {
     }
 
     /// Drains, and looks at what the server lists at that moment.
-    pub(super) async fn drain(&self, harness: &H) -> Drained {
+    pub(crate) async fn drain(&self, harness: &H) -> Drained {
         let began = Instant::now();
         let report = self.lifecycle.drain().await;
         let elapsed = began.elapsed();
@@ -69,7 +69,7 @@ impl<H: Harness> Scene<H> {
     }
 
     /// The same where the server cannot be asked.
-    pub(super) async fn drain_blindly(&self) -> Drained {
+    pub(crate) async fn drain_blindly(&self) -> Drained {
         let began = Instant::now();
         let report = self.lifecycle.drain().await;
         Drained { report, elapsed: began.elapsed(), listed: 0, running: 0 }
@@ -77,22 +77,22 @@ impl<H: Harness> Scene<H> {
 }
 
 /// What there is when a drain has returned.
-pub(super) struct Drained {
-    pub(super) report: Arc<Report>,
-    pub(super) elapsed: Duration,
+pub(crate) struct Drained {
+    pub(crate) report: Arc<Report>,
+    pub(crate) elapsed: Duration,
     /// What the server listed right then.
-    pub(super) listed: usize,
-    pub(super) running: usize,
+    pub(crate) listed: usize,
+    pub(crate) running: usize,
 }
 
 impl Drained {
-    pub(super) fn row(&self) -> &ResourceReport {
+    pub(crate) fn row(&self) -> &ResourceReport {
         self.report.resource("db").expect("it was registered before the drain")
     }
 
     /// S6, where nothing stood in the way: everything said goodbye, and nothing is listed.
     #[track_caller]
-    pub(super) fn assert_clean(&self, sessions: usize) {
+    pub(crate) fn assert_clean(&self, sessions: usize) {
         let Self { report, elapsed, listed, running } = self;
         let row = self.row();
         assert_eq!(row.outcome, Outcome::Drained, "{report}");
@@ -107,7 +107,7 @@ impl Drained {
 
     /// L1 and S6, where the server is not there to answer: over by the deadline, and nothing is called closed.
     #[track_caller]
-    pub(super) fn assert_left(&self, sessions: usize) {
+    pub(crate) fn assert_left(&self, sessions: usize) {
         self.assert_in_time();
         let report = &self.report;
         let row = self.row();
@@ -121,7 +121,7 @@ impl Drained {
 
     /// L1.
     #[track_caller]
-    pub(super) fn assert_in_time(&self) {
+    pub(crate) fn assert_in_time(&self) {
         let Self { report, elapsed, .. } = self;
         assert!(*elapsed < SHORT + SLACK, "not over by the deadline: {elapsed:?}: {report}");
         assert!(!matches!(self.row().outcome, Outcome::Hung | Outcome::Panicked), "{report}");
@@ -130,17 +130,17 @@ impl Drained {
 
 /// What a harness's method returned, or the end of the case.
 #[track_caller]
-pub(super) fn ok<T, E: std::fmt::Display>(result: Result<T, E>) -> T {
+pub(crate) fn ok<T, E: std::fmt::Display>(result: Result<T, E>) -> T {
     result.unwrap_or_else(|error| panic!("the harness failed: {error}"))
 }
 
 /// How many sessions the server lists now.
-pub(super) async fn sessions<H: Harness>(harness: &H) -> usize {
+pub(crate) async fn sessions<H: Harness>(harness: &H) -> usize {
     ok(harness.sessions().await)
 }
 
 /// Nothing in the server's log.
-pub(super) async fn assert_no_complaints<H: Harness>(harness: &H) {
+pub(crate) async fn assert_no_complaints<H: Harness>(harness: &H) {
     let complaints = ok(harness.complaints().await);
     assert!(complaints.is_empty(), "the server complains: {complaints:#?}");
 }
@@ -148,7 +148,7 @@ pub(super) async fn assert_no_complaints<H: Harness>(harness: &H) {
 /// Runs a statement that takes so long, and `then` once the server lists it; what became of both.
 ///
 /// A statement that is not over when `then` is, is dropped: `None`.
-pub(super) async fn while_running<H: Harness, T>(
+pub(crate) async fn while_running<H: Harness, T>(
     harness: &H,
     checkout: Checkout<Directed<H::Resource>>,
     takes: Duration,
@@ -177,7 +177,7 @@ pub(super) async fn while_running<H: Harness, T>(
 
 /// Begins a statement that takes so long, and gives up on it once the server lists it: the checkout comes back, the
 /// statement runs on.
-pub(super) async fn abandon_statement<H: Harness>(
+pub(crate) async fn abandon_statement<H: Harness>(
     harness: &H,
     mut checkout: Checkout<Directed<H::Resource>>,
     takes: Duration,

@@ -87,11 +87,6 @@ impl PgBouncer {
         clients.retain(|client| client.get("user") == Some(&self.tenant.name));
         Ok(clients)
     }
-
-    async fn ask_anew(&self) -> Result<(), BoxError> {
-        *self.console.lock().await = Arc::new(self.bouncer.console().await?);
-        Ok(())
-    }
 }
 
 impl Harness for PgBouncer {
@@ -148,35 +143,16 @@ impl Harness for PgBouncer {
         Ok(usize::try_from(self.superuser.query_one(sql, &[&self.tenant.name]).await?.get::<_, i64>(0))?)
     }
 
-    async fn pause(&self) -> Result<(), BoxError> {
-        Ok(self.bouncer.container.lock().await.pause().await?)
+    fn container(&self) -> Option<&Mutex<Container>> {
+        Some(&self.bouncer.container)
     }
 
-    async fn resume(&self) -> Result<(), BoxError> {
-        Ok(self.bouncer.container.lock().await.resume().await?)
+    fn proxy(&self) -> Option<&Proxy> {
+        self.proxy.as_ref()
     }
 
-    async fn kill(&self) -> Result<(), BoxError> {
-        Ok(self.bouncer.container.lock().await.kill().await?)
-    }
-
-    async fn start_again(&self) -> Result<(), BoxError> {
-        self.bouncer.container.lock().await.start_again().await?;
-        self.ask_anew().await
-    }
-
-    async fn partition(&self) -> Result<(), BoxError> {
-        Ok(self.bouncer.container.lock().await.partition().await?)
-    }
-
-    async fn heal(&self) -> Result<(), BoxError> {
-        self.bouncer.container.lock().await.heal().await?;
-        self.ask_anew().await
-    }
-
-    async fn slow(&self, by: Duration) -> Result<(), BoxError> {
-        let proxy = self.proxy.as_ref().ok_or("only a server of one's own can be slowed down")?;
-        proxy.set_delay(by);
+    async fn ask_anew(&self) -> Result<(), BoxError> {
+        *self.console.lock().await = Arc::new(self.bouncer.console().await?);
         Ok(())
     }
 

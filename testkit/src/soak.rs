@@ -1,0 +1,272 @@
+//! Claims that are about many drains in a row, for any harness. `cargo xtask soak` runs them full size, the tests in a
+//! smaller one.
+
+use std::{
+    collections::BTreeMap,
+    env, fs,
+    future::Future,
+    pin::Pin,
+    process::ExitCode,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use libtest_mimic::{Arguments, Trial};
+use tokio::runtime::{Builder, Handle, Runtime};
+use winddown_core::{BoxError, Report};
+
+use crate::{
+    Harness, ServerUse, Setup,
+    cases::scene::{Scene, abandon_statement, while_running},
+    containers, gone,
+    scene::until,
+};
+
+/// Set to anything: full size.
+const VARIABLE: &str = "WINDDOWN_SOAK";
+
+/// One claim: what it returns are its figures, in words.
+pub type Claim<H> = for<'a> fn(&'a H) -> Pin<Box<dyn Future<Output = Result<String, BoxError>> + Send + 'a>>;
+
+/// How many rounds there are: so many at full size, so many else.
+#[must_use]
+pub fn rounds(full: usize, small: usize) -> usize {
+    if env::var_os(VARIABLE).is_some() { full } else { small }
+}
+
+/// The claims that are the same for every server: idle sessions, also on busy cores, a statement that runs, a network that is
+/// cut, and what a life leaves behind.
+#[must_use]
+pub fn trials<H: Harness>() -> Vec<Trial> {
+    let claims: [(&str, ServerUse, Claim<H>); 5] = [
+        ("s6_nothing_is_listed_when_a_drain_of_idle_sessions_returns", ServerUse::Shared, |h| Box::pin(idle(h))),
+        ("s6_nor_where_other_work_keeps_every_core_busy", ServerUse::Shared, |h| Box::pin(idle_on_busy_cores(h))),
+        ("no_row_appears_after_a_drain_under_a_running_statement", ServerUse::Shared, |h| Box::pin(stragglers(h))),
+        ("l1_a_drain_behind_a_cut_network_ends_by_its_deadline", ServerUse::Own, |h| Box::pin(cut_off(h))),
+        ("a_drained_lifecycle_leaves_no_task_thread_or_socket", ServerUse::Shared, |h| Box::pin(leaves_nothing(h))),
+    ];
+    claims.into_iter().map(|(name, server, claim)| trial(name, server, claim)).collect()
+}
+
+/// A trial of one claim, called `soak_HARNESS_NAME`.
+#[must_use]
+pub fn trial<H: Harness>(name: &str, server: ServerUse, claim: Claim<H>) -> Trial {
+    let name = format!("soak_{}_{name}", H::NAME);
+    Trial::test(name.clone(), move || {
+        let began = Instant::now();
+        let outcome: Result<String, BoxError> = runtime()?.block_on(async {
+            let harness = H::start(server).await?;
+            let figures = claim(&harness).await;
+            harness.end().await?;
+            figures
+        });
+        println!("{name}: {}; {:.0?} in all", outcome.map_err(|error| error.to_string())?, began.elapsed());
+        Ok(())
+    })
+}
+
+/// Runs these one after the other, as libtest would, then `stop`, which ends what they shared. Without containers all are
+/// listed as ignored, and the reason is printed.
+pub fn run<F: Future<Output = Result<(), BoxError>>>(trials: Vec<Trial>, stop: impl FnOnce() -> F) -> ExitCode {
+    let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
+    let skipped = containers::skipped();
+    if let Some(reason) = skipped {
+        println!("left out: {reason}");
+    }
+    let trials = trials.into_iter().map(|trial| trial.with_ignored_flag(skipped.is_some())).collect();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    if let Err(error) = runtime().map_err(BoxError::from).and_then(|runtime| runtime.block_on(stop())) {
+        eprintln!("error: a server was not stopped: {error}");
+        return ExitCode::FAILURE;
+    }
+    conclusion.exit_code()
+}
+
+fn runtime() -> std::io::Result<Runtime> {
+    Builder::new_multi_thread().worker_threads(2).enable_all().build()
+}
+
+/// Closed, cut, cancelled.
+fn sessions(report: &Report) -> (u64, u64, u64) {
+    let sessions = report.resource("db").expect("it was registered").sessions;
+    (sessions.closed, sessions.cut, sessions.cancelled)
+}
+
+/// A lifecycle with so many idle sessions, each of which was used.
+async fn living<H: Harness>(harness: &H, budget: Duration, sessions: usize) -> Scene<H> {
+    let scene = Scene::with(harness, budget, &Setup { size: sessions, ..Setup::default() });
+    drop(scene.out(harness, sessions).await);
+    scene
+}
+
+/// S6: 20 idle sessions, and what the server lists when drain returns. 200 times, or 20.
+///
+/// # Errors
+/// When one is listed, or the server has complaints.
+pub async fn idle<H: Harness>(harness: &H) -> Result<String, BoxError> {
+    let rounds = rounds(200, 20);
+    let mut took = Vec::new();
+    for round in 0..rounds {
+        let scene = living(harness, Duration::from_secs(10), 20).await;
+        let listed = harness.sessions().await?;
+        if listed != 20 {
+            return Err(format!("round {round}: the server lists {listed} of 20 before the drain").into());
+        }
+        let began = Instant::now();
+        let report = scene.lifecycle.drain().await;
+        took.push(began.elapsed());
+        let listed = harness.sessions().await?;
+        if listed != 0 || sessions(&report) != (20, 0, 0) || !report.is_clean() {
+            return Err(format!("round {round}: the server lists {listed} after\n{report}").into());
+        }
+    }
+    took.sort_unstable();
+    let complaints = harness.complaints().await?;
+    if !complaints.is_empty() {
+        return Err(format!("the server complains: {complaints:?}").into());
+    }
+    Ok(format!(
+        "{rounds} of {rounds} drains of 20 sessions left none listed; median {:.1?}, longest {:.1?}",
+        took[rounds / 2],
+        took[rounds - 1]
+    ))
+}
+
+/// The same on a machine that does other work besides: twice as many threads as it has cores.
+async fn idle_on_busy_cores<H: Harness>(harness: &H) -> Result<String, BoxError> {
+    let is_over = Arc::new(AtomicBool::new(false));
+    let workers: Vec<_> = (0..thread::available_parallelism()?.get() * 2)
+        .map(|_| {
+            let is_over = Arc::clone(&is_over);
+            thread::spawn(move || while !is_over.load(Ordering::Relaxed) {})
+        })
+        .collect();
+    let figures = idle(harness).await;
+    is_over.store(true, Ordering::Relaxed);
+    for worker in workers {
+        worker.join().map_err(|_| "a worker panicked")?;
+    }
+    figures
+}
+
+/// A statement that would end after the drain, its future held or dropped in turns. 200 times, or 20.
+async fn stragglers<H: Harness>(harness: &H) -> Result<String, BoxError> {
+    const TAKES: Duration = Duration::from_millis(1500);
+    let rounds = rounds(200, 20);
+    for round in 0..rounds {
+        let scene = living(harness, Duration::from_millis(500), 1).await;
+        let checkout = scene.get().await;
+        let report = if round % 2 == 0 {
+            let (result, report) = while_running(harness, checkout, TAKES, scene.lifecycle.drain()).await;
+            if !matches!(result, Some(Err(_))) {
+                return Err(format!("round {round}: the statement was not stopped: {result:?}").into());
+            }
+            report
+        } else {
+            abandon_statement(harness, checkout, TAKES).await;
+            scene.lifecycle.drain().await
+        };
+        let listed = harness.sessions().await?;
+        if listed != 0 || sessions(&report) != (1, 0, 1) || !report.is_clean() {
+            return Err(format!("round {round}: the server lists {listed} after\n{report}").into());
+        }
+    }
+    // Until the last of them would have ended.
+    tokio::time::sleep(TAKES).await;
+    match harness.rows().await? {
+        0 => Ok(format!("{rounds} of {rounds} drains under a running statement: no row appeared")),
+        rows => Err(format!("{rows} rows appeared").into()),
+    }
+}
+
+/// L1: 10 idle sessions and 2 busy ones, and the network is cut without FIN or RST. 50 times, or 3.
+async fn cut_off<H: Harness>(harness: &H) -> Result<String, BoxError> {
+    const BUDGET: Duration = Duration::from_millis(1500);
+    const TAKES: Duration = Duration::from_secs(3);
+    let rounds = rounds(50, 3);
+    let mut longest = Duration::ZERO;
+    for round in 0..rounds {
+        let scene = living(harness, BUDGET, 12).await;
+        let run = async || {
+            let mut checkout = scene.get().await;
+            harness.run(&mut checkout, TAKES).await.is_err()
+        };
+        let drain = async {
+            until("the server lists both statements", || async {
+                harness.running().await.is_ok_and(|count| count == 2)
+            })
+            .await;
+            harness.partition().await?;
+            let began = Instant::now();
+            let report = scene.lifecycle.drain().await;
+            let took = began.elapsed();
+            harness.heal().await?;
+            Ok::<_, BoxError>((report, took))
+        };
+        let (one, other, drained) = tokio::join!(run(), run(), drain);
+        let (report, took) = drained?;
+        longest = longest.max(took);
+        if took > BUDGET || sessions(&report).0 != 0 || sessions(&report).1 != 12 {
+            return Err(format!("round {round}: {took:?}\n{report}").into());
+        }
+        let sites = &report.resource("db").expect("it was registered").stragglers;
+        if sites.iter().map(|site| site.count).sum::<usize>() != 2 {
+            return Err(format!("round {round}: the two that were busy are not named\n{report}").into());
+        }
+        if !(one && other) {
+            return Err(format!("round {round}: a statement succeeded").into());
+        }
+        // Whom nobody told of the end: statements run on to theirs.
+        let left = gone(|| harness.sessions()).await?;
+        if left != 0 {
+            return Err(format!("round {round}: {left} sessions are left").into());
+        }
+    }
+    Ok(format!(
+        "{rounds} of {rounds} drains ended by the deadline of {BUDGET:?}, 12 sessions cut; longest {longest:.2?}"
+    ))
+}
+
+/// What this process has, after each of 1,000 lives.
+async fn leaves_nothing<H: Harness>(harness: &H) -> Result<String, BoxError> {
+    const LIVES: usize = 1000;
+    let mut before = None;
+    for life in 0..LIVES {
+        let scene = living(harness, Duration::from_secs(10), 1).await;
+        let report = scene.lifecycle.drain().await;
+        if sessions(&report) != (1, 0, 0) {
+            return Err(format!("life {life}\n{report}").into());
+        }
+        drop(scene);
+        // The first lives start what stays: threads of the runtime, a thread that counts the time.
+        if life == 10 {
+            before = Some(possessions());
+        }
+    }
+    // What was told to end has a moment to do so.
+    let began = Instant::now();
+    let before = before.expect("there were more lives");
+    loop {
+        let after = possessions();
+        if after.iter().all(|(what, count)| count <= &before[what]) {
+            return Ok(format!("{LIVES} lives of a session: {after:?}, and {before:?} after the first ten"));
+        }
+        if began.elapsed() > Duration::from_secs(5) {
+            return Err(format!("{after:?}, and {before:?} after the first ten lives").into());
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+fn possessions() -> BTreeMap<&'static str, usize> {
+    let count = |folder| fs::read_dir(folder).map_or(0, Iterator::count);
+    BTreeMap::from([
+        ("tasks", Handle::current().metrics().num_alive_tasks()),
+        ("threads", count("/proc/self/task")),
+        ("files", count("/proc/self/fd")),
+    ])
+}
