@@ -13,7 +13,7 @@ use winddown_core::{Capabilities, Drain, Error, ErrorKind, Ledger, Resource};
 #[cfg(feature = "connection-manager")]
 use crate::wrapped;
 use crate::{
-    cancel,
+    cancel::Prepared,
     config::Config,
     connect::Connector,
     connection::Connection,
@@ -29,6 +29,7 @@ use crate::{
 pub struct Redis {
     source: Source,
     sessions: Arc<Sessions>,
+    prepared: Arc<Prepared>,
     ledger: Arc<Ledger>,
     round_trip: Mutex<Option<Duration>>,
 }
@@ -54,7 +55,13 @@ impl Redis {
     }
 
     fn of(source: Source) -> Self {
-        Self { source, sessions: Arc::default(), ledger: Arc::default(), round_trip: Mutex::default() }
+        Self {
+            source,
+            sessions: Arc::default(),
+            prepared: Arc::default(),
+            ledger: Arc::default(),
+            round_trip: Mutex::default(),
+        }
     }
 
     /// The primary that these sentinels know by this name, with the defaults of [`Config::sentinel`]. Nothing is opened yet.
@@ -157,12 +164,17 @@ impl Resource for Redis {
         }
         let draining = self.sessions.begin_drain();
         pool.close();
-        draining.goodbye(drain, || pool.settled(), end).await;
+        let end = |session| end(session, Arc::clone(&self.prepared));
+        tokio::select! {
+            () = draining.goodbye(drain, || pool.settled(), end) => {}
+            () = self.prepared.prepare(&self.sessions) => {}
+        }
+        self.prepared.close(drain).await;
         Ok(())
     }
 
     async fn cancel(&self, _: &Pool, drain: &Drain) -> Result<(), Error> {
-        cancel::stop(busy(self.sessions.open()), |commands| drain.cancelled(commands)).await
+        self.prepared.stop(self.sessions.open(), |commands| drain.cancelled(commands)).await
     }
 
     fn capabilities(&self) -> Capabilities {
@@ -188,17 +200,12 @@ impl Resource for Redis {
     }
 }
 
-fn busy(mut sessions: Vec<Arc<Session>>) -> Vec<Arc<Session>> {
-    sessions.retain(|session| session.part().is_busy());
-    sessions
-}
-
 /// Ends a session that was taken over although somebody still holds it: stops what waits at the server, and says goodbye.
-async fn end(session: Arc<Session>) {
+async fn end(session: Arc<Session>, prepared: Arc<Prepared>) {
     session.part().leave();
     tokio::join!(session.finish(), async {
         // What keeps it from being stopped keeps it from its goodbye too, and so it is cut.
-        let _ = cancel::stop(busy(vec![Arc::clone(&session)]), |_| {}).await;
+        let _ = prepared.stop(vec![Arc::clone(&session)], |_| {}).await;
     });
 }
 
