@@ -29,7 +29,7 @@ use crate::{
     config::Config,
     connect::{Connector, Server},
     error::{closed, error, refused},
-    sessions::Handle,
+    handle::Handle,
 };
 
 /// Nodes of a cluster, and how the driver's client finds the others: see [`Config::cluster`].

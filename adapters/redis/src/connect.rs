@@ -15,8 +15,9 @@ use winddown_net::{Address, Options, Socket, dial};
 use crate::{
     config::Config,
     error::{closed, error, login},
+    handle::Handle,
     sentinel::Sentinel,
-    sessions::{Handle, Sessions, open_on},
+    sessions::{Sessions, open_on},
     stream::Stream,
     tls::Tls,
 };

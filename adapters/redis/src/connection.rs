@@ -13,8 +13,8 @@ use redis::{
 #[cfg(feature = "cluster")]
 use crate::cluster::ClusterConnection;
 use crate::{
+    handle::Handle,
     pool::{Opener, Shared},
-    sessions::Handle,
 };
 
 /// A connection, for everything that the driver does with one: commands, pipelines, transactions, scripts.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use winddown_core::Ledger;
 
-use crate::{sessions::Verdict, stream::Activity};
+use crate::{mailbox::Verdict, stream::Activity};
 
 /// The line of one command. Dropped without a verdict it closes itself: a command that the kernel does not have to its last
 /// byte is lost, any other is in doubt.

@@ -21,7 +21,7 @@ use crate::cluster::Cluster;
 use crate::{
     connect::{Connector, Server},
     connection::{Connection, Single},
-    sessions::Handle,
+    handle::Handle,
 };
 
 /// The pool of a [`Redis`](crate::Redis): one connection that all checkouts share, or one for each of them.

@@ -1,0 +1,240 @@
+//! A session, as its users have it.
+
+use std::{fmt, future::Future, sync::Arc, time::Duration};
+
+use redis::{RedisError, RedisResult, Value, aio::MultiplexedConnection};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
+    task::coop::{consume_budget, unconstrained},
+    time::timeout,
+};
+use winddown_core::Ledger;
+use winddown_net::Held;
+
+use crate::{
+    error::closed,
+    ledger::Entry,
+    mailbox::{Mailbox, Request, Verdict},
+    sessions::Session,
+};
+
+/// How many bytes of requests may wait for their answers on one session: who comes then waits. It is what no-reply commands
+/// can be ahead of the server, and so what a goodbye waits for: some two thousand small ones, a few milliseconds of its work.
+const WINDOW: usize = 1 << 20;
+
+/// What each request weighs besides its bytes: about what is kept for it.
+const REQUEST_WEIGHT: usize = 400;
+
+/// One session, as its users have it. The session says goodbye when the last clone is gone and everything is answered.
+#[derive(Clone)]
+pub(crate) struct Handle {
+    line: Arc<Line>,
+}
+
+struct Line {
+    mailbox: Arc<Mailbox>,
+    connection: MultiplexedConnection,
+    window: Arc<Semaphore>,
+    settings: Settings,
+    session: Arc<Session>,
+    _task: Held,
+}
+
+/// What a session's users need to know of its configuration.
+pub(crate) struct Settings {
+    /// Where commands are counted that want no answer.
+    pub(crate) ledger: Arc<Ledger>,
+    pub(crate) response_timeout: Option<Duration>,
+    pub(crate) database: i64,
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        self.mailbox.close();
+    }
+}
+
+impl Handle {
+    pub(crate) fn new(
+        session: Arc<Session>,
+        task: Held,
+        mailbox: Arc<Mailbox>,
+        connection: MultiplexedConnection,
+        settings: Settings,
+    ) -> Self {
+        let window = Arc::new(Semaphore::new(WINDOW));
+        Self { line: Arc::new(Line { mailbox, connection, window, settings, session, _task: task }) }
+    }
+
+    pub(crate) fn session(&self) -> &Arc<Session> {
+        &self.line.session
+    }
+
+    pub(crate) fn database(&self) -> i64 {
+        self.line.settings.database
+    }
+
+    /// Whether nothing is taken any more.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.line.mailbox.is_closed()
+    }
+
+    /// Whether something is not answered yet.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.line.mailbox.unanswered() > 0
+    }
+
+    /// One round trip.
+    pub(crate) async fn ping(&self) -> RedisResult<()> {
+        self.command(&redis::cmd("PING")).await?.extract_error().map(drop)
+    }
+
+    /// Has the server execute a command. One that wants no answer is accepted when this returns `Ok`.
+    ///
+    /// # Cancel safety
+    /// Dropped, it leaves the command as it is: one that was taken will be executed.
+    pub(crate) async fn command(&self, command: &redis::Cmd) -> RedisResult<Value> {
+        let wants_answer = !command.is_no_response();
+        let mut command = command.clone();
+        // The driver would drop the answer, and tell nobody if there was none.
+        command.set_no_response(false);
+        let (weight, mut connection) = (weight(&command), self.line.connection.clone());
+        let work = async move { connection.send_packed_command(&command).await };
+        if wants_answer { self.ask(weight, 1, work).await } else { self.send(weight, work).await.map(|()| Value::Nil) }
+    }
+
+    /// Has the server execute a pipeline.
+    ///
+    /// # Cancel safety
+    /// As [`command`](Self::command).
+    pub(crate) async fn pipeline(
+        &self,
+        pipeline: &redis::Pipeline,
+        offset: usize,
+        count: usize,
+    ) -> RedisResult<Vec<Value>> {
+        let pipeline = pipeline.clone();
+        // MULTI and EXEC.
+        let ends = if pipeline.is_transaction() { 2 } else { 0 };
+        let requests = (pipeline.len() + ends) as u64;
+        let weights = pipeline.cmd_iter().map(weight).sum();
+        let mut connection = self.line.connection.clone();
+        self.ask(weights, requests, async move { connection.send_packed_commands(&pipeline, offset, count).await })
+            .await
+    }
+
+    /// What the driver does with this function on its own connection, which is one request on the wire.
+    pub(crate) async fn with<F, T>(&self, work: impl FnOnce(MultiplexedConnection) -> F) -> RedisResult<T>
+    where
+        F: Future<Output = RedisResult<T>> + Send + 'static,
+        T: Answer,
+    {
+        self.ask(REQUEST_WEIGHT, 1, work(self.line.connection.clone())).await
+    }
+
+    async fn ask<T: Answer>(
+        &self,
+        weight: usize,
+        count: u64,
+        work: impl Future<Output = RedisResult<T>> + Send + 'static,
+    ) -> RedisResult<T> {
+        self.in_time(async {
+            let permit = self.room(weight).await?;
+            let (give, answer) = oneshot::channel();
+            let mailbox = Arc::clone(&self.line.mailbox);
+            let work = Box::pin(unconstrained(async move {
+                let result = work.await;
+                let verdict = verdict(&result);
+                // Before the caller has it: who has all answers gives back a session that is not busy.
+                mailbox.answered();
+                // The caller may have gone.
+                let _ = give.send(result);
+                verdict
+            }));
+            self.line.mailbox.put(|| Some(Request { work, count, entry: None, _permit: permit }))?;
+            answer.await.unwrap_or_else(|_| Err(closed()))
+        })
+        .await
+    }
+
+    async fn send(
+        &self,
+        weight: usize,
+        work: impl Future<Output = RedisResult<Value>> + Send + 'static,
+    ) -> RedisResult<()> {
+        // Nothing else makes a task yield that does nothing but this.
+        consume_budget().await;
+        let permit = self.in_time(self.room(weight)).await?;
+        let mailbox = Arc::clone(&self.line.mailbox);
+        let work = Box::pin(unconstrained(async move {
+            let verdict = verdict(&work.await);
+            mailbox.answered();
+            verdict
+        }));
+        // Under the lock of the mailbox: what is accepted there is sent, or known to be lost.
+        self.line.mailbox.put(|| {
+            let entry = Some(Entry::accept(&self.line.settings.ledger)?);
+            Some(Request { work, count: 1, entry, _permit: permit })
+        })
+    }
+
+    /// Waits until there is room for so much more in the window.
+    async fn room(&self, weight: usize) -> RedisResult<OwnedSemaphorePermit> {
+        let permits = u32::try_from(weight.min(WINDOW)).expect("the window is that small");
+        // Where there is room a call is taken when it is polled for the first time. To wait may take another turn even then:
+        // the runtime has a task that does much yield.
+        if let Ok(permit) = Arc::clone(&self.line.window).try_acquire_many_owned(permits) {
+            return Ok(permit);
+        }
+        Arc::clone(&self.line.window).acquire_many_owned(permits).await.map_err(|_| closed())
+    }
+
+    async fn in_time<T>(&self, work: impl Future<Output = RedisResult<T>>) -> RedisResult<T> {
+        match self.line.settings.response_timeout {
+            None => work.await,
+            Some(limit) => timeout(limit, work).await.unwrap_or_else(|_| {
+                let text = format!("no answer within the response_timeout of {limit:?}");
+                Err(std::io::Error::new(std::io::ErrorKind::TimedOut, text).into())
+            }),
+        }
+    }
+}
+
+impl fmt::Debug for Handle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Handle").field("session", &self.line.session).finish()
+    }
+}
+
+fn weight(command: &redis::Cmd) -> usize {
+    let bytes = command.args_iter().map(|argument| match argument {
+        redis::Arg::Simple(bytes) => bytes.len(),
+        _ => 0,
+    });
+    REQUEST_WEIGHT + bytes.sum::<usize>()
+}
+
+/// An answer, and whether it is the server's refusal.
+pub(crate) trait Answer: Send + 'static {
+    fn is_refusal(&self) -> bool {
+        false
+    }
+}
+
+impl Answer for Value {
+    fn is_refusal(&self) -> bool {
+        matches!(self, Self::ServerError(_))
+    }
+}
+
+impl Answer for Vec<Value> {}
+
+impl Answer for () {}
+
+fn verdict<T: Answer>(result: &Result<T, RedisError>) -> Verdict {
+    match result {
+        Ok(answer) if answer.is_refusal() => Verdict::Refused,
+        Ok(_) => Verdict::Executed,
+        Err(_) => Verdict::Unknown,
+    }
+}

@@ -1,0 +1,128 @@
+//! What callers want of a session, until the session takes it.
+
+use std::{
+    fmt,
+    future::Future,
+    mem,
+    pin::Pin,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Waker},
+};
+
+use redis::RedisResult;
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::{error::closed, ledger::Entry};
+
+/// What callers want of a session, in order.
+#[derive(Default)]
+pub(crate) struct Mailbox {
+    state: Mutex<MailboxState>,
+    /// Requests that are in the mailbox or with the server.
+    unanswered: AtomicUsize,
+}
+
+#[derive(Default)]
+struct MailboxState {
+    requests: Vec<Request>,
+    closed: bool,
+    /// The session's, while it waits for more.
+    waker: Option<Waker>,
+}
+
+/// One message of a caller, of one command or several.
+pub(crate) struct Request {
+    /// Has the driver send it, gives the answer to the caller, and says what became of it.
+    pub(crate) work: Pin<Box<dyn Future<Output = Verdict> + Send>>,
+    /// How many requests it is on the wire.
+    pub(crate) count: u64,
+    /// Its line in the books, if nobody waits for its answer.
+    pub(crate) entry: Option<Entry>,
+    /// Its room in the window of the session.
+    pub(crate) _permit: OwnedSemaphorePermit,
+}
+
+/// What became of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Executed,
+    /// The server has answered that it will not.
+    Refused,
+    /// There was no answer.
+    Unknown,
+}
+
+impl Mailbox {
+    fn state(&self) -> MutexGuard<'_, MailboxState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn unanswered(&self) -> usize {
+        // Relaxed, everywhere: whoever decides by it asks again.
+        self.unanswered.load(Ordering::Relaxed)
+    }
+
+    /// Puts a request in, unless the session takes nothing any more. It is made at the moment when it is sure that it will be
+    /// taken; `None` if its caller does not want it then.
+    pub(crate) fn put(&self, request: impl FnOnce() -> Option<Request>) -> RedisResult<()> {
+        let mut state = self.state();
+        if state.closed {
+            return Err(closed());
+        }
+        let Some(request) = request() else { return Err(closed()) };
+        state.requests.push(request);
+        self.unanswered.fetch_add(1, Ordering::Relaxed);
+        let waker = state.waker.take();
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        Ok(())
+    }
+
+    /// Nothing is put in any more.
+    pub(crate) fn close(&self) {
+        let mut state = self.state();
+        state.closed = true;
+        let waker = state.waker.take();
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Nobody takes anything out any more: what is left is never sent.
+    pub(crate) fn abandon(&self) {
+        self.close();
+        let never_sent = mem::take(&mut self.state().requests);
+        drop(never_sent);
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.state().closed
+    }
+
+    /// What there is, and whether that is all.
+    pub(crate) fn take(&self, cx: &Context<'_>) -> (Vec<Request>, bool) {
+        let waker = cx.waker().clone();
+        let mut state = self.state();
+        let before = state.waker.replace(waker);
+        let taken = (mem::take(&mut state.requests), state.closed);
+        drop(state);
+        drop(before);
+        taken
+    }
+
+    pub(crate) fn answered(&self) {
+        self.unanswered.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl fmt::Debug for Mailbox {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mailbox").field("unanswered", &self.unanswered()).finish_non_exhaustive()
+    }
+}
