@@ -1,6 +1,14 @@
 //! A session, as its users have it.
 
-use std::{fmt, future::Future, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use redis::{RedisError, RedisResult, Value, aio::MultiplexedConnection};
 use tokio::{
@@ -37,6 +45,8 @@ struct Line {
     window: Arc<Semaphore>,
     settings: Settings,
     session: Arc<Session>,
+    /// A caller has waited in vain, and nobody has asked since.
+    doubtful: AtomicBool,
     _task: Held,
 }
 
@@ -63,7 +73,8 @@ impl Handle {
         settings: Settings,
     ) -> Self {
         let window = Arc::new(Semaphore::new(WINDOW));
-        Self { line: Arc::new(Line { mailbox, connection, window, settings, session, _task: task }) }
+        let doubtful = AtomicBool::new(false);
+        Self { line: Arc::new(Line { mailbox, connection, window, settings, session, doubtful, _task: task }) }
     }
 
     pub(crate) fn session(&self) -> &Arc<Session> {
@@ -82,6 +93,12 @@ impl Handle {
     /// Whether something is not answered yet.
     pub(crate) fn is_busy(&self) -> bool {
         self.line.mailbox.unanswered() > 0
+    }
+
+    /// Whether a caller has waited in vain since this was asked last.
+    pub(crate) fn is_doubtful(&self) -> bool {
+        // Relaxed: it stands alone. The load is all that it costs while nobody waits in vain.
+        self.line.doubtful.load(Ordering::Relaxed) && self.line.doubtful.swap(false, Ordering::Relaxed)
     }
 
     /// One round trip.
@@ -193,6 +210,7 @@ impl Handle {
         match self.line.settings.response_timeout {
             None => work.await,
             Some(limit) => timeout(limit, work).await.unwrap_or_else(|_| {
+                self.line.doubtful.store(true, Ordering::Relaxed);
                 let text = format!("no answer within the response_timeout of {limit:?}");
                 Err(std::io::Error::new(std::io::ErrorKind::TimedOut, text).into())
             }),

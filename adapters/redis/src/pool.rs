@@ -169,13 +169,13 @@ impl Opener {
 
     /// Whether a connection that was last handed out at this moment can be handed out again.
     async fn works(&self, handle: &Handle, used: Instant) -> bool {
-        if self.rested.is_suspect(used) {
+        if handle.is_doubtful() || self.rested.is_suspect(used) {
             // What the server has closed meanwhile is known to the kernel.
             handle.session().sweep();
             if !handle.is_closed() {
                 let limit = self.connector.config.check_timeout;
                 if !matches!(timeout(limit, handle.ping()).await, Ok(Ok(()))) {
-                    tracing::debug!("a connection did not answer after a rest, replacing it");
+                    tracing::debug!("a connection did not answer when it was checked, replacing it");
                     return false;
                 }
             }

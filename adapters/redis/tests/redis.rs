@@ -85,6 +85,7 @@ fn main() -> ExitCode {
             a_session_that_is_still_busy_is_not_handed_out_again;
         shared:
             a_connection_that_was_closed_is_opened_anew_once_for_all
+            a_connection_that_somebody_has_waited_for_in_vain_is_replaced
             a_server_that_comes_back_is_found_by_the_command_that_waits
             a_reconnect_in_progress_does_not_outlive_the_drain
             nothing_connects_anew_after_the_drain;

@@ -28,6 +28,24 @@ pub(crate) async fn a_connection_that_was_closed_is_opened_anew_once_for_all() {
     server.end().await.unwrap();
 }
 
+pub(crate) async fn a_connection_that_somebody_has_waited_for_in_vain_is_replaced() {
+    let server = redis_8().await;
+    let mut config = config_at(&server, server.server.address);
+    config.response_timeout = Some(Duration::from_millis(200));
+    config.check_timeout = Duration::from_millis(200);
+    config.check_after = Duration::from_secs(600);
+    let scene = Scene::new(Redis::new(config));
+    let mut connection = scene.get().await;
+    // Everybody's connection waits with this one.
+    assert!(connection.blpop::<_, ()>(server.tenant.key("never"), 0.0).await.unwrap_err().is_timeout());
+    scene.ping().await;
+    drop(connection);
+    until("the other one is gone", || async { server.sessions().await.unwrap() == 1 }).await;
+    scene.drain().await.assert_clean(1);
+    assert_nothing_left(&server).await;
+    server.end().await.unwrap();
+}
+
 pub(crate) async fn a_server_that_comes_back_is_found_by_the_command_that_waits() {
     let server = own().await;
     let mut config = config_at(&server, server.server.address);
