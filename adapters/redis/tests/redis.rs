@@ -19,7 +19,6 @@ mod rest;
 #[path = "redis/scene.rs"]
 mod scene;
 #[path = "conformance/server.rs"]
-#[expect(dead_code, reason = "other tests need more of it")]
 mod server;
 #[path = "redis/shared.rs"]
 mod shared;

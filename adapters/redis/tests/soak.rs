@@ -8,234 +8,25 @@ mod server;
 #[path = "soak/signals.rs"]
 mod signals;
 
-use std::{
-    collections::BTreeMap,
-    env, fs,
-    future::Future,
-    pin::Pin,
-    process::ExitCode,
-    time::{Duration, Instant},
-};
+use std::process::ExitCode;
 
-use libtest_mimic::{Arguments, Trial};
-use tokio::runtime::{Builder, Handle};
-use winddown_core::{BoxError, Lifecycle, Report, ShutdownGuard};
-use winddown_redis::{Redis, redis::cmd};
-use winddown_testkit::{Harness, ServerUse, Setup, containers};
+use winddown_testkit::{Harness as _, ServerUse, soak};
 
 use crate::server::{OfItsOwn, Redis8, RedisServer};
 
 type Server = RedisServer<Redis8, OfItsOwn>;
-type Case = for<'a> fn(&'a Server) -> Pin<Box<dyn Future<Output = Result<String, BoxError>> + Send + 'a>>;
 
 fn main() -> ExitCode {
     if let Some(program) = signals::role() {
         return signals::run(&program);
     }
-    let cases: [(&str, ServerUse, Case); 8] = [
-        ("soak_s5_a_signal_loses_no_reply_command_on_one_thread", ServerUse::Own, |s| {
-            Box::pin(signals::healthy(s, "one_thread"))
-        }),
-        ("soak_s5_a_signal_loses_no_reply_command_on_two_threads", ServerUse::Own, |s| {
-            Box::pin(signals::healthy(s, "two_threads"))
-        }),
-        ("soak_s5_abandoned_commands_and_pipelines_are_executed", ServerUse::Own, |s| Box::pin(signals::abandoned(s))),
-        ("soak_s5_what_a_stopped_server_does_not_get_is_reported", ServerUse::Own, |s| Box::pin(signals::stopped(s))),
-        ("soak_s6_nothing_is_listed_when_a_drain_of_idle_sessions_returns", ServerUse::Own, |s| Box::pin(idle(s))),
-        ("soak_nothing_is_moved_after_a_drain_under_a_command_that_waits", ServerUse::Own, |s| Box::pin(waiting(s))),
-        ("soak_l1_a_drain_behind_a_cut_network_ends_by_its_deadline", ServerUse::Own, |s| Box::pin(cut_off(s))),
-        ("soak_a_drained_lifecycle_leaves_no_task_thread_or_socket", ServerUse::Own, |s| Box::pin(leaves(s))),
+    let mut trials = soak::trials::<Server>();
+    let signals: [(&str, soak::Claim<Server>); 4] = [
+        ("s5_a_signal_loses_no_reply_command_on_one_thread", |s| Box::pin(signals::healthy(s, "one_thread"))),
+        ("s5_a_signal_loses_no_reply_command_on_two_threads", |s| Box::pin(signals::healthy(s, "two_threads"))),
+        ("s5_abandoned_commands_and_pipelines_are_executed", |s| Box::pin(signals::abandoned(s))),
+        ("s5_what_a_stopped_server_does_not_get_is_reported", |s| Box::pin(signals::stopped(s))),
     ];
-    let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
-    let skipped = containers::skipped();
-    if let Some(reason) = skipped {
-        println!("left out: {reason}");
-    }
-    let trials = cases.into_iter().map(|(name, server, case)| {
-        let trial = Trial::test(name, move || {
-            let began = Instant::now();
-            let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-            let outcome: Result<String, BoxError> = runtime.block_on(async {
-                let harness = Server::start(server).await?;
-                let figures = case(&harness).await;
-                harness.end().await?;
-                figures
-            });
-            println!("{name}: {}; {:.0?} in all", outcome.map_err(|error| error.to_string())?, began.elapsed());
-            Ok(())
-        });
-        trial.with_ignored_flag(skipped.is_some())
-    });
-    libtest_mimic::run(&arguments, trials.collect()).exit_code()
-}
-
-fn rounds(full: usize, small: usize) -> usize {
-    if env::var_os("WINDDOWN_SOAK").is_some() { full } else { small }
-}
-
-/// A lifecycle with so many sessions, each of which was used.
-async fn living(
-    server: &Server,
-    budget: Duration,
-    sessions: usize,
-) -> Result<(Lifecycle, ShutdownGuard<Redis>), BoxError> {
-    let lifecycle = Lifecycle::builder().signals(false).budget(budget).build()?;
-    let mut setup = Setup::default();
-    setup.size = sessions;
-    let db = lifecycle.guard(server.resource(&setup));
-    let mut out = Vec::new();
-    for _ in 0..sessions {
-        let mut connection = db.get().await?;
-        cmd("PING").exec_async(&mut *connection).await?;
-        out.push(connection);
-    }
-    Ok((lifecycle, db))
-}
-
-fn sessions(report: &Report) -> (u64, u64, u64) {
-    let sessions = report.resource("redis").expect("it was registered").sessions;
-    (sessions.closed, sessions.cut, sessions.cancelled)
-}
-
-/// 20 idle sessions: what the server lists when drain returns.
-async fn idle(server: &Server) -> Result<String, BoxError> {
-    let rounds = rounds(200, 20);
-    let mut took = Vec::new();
-    for round in 0..rounds {
-        let (lifecycle, _db) = living(server, Duration::from_secs(10), 20).await?;
-        let listed = server.sessions().await?;
-        if listed != 20 {
-            return Err(format!("round {round}: the server lists {listed} of 20 before the drain").into());
-        }
-        let began = Instant::now();
-        let report = lifecycle.drain().await;
-        took.push(began.elapsed());
-        let listed = server.sessions().await?;
-        if listed != 0 || sessions(&report) != (20, 0, 0) || !report.is_clean() {
-            return Err(format!("round {round}: the server lists {listed} after\n{report}").into());
-        }
-    }
-    took.sort_unstable();
-    Ok(format!(
-        "{rounds} of {rounds} drains of 20 sessions left none listed; median {:?}, longest {:?}",
-        took[rounds / 2],
-        took[rounds - 1]
-    ))
-}
-
-/// A command that would end after the drain, its future held or dropped in turns.
-async fn waiting(server: &Server) -> Result<String, BoxError> {
-    const TAKES: Duration = Duration::from_millis(1500);
-    let rounds = rounds(200, 20);
-    for round in 0..rounds {
-        let (lifecycle, db) = living(server, Duration::from_millis(500), 1).await?;
-        let mut connection = db.get().await?;
-        let running = {
-            let (feeder, tenant) = (server.feeder(), server.tenant.clone());
-            tokio::spawn(async move { feeder.run(&tenant, &mut *connection, TAKES).await.is_err() })
-        };
-        while server.running().await? == 0 {
-            // The server has no event for a command that begins to wait.
-            tokio::task::yield_now().await;
-        }
-        let is_held = round % 2 == 0;
-        if !is_held {
-            running.abort();
-        }
-        let report = lifecycle.drain().await;
-        let listed = server.sessions().await?;
-        if listed != 0 || sessions(&report) != (1, 0, 1) || !report.is_clean() {
-            return Err(format!("round {round}: the server lists {listed} after\n{report}").into());
-        }
-        if is_held && !running.await? {
-            return Err(format!("round {round}: the command succeeded").into());
-        }
-    }
-    // Until what the last of them waits for is there.
-    tokio::time::sleep(TAKES * 2).await;
-    match server.rows().await? {
-        0 => Ok(format!("{rounds} of {rounds} drains under a BLMOVE that waits: nothing was moved")),
-        rows => Err(format!("{rows} elements were moved").into()),
-    }
-}
-
-/// 10 idle sessions and 2 busy ones, and the network is cut without FIN or RST.
-async fn cut_off(server: &Server) -> Result<String, BoxError> {
-    const BUDGET: Duration = Duration::from_millis(1500);
-    let rounds = rounds(50, 3);
-    let mut longest = Duration::ZERO;
-    for round in 0..rounds {
-        let (lifecycle, db) = living(server, BUDGET, 12).await?;
-        let mut busy = Vec::new();
-        for _ in 0..2 {
-            let mut connection = db.get().await?;
-            let (feeder, tenant) = (server.feeder(), server.tenant.clone());
-            let takes = Duration::from_secs(60);
-            busy.push(tokio::spawn(async move { feeder.run(&tenant, &mut *connection, takes).await.is_err() }));
-        }
-        while server.running().await? < 2 {
-            tokio::task::yield_now().await;
-        }
-        server.partition().await?;
-        let began = Instant::now();
-        let report = lifecycle.drain().await;
-        let took = began.elapsed();
-        longest = longest.max(took);
-        server.heal().await?;
-        if took > BUDGET || sessions(&report).0 != 0 || sessions(&report).1 != 12 {
-            return Err(format!("round {round}: {took:?}\n{report}").into());
-        }
-        let sites = &report.resource("redis").expect("it was registered").stragglers;
-        if sites.iter().map(|site| site.count).sum::<usize>() != 2 {
-            return Err(format!("round {round}: the two that were busy are not named\n{report}").into());
-        }
-        for command in busy {
-            if !command.await? {
-                return Err(format!("round {round}: a command succeeded").into());
-            }
-        }
-        // Whom nobody told of the end.
-        server.end_sessions(|_| true).await?;
-    }
-    Ok(format!("{rounds} of {rounds} drains ended by the deadline of {BUDGET:?}, 12 sessions cut; longest {longest:?}"))
-}
-
-/// What this process has, after each of many lives.
-async fn leaves(server: &Server) -> Result<String, BoxError> {
-    const LIVES: usize = 1000;
-    let mut before = None;
-    for life in 0..LIVES {
-        let (lifecycle, db) = living(server, Duration::from_secs(10), 1).await?;
-        let report = lifecycle.drain().await;
-        if sessions(&report) != (1, 0, 0) {
-            return Err(format!("life {life}\n{report}").into());
-        }
-        drop((lifecycle, db));
-        // The first lives start what stays: threads of the runtime, a thread that counts the time.
-        if life == 10 {
-            before = Some(possessions());
-        }
-    }
-    // What was told to end has a moment to do so.
-    let began = Instant::now();
-    let before = before.expect("there were more lives");
-    loop {
-        let after = possessions();
-        if after.iter().all(|(what, count)| count <= &before[what]) {
-            return Ok(format!("{LIVES} lives of a session: {after:?}, and {before:?} after the first ten"));
-        }
-        if began.elapsed() > Duration::from_secs(5) {
-            return Err(format!("{after:?}, and {before:?} after the first ten lives").into());
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-}
-
-fn possessions() -> BTreeMap<&'static str, usize> {
-    let count = |folder| fs::read_dir(folder).map_or(0, Iterator::count);
-    BTreeMap::from([
-        ("tasks", Handle::current().metrics().num_alive_tasks()),
-        ("threads", count("/proc/self/task")),
-        ("files", count("/proc/self/fd")),
-    ])
+    trials.extend(signals.map(|(name, claim)| soak::trial(name, ServerUse::Own, claim)));
+    soak::run(trials, Server::stop_shared)
 }

@@ -206,20 +206,8 @@ impl<V: Version, M: Mode> RedisServer<V, M> {
         self.superuser.lock().await.clone()
     }
 
-    /// The session of the harness anew: the server, or the way to it, was gone.
-    async fn ask_anew(&self) -> Result<(), BoxError> {
-        let mut superuser = self.server.superuser().await?;
-        self.tenant.create_on(&mut superuser).await?;
-        *self.superuser.lock().await = superuser;
-        Ok(())
-    }
-
     pub(crate) fn address(&self) -> SocketAddr {
         self.proxy.as_ref().map_or(self.server.address, Proxy::address)
-    }
-
-    pub(crate) fn feeder(&self) -> Feeder {
-        self.feeder.clone()
     }
 
     /// Ends these of the tenant's sessions. They are gone when this returns.
@@ -310,35 +298,19 @@ impl<V: Version, M: Mode> Harness for RedisServer<V, M> {
         Ok(self.listed().await?.iter().filter(|session| session.is_blocked()).count())
     }
 
-    async fn pause(&self) -> Result<(), BoxError> {
-        Ok(self.server.container.lock().await.pause().await?)
+    fn container(&self) -> Option<&Mutex<Container>> {
+        Some(&self.server.container)
     }
 
-    async fn resume(&self) -> Result<(), BoxError> {
-        Ok(self.server.container.lock().await.resume().await?)
+    fn proxy(&self) -> Option<&Proxy> {
+        self.proxy.as_ref()
     }
 
-    async fn kill(&self) -> Result<(), BoxError> {
-        Ok(self.server.container.lock().await.kill().await?)
-    }
-
-    async fn start_again(&self) -> Result<(), BoxError> {
-        self.server.container.lock().await.start_again().await?;
-        self.ask_anew().await
-    }
-
-    async fn partition(&self) -> Result<(), BoxError> {
-        Ok(self.server.container.lock().await.partition().await?)
-    }
-
-    async fn heal(&self) -> Result<(), BoxError> {
-        self.server.container.lock().await.heal().await?;
-        self.ask_anew().await
-    }
-
-    async fn slow(&self, by: Duration) -> Result<(), BoxError> {
-        let proxy = self.proxy.as_ref().ok_or("only a server of one's own can be slowed down")?;
-        proxy.set_delay(by);
+    async fn ask_anew(&self) -> Result<(), BoxError> {
+        let mut superuser = self.server.superuser().await?;
+        // One that was started again has forgotten its users.
+        self.tenant.create_on(&mut superuser).await?;
+        *self.superuser.lock().await = superuser;
         Ok(())
     }
 
@@ -388,10 +360,9 @@ const ROWS: &str = "rows";
 
 /// Ends the statements of the suite when it is time: each waits for an element of a list, and moves it to the list of rows.
 /// Cancelled it moves none. Nothing else takes a time that can be said on a server with one thread.
-#[derive(Clone)]
 pub(crate) struct Feeder {
     feeds: mpsc::Sender<(Instant, String)>,
-    next: Arc<AtomicU32>,
+    next: AtomicU32,
 }
 
 impl Feeder {
@@ -400,7 +371,7 @@ impl Feeder {
         let client = Client::open(information(address, RedisConnectionInfo::default())?)?;
         let (feeds, due) = mpsc::channel();
         thread::Builder::new().name("feeder".to_owned()).spawn(move || feed(&client, &due))?;
-        Ok(Self { feeds, next: Arc::new(AtomicU32::new(1)) })
+        Ok(Self { feeds, next: AtomicU32::new(1) })
     }
 
     pub(crate) async fn run(

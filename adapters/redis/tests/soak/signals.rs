@@ -15,9 +15,9 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::runtime::Builder;
 use winddown_core::{BoxError, Error, Lifecycle, Records, Report};
 use winddown_redis::{Redis, redis};
-use winddown_testkit::Harness as _;
+use winddown_testkit::{Harness as _, soak::rounds};
 
-use crate::{Server, rounds};
+use crate::Server;
 
 /// Set for a child: which program it is.
 const ROLE: &str = "WINDDOWN_TEST_PROGRAM";
