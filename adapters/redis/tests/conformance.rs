@@ -1,5 +1,13 @@
 //! The conformance suite against Redis and Valkey: with a connection for each checkout, and with one that all share.
 
+#[cfg(feature = "cluster")]
+#[path = "conformance/cluster.rs"]
+mod cluster;
+#[path = "conformance/group.rs"]
+mod group;
+#[path = "conformance/sentinel.rs"]
+#[expect(dead_code, reason = "other tests need more of it")]
+mod sentinel;
 #[path = "conformance/server.rs"]
 #[expect(dead_code, reason = "other tests need more of it")]
 mod server;
@@ -8,13 +16,21 @@ use std::process::ExitCode;
 
 use winddown_testkit::Suite;
 
-use crate::server::{OfItsOwn, Redis8, RedisServer, SharedByAll, Valkey8};
+#[cfg(feature = "cluster")]
+use crate::cluster::RedisCluster;
+use crate::{
+    sentinel::RedisSentinel,
+    server::{OfItsOwn, Redis8, RedisServer, SharedByAll, Valkey8},
+};
 
 fn main() -> ExitCode {
-    Suite::new()
+    let suite = Suite::new()
         .harness::<RedisServer<Redis8, OfItsOwn>>()
         .harness::<RedisServer<Redis8, SharedByAll>>()
         .harness::<RedisServer<Valkey8, OfItsOwn>>()
         .harness::<RedisServer<Valkey8, SharedByAll>>()
-        .run()
+        .harness::<RedisSentinel>();
+    #[cfg(feature = "cluster")]
+    let suite = suite.harness::<RedisCluster>();
+    suite.run()
 }

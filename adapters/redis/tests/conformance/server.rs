@@ -61,6 +61,9 @@ impl Version for Valkey8 {
     }
 }
 
+/// Where a server listens if nothing else is said.
+pub(crate) const PORT: u16 = 6379;
+
 /// How checkouts are connected.
 pub(crate) trait Mode: Send + Sync + 'static {
     const LACKS: &'static [(Need, &'static str)];
@@ -104,9 +107,14 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) async fn start(setup: containers::Setup) -> Result<Self, BoxError> {
-        let container =
-            setup.args(["--save", "", "--loglevel", "verbose"]).ready(["Ready to accept connections"]).start().await?;
-        let address = container.address(6379);
+        let setup = setup.args(["--save", "", "--loglevel", "verbose"]).ready(["Ready to accept connections"]);
+        Self::start_on(PORT, setup).await
+    }
+
+    /// One that listens on this port.
+    pub(crate) async fn start_on(port: u16, setup: containers::Setup) -> Result<Self, BoxError> {
+        let container = setup.start().await?;
+        let address = container.address(port);
         Ok(Self { container: Mutex::new(container), address })
     }
 
@@ -142,27 +150,30 @@ pub(crate) struct Tenant {
 }
 
 impl Tenant {
-    pub(crate) async fn create(superuser: &mut MultiplexedConnection) -> Result<Self, BoxError> {
+    pub(crate) fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         // Nobody logs on as one of another case, and no log has it by chance.
-        let tenant =
-            Self { name: format!("tenant_{number}"), password: format!("s3cret-{number}-{:016x}", fastrand::u64(..)) };
+        Self { name: format!("tenant_{number}"), password: format!("s3cret-{number}-{:016x}", fastrand::u64(..)) }
+    }
+
+    pub(crate) async fn create(superuser: &mut MultiplexedConnection) -> Result<Self, BoxError> {
+        let tenant = Self::new();
         tenant.create_on(superuser).await?;
         Ok(tenant)
     }
 
-    async fn create_on(&self, superuser: &mut MultiplexedConnection) -> Result<(), BoxError> {
+    pub(crate) async fn create_on(&self, superuser: &mut MultiplexedConnection) -> Result<(), BoxError> {
         let Self { name, password } = self;
         let mut create = cmd("ACL");
-        create.arg("SETUSER").arg(name).arg("on").arg(format!(">{password}")).arg(format!("~{name}:*"));
+        create.arg("SETUSER").arg(name).arg("on").arg(format!(">{password}")).arg(format!("~{}", self.key("*")));
         create.arg("&*").arg("+@all");
         Ok(create.exec_async(superuser).await?)
     }
 
-    async fn drop(self, superuser: &mut MultiplexedConnection) -> Result<(), BoxError> {
+    pub(crate) async fn drop_on(&self, superuser: &mut MultiplexedConnection) -> Result<(), BoxError> {
         cmd("ACL").arg("DELUSER").arg(&self.name).exec_async(superuser).await?;
-        let keys: Vec<String> = cmd("KEYS").arg(format!("{}:*", self.name)).query_async(superuser).await?;
+        let keys: Vec<String> = cmd("KEYS").arg(self.key("*")).query_async(superuser).await?;
         if !keys.is_empty() {
             cmd("DEL").arg(keys).exec_async(superuser).await?;
         }
@@ -177,8 +188,9 @@ impl Tenant {
         config
     }
 
+    /// One of its keys. All of them are in one slot of a cluster.
     pub(crate) fn key(&self, name: &str) -> String {
-        format!("{}:{name}", self.name)
+        format!("{{{}}}:{name}", self.name)
     }
 }
 
@@ -197,9 +209,7 @@ pub(crate) struct RedisServer<V, M> {
 impl<V: Version, M: Mode> RedisServer<V, M> {
     /// What the server says of each of the tenant's sessions.
     pub(crate) async fn listed(&self) -> Result<Vec<Listed>, BoxError> {
-        let list: String = cmd("CLIENT").arg("LIST").query_async(&mut self.superuser().await).await?;
-        let lines = list.lines().map(Listed::parse).collect::<Result<Vec<_>, _>>()?;
-        Ok(lines.into_iter().filter(|line| line.user == self.tenant.name).collect())
+        Listed::of(&self.tenant, &mut self.superuser().await).await
     }
 
     pub(crate) async fn superuser(&self) -> MultiplexedConnection {
@@ -212,17 +222,35 @@ impl<V: Version, M: Mode> RedisServer<V, M> {
 
     /// Ends these of the tenant's sessions. They are gone when this returns.
     pub(crate) async fn end_sessions(&self, which: impl Fn(&Listed) -> bool + Send + Sync) -> Result<(), BoxError> {
-        let mut superuser = self.superuser().await;
-        for session in self.listed().await?.into_iter().filter(|session| which(session)) {
-            cmd("CLIENT").arg("KILL").arg("ID").arg(session.id).exec_async(&mut superuser).await?;
-        }
-        // One that the server was told to end may be listed until it has turned round once.
-        let left = gone(|| async { Ok(self.listed().await?.iter().filter(|session| which(session)).count()) }).await?;
-        match left {
-            0 => Ok(()),
-            left => Err(format!("{left} sessions were not ended").into()),
-        }
+        end_sessions(&self.tenant, &self.superuser().await, which).await
     }
+}
+
+/// Ends these of a tenant's sessions with a server. They are gone when this returns.
+pub(crate) async fn end_sessions(
+    tenant: &Tenant,
+    superuser: &MultiplexedConnection,
+    which: impl Fn(&Listed) -> bool + Send + Sync,
+) -> Result<(), BoxError> {
+    let mut asking = superuser.clone();
+    for session in Listed::of(tenant, &mut asking).await?.into_iter().filter(|session| which(session)) {
+        cmd("CLIENT").arg("KILL").arg("ID").arg(session.id).exec_async(&mut asking).await?;
+    }
+    // One that the server was told to end may be listed until it has turned round once.
+    let listed = || async {
+        let listed = Listed::of(tenant, &mut superuser.clone()).await?;
+        Ok(listed.iter().filter(|session| which(session)).count())
+    };
+    match gone(listed).await? {
+        0 => Ok(()),
+        left => Err(format!("{left} sessions were not ended").into()),
+    }
+}
+
+/// Whether a server is to refuse every new session.
+pub(crate) async fn refuse_all(superuser: &mut MultiplexedConnection, full: bool) -> Result<(), BoxError> {
+    let most = if full { Listed::all(superuser).await?.len() } else { 10_000 };
+    Ok(cmd("CONFIG").arg("SET").arg("maxclients").arg(most).exec_async(superuser).await?)
 }
 
 /// A line of the server's list of clients.
@@ -234,6 +262,19 @@ pub(crate) struct Listed {
 }
 
 impl Listed {
+    /// What a server says of each of its sessions.
+    pub(crate) async fn all(superuser: &mut MultiplexedConnection) -> Result<Vec<Self>, BoxError> {
+        let list: String = cmd("CLIENT").arg("LIST").query_async(superuser).await?;
+        list.lines().map(Self::parse).collect()
+    }
+
+    /// What a server says of each of the tenant's sessions.
+    pub(crate) async fn of(tenant: &Tenant, superuser: &mut MultiplexedConnection) -> Result<Vec<Self>, BoxError> {
+        let mut listed = Self::all(superuser).await?;
+        listed.retain(|line| line.user == tenant.name);
+        Ok(listed)
+    }
+
     fn parse(line: &str) -> Result<Self, BoxError> {
         let field = |name: &str| {
             let mut fields = line.split(' ').filter_map(|field| field.split_once('='));
@@ -315,10 +356,7 @@ impl<V: Version, M: Mode> Harness for RedisServer<V, M> {
     }
 
     async fn full(&self, full: bool) -> Result<(), BoxError> {
-        let mut superuser = self.superuser().await;
-        let clients: String = cmd("CLIENT").arg("LIST").query_async(&mut superuser).await?;
-        let most = if full { clients.lines().count() } else { 10_000 };
-        Ok(cmd("CONFIG").arg("SET").arg("maxclients").arg(most).exec_async(&mut superuser).await?)
+        refuse_all(&mut self.superuser().await, full).await
     }
 
     async fn close_idle(&self) -> Result<(), BoxError> {
@@ -340,7 +378,7 @@ impl<V: Version, M: Mode> Harness for RedisServer<V, M> {
         }
         let left = gone(|| self.sessions()).await?;
         let mut superuser = self.superuser().await;
-        self.tenant.drop(&mut superuser).await?;
+        self.tenant.drop_on(&mut superuser).await?;
         match left {
             0 => Ok(()),
             left => Err(format!("the server still lists {left} sessions").into()),
@@ -356,7 +394,7 @@ impl<V: Version, M: Mode> Harness for RedisServer<V, M> {
 }
 
 /// The list that statements leave their rows in.
-const ROWS: &str = "rows";
+pub(crate) const ROWS: &str = "rows";
 
 /// Ends the statements of the suite when it is time: each waits for an element of a list, and moves it to the list of rows.
 /// Cancelled it moves none. Nothing else takes a time that can be said on a server with one thread.
@@ -367,7 +405,7 @@ pub(crate) struct Feeder {
 
 impl Feeder {
     /// On a thread of its own: a case may have stopped its runtimes.
-    fn start(address: SocketAddr) -> Result<Self, BoxError> {
+    pub(crate) fn start(address: SocketAddr) -> Result<Self, BoxError> {
         let client = Client::open(information(address, RedisConnectionInfo::default())?)?;
         let (feeds, due) = mpsc::channel();
         thread::Builder::new().name("feeder".to_owned()).spawn(move || feed(&client, &due))?;
