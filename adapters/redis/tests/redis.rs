@@ -2,6 +2,9 @@
 
 #[path = "redis/blocked.rs"]
 mod blocked;
+#[cfg(feature = "cluster")]
+#[path = "conformance/cluster.rs"]
+mod cluster;
 #[path = "redis/credentials.rs"]
 mod credentials;
 #[path = "redis/driver.rs"]
@@ -10,15 +13,26 @@ mod driver;
 mod errors;
 #[path = "redis/gone.rs"]
 mod gone;
+#[path = "conformance/group.rs"]
+#[cfg_attr(not(feature = "cluster"), expect(dead_code, reason = "other tests need more of it"))]
+mod group;
 #[path = "redis/held.rs"]
 mod held;
+#[cfg(feature = "cluster")]
+#[path = "redis/nodes.rs"]
+mod nodes;
 #[path = "redis/queued.rs"]
 mod queued;
 #[path = "redis/rest.rs"]
 mod rest;
 #[path = "redis/scene.rs"]
 mod scene;
+#[path = "conformance/sentinel.rs"]
+mod sentinel;
+#[path = "redis/sentinels.rs"]
+mod sentinels;
 #[path = "conformance/server.rs"]
+#[expect(dead_code, reason = "other tests need more of it")]
 mod server;
 #[path = "redis/shared.rs"]
 mod shared;
@@ -32,7 +46,7 @@ mod wrapped;
 
 use std::process::ExitCode;
 
-use winddown_testkit::trials;
+use winddown_testkit::{Harness as _, trials};
 
 use crate::{
     server::{Redis8, Version as _},
@@ -82,6 +96,12 @@ fn main() -> ExitCode {
             sessions_that_were_ended_while_the_process_stood_still_are_replaced
             a_network_that_is_cut_holds_a_checkout_up_for_the_check_timeout
             a_session_that_is_still_busy_is_not_handed_out_again;
+        sentinels:
+            a_failover_is_followed_and_no_session_is_left_on_either_server
+            a_primary_that_was_killed_is_replaced_and_its_successor_is_drained
+            a_drain_in_the_middle_of_a_failover_is_not_held_up
+            a_sentinel_that_does_not_answer_is_passed_over
+            what_the_sentinels_cannot_tell_says_what_to_do;
         shared:
             a_connection_that_was_closed_is_opened_anew_once_for_all
             a_connection_that_somebody_has_waited_for_in_vain_is_replaced
@@ -104,12 +124,24 @@ fn main() -> ExitCode {
             what_was_sent_through_a_manager_is_executed_before_the_drain_ends
             a_manager_whose_server_does_not_answer_does_not_hold_up_the_drain;
     });
+    #[cfg(feature = "cluster")]
+    trials.extend(trials! {
+        nodes:
+            commands_that_nobody_waits_for_are_executed_on_every_node
+            a_node_that_was_killed_does_not_hold_up_the_drain
+            a_slot_that_moves_is_followed_and_its_new_node_is_drained_too
+            a_redirect_while_draining_is_followed_and_nothing_is_left_of_it
+            nothing_is_opened_after_the_drain
+            what_cannot_be_a_cluster_says_what_to_do;
+    });
     trials::run(trials, || async {
         for server in [Redis8::shared(), Encrypted::shared(), tls::Expired::shared()] {
             if let Some(server) = server.take().await {
                 server.container.into_inner().remove().await?;
             }
         }
-        Ok(())
+        #[cfg(feature = "cluster")]
+        cluster::RedisCluster::stop_shared().await?;
+        sentinel::RedisSentinel::stop_shared().await
     })
 }

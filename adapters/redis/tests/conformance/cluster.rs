@@ -31,12 +31,16 @@ type Served = (usize, usize, (String, u16, String, Value));
 
 static SHARED: Shared<Group> = Shared::new();
 
+/// A node that knows no other yet.
+pub(crate) fn node() -> containers::Setup {
+    // One that is gone is missed quickly.
+    containers::Setup::image(IMAGE).args(["--cluster-enabled", "yes", "--cluster-node-timeout", "2000"])
+}
+
 /// Three primaries without replicas, each with a third of the slots.
 pub(crate) async fn start() -> Result<Group, BoxError> {
     let network = Network::create().await?;
-    // A node that is gone is missed quickly.
-    let node = containers::Setup::image(IMAGE).args(["--cluster-enabled", "yes", "--cluster-node-timeout", "2000"]);
-    let nodes = (0..NODES).map(|_| Server::start(node.clone().network(&network)));
+    let nodes = (0..NODES).map(|_| Server::start(node().network(&network)));
     let cluster = Group { servers: try_join_all(nodes).await? };
     for (index, node) in cluster.servers.iter().enumerate() {
         let mut superuser = node.superuser().await?;
@@ -100,7 +104,20 @@ impl RedisCluster {
         Ok(proxies)
     }
 
-    pub(crate) fn config(&self, setup: &Setup) -> Config {
+    /// Nodes of its own that clients reach directly, so that others can join them.
+    pub(crate) async fn open() -> Result<Self, BoxError> {
+        Self::of(Watch::start(Arc::new(start().await?)).await?, ServerUse::Own, Vec::new()).await
+    }
+
+    async fn of(watch: Watch, use_of_it: ServerUse, proxies: Vec<Proxy>) -> Result<Self, BoxError> {
+        let key = watch.tenant.key("");
+        let slot: usize = cmd("CLUSTER").arg("KEYSLOT").arg(key).query_async(&mut watch.superusers().await[0]).await?;
+        let home = (0..NODES).rposition(|node| node * SLOTS / NODES <= slot).ok_or("there is no such slot")?;
+        let feeder = Feeder::start(watch.group.servers[home].address)?;
+        Ok(Self { watch, use_of_it, proxies, home, feeder })
+    }
+
+    fn config(&self, setup: &Setup) -> Config {
         let direct = self.watch.group.servers.iter().map(|node| node.address);
         let addresses: Vec<_> = match &self.proxies[..] {
             [] => direct.collect(),
@@ -136,11 +153,7 @@ impl Harness for RedisCluster {
             ServerUse::Shared => Vec::new(),
             ServerUse::Own => Self::proxies(&watch).await?,
         };
-        let key = watch.tenant.key("");
-        let slot: usize = cmd("CLUSTER").arg("KEYSLOT").arg(key).query_async(&mut watch.superusers().await[0]).await?;
-        let home = (0..NODES).rposition(|node| node * SLOTS / NODES <= slot).ok_or("there is no such slot")?;
-        let feeder = Feeder::start(watch.group.servers[home].address)?;
-        Ok(Self { watch, use_of_it, proxies, home, feeder })
+        Self::of(watch, use_of_it, proxies).await
     }
 
     fn resource(&self, setup: &Setup) -> Redis {

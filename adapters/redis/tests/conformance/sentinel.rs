@@ -129,6 +129,19 @@ impl RedisSentinel {
     }
 }
 
+impl RedisSentinel {
+    /// How many sessions are listed, where this server cannot be asked.
+    pub(crate) async fn left_but(&self, gone: usize) -> Result<usize, BoxError> {
+        let mut left = self.with_sentinels().await?;
+        for (server, mut superuser) in self.watch.superusers().await.into_iter().enumerate() {
+            if server != gone {
+                left += Listed::of(&self.watch.tenant, &mut superuser).await?.len();
+            }
+        }
+        Ok(left)
+    }
+}
+
 impl Harness for RedisSentinel {
     type Resource = Redis;
 
