@@ -3,7 +3,6 @@
 use std::{fmt, sync::Arc};
 
 use deadpool::managed::Object;
-#[cfg(feature = "connection-manager")]
 use redis::aio::ConnectionManager;
 use redis::{
     Cmd, Pipeline, RedisFuture, RedisResult, ToRedisArgs, Value,
@@ -39,7 +38,6 @@ enum Kind {
     Single(Single),
     #[cfg(feature = "cluster")]
     Cluster(ClusterConnection),
-    #[cfg(feature = "connection-manager")]
     Wrapped(ConnectionManager),
 }
 
@@ -75,7 +73,6 @@ impl Connection {
         Self { kind: Kind::Cluster(connection) }
     }
 
-    #[cfg(feature = "connection-manager")]
     pub(crate) fn wrapped(manager: ConnectionManager) -> Self {
         Self { kind: Kind::Wrapped(manager) }
     }
@@ -101,7 +98,6 @@ impl Connection {
             Kind::Single(single) => single.with(|mut driver| async move { driver.subscribe(channels).await }).await,
             #[cfg(feature = "cluster")]
             Kind::Cluster(connection) => connection.subscribe(channels).await,
-            #[cfg(feature = "connection-manager")]
             Kind::Wrapped(manager) => manager.subscribe(channels).await,
         }
     }
@@ -116,7 +112,6 @@ impl Connection {
             Kind::Single(single) => single.with(|mut driver| async move { driver.unsubscribe(channels).await }).await,
             #[cfg(feature = "cluster")]
             Kind::Cluster(connection) => connection.unsubscribe(channels).await,
-            #[cfg(feature = "connection-manager")]
             Kind::Wrapped(manager) => manager.unsubscribe(channels).await,
         }
     }
@@ -131,7 +126,6 @@ impl Connection {
             Kind::Single(single) => single.with(|mut driver| async move { driver.psubscribe(patterns).await }).await,
             #[cfg(feature = "cluster")]
             Kind::Cluster(connection) => connection.psubscribe(patterns).await,
-            #[cfg(feature = "connection-manager")]
             Kind::Wrapped(manager) => manager.psubscribe(patterns).await,
         }
     }
@@ -146,7 +140,6 @@ impl Connection {
             Kind::Single(single) => single.with(|mut driver| async move { driver.punsubscribe(patterns).await }).await,
             #[cfg(feature = "cluster")]
             Kind::Cluster(connection) => connection.punsubscribe(patterns).await,
-            #[cfg(feature = "connection-manager")]
             Kind::Wrapped(manager) => manager.punsubscribe(patterns).await,
         }
     }
@@ -158,7 +151,6 @@ impl ConnectionLike for Connection {
             Kind::Single(single) => Box::pin(async move { single.handle().await?.command(command).await }),
             #[cfg(feature = "cluster")]
             Kind::Cluster(connection) => connection.req_packed_command(command),
-            #[cfg(feature = "connection-manager")]
             Kind::Wrapped(manager) => manager.req_packed_command(command),
         }
     }
@@ -175,7 +167,6 @@ impl ConnectionLike for Connection {
             }
             #[cfg(feature = "cluster")]
             Kind::Cluster(connection) => connection.req_packed_commands(pipeline, offset, count),
-            #[cfg(feature = "connection-manager")]
             Kind::Wrapped(manager) => manager.req_packed_commands(pipeline, offset, count),
         }
     }
@@ -186,7 +177,6 @@ impl ConnectionLike for Connection {
             Kind::Single(Single::Own(handle)) => handle.database(),
             #[cfg(feature = "cluster")]
             Kind::Cluster(connection) => connection.get_db(),
-            #[cfg(feature = "connection-manager")]
             Kind::Wrapped(manager) => manager.get_db(),
         }
     }
@@ -200,7 +190,6 @@ impl fmt::Debug for Connection {
             Kind::Single(Single::Own(handle)) => debug.field("own", &**handle),
             #[cfg(feature = "cluster")]
             Kind::Cluster(_) => debug.field("cluster", &true),
-            #[cfg(feature = "connection-manager")]
             Kind::Wrapped(_) => debug.field("wrapped", &true),
         };
         debug.finish()

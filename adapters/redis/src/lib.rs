@@ -16,7 +16,6 @@ mod sentinel;
 mod sessions;
 mod stream;
 mod tls;
-#[cfg(feature = "connection-manager")]
 mod wrapped;
 
 pub use deadpool;

@@ -6,12 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-#[cfg(feature = "connection-manager")]
 use redis::aio::ConnectionManager;
 use winddown_core::{Capabilities, Drain, Error, ErrorKind, Ledger, Resource};
 
-#[cfg(feature = "connection-manager")]
-use crate::wrapped;
 use crate::{
     cancel::Prepared,
     config::Config,
@@ -21,6 +18,7 @@ use crate::{
     pool::Pool,
     sentinel::Sentinel,
     sessions::{Session, Sessions},
+    wrapped,
 };
 
 /// A Redis or Valkey server as a resource.
@@ -36,7 +34,6 @@ pub struct Redis {
 
 enum Source {
     Config(Box<Config>),
-    #[cfg(feature = "connection-manager")]
     Wrapped(ConnectionManager),
 }
 
@@ -94,7 +91,6 @@ impl Redis {
     /// Everything that was sent through it is executed before the drain ends, if the server answers in time; but how many commands
     /// were not is not counted. The driver says no goodbye and cannot be kept from connecting anew, so its connection counts
     /// as cut: the report is not clean then. Use [`Redis::new`] where you can.
-    #[cfg(feature = "connection-manager")]
     pub fn wrap(manager: ConnectionManager) -> Self {
         Self::of(Source::Wrapped(manager))
     }
@@ -120,7 +116,6 @@ impl Resource for Redis {
     async fn init(&self) -> Result<Pool, Error> {
         let config = match &self.source {
             Source::Config(config) => config,
-            #[cfg(feature = "connection-manager")]
             Source::Wrapped(manager) => return Ok(Pool::wrapped(manager.clone())),
         };
         self.sessions.begin_life();
@@ -141,7 +136,6 @@ impl Resource for Redis {
     fn opened(&self) -> Option<Pool> {
         match &self.source {
             Source::Config(_) => None,
-            #[cfg(feature = "connection-manager")]
             Source::Wrapped(manager) => Some(Pool::wrapped(manager.clone())),
         }
     }
@@ -158,7 +152,6 @@ impl Resource for Redis {
     }
 
     async fn goodbye(&self, pool: &Pool, drain: &Drain) -> Result<(), Error> {
-        #[cfg(feature = "connection-manager")]
         if let Source::Wrapped(manager) = &self.source {
             return wrapped::goodbye(manager, drain).await;
         }
@@ -180,7 +173,6 @@ impl Resource for Redis {
     fn capabilities(&self) -> Capabilities {
         match &self.source {
             Source::Config(_) => Capabilities::ALL,
-            #[cfg(feature = "connection-manager")]
             Source::Wrapped(_) => {
                 Capabilities::ALL.without_goodbye().without_confirmed_end().without_cancel().without_all_sessions()
             }
@@ -194,7 +186,6 @@ impl Resource for Redis {
     fn ledger(&self) -> Option<Arc<Ledger>> {
         match &self.source {
             Source::Config(_) => Some(Arc::clone(&self.ledger)),
-            #[cfg(feature = "connection-manager")]
             Source::Wrapped(_) => None,
         }
     }
@@ -214,7 +205,6 @@ impl fmt::Debug for Redis {
         let mut debug = f.debug_struct("Redis");
         match &self.source {
             Source::Config(config) => debug.field("config", config).field("sessions", &self.sessions),
-            #[cfg(feature = "connection-manager")]
             Source::Wrapped(_) => debug.field("wrapped", &"ConnectionManager"),
         };
         debug.finish()

@@ -11,7 +11,6 @@ use deadpool::{
     Runtime,
     managed::{self, Metrics, PoolConfig, RecycleError, RecycleResult, Status},
 };
-#[cfg(feature = "connection-manager")]
 use redis::aio::ConnectionManager;
 use tokio::{sync::OnceCell, time::timeout};
 use winddown_core::{Error, ErrorKind, Rested};
@@ -34,7 +33,6 @@ enum Source {
     Own(managed::Pool<Opener>),
     #[cfg(feature = "cluster")]
     Cluster(Cluster),
-    #[cfg(feature = "connection-manager")]
     Wrapped(ConnectionManager),
 }
 
@@ -61,7 +59,6 @@ impl Pool {
         Ok(Self { source })
     }
 
-    #[cfg(feature = "connection-manager")]
     pub(crate) fn wrapped(manager: ConnectionManager) -> Self {
         Self { source: Source::Wrapped(manager) }
     }
@@ -86,7 +83,6 @@ impl Pool {
             },
             #[cfg(feature = "cluster")]
             Source::Cluster(cluster) => cluster.get().await.map(Connection::cluster),
-            #[cfg(feature = "connection-manager")]
             Source::Wrapped(manager) => Ok(Connection::wrapped(manager.clone())),
         }
     }
@@ -98,7 +94,6 @@ impl Pool {
             Source::Own(_) => Ok(()),
             #[cfg(feature = "cluster")]
             Source::Cluster(cluster) => cluster.open().await,
-            #[cfg(feature = "connection-manager")]
             Source::Wrapped(_) => Ok(()),
         }
     }
@@ -110,7 +105,6 @@ impl Pool {
             Source::Own(pool) => Some(pool.status()),
             #[cfg(feature = "cluster")]
             Source::Cluster(_) => None,
-            #[cfg(feature = "connection-manager")]
             Source::Wrapped(_) => None,
         }
     }
@@ -130,7 +124,6 @@ impl Pool {
             Source::Own(_) => {}
             #[cfg(feature = "cluster")]
             Source::Cluster(cluster) => cluster.close(),
-            #[cfg(feature = "connection-manager")]
             Source::Wrapped(_) => {}
         }
     }
@@ -143,7 +136,6 @@ impl fmt::Debug for Pool {
             Source::Own(pool) => f.debug_tuple("Pool").field(&pool.status()).finish(),
             #[cfg(feature = "cluster")]
             Source::Cluster(cluster) => f.debug_tuple("Pool").field(cluster).finish(),
-            #[cfg(feature = "connection-manager")]
             Source::Wrapped(_) => f.debug_tuple("Pool").field(&"ConnectionManager").finish(),
         }
     }

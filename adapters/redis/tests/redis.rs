@@ -40,7 +40,6 @@ mod shared;
 mod tls;
 #[path = "redis/unix.rs"]
 mod unix;
-#[cfg(feature = "connection-manager")]
 #[path = "redis/wrapped.rs"]
 mod wrapped;
 
@@ -49,13 +48,12 @@ use std::process::ExitCode;
 use winddown_testkit::{Harness as _, trials};
 
 use crate::{
-    server::{Redis8, Version as _},
+    server::{Redis8, Valkey8, Version as _},
     tls::Encrypted,
 };
 
 fn main() -> ExitCode {
-    #[cfg_attr(not(feature = "connection-manager"), expect(unused_mut, reason = "more come with a feature"))]
-    let mut trials = trials! {
+    let trials = trials! {
         blocked:
             sessions_say_goodbye_when_the_runtime_is_not_polled_any_more
             sessions_say_goodbye_when_the_runtime_is_blocked
@@ -117,13 +115,10 @@ fn main() -> ExitCode {
         unix:
             sessions_over_a_socket_file_say_goodbye
             a_command_that_waits_is_ended_over_a_socket_file;
-    };
-    #[cfg(feature = "connection-manager")]
-    trials.extend(trials! {
         wrapped:
             what_was_sent_through_a_manager_is_executed_before_the_drain_ends
             a_manager_whose_server_does_not_answer_does_not_hold_up_the_drain;
-    });
+    };
     #[cfg(feature = "cluster")]
     trials.extend(trials! {
         nodes:
@@ -135,7 +130,7 @@ fn main() -> ExitCode {
             what_cannot_be_a_cluster_says_what_to_do;
     });
     trials::run(trials, || async {
-        for server in [Redis8::shared(), Encrypted::shared(), tls::Expired::shared()] {
+        for server in [Redis8::shared(), Valkey8::shared(), Encrypted::shared(), tls::Expired::shared()] {
             if let Some(server) = server.take().await {
                 server.container.into_inner().remove().await?;
             }

@@ -6,7 +6,10 @@ use redis::{AsyncCommands as _, AsyncConnectionConfig, ProtocolVersion, PushInfo
 use winddown_redis::{Config, Redis, redis};
 use winddown_testkit::Harness as _;
 
-use crate::scene::{Scene, Server, Speaks as _, assert_nothing_left, config, config_at, redis_8};
+use crate::{
+    scene::{Scene, Server, Speaks as _, assert_nothing_left, config, config_at, redis_8, start},
+    server::{Redis8, Valkey8, Version},
+};
 
 fn speaking(mut config: Config, protocol: ProtocolVersion) -> Config {
     let settings = config.driver.redis_settings().clone().set_protocol(protocol);
@@ -124,12 +127,17 @@ pub(crate) async fn subscriptions_get_their_messages_and_end_with_the_drain() {
 }
 
 pub(crate) async fn both_versions_of_the_protocol_are_drained() {
-    let server = redis_8().await;
+    on::<Redis8>().await;
+    on::<Valkey8>().await;
+}
+
+async fn on<V: Version>() {
+    let server = start::<V>().await;
     for protocol in [ProtocolVersion::RESP2, ProtocolVersion::RESP3] {
         let scene = Scene::new(Redis::new(speaking(config(&server), protocol)));
         for mut connection in scene.out(3).await {
-            let mut hello = cmd("CLIENT");
-            let info: String = hello.arg("INFO").query_async(&mut *connection).await.unwrap();
+            let mut info = cmd("CLIENT");
+            let info: String = info.arg("INFO").query_async(&mut *connection).await.unwrap();
             let expected = if protocol == ProtocolVersion::RESP3 { "resp=3" } else { "resp=2" };
             assert!(info.contains(expected), "{info}");
         }

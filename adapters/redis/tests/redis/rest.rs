@@ -4,15 +4,18 @@ use std::time::{Duration, Instant};
 
 use tokio::{runtime::Builder, task::spawn_blocking, time::timeout};
 use winddown_redis::{Config, Redis};
-use winddown_testkit::{Harness as _, proxy::Proxy};
+use winddown_testkit::{Harness as _, Setup, proxy::Proxy};
 
-use crate::scene::{
-    QUICK, Scene, Speaks as _, abandon_command, assert_nothing_left, config, config_at, redis_8, until,
+use crate::{
+    scene::{QUICK, Scene, Speaks as _, abandon_command, assert_nothing_left, config, config_at, redis_8, until},
+    server::{Mode as _, OfItsOwn, SharedByAll},
 };
 
 /// With a connection for each checkout, and with one for all.
 fn both(config: Config) -> [(Config, u64); 2] {
-    [(config.clone().pooled(2), 2), (config, 1)]
+    let mut setup = Setup::default();
+    setup.size = 2;
+    [(OfItsOwn::config(config.clone(), &setup), 2), (SharedByAll::config(config, &setup), 1)]
 }
 
 pub(crate) async fn a_checkout_without_a_rest_makes_no_round_trip() {
