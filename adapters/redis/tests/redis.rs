@@ -53,7 +53,8 @@ use crate::{
 };
 
 fn main() -> ExitCode {
-    let trials = trials! {
+    #[cfg_attr(not(feature = "cluster"), expect(unused_mut, reason = "more come with a feature"))]
+    let mut trials = trials! {
         blocked:
             sessions_say_goodbye_when_the_runtime_is_not_polled_any_more
             sessions_say_goodbye_when_the_runtime_is_blocked
