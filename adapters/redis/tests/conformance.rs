@@ -10,7 +10,6 @@ mod group;
 #[expect(dead_code, reason = "other tests need more of it")]
 mod sentinel;
 #[path = "conformance/server.rs"]
-#[cfg_attr(not(feature = "cluster"), expect(dead_code, reason = "other tests need more of it"))]
 mod server;
 
 use std::process::ExitCode;

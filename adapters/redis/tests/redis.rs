@@ -14,7 +14,6 @@ mod errors;
 #[path = "redis/gone.rs"]
 mod gone;
 #[path = "conformance/group.rs"]
-#[cfg_attr(not(feature = "cluster"), expect(dead_code, reason = "other tests need more of it"))]
 mod group;
 #[path = "redis/held.rs"]
 mod held;
@@ -32,7 +31,6 @@ mod sentinel;
 #[path = "redis/sentinels.rs"]
 mod sentinels;
 #[path = "conformance/server.rs"]
-#[expect(dead_code, reason = "other tests need more of it")]
 mod server;
 #[path = "redis/shared.rs"]
 mod shared;
