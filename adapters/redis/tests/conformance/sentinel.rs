@@ -122,23 +122,10 @@ impl RedisSentinel {
     }
 
     /// The sessions with the sentinels.
-    async fn with_sentinels(&self) -> Result<usize, BoxError> {
+    pub(crate) async fn with_sentinels(&self) -> Result<usize, BoxError> {
         let mut witnesses = self.witnesses.lock().await.clone();
         let listed = try_join_all(witnesses.iter_mut().map(Listed::all)).await?;
         Ok(listed.iter().flatten().filter(|session| session.name == self.watch.tenant.name).count())
-    }
-}
-
-impl RedisSentinel {
-    /// How many sessions are listed, where this server cannot be asked.
-    pub(crate) async fn left_but(&self, gone: usize) -> Result<usize, BoxError> {
-        let mut left = self.with_sentinels().await?;
-        for (server, mut superuser) in self.watch.superusers().await.into_iter().enumerate() {
-            if server != gone {
-                left += Listed::of(&self.watch.tenant, &mut superuser).await?.len();
-            }
-        }
-        Ok(left)
     }
 }
 
