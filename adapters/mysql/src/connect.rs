@@ -19,7 +19,7 @@ use winddown_core::{CredentialsProvider, Error, ErrorKind, Rested};
 
 use crate::{
     error,
-    sessions::{Key, Opening, Sessions},
+    sessions::{Key, LEAVE_PATIENCE, Opening, Sessions},
     watcher,
 };
 
@@ -28,9 +28,6 @@ pub type Pool = managed::Pool<Manager>;
 
 /// What its checkouts are: a [`Session`] that goes back to the pool.
 pub type Connection = Object<Manager>;
-
-/// How long a session that nobody wants any more may go on opening.
-const LEAVE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How long it may take to tidy a connection up: longer, and it is replaced.
 const TIDY_PATIENCE: Duration = Duration::from_secs(1);

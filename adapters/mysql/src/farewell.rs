@@ -28,8 +28,9 @@ const CREDENTIALS_PATIENCE: Duration = Duration::from_millis(100);
 /// Between two questions about a statement that nobody waits for, at most: the server has no event for its end.
 const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 
-/// Steps 2, 3 and 5 of the drain protocol, for sessions that nobody is handed any more.
-pub(crate) async fn say(connector: &Arc<Connector>, drain: &Drain) -> Result<(), Error> {
+/// Steps 2, 3 and 5 of the drain protocol, for sessions that nobody is handed any more. `empty` takes the idle ones out
+/// of the pool.
+pub(crate) async fn say(connector: &Arc<Connector>, empty: impl Fn() + Send, drain: &Drain) -> Result<(), Error> {
     let sessions = &connector.sessions;
     let mut leaving = JoinSet::new();
     let mut watching = JoinSet::new();
@@ -38,6 +39,7 @@ pub(crate) async fn say(connector: &Arc<Connector>, drain: &Drain) -> Result<(),
     let mut limit = None;
     let wanted = sessions.wanted();
     loop {
+        empty();
         let News { returned, ended, open, held, servers } = sessions.news();
         count(drain, ended);
         for (key, conn) in returned {
@@ -55,7 +57,7 @@ pub(crate) async fn say(connector: &Arc<Connector>, drain: &Drain) -> Result<(),
         }
         let is_over = limit.is_some() || (settled && held == 0);
         if is_over && open == 0 && watching.is_empty() {
-            return Ok(());
+            break;
         }
         select! {
             () = sessions.changed.notified() => {}
@@ -78,7 +80,7 @@ pub(crate) async fn say(connector: &Arc<Connector>, drain: &Drain) -> Result<(),
     watching.shutdown().await;
     let News { ended, open, .. } = sessions.news();
     count(drain, ended);
-    drain.was_cut(open);
+    drain.was_cut(open + sessions.watchers());
     Ok(())
 }
 
@@ -133,19 +135,26 @@ impl Watch {
             }
             match self.ask(asked).await {
                 Ok(()) => failed = false,
-                // Once more: it may have been ended by somebody else.
-                Err(_) if self.watcher.take().is_some() && !failed => failed = true,
                 Err(failure) => {
+                    // Once more: its session may have been ended by somebody else.
+                    if self.watcher.take().is_some() {
+                        self.connector.sessions.watcher_left();
+                        if !failed {
+                            failed = true;
+                            continue;
+                        }
+                    }
                     self.unseen();
                     return Err(cannot_watch(&self.server.address, failure));
                 }
             }
             self.pause().await;
         }
-        match self.watcher {
-            Some(watcher) => watcher.leave().await,
-            None => Ok(()),
+        if let Some(watcher) = self.watcher {
+            watcher.leave().await?;
+            self.connector.sessions.watcher_left();
         }
+        Ok(())
     }
 
     /// One question, and what follows from its answer.
@@ -153,7 +162,11 @@ impl Watch {
         let wanted = *self.wanted.borrow_and_update();
         let watcher = match &mut self.watcher {
             Some(watcher) => watcher,
-            none => none.insert(open(&self.connector, &self.server).await?),
+            none => {
+                let watcher = open(&self.connector, &self.server).await?;
+                self.connector.sessions.watcher_came();
+                none.insert(watcher)
+            }
         };
         let sessions = &self.connector.sessions;
         let server = self.server.index;

@@ -133,10 +133,11 @@ impl Resource for Mysql {
 
     async fn goodbye(&self, pool: &Pool, drain: &Drain) -> Result<(), Error> {
         let _draining = self.sessions.begin_drain();
-        // What is idle goes to the book, and what is out will when it comes back to a closed pool.
-        drop(pool.retain(|_, _| false));
         pool.close();
-        farewell::say(&pool.manager().connector, drain).await
+        // What is idle goes to the book; what is out will when it comes back to a closed pool. Now and then: a caller that
+        // waited for a connection and has gone leaves it in the pool.
+        let empty = || drop(pool.retain(|_, _| false));
+        farewell::say(&pool.manager().connector, empty, drain).await
     }
 
     /// Those who watch the servers do it, on the session that they have opened for it; what they have cancelled is counted

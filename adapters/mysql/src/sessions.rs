@@ -13,13 +13,20 @@ use std::{
 
 use deadpool::managed::Object;
 use mysql_async::{Conn, Opts};
-use tokio::sync::{Notify, watch};
+use tokio::{
+    runtime::Handle,
+    sync::{Notify, watch},
+    time::timeout,
+};
 use winddown_core::Error;
 
 use crate::{
     connect::{Address, Connection},
     error,
 };
+
+/// How long a session that nobody wants any more may go on opening, or take to say goodbye.
+pub(crate) const LEAVE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// All sessions of one pool.
 pub(crate) struct Sessions {
@@ -44,6 +51,8 @@ struct State {
     /// While draining: those that came back, to be said goodbye to.
     returned: Vec<(Key, Conn)>,
     ended: Ended,
+    /// How many of those who watch have a session that was not seen to end.
+    watchers: usize,
     /// How long the last one took to open.
     took: Option<Duration>,
 }
@@ -215,9 +224,13 @@ impl Sessions {
             Some(conn)
         };
         drop(state);
-        // Outside of the lock: the driver says goodbye on a task of its own, where it can.
-        drop(dropped);
         self.changed.notify_one();
+        // The driver would close the socket, and nothing else: it forgets its goodbye where a connection is dropped.
+        if let Some(conn) = dropped.filter(|conn| !conn.is_disconnected())
+            && let Ok(runtime) = Handle::try_current()
+        {
+            runtime.spawn(timeout(LEAVE_PATIENCE, conn.disconnect()));
+        }
     }
 
     /// Keeps a connection until somebody tidies it up. Gives it back where a drain has begun.
@@ -244,6 +257,7 @@ impl Sessions {
             let mut state = self.state();
             state.phase = Phase::Draining;
             state.ended = Ended::default();
+            state.watchers = 0;
             mem::take(&mut state.untidy)
         };
         for connection in untidy.into_values() {
@@ -338,6 +352,20 @@ impl Sessions {
         if let Some(entry) = self.state().open.get_mut(&key) {
             entry.standing = Standing::Killed;
         }
+    }
+
+    /// Somebody who watches has opened a session, which is in nobody's way until it is left behind.
+    pub(crate) fn watcher_came(&self) {
+        self.state().watchers += 1;
+    }
+
+    pub(crate) fn watcher_left(&self) {
+        self.state().watchers -= 1;
+    }
+
+    /// How many of those who watch have left a session behind.
+    pub(crate) fn watchers(&self) -> usize {
+        self.state().watchers
     }
 
     /// Nobody can ask for these: whether they have ended will not be known.
