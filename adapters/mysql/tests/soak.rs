@@ -1,7 +1,6 @@
 //! Claims that are about many times in a row. `cargo xtask soak` runs them full size, the tests in a smaller one.
 
 #[path = "conformance/server.rs"]
-#[expect(dead_code, reason = "other tests need more of it")]
 mod server;
 
 use std::{
@@ -10,6 +9,11 @@ use std::{
     future::Future,
     pin::Pin,
     process::ExitCode,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -21,27 +25,45 @@ use winddown_testkit::{Harness, ServerUse, Setup, containers};
 
 use crate::server::{MariaDb, MySql, Tenancy, Version, run};
 
-type Server = PostgreSql<Seventeen>;
-type Case = for<'a> fn(&'a Server) -> Pin<Box<dyn Future<Output = Result<String, BoxError>> + Send + 'a>>;
+type Case<V> = for<'a> fn(&'a Tenancy<V>) -> Figures<'a>;
+type Figures<'a> = Pin<Box<dyn Future<Output = Result<String, BoxError>> + Send + 'a>>;
 
 fn main() -> ExitCode {
-    let cases: [(&str, ServerUse, Case); 4] = [
-        ("soak_s6_nothing_is_listed_when_a_drain_of_idle_sessions_returns", ServerUse::Shared, |s| Box::pin(idle(s))),
-        ("soak_no_row_appears_after_a_drain_under_a_running_insert", ServerUse::Shared, |s| Box::pin(insert(s))),
-        ("soak_l1_a_drain_behind_a_cut_network_ends_by_its_deadline", ServerUse::Own, |s| Box::pin(cut_off(s))),
-        ("soak_a_drained_lifecycle_leaves_no_task_thread_or_socket", ServerUse::Own, |s| Box::pin(leaves(s))),
-    ];
     let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
-    let skipped = containers::skipped();
-    if let Some(reason) = skipped {
+    if let Some(reason) = containers::skipped() {
         println!("left out: {reason}");
     }
+    let trials = trials::<MySql>().into_iter().chain(trials::<MariaDb>()).collect();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    let stopped = Builder::new_current_thread().enable_all().build().map_err(BoxError::from);
+    let stopped = stopped.and_then(|runtime| {
+        runtime.block_on(async {
+            Tenancy::<MySql>::stop_shared().await?;
+            Tenancy::<MariaDb>::stop_shared().await
+        })
+    });
+    if let Err(error) = stopped {
+        eprintln!("a server was not stopped: {error}");
+        return ExitCode::FAILURE;
+    }
+    conclusion.exit_code()
+}
+
+fn trials<V: Version>() -> Vec<Trial> {
+    let cases: [(&str, ServerUse, Case<V>); 5] = [
+        ("s6_nothing_is_listed_when_a_drain_of_idle_sessions_returns", ServerUse::Shared, |s| Box::pin(idle(s))),
+        ("s6_nor_where_other_work_keeps_every_core_busy", ServerUse::Shared, |s| Box::pin(idle_while_busy(s))),
+        ("no_row_appears_after_a_drain_under_a_running_insert", ServerUse::Shared, |s| Box::pin(insert(s))),
+        ("l1_a_drain_behind_a_cut_network_ends_by_its_deadline", ServerUse::Own, |s| Box::pin(cut_off(s))),
+        ("a_drained_lifecycle_leaves_no_task_thread_or_socket", ServerUse::Own, |s| Box::pin(leaves(s))),
+    ];
     let trials = cases.into_iter().map(|(name, server, case)| {
-        let trial = Trial::test(name, move || {
+        let name = format!("soak_{}_{name}", V::NAME);
+        let trial = Trial::test(name.clone(), move || {
             let began = Instant::now();
             let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
             let outcome: Result<String, BoxError> = runtime.block_on(async {
-                let harness = Server::start(server).await?;
+                let harness = Tenancy::<V>::start(server).await?;
                 let figures = case(&harness).await;
                 harness.end().await?;
                 figures
@@ -49,15 +71,9 @@ fn main() -> ExitCode {
             println!("{name}: {}; {:.0?} in all", outcome.map_err(|error| error.to_string())?, began.elapsed());
             Ok(())
         });
-        trial.with_ignored_flag(skipped.is_some())
+        trial.with_ignored_flag(containers::skipped().is_some())
     });
-    let conclusion = libtest_mimic::run(&arguments, trials.collect());
-    let stopped = Builder::new_current_thread().enable_all().build().map_err(BoxError::from);
-    if let Err(error) = stopped.and_then(|runtime| runtime.block_on(Server::stop_shared())) {
-        eprintln!("the server was not stopped: {error}");
-        return ExitCode::FAILURE;
-    }
-    conclusion.exit_code()
+    trials.collect()
 }
 
 fn rounds(full: usize, small: usize) -> usize {
@@ -65,8 +81,8 @@ fn rounds(full: usize, small: usize) -> usize {
 }
 
 /// A lifecycle with so many sessions, each of which was used.
-async fn living(
-    server: &Server,
+async fn living<V: Version>(
+    server: &Tenancy<V>,
     budget: Duration,
     sessions: usize,
 ) -> Result<(Lifecycle, ShutdownGuard<Mysql>), BoxError> {
@@ -76,9 +92,9 @@ async fn living(
     let db = lifecycle.guard(server.resource(&setup));
     let mut out = Vec::new();
     for _ in 0..sessions {
-        let client = db.get().await?;
-        client.query_one("SELECT 1", &[]).await?;
-        out.push(client);
+        let mut connection = db.get().await?;
+        connection.query_drop("SELECT 1").await?;
+        out.push(connection);
     }
     Ok((lifecycle, db))
 }
@@ -89,9 +105,10 @@ fn sessions(report: &Report) -> (u64, u64, u64) {
 }
 
 /// 20 idle sessions: what the server lists when drain returns.
-async fn idle(server: &Server) -> Result<String, BoxError> {
+async fn idle<V: Version>(server: &Tenancy<V>) -> Result<String, BoxError> {
     let rounds = rounds(200, 20);
     let mut took = Vec::new();
+    let aborted = server.aborted_clients().await?;
     for round in 0..rounds {
         let (lifecycle, _db) = living(server, Duration::from_secs(10), 20).await?;
         let listed = server.sessions().await?;
@@ -107,6 +124,10 @@ async fn idle(server: &Server) -> Result<String, BoxError> {
         }
     }
     took.sort_unstable();
+    let aborted = server.aborted_clients().await? - aborted;
+    if aborted != 0 {
+        return Err(format!("the server counts {aborted} more clients that it has lost").into());
+    }
     let complaints = server.complaints().await?;
     if !complaints.is_empty() {
         return Err(format!("the server complains: {complaints:?}").into());
@@ -118,14 +139,31 @@ async fn idle(server: &Server) -> Result<String, BoxError> {
     ))
 }
 
+/// The same on a machine that does other work besides.
+async fn idle_while_busy<V: Version>(server: &Tenancy<V>) -> Result<String, BoxError> {
+    let is_over = Arc::new(AtomicBool::new(false));
+    let workers: Vec<_> = (0..thread::available_parallelism()?.get() * 2)
+        .map(|_| {
+            let is_over = Arc::clone(&is_over);
+            thread::spawn(move || while !is_over.load(Ordering::Relaxed) {})
+        })
+        .collect();
+    let figures = idle(server).await;
+    is_over.store(true, Ordering::Relaxed);
+    for worker in workers {
+        worker.join().map_err(|_| "a worker panicked")?;
+    }
+    figures
+}
+
 /// An INSERT that would end after the drain, its future held or dropped in turns.
-async fn insert(server: &Server) -> Result<String, BoxError> {
+async fn insert<V: Version>(server: &Tenancy<V>) -> Result<String, BoxError> {
     const TAKES: Duration = Duration::from_millis(1500);
     let rounds = rounds(200, 20);
     for round in 0..rounds {
         let (lifecycle, db) = living(server, Duration::from_millis(500), 1).await?;
-        let client = db.get().await?;
-        let running = tokio::spawn(async move { run(&client, TAKES).await.is_err() });
+        let mut connection = db.get().await?;
+        let running = tokio::spawn(async move { run(&mut connection, TAKES).await.is_err() });
         while server.running().await? == 0 {
             // The server has no event for a statement that begins.
             tokio::task::yield_now().await;
@@ -152,7 +190,7 @@ async fn insert(server: &Server) -> Result<String, BoxError> {
 }
 
 /// 10 idle sessions and 2 busy ones, and the network is cut without FIN or RST.
-async fn cut_off(server: &Server) -> Result<String, BoxError> {
+async fn cut_off<V: Version>(server: &Tenancy<V>) -> Result<String, BoxError> {
     const BUDGET: Duration = Duration::from_millis(1500);
     let rounds = rounds(50, 3);
     let mut longest = Duration::ZERO;
@@ -160,8 +198,8 @@ async fn cut_off(server: &Server) -> Result<String, BoxError> {
         let (lifecycle, db) = living(server, BUDGET, 12).await?;
         let mut busy = Vec::new();
         for _ in 0..2 {
-            let client = db.get().await?;
-            busy.push(tokio::spawn(async move { run(&client, Duration::from_secs(60)).await.is_err() }));
+            let mut connection = db.get().await?;
+            busy.push(tokio::spawn(async move { run(&mut connection, Duration::from_secs(60)).await.is_err() }));
         }
         while server.running().await? < 2 {
             tokio::task::yield_now().await;
@@ -191,7 +229,7 @@ async fn cut_off(server: &Server) -> Result<String, BoxError> {
 }
 
 /// What this process has, after each of many lives.
-async fn leaves(server: &Server) -> Result<String, BoxError> {
+async fn leaves<V: Version>(server: &Tenancy<V>) -> Result<String, BoxError> {
     const LIVES: usize = 1000;
     let mut before = None;
     for life in 0..LIVES {
