@@ -59,11 +59,7 @@ pub(crate) struct Connector {
 }
 
 impl Connector {
-    pub(crate) fn new(
-        sessions: Arc<Sessions>,
-        opts: Opts,
-        credentials: Option<Arc<dyn CredentialsProvider>>,
-    ) -> Self {
+    pub(crate) fn new(sessions: Arc<Sessions>, opts: Opts, credentials: Option<Arc<dyn CredentialsProvider>>) -> Self {
         Self { sessions, opts, credentials, max_packet: AtomicUsize::new(0) }
     }
 
@@ -105,7 +101,9 @@ impl Connector {
             // Nobody may be left to get it: then it is dropped here, and the book sees to its goodbye.
             let _ = give.send(result);
         });
-        opened.await.unwrap_or_else(|_| Err(Error::new(ErrorKind::Init, "the runtime ended while a session was opened")))
+        opened
+            .await
+            .unwrap_or_else(|_| Err(Error::new(ErrorKind::Init, "the runtime ended while a session was opened")))
     }
 
     /// Tries each address of the host.
@@ -139,21 +137,37 @@ impl Connector {
         let key = opening.enter(address, opts, conn.id());
         tracing::debug!(session = key.id, %address, "opened a session");
         let mut session = Session { conn: Some(conn), key, is_tidy: false, sessions: Arc::clone(&self.sessions) };
-        // Whose number it is: behind one address there may be several servers, and a proxy has numbers of its own.
-        let sql = format!("SELECT CONNECTION_ID(), {}, @@max_allowed_packet", watcher::HOST);
-        let answer: Vec<(u32, String, usize)> = watcher::rows(&mut session, &sql).await?;
-        if let Some((id, host, max_packet)) = answer.into_iter().next() {
-            self.max_packet.store(max_packet, Ordering::Relaxed);
-            if id == key.id {
-                opening.is_open_on(key, &host);
-            }
-            if let Some(left) = self.sessions.many_left(key.server) {
-                let listed = watcher::listed(&mut session, &left).await?;
-                let is_listed = |id: &u32| listed.iter().any(|listed| listed.id == *id);
-                self.sessions.forget(key.server, left.into_iter().filter(|id| !is_listed(id)));
-            }
-        }
+        self.identify(opening, key, &mut session).await?;
         Ok(session)
+    }
+
+    /// Whose number it is: behind one address there may be several servers, and a proxy has numbers of its own.
+    async fn identify(&self, opening: &Opening, key: Key, conn: &mut Conn) -> Result<(), mysql_async::Error> {
+        let sql = format!("SELECT CONNECTION_ID(), {}, @@max_allowed_packet", watcher::HOST);
+        let answer: Vec<(u32, String, usize)> = watcher::rows(conn, &sql).await?;
+        let Some((id, host, max_packet)) = answer.into_iter().next() else { return Ok(()) };
+        self.max_packet.store(max_packet, Ordering::Relaxed);
+        if id == key.id {
+            opening.is_open_on(key, &host);
+        }
+        if let Some(left) = self.sessions.many_left(key.server) {
+            let listed = watcher::listed(conn, &left).await?;
+            let is_listed = |id: &u32| listed.iter().any(|listed| listed.id == *id);
+            self.sessions.forget(key.server, left.into_iter().filter(|id| !is_listed(id)));
+        }
+        Ok(())
+    }
+
+    /// Enters a session in the book that somebody else has opened, the first time that it is seen.
+    pub(crate) async fn adopt(&self, conn: &mut Conn) -> Result<(), Error> {
+        if self.sessions.knows(conn.id()) {
+            return Ok(());
+        }
+        let Some(opening) = self.sessions.begin_opening() else { return Ok(()) };
+        let Some(address) = addresses(&self.opts).await?.into_iter().next() else { return Ok(()) };
+        let key = opening.enter(&address, &self.opts, conn.id());
+        let failed = |failure| error::error(ErrorKind::Checkout, "the connection does not answer", failure);
+        self.identify(&opening, key, conn).await.map_err(failed)
     }
 }
 

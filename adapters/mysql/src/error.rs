@@ -99,6 +99,17 @@ pub(crate) fn is_connection(failure: &mysql_async::Error) -> bool {
     }
 }
 
+/// Whether the other side had closed before.
+pub(crate) fn is_broken(failure: &mysql_async::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected, UnexpectedEof};
+    let kinds = [BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected, UnexpectedEof];
+    match failure {
+        mysql_async::Error::Io(IoError::Io(error)) => kinds.contains(&error.kind()),
+        mysql_async::Error::Driver(DriverError::ConnectionClosed) => true,
+        _ => false,
+    }
+}
+
 /// What rustls says of a certificate or of the protocol comes as an error of this kind.
 fn is_tls(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput)
@@ -111,11 +122,15 @@ pub(crate) fn open(failure: mysql_async::Error) -> Error {
             code::UNKNOWN_DATABASE => "there is no such database, create it or name another",
             code::NO_ACCESS_TO_DATABASE => "the user may not connect to this database",
             code::TLS_REQUIRED => "the server wants encrypted sessions: set require_ssl=true",
-            code::PLUGIN_NOT_LOADED => "the server does not have the plugin that the user logs in with: see how the user was created",
+            code::PLUGIN_NOT_LOADED => {
+                "the server does not have the plugin that the user logs in with: see how the user was created"
+            }
             _ if is_refusal(&failure) => "the server does not let this user in: see user, password and require_ssl",
             _ => return error(ErrorKind::Init, "cannot open a session", failure),
         },
-        mysql_async::Error::Io(IoError::Tls(_)) => "no TLS session: see the server's certificate and the root certificates",
+        mysql_async::Error::Io(IoError::Tls(_)) => {
+            "no TLS session: see the server's certificate and the root certificates"
+        }
         mysql_async::Error::Io(IoError::Io(error)) if is_tls(error) => {
             "no TLS session: see the server's certificate and the root certificates"
         }
@@ -123,7 +138,7 @@ pub(crate) fn open(failure: mysql_async::Error) -> Error {
             "the server does not offer TLS: configure it there, or do without require_ssl"
         }
         mysql_async::Error::Driver(DriverError::UnknownAuthPlugin { .. }) => {
-            "the driver does not know how this user logs in: see how the user was created"
+            "the driver does not know how this user logs in, or there is no such user: see how the user was created"
         }
         mysql_async::Error::Driver(DriverError::CleartextPluginDisabled) => {
             "this user's password goes to the server as it is: set enable_cleartext_plugin=true, and require_ssl=true"

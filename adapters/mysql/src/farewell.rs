@@ -16,7 +16,7 @@ use crate::{
     connect::Connector,
     error,
     sessions::{Asked, Ended, Key, News, Server, Sessions, Wanted},
-    watcher::{Kill, Watcher, cannot_watch},
+    watcher::{Kill, Watcher, another_server, cannot_watch},
 };
 
 /// Between two tries to open a session on a server that is full: its own sessions are about to end.
@@ -38,6 +38,9 @@ pub(crate) async fn say(connector: &Arc<Connector>, empty: impl Fn() + Send, dra
     let mut settled = false;
     let mut limit = None;
     let wanted = sessions.wanted();
+    // Later than that there is no time to open a session first: all reserves together are at most half of the time.
+    let now = Instant::now();
+    let half = now + drain.deadline().saturating_duration_since(now) / 2;
     loop {
         empty();
         let News { returned, ended, open, held, servers } = sessions.news();
@@ -48,7 +51,8 @@ pub(crate) async fn say(connector: &Arc<Connector>, empty: impl Fn() + Send, dra
         if settled && held == 0 {
             sessions.want(|wanted| wanted.watch = true);
         }
-        if *wanted.borrow() != Wanted::default() {
+        let Wanted { prepare, .. } = *wanted.borrow();
+        if prepare || wanted.borrow().asks() {
             for server in servers {
                 if watched.insert(server.index) {
                     watching.spawn(Watch::new(connector, server).run());
@@ -68,6 +72,7 @@ pub(crate) async fn say(connector: &Arc<Connector>, empty: impl Fn() + Send, dra
                 Err(panicked) => drain.note(&error::panicked(panicked)),
             },
             () = drain.settled(), if !settled => settled = true,
+            () = sleep_until(half), if !prepare => sessions.want(|wanted| wanted.prepare = true),
             () = drain.cut(), if limit.is_none() => {
                 sessions.want(|wanted| wanted.cut = true);
                 // What is left of the time is for the server's answers, and a little of it for saying how that went.
@@ -99,7 +104,7 @@ async fn leave(sessions: Arc<Sessions>, key: Key, conn: Conn) {
     if let Err(failure) = conn.disconnect().await {
         sessions.failed(key, failure);
     }
-    sessions.changed.notify_one();
+    sessions.want(|wanted| wanted.left += 1);
 }
 
 /// Somebody who asks one server until it lists none of our sessions.
@@ -133,7 +138,7 @@ impl Watch {
             if asked.is_empty() {
                 break;
             }
-            match self.ask(asked).await {
+            match self.step(asked).await {
                 Ok(()) => failed = false,
                 Err(failure) => {
                     // Once more: its session may have been ended by somebody else.
@@ -144,11 +149,11 @@ impl Watch {
                             continue;
                         }
                     }
-                    self.unseen();
-                    return Err(cannot_watch(&self.server.address, failure));
+                    let why = cannot_watch(&self.server.address, failure);
+                    self.unseen(&why);
+                    return Err(why);
                 }
             }
-            self.pause().await;
         }
         if let Some(watcher) = self.watcher {
             watcher.leave().await?;
@@ -157,22 +162,40 @@ impl Watch {
         Ok(())
     }
 
-    /// One question, and what follows from its answer.
-    async fn ask(&mut self, asked: Vec<Asked>) -> Result<(), mysql_async::Error> {
+    /// What is wanted now: to be ready, or to ask.
+    async fn step(&mut self, asked: Vec<Asked>) -> Result<(), mysql_async::Error> {
+        if self.wanted.has_changed().unwrap_or_default() {
+            self.progress = Instant::now();
+        }
         let wanted = *self.wanted.borrow_and_update();
-        let watcher = match &mut self.watcher {
-            Some(watcher) => watcher,
-            none => {
-                let watcher = open(&self.connector, &self.server).await?;
-                self.connector.sessions.watcher_came();
-                none.insert(watcher)
-            }
-        };
+        if self.watcher.is_none() {
+            // What is to be asked may be something else by then.
+            self.watcher = Some(open(&self.connector, &self.server).await?);
+            self.connector.sessions.watcher_came();
+        } else if wanted.asks() {
+            self.ask(wanted, asked).await?;
+            self.pause().await;
+        } else {
+            // Its sender is in the book.
+            let _ = self.wanted.changed().await;
+        }
+        Ok(())
+    }
+
+    /// One question, and what follows from its answer.
+    async fn ask(&mut self, wanted: Wanted, asked: Vec<Asked>) -> Result<(), mysql_async::Error> {
+        let Some(watcher) = &mut self.watcher else { return Ok(()) };
         let sessions = &self.connector.sessions;
         let server = self.server.index;
-        let (here, elsewhere): (Vec<_>, Vec<_>) =
-            asked.into_iter().partition(|asked| asked.host.as_deref() == Some(watcher.host()));
-        sessions.unseen(elsewhere.iter().map(|asked| Key { server, id: asked.id }));
+        let (here, elsewhere): (Vec<_>, Vec<_>) = asked
+            .into_iter()
+            // The server has yet to say what it is.
+            .filter(|asked| asked.host.is_some() || asked.is_leaving || asked.has_left || wanted.cut)
+            .partition(|asked| asked.host.as_deref() == Some(watcher.host()));
+        if !elsewhere.is_empty() {
+            let elsewhere = elsewhere.iter().map(|asked| Key { server, id: asked.id });
+            sessions.unseen(elsewhere, &another_server(&self.server.address));
+        }
 
         let ids: Vec<u32> = here.iter().map(|asked| asked.id).collect();
         let listed = watcher.listed(&ids).await?;
@@ -192,6 +215,7 @@ impl Watch {
                 busy.push(asked.id);
             }
         }
+        sessions.answered.notify_one();
         let taken = watcher.kill(Kill::Query, &busy).await?;
         let fresh = taken.into_iter().filter(|id| self.cancelled.insert(*id)).count();
         sessions.cancelled(fresh);
@@ -213,10 +237,10 @@ impl Watch {
         }
     }
 
-    fn unseen(&self) {
+    fn unseen(&self, why: &Error) {
         let server = self.server.index;
         let sessions = &self.connector.sessions;
-        sessions.unseen(sessions.on(server).into_iter().map(|asked| Key { server, id: asked.id }));
+        sessions.unseen(sessions.on(server).into_iter().map(|asked| Key { server, id: asked.id }), why);
     }
 }
 

@@ -15,8 +15,7 @@ use winddown_core::{Drain, Error, ErrorKind, Resource, Rested};
 use crate::{
     config::Config,
     connect::{Connection, Connector, Manager, Pool},
-    error,
-    farewell,
+    error, farewell,
     sessions::Sessions,
     wrapped::Wrapped,
 };

@@ -33,6 +33,8 @@ pub(crate) struct Sessions {
     state: Mutex<State>,
     /// There is news for the drain.
     pub(crate) changed: Notify,
+    /// A server was asked, or it was given up.
+    pub(crate) answered: Notify,
     /// What the drain wants of those who watch the servers.
     wanted: watch::Sender<Wanted>,
 }
@@ -40,6 +42,8 @@ pub(crate) struct Sessions {
 #[derive(Default)]
 struct State {
     phase: Phase,
+    /// It is the driver's pool that says goodbye to what it holds.
+    driver_ends: bool,
     /// How many are being opened.
     opening: usize,
     /// Counts the sessions that were entered.
@@ -69,12 +73,23 @@ enum Phase {
 /// What a drain wants of those who watch.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Wanted {
+    /// Be ready: time runs out.
+    pub(crate) prepare: bool,
     /// Nobody has a connection any more: look until nothing is listed.
     pub(crate) watch: bool,
     /// Stop whatever runs.
     pub(crate) cancel: bool,
     /// End whatever is listed.
     pub(crate) cut: bool,
+    /// How many have said goodbye: each is a reason to look.
+    pub(crate) left: usize,
+}
+
+impl Wanted {
+    /// Whether the server is to be asked.
+    pub(crate) fn asks(self) -> bool {
+        self.watch || self.cancel || self.cut
+    }
 }
 
 /// Where sessions are, and who can ask for them: without a privilege a user sees their own.
@@ -104,6 +119,8 @@ struct Entry {
     /// By what name the server knows itself. Others may be behind the same address, with sessions of the same number.
     host: Option<Arc<str>>,
     standing: Standing,
+    /// The server listed it while draining.
+    seen: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,9 +130,8 @@ enum Standing {
     /// The drain says goodbye, or has said it.
     Leaving,
     /// The driver has dropped its connection: after a goodbye of its own, or without one where the future of a statement
-    /// was dropped or the connection broke. It may have ended long before the drain; `seen` says that the server listed
-    /// it while draining.
-    Left { seen: bool },
+    /// was dropped or the connection broke. It may have ended long before the drain.
+    Left,
     /// It could not say goodbye.
     Failed,
     /// The server was told to end it.
@@ -160,7 +176,8 @@ pub(crate) struct Asked {
 
 impl Default for Sessions {
     fn default() -> Self {
-        Self { state: Mutex::default(), changed: Notify::new(), wanted: watch::Sender::new(Wanted::default()) }
+        let (changed, answered) = (Notify::new(), Notify::new());
+        Self { state: Mutex::default(), changed, answered, wanted: watch::Sender::new(Wanted::default()) }
     }
 }
 
@@ -219,7 +236,7 @@ impl Sessions {
             if let Some(entry) = state.open.get_mut(&key)
                 && entry.standing == Standing::Held
             {
-                entry.standing = Standing::Left { seen: false };
+                entry.standing = Standing::Left;
             }
             Some(conn)
         };
@@ -231,6 +248,36 @@ impl Sessions {
         {
             runtime.spawn(timeout(LEAVE_PATIENCE, conn.disconnect()));
         }
+    }
+
+    /// A connection of a pool of the driver's is back there.
+    pub(crate) fn seen_back(&self, id: u32, is_disconnected: bool) {
+        let mut state = self.state();
+        for (key, entry) in &mut state.open {
+            if key.id == id && is_disconnected && entry.standing == Standing::Held {
+                entry.standing = Standing::Left;
+            }
+        }
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    /// The driver has said goodbye on all connections that it had.
+    pub(crate) fn all_leave(&self) {
+        for entry in self.state().open.values_mut() {
+            if entry.standing == Standing::Held {
+                entry.standing = Standing::Leaving;
+            }
+        }
+        self.changed.notify_one();
+    }
+
+    pub(crate) fn knows(&self, id: u32) -> bool {
+        self.state().open.keys().any(|key| key.id == id)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.state().open.is_empty()
     }
 
     /// Keeps a connection until somebody tidies it up. Gives it back where a drain has begun.
@@ -249,6 +296,13 @@ impl Sessions {
 
     pub(crate) fn is_open(&self) -> bool {
         self.state().phase == Phase::Open
+    }
+
+    /// The connections are in a pool of the driver's.
+    pub(crate) fn of_driver() -> Self {
+        let sessions = Self::default();
+        sessions.state().driver_ends = true;
+        sessions
     }
 
     /// Begins to drain; the drain is over when what this returns is dropped.
@@ -313,18 +367,18 @@ impl Sessions {
         let mut state = self.state();
         let Some(entry) = state.open.get_mut(&key) else { return };
         if is_listed {
-            if let Standing::Left { seen } = &mut entry.standing {
-                *seen = true;
-            }
+            entry.seen = true;
             return;
         }
-        let standing = entry.standing;
+        let (standing, seen) = (entry.standing, entry.seen);
         state.open.remove(&key);
         match standing {
-            Standing::Leaving | Standing::Left { seen: true } => state.ended.closed += 1,
+            Standing::Leaving => state.ended.closed += 1,
+            Standing::Left if seen => state.ended.closed += 1,
+            Standing::Held if seen && state.driver_ends => state.ended.closed += 1,
             Standing::Failed | Standing::Killed => state.ended.cut += 1,
-            // It had ended before.
-            Standing::Held | Standing::Left { seen: false } => {}
+            // It had ended before, or the server has ended it.
+            Standing::Held | Standing::Left => {}
         }
         drop(state);
         self.changed.notify_one();
@@ -335,8 +389,8 @@ impl Sessions {
         let mut state = self.state();
         if let Some(entry) = state.open.get_mut(&key) {
             // A connection that is broken was so before: the server's side of it may have ended long ago.
-            let is_broken = error::is_connection(&failure);
-            entry.standing = if is_broken { Standing::Left { seen: false } } else { Standing::Failed };
+            let is_broken = error::is_broken(&failure);
+            entry.standing = if is_broken { Standing::Left } else { Standing::Failed };
         }
         tracing::debug!(session = key.id, error = %failure, "a session could not say goodbye");
     }
@@ -368,22 +422,24 @@ impl Sessions {
         self.state().watchers
     }
 
-    /// Nobody can ask for these: whether they have ended will not be known.
-    pub(crate) fn unseen(&self, keys: impl IntoIterator<Item = Key>) {
+    /// Nobody can ask for these, which is why: whether they have ended will not be known.
+    pub(crate) fn unseen(&self, keys: impl IntoIterator<Item = Key>, why: &Error) {
         let mut state = self.state();
         for key in keys {
             if state.open.remove(&key).is_some() {
                 state.ended.cut += 1;
+                state.ended.error = Some(why.clone());
             }
         }
         drop(state);
+        self.answered.notify_one();
         self.changed.notify_one();
     }
 }
 
 impl Entry {
     fn has_left(&self) -> bool {
-        matches!(self.standing, Standing::Left { .. })
+        self.standing == Standing::Left
     }
 }
 
@@ -406,7 +462,8 @@ impl Opening {
     /// Enters the session in the book.
     pub(crate) fn enter(&self, address: &Address, opts: &Opts, id: u32) -> Key {
         let mut state = self.sessions.state();
-        let known = state.servers.iter().find(|server| server.address == *address && server.opts().user() == opts.user());
+        let known =
+            state.servers.iter().find(|server| server.address == *address && server.opts().user() == opts.user());
         let server = known.cloned().unwrap_or_else(|| {
             let index = state.servers.len();
             let server = Server { index, address: address.clone(), opts: Mutex::new(opts.clone()) };
@@ -418,7 +475,7 @@ impl Opening {
         let key = Key { server: server.index, id };
         let entered = state.entered;
         state.entered += 1;
-        state.open.insert(key, Entry { entered, host: None, standing: Standing::Held });
+        state.open.insert(key, Entry { entered, host: None, standing: Standing::Held, seen: false });
         key
     }
 

@@ -37,7 +37,10 @@ pub(crate) struct Listed {
 }
 
 /// What the server answers; the driver's own shorter ways panic where that is not what was expected.
-pub(crate) async fn rows<T: FromRow + Send + 'static>(conn: &mut Conn, sql: &str) -> Result<Vec<T>, mysql_async::Error> {
+pub(crate) async fn rows<T: FromRow + Send + 'static>(
+    conn: &mut Conn,
+    sql: &str,
+) -> Result<Vec<T>, mysql_async::Error> {
     let rows = conn.query_iter(sql).await?.try_collect_and_drop().await?;
     rows.into_iter().collect::<Result<_, _>>().map_err(|error| mysql_async::Error::Other(Box::new(error)))
 }
@@ -143,10 +146,15 @@ impl Watcher {
     pub(crate) async fn leave(self) -> Result<(), Error> {
         let Self { conn, mut relay, .. } = self;
         let began = Instant::now();
-        let failed = |failure| error(ErrorKind::Incomplete, "the session that asked about the others could not say goodbye", failure);
+        let failed = |failure| {
+            error(ErrorKind::Incomplete, "the session that asked about the others could not say goodbye", failure)
+        };
         conn.disconnect().await.map_err(failed)?;
         let Some(ended) = relay.ended().await else {
-            return Err(Error::new(ErrorKind::Incomplete, "the session that asked about the others was not seen to end"));
+            return Err(Error::new(
+                ErrorKind::Incomplete,
+                "the session that asked about the others was not seen to end",
+            ));
         };
         let (least, most) = UNLISTING;
         sleep(ended.saturating_duration_since(began).clamp(least, most)).await;
@@ -161,4 +169,13 @@ const NO_SUCH_THREAD: u16 = 1094;
 pub(crate) fn cannot_watch(address: &Address, failure: mysql_async::Error) -> Error {
     let text = format!("cannot ask {address} which sessions it lists");
     Error::new(ErrorKind::Incomplete, text).with_source(error::open(failure))
+}
+
+/// Why nobody asks about some of its sessions, although there is a server.
+pub(crate) fn another_server(address: &Address) -> Error {
+    let text = format!(
+        "sessions are with another server than the one that answers at {address}, or with a proxy: whether they have ended is \
+         not known"
+    );
+    Error::new(ErrorKind::Incomplete, text)
 }
