@@ -1,7 +1,11 @@
 //! The goodbye of all sessions: each connection that comes back says it, and somebody watches each server until it lists
 //! none of them.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use mysql_async::{Conn, Opts};
 use tokio::{
@@ -27,6 +31,10 @@ const CREDENTIALS_PATIENCE: Duration = Duration::from_millis(100);
 
 /// Between two questions about a statement that nobody waits for, at most: the server has no event for its end.
 const LONGEST_PAUSE: Duration = Duration::from_millis(50);
+
+/// A server that has not noticed within this time that the driver has closed a connection will not notice: something
+/// between them has swallowed it.
+const FORSAKEN: Duration = Duration::from_millis(250);
 
 /// Steps 2, 3 and 5 of the drain protocol, for sessions that nobody is handed any more. `empty` takes the idle ones out
 /// of the pool.
@@ -115,7 +123,11 @@ struct Watch {
     watcher: Option<Watcher>,
     /// Whose statements were stopped.
     cancelled: HashSet<u32>,
-    /// When something was last seen to have ended.
+    /// Which of those that the driver has dropped wait for it nevertheless, and since when.
+    forsaken: HashMap<u32, Instant>,
+    /// What was wanted when it was last looked at.
+    last: Wanted,
+    /// When there was last a reason to look closely: something has ended, or was told to.
     progress: Instant,
 }
 
@@ -127,6 +139,8 @@ impl Watch {
             server,
             watcher: None,
             cancelled: HashSet::new(),
+            forsaken: HashMap::new(),
+            last: Wanted::default(),
             progress: Instant::now(),
         }
     }
@@ -164,10 +178,10 @@ impl Watch {
 
     /// What is wanted now: to be ready, or to ask.
     async fn step(&mut self, asked: Vec<Asked>) -> Result<(), mysql_async::Error> {
-        if self.wanted.has_changed().unwrap_or_default() {
-            self.progress = Instant::now();
-        }
         let wanted = *self.wanted.borrow_and_update();
+        if wanted != self.last {
+            (self.last, self.progress) = (wanted, Instant::now());
+        }
         if self.watcher.is_none() {
             // What is to be asked may be something else by then.
             self.watcher = Some(open(&self.connector, &self.server).await?);
@@ -208,8 +222,11 @@ impl Watch {
                 self.progress = Instant::now();
                 continue;
             };
-            // One that the driver has dropped, and the server does not know it.
-            if (wanted.cut && !asked.is_leaving) || (asked.has_left && found.rests) {
+            let is_forsaken = asked.has_left && found.rests && {
+                let since = self.forsaken.entry(asked.id).or_insert_with(Instant::now);
+                since.elapsed() > FORSAKEN
+            };
+            if (wanted.cut && !asked.is_leaving) || is_forsaken {
                 doomed.push(asked.id);
             } else if wanted.cancel && found.is_busy && !asked.is_leaving {
                 busy.push(asked.id);
@@ -219,6 +236,9 @@ impl Watch {
         let taken = watcher.kill(Kill::Query, &busy).await?;
         let fresh = taken.into_iter().filter(|id| self.cancelled.insert(*id)).count();
         sessions.cancelled(fresh);
+        if fresh > 0 {
+            self.progress = Instant::now();
+        }
         for id in watcher.kill(Kill::Session, &doomed).await? {
             sessions.killed(Key { server, id });
         }

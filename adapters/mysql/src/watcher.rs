@@ -24,7 +24,7 @@ pub(crate) const HOST: &str = "CONCAT(@@hostname, ':', @@port)";
 /// What a server still does when it has closed the last session's socket, until it does not list that session any more, is
 /// the work of microseconds; nobody is left to ask whether it is done. It is given as long as its goodbye took, within
 /// these limits.
-const UNLISTING: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(10));
+pub(crate) const UNLISTING: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(10));
 
 /// A session as the server lists it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,7 +32,7 @@ pub(crate) struct Listed {
     pub(crate) id: u32,
     /// It runs a statement.
     pub(crate) is_busy: bool,
-    /// It has waited for its client for a second or more.
+    /// It waits for its client.
     pub(crate) rests: bool,
 }
 
@@ -50,15 +50,15 @@ pub(crate) async fn listed(conn: &mut Conn, ids: &[u32]) -> Result<Vec<Listed>, 
     let own = conn.id();
     let numbers: Vec<String> = ids.iter().chain([&own]).map(ToString::to_string).collect();
     let numbers = numbers.join(",");
-    let sql = format!("SELECT ID, USER, COMMAND, TIME FROM information_schema.processlist WHERE ID IN ({numbers})");
-    let rows: Vec<(u32, String, String, Option<i64>)> = rows(conn, &sql).await?;
+    let sql = format!("SELECT ID, USER, COMMAND FROM information_schema.processlist WHERE ID IN ({numbers})");
+    let rows: Vec<(u32, String, String)> = rows(conn, &sql).await?;
     let user = rows.iter().find(|(id, ..)| *id == own).map(|(_, user, ..)| user.clone());
     let listed = rows.into_iter().filter(|(id, by, ..)| *id != own && Some(by) == user.as_ref());
     Ok(listed
-        .map(|(id, _, command, time)| Listed {
+        .map(|(id, _, command)| Listed {
             id,
             is_busy: matches!(command.as_str(), "Query" | "Execute" | "Fetch"),
-            rests: command == "Sleep" && time.is_some_and(|seconds| seconds >= 1),
+            rests: command == "Sleep",
         })
         .collect())
 }

@@ -64,7 +64,8 @@ fn main() -> ExitCode {
         gone:
             a_checkout_that_was_dropped_while_connecting_leaves_no_session
             a_server_that_never_speaks_does_not_hold_up_the_drain
-            a_server_that_is_full_lets_the_drain_ask_once_sessions_have_ended;
+            a_server_that_is_full_lets_the_drain_ask_once_sessions_have_ended
+            sessions_that_were_abandoned_are_forgotten_when_they_are_over;
         held:
             a_checkout_without_a_statement_is_ended_and_called_cut
             a_statement_that_begins_after_the_cancelling_is_cancelled_too

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::{net::TcpListener, time::timeout};
 use winddown_core::Outcome;
-use winddown_mysql::Mysql;
+use winddown_mysql::{Mysql, mysql_async::prelude::Queryable as _};
 use winddown_testkit::{Harness as _, ServerUse, proxy::Proxy};
 
 use crate::{
@@ -82,5 +82,26 @@ pub(crate) async fn a_server_that_is_full_lets_the_drain_ask_once_sessions_have_
     scene.drain().await.assert_clean(3);
     assert_nothing_left(&server).await;
     server.full(false).await.unwrap();
+    server.end().await.unwrap();
+}
+
+pub(crate) async fn sessions_that_were_abandoned_are_forgotten_when_they_are_over() {
+    let server = mysql().await;
+    let mut config = config(&server);
+    config.pool.max_size = 1;
+    let scene = Scene::new(Mysql::new(config));
+    for _ in 0..250 {
+        let mut connection = scene.get().await;
+        let statement = connection.query_drop("DO SLEEP(0.01)");
+        let _ = timeout(Duration::from_millis(2), statement).await.unwrap_err();
+    }
+    scene.ping().await;
+    let shown = format!("{:?}", scene.db.resource());
+    let open: usize = shown.rsplit("open: ").next().and_then(|rest| rest.split(' ').next()?.parse().ok()).unwrap();
+    assert!((1..=200).contains(&open), "nobody has asked which of them are over: {shown}");
+    let drained = scene.drain().await;
+    assert_eq!((drained.row().outcome, drained.ended().1), (Outcome::Drained, 0), "{}", drained.report);
+    assert!(drained.ended().0 < 50, "those that were over before are not counted: {}", drained.report);
+    assert_eq!(server.sessions().await.unwrap(), 0);
     server.end().await.unwrap();
 }
