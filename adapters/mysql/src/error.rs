@@ -1,0 +1,153 @@
+//! The driver's errors as ours.
+
+use std::{borrow::Cow, error::Error as StdError, io};
+
+use deadpool::managed::PoolError;
+use mysql_async::{DriverError, IoError};
+use winddown_core::{Error, ErrorKind};
+
+/// What the server says, by the numbers of its errors, which MySQL and MariaDB share:
+/// <https://dev.mysql.com/doc/mysql-errors/en/server-error-reference.html>.
+mod code {
+    pub(super) const TOO_MANY_CONNECTIONS: u16 = 1040;
+    pub(super) const NO_ACCESS_TO_DATABASE: u16 = 1044;
+    pub(super) const ACCESS_DENIED: u16 = 1045;
+    pub(super) const UNKNOWN_DATABASE: u16 = 1049;
+    pub(super) const SERVER_SHUTDOWN: u16 = 1053;
+    pub(super) const HOST_NOT_ALLOWED: u16 = 1130;
+    pub(super) const USER_HAS_TOO_MANY_CONNECTIONS: u16 = 1203;
+    pub(super) const LOCK_WAIT_TIMEOUT: u16 = 1205;
+    pub(super) const DEADLOCK: u16 = 1213;
+    pub(super) const USER_LIMIT_REACHED: u16 = 1226;
+    pub(super) const ACCESS_DENIED_NO_PASSWORD: u16 = 1698;
+    pub(super) const PLUGIN_NOT_LOADED: u16 = 1524;
+    pub(super) const ACCOUNT_LOCKED: u16 = 3118;
+    pub(super) const TLS_REQUIRED: u16 = 3159;
+    pub(super) const ACCOUNT_LOCKED_MARIADB: u16 = 4151;
+}
+
+/// The error of this kind and message, with the driver's as its source. Worth another try where the server is full,
+/// starts or stops, or cannot be reached.
+pub(crate) fn error(
+    kind: ErrorKind,
+    message: impl Into<Cow<'static, str>>,
+    source: impl StdError + Send + Sync + 'static,
+) -> Error {
+    let passes = passes(&source);
+    let error = Error::new(kind, message).with_source(source);
+    if passes { error.retryable() } else { error }
+}
+
+/// The error of a checkout.
+pub(crate) fn checkout(source: PoolError<Error>) -> Error {
+    match source {
+        PoolError::Backend(source) => error(ErrorKind::Checkout, "no connection", source),
+        source => error(ErrorKind::Checkout, "no connection", source),
+    }
+}
+
+/// The error of the first session.
+pub(crate) fn first(source: PoolError<Error>) -> Error {
+    match source {
+        PoolError::Backend(error) => error,
+        source => error(ErrorKind::Init, "cannot open a session", source),
+    }
+}
+
+fn passes(source: &(dyn StdError + 'static)) -> bool {
+    if let Some(ours) = source.downcast_ref::<Error>() {
+        return ours.is_retryable();
+    }
+    match source.downcast_ref::<mysql_async::Error>() {
+        Some(mysql_async::Error::Server(error)) => {
+            let passing = [code::SERVER_SHUTDOWN, code::LOCK_WAIT_TIMEOUT, code::DEADLOCK];
+            is_full_code(error.code) || passing.contains(&error.code)
+        }
+        Some(error) => is_connection(error),
+        None => false,
+    }
+}
+
+fn is_full_code(code: u16) -> bool {
+    let full = [code::TOO_MANY_CONNECTIONS, code::USER_HAS_TOO_MANY_CONNECTIONS, code::USER_LIMIT_REACHED];
+    full.contains(&code)
+}
+
+/// Whether the server has no room for another session.
+pub(crate) fn is_full(failure: &mysql_async::Error) -> bool {
+    matches!(failure, mysql_async::Error::Server(error) if is_full_code(error.code))
+}
+
+/// Whether the server has looked at who wants in, and refused.
+pub(crate) fn is_refusal(failure: &mysql_async::Error) -> bool {
+    let refusals = [
+        code::ACCESS_DENIED,
+        code::ACCESS_DENIED_NO_PASSWORD,
+        code::HOST_NOT_ALLOWED,
+        code::ACCOUNT_LOCKED,
+        code::ACCOUNT_LOCKED_MARIADB,
+    ];
+    matches!(failure, mysql_async::Error::Server(error) if refusals.contains(&error.code))
+}
+
+/// Whether it is the connection that broke, or was never there: not what the server answered.
+pub(crate) fn is_connection(failure: &mysql_async::Error) -> bool {
+    match failure {
+        mysql_async::Error::Io(IoError::Io(error)) => !is_tls(error),
+        mysql_async::Error::Driver(DriverError::ConnectionClosed) => true,
+        _ => false,
+    }
+}
+
+/// Whether the other side had closed before.
+pub(crate) fn is_broken(failure: &mysql_async::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected, UnexpectedEof};
+    let kinds = [BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected, UnexpectedEof];
+    match failure {
+        mysql_async::Error::Io(IoError::Io(error)) => kinds.contains(&error.kind()),
+        mysql_async::Error::Driver(DriverError::ConnectionClosed) => true,
+        _ => false,
+    }
+}
+
+/// What rustls says of a certificate or of the protocol comes as an error of this kind.
+fn is_tls(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput)
+}
+
+/// Why no session could be opened, and what to do about it.
+pub(crate) fn open(failure: mysql_async::Error) -> Error {
+    let advice = match &failure {
+        mysql_async::Error::Server(refused) => match refused.code {
+            code::UNKNOWN_DATABASE => "there is no such database, create it or name another",
+            code::NO_ACCESS_TO_DATABASE => "the user may not connect to this database",
+            code::TLS_REQUIRED => "the server wants encrypted sessions: set require_ssl=true",
+            code::PLUGIN_NOT_LOADED => {
+                "the server does not have the plugin that the user logs in with: see how the user was created"
+            }
+            _ if is_refusal(&failure) => "the server does not let this user in: see user, password and require_ssl",
+            _ => return error(ErrorKind::Init, "cannot open a session", failure),
+        },
+        mysql_async::Error::Io(IoError::Tls(_)) => {
+            "no TLS session: see the server's certificate and the root certificates"
+        }
+        mysql_async::Error::Io(IoError::Io(error)) if is_tls(error) => {
+            "no TLS session: see the server's certificate and the root certificates"
+        }
+        mysql_async::Error::Driver(DriverError::NoClientSslFlagFromServer) => {
+            "the server does not offer TLS: configure it there, or do without require_ssl"
+        }
+        mysql_async::Error::Driver(DriverError::UnknownAuthPlugin { .. }) => {
+            "the driver does not know how this user logs in, or there is no such user: see how the user was created"
+        }
+        mysql_async::Error::Driver(DriverError::CleartextPluginDisabled) => {
+            "this user's password goes to the server as it is: set enable_cleartext_plugin=true, and require_ssl=true"
+        }
+        _ => return error(ErrorKind::Init, "cannot open a session", failure),
+    };
+    error(ErrorKind::Config, advice, failure)
+}
+
+pub(crate) fn panicked(source: tokio::task::JoinError) -> Error {
+    Error::new(ErrorKind::Panicked, "asking a server about its sessions panicked").with_source(source)
+}

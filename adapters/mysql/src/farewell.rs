@@ -1,0 +1,284 @@
+//! The goodbye of all sessions: each connection that comes back says it, and somebody watches each server until it lists
+//! none of them.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use mysql_async::{Conn, Opts};
+use tokio::{
+    select,
+    sync::watch,
+    task::JoinSet,
+    time::{Instant, sleep, sleep_until, timeout},
+};
+use winddown_core::{Drain, Error};
+
+use crate::{
+    connect::Connector,
+    error,
+    sessions::{Asked, Ended, Key, News, Server, Sessions, Wanted},
+    watcher::{Kill, Watcher, another_server, cannot_watch},
+};
+
+/// Between two tries to open a session on a server that is full: its own sessions are about to end.
+const FULL_PAUSE: Duration = Duration::from_millis(10);
+
+/// How long the credentials provider may take. What the last session was opened with is there besides.
+const CREDENTIALS_PATIENCE: Duration = Duration::from_millis(100);
+
+/// Between two questions about a statement that nobody waits for, at most: the server has no event for its end.
+const LONGEST_PAUSE: Duration = Duration::from_millis(50);
+
+/// A server that has not noticed within this time that the driver has closed a connection will not notice: something
+/// between them has swallowed it.
+const FORSAKEN: Duration = Duration::from_millis(250);
+
+/// Steps 2, 3 and 5 of the drain protocol, for sessions that nobody is handed any more. `empty` takes the idle ones out
+/// of the pool.
+pub(crate) async fn say(connector: &Arc<Connector>, empty: impl Fn() + Send, drain: &Drain) -> Result<(), Error> {
+    let sessions = &connector.sessions;
+    let mut leaving = JoinSet::new();
+    let mut watching = JoinSet::new();
+    let mut watched = HashSet::new();
+    let mut settled = false;
+    let mut limit = None;
+    let wanted = sessions.wanted();
+    // Later than that there is no time to open a session first: all reserves together are at most half of the time.
+    let now = Instant::now();
+    let half = now + drain.deadline().saturating_duration_since(now) / 2;
+    loop {
+        empty();
+        let News { returned, ended, open, held, servers } = sessions.news();
+        count(drain, ended);
+        for (key, conn) in returned {
+            leaving.spawn(leave(Arc::clone(sessions), key, conn));
+        }
+        if settled && held == 0 {
+            sessions.want(|wanted| wanted.watch = true);
+        }
+        let Wanted { prepare, .. } = *wanted.borrow();
+        if prepare || wanted.borrow().asks() {
+            for server in servers {
+                if watched.insert(server.index) {
+                    watching.spawn(Watch::new(connector, server).run());
+                }
+            }
+        }
+        let is_over = limit.is_some() || (settled && held == 0);
+        if is_over && open == 0 && watching.is_empty() {
+            break;
+        }
+        select! {
+            () = sessions.changed.notified() => {}
+            Some(_) = leaving.join_next() => {}
+            Some(watched) = watching.join_next() => match watched {
+                Ok(Ok(())) => {}
+                Ok(Err(failure)) => drain.note(&failure),
+                Err(panicked) => drain.note(&error::panicked(panicked)),
+            },
+            () = drain.settled(), if !settled => settled = true,
+            () = sleep_until(half), if !prepare => sessions.want(|wanted| wanted.prepare = true),
+            () = drain.cut(), if limit.is_none() => {
+                sessions.want(|wanted| wanted.cut = true);
+                // What is left of the time is for the server's answers, and a little of it for saying how that went.
+                let now = Instant::now();
+                limit = Some(now + drain.deadline().saturating_duration_since(now) * 3 / 4);
+            }
+            () = sleep_until(limit.unwrap_or_else(Instant::now)), if limit.is_some() => break,
+        }
+    }
+    watching.shutdown().await;
+    let News { ended, open, .. } = sessions.news();
+    count(drain, ended);
+    drain.was_cut(open + sessions.watchers());
+    Ok(())
+}
+
+fn count(drain: &Drain, ended: Ended) {
+    let Ended { closed, cut, cancelled, error } = ended;
+    drain.closed(closed);
+    drain.was_cut(cut);
+    drain.cancelled(cancelled);
+    if let Some(error) = error {
+        drain.note(&error);
+    }
+}
+
+/// Says goodbye, once what is left of results was read and the driver's own transaction rolled back.
+async fn leave(sessions: Arc<Sessions>, key: Key, conn: Conn) {
+    if let Err(failure) = conn.disconnect().await {
+        sessions.failed(key, failure);
+    }
+    sessions.want(|wanted| wanted.left += 1);
+}
+
+/// Somebody who asks one server until it lists none of our sessions.
+struct Watch {
+    connector: Arc<Connector>,
+    server: Arc<Server>,
+    wanted: watch::Receiver<Wanted>,
+    watcher: Option<Watcher>,
+    /// Whose statements were stopped.
+    cancelled: HashSet<u32>,
+    /// Which of those that the driver has dropped wait for it nevertheless, and since when.
+    forsaken: HashMap<u32, Instant>,
+    /// What was wanted when it was last looked at.
+    last: Wanted,
+    /// When there was last a reason to look closely: something has ended, or was told to.
+    progress: Instant,
+}
+
+impl Watch {
+    fn new(connector: &Arc<Connector>, server: Arc<Server>) -> Self {
+        Self {
+            connector: Arc::clone(connector),
+            wanted: connector.sessions.wanted(),
+            server,
+            watcher: None,
+            cancelled: HashSet::new(),
+            forsaken: HashMap::new(),
+            last: Wanted::default(),
+            progress: Instant::now(),
+        }
+    }
+
+    async fn run(mut self) -> Result<(), Error> {
+        let mut failed = false;
+        loop {
+            let asked = self.connector.sessions.on(self.server.index);
+            if asked.is_empty() {
+                break;
+            }
+            match self.step(asked).await {
+                Ok(()) => failed = false,
+                Err(failure) => {
+                    // Once more: its session may have been ended by somebody else.
+                    if self.watcher.take().is_some() {
+                        self.connector.sessions.watcher_left();
+                        if !failed {
+                            failed = true;
+                            continue;
+                        }
+                    }
+                    let why = cannot_watch(&self.server.address, failure);
+                    self.unseen(&why);
+                    return Err(why);
+                }
+            }
+        }
+        if let Some(watcher) = self.watcher {
+            watcher.leave().await?;
+            self.connector.sessions.watcher_left();
+        }
+        Ok(())
+    }
+
+    /// What is wanted now: to be ready, or to ask.
+    async fn step(&mut self, asked: Vec<Asked>) -> Result<(), mysql_async::Error> {
+        let wanted = *self.wanted.borrow_and_update();
+        if wanted != self.last {
+            (self.last, self.progress) = (wanted, Instant::now());
+        }
+        if self.watcher.is_none() {
+            // What is to be asked may be something else by then.
+            self.watcher = Some(open(&self.connector, &self.server).await?);
+            self.connector.sessions.watcher_came();
+        } else if wanted.asks() {
+            self.ask(wanted, asked).await?;
+            self.pause().await;
+        } else {
+            // Its sender is in the book.
+            let _ = self.wanted.changed().await;
+        }
+        Ok(())
+    }
+
+    /// One question, and what follows from its answer.
+    async fn ask(&mut self, wanted: Wanted, asked: Vec<Asked>) -> Result<(), mysql_async::Error> {
+        let Some(watcher) = &mut self.watcher else { return Ok(()) };
+        let sessions = &self.connector.sessions;
+        let server = self.server.index;
+        let (here, elsewhere): (Vec<_>, Vec<_>) = asked
+            .into_iter()
+            // The server has yet to say what it is.
+            .filter(|asked| asked.host.is_some() || asked.is_leaving || asked.has_left || wanted.cut)
+            .partition(|asked| asked.host.as_deref() == Some(watcher.host()));
+        if !elsewhere.is_empty() {
+            let elsewhere = elsewhere.iter().map(|asked| Key { server, id: asked.id });
+            sessions.unseen(elsewhere, &another_server(&self.server.address));
+        }
+
+        let ids: Vec<u32> = here.iter().map(|asked| asked.id).collect();
+        let listed = watcher.listed(&ids).await?;
+        let mut busy = Vec::new();
+        let mut doomed = Vec::new();
+        for asked in &here {
+            let found = listed.iter().find(|listed| listed.id == asked.id);
+            sessions.saw(Key { server, id: asked.id }, found.is_some());
+            let Some(found) = found else {
+                self.progress = Instant::now();
+                continue;
+            };
+            let is_forsaken = asked.has_left && found.rests && {
+                let since = self.forsaken.entry(asked.id).or_insert_with(Instant::now);
+                since.elapsed() > FORSAKEN
+            };
+            if (wanted.cut && !asked.is_leaving) || is_forsaken {
+                doomed.push(asked.id);
+            } else if wanted.cancel && found.is_busy && !asked.is_leaving {
+                busy.push(asked.id);
+            }
+        }
+        sessions.answered.notify_one();
+        let taken = watcher.kill(Kill::Query, &busy).await?;
+        let fresh = taken.into_iter().filter(|id| self.cancelled.insert(*id)).count();
+        sessions.cancelled(fresh);
+        if fresh > 0 {
+            self.progress = Instant::now();
+        }
+        for id in watcher.kill(Kill::Session, &doomed).await? {
+            sessions.killed(Key { server, id });
+        }
+        Ok(())
+    }
+
+    /// Asks again at once while sessions end, and less and less often where one takes its time.
+    async fn pause(&mut self) {
+        let pause = (self.progress.elapsed() / 8).min(LONGEST_PAUSE);
+        if pause >= Duration::from_millis(1) {
+            select! {
+                () = sleep(pause) => {}
+                // Its sender is in the book.
+                _ = self.wanted.changed() => {}
+            }
+        }
+    }
+
+    fn unseen(&self, why: &Error) {
+        let server = self.server.index;
+        let sessions = &self.connector.sessions;
+        sessions.unseen(sessions.on(server).into_iter().map(|asked| Key { server, id: asked.id }), why);
+    }
+}
+
+/// Opens the session that watches, as soon as the server has room for it.
+async fn open(connector: &Connector, server: &Server) -> Result<Watcher, mysql_async::Error> {
+    let known = server.opts();
+    let mut opts = fresh(connector, &known).await.unwrap_or_else(|| known.clone());
+    loop {
+        match Watcher::open(&server.address, &opts).await {
+            Err(failure) if error::is_full(&failure) => sleep(FULL_PAUSE).await,
+            Err(failure) if error::is_refusal(&failure) && opts != known => opts = known.clone(),
+            opened => return opened,
+        }
+    }
+}
+
+/// Credentials that are valid now, of the user whose sessions are there: others are not shown to anybody else.
+async fn fresh(connector: &Connector, known: &Opts) -> Option<Opts> {
+    let opts = timeout(CREDENTIALS_PATIENCE, connector.login()).await.ok()?.ok()?;
+    (opts.user() == known.user()).then_some(opts)
+}

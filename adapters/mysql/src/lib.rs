@@ -1,0 +1,25 @@
+#![doc = include_str!("../README.md")]
+
+mod config;
+mod connect;
+mod error;
+mod farewell;
+mod manager;
+mod relay;
+mod sessions;
+#[cfg(feature = "buffer")]
+mod sink;
+mod watcher;
+mod wrapped;
+
+pub use deadpool;
+pub use mysql_async;
+
+#[cfg(feature = "buffer")]
+pub use crate::sink::{Insert, Parameters};
+pub use crate::{
+    config::{Config, URL_VARIABLE},
+    connect::{Connection, Manager, Pool, Session},
+    manager::Mysql,
+    wrapped::Wrapped,
+};

@@ -1,0 +1,161 @@
+//! The resource: how sessions are opened, handed out, checked, given back and ended.
+
+use std::{
+    env, fmt,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use deadpool::Runtime;
+use mysql_async::{Opts, OptsBuilder, Pool as DriverPool, prelude::Queryable as _};
+use rustls::crypto::{CryptoProvider, ring};
+use winddown_core::{Drain, Error, ErrorKind, Resource, Rested};
+
+use crate::{
+    config::Config,
+    connect::{Connection, Connector, Manager, Pool},
+    error, farewell,
+    sessions::Sessions,
+    watcher::UNLISTING,
+    wrapped::Wrapped,
+};
+
+/// A MySQL or MariaDB database as a resource.
+///
+/// Its goodbye says `COM_QUIT` on every session, and returns when the server lists none of them.
+pub struct Mysql {
+    config: Config,
+    sessions: Arc<Sessions>,
+    round_trip: Mutex<Option<Duration>>,
+}
+
+impl Mysql {
+    /// The database of this URL, with the defaults of [`Config`]. Nothing is opened yet.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] when it is no URL of a database; the message does not quote it.
+    pub fn open(url: &str) -> Result<Self, Error> {
+        url.parse::<Config>().map(Self::new)
+    }
+
+    /// The database of this configuration, ours or the driver's. Nothing is opened yet.
+    pub fn new(config: impl Into<Config>) -> Self {
+        Self { config: config.into(), sessions: Arc::default(), round_trip: Mutex::default() }
+    }
+
+    /// The database whose URL is in `MYSQL_URL`. Nothing is opened yet.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] when the variable is not set, empty, or no URL of a database.
+    pub fn from_env() -> Result<Self, Error> {
+        Config::from_env().map(Self::new)
+    }
+
+    /// A pool of the driver's that the application built, and the options that it was built from: with them somebody asks
+    /// the server about its sessions. It is drained even if it was never used through the guard.
+    ///
+    /// Only sessions that the guard has handed out are seen to end, and only their statements are cancelled. Use
+    /// [`Mysql::new`] where you can: it takes the same options.
+    pub fn wrap(pool: DriverPool, opts: impl Into<Opts>) -> Wrapped {
+        Wrapped::new(pool, opts.into())
+    }
+
+    fn open_pool(&self) -> Result<Pool, Error> {
+        let Config { driver, pool, credentials, check_after, check_timeout } = &self.config;
+        let bad = |message: &'static str| Error::new(ErrorKind::Config, message);
+        if pool.max_size == 0 {
+            return Err(bad("a pool of 0 connections hands out nothing: set pool.max_size to 1 or more"));
+        }
+        if driver.ssl_opts().is_some() && CryptoProvider::get_default().is_none() {
+            // The driver asks for the process's default, and panics where there is none. An application that has its own
+            // opinion has said so before.
+            let _ = ring::default_provider().install_default();
+        }
+        let connector = Connector::new(Arc::clone(&self.sessions), named(driver), credentials.clone());
+        let manager = Manager {
+            connector: Arc::new(connector),
+            rested: Rested::new(*check_after),
+            check_timeout: *check_timeout,
+            reset: driver.pool_opts().reset_connection(),
+        };
+        let builder = Pool::builder(manager).config(*pool).runtime(Runtime::Tokio1);
+        builder.build().map_err(|error| bad("cannot build the pool").with_source(error))
+    }
+}
+
+/// By what name the server's performance schema lists the sessions, where nobody has given one.
+fn named(opts: &Opts) -> Opts {
+    let mut attributes = opts.connect_attributes().cloned().unwrap_or_default();
+    if !attributes.contains_key("program_name")
+        && let Some(name) = program_name()
+    {
+        attributes.insert("program_name".into(), name);
+    }
+    OptsBuilder::from_opts(opts.clone()).connect_attributes(attributes).into()
+}
+
+fn program_name() -> Option<String> {
+    let function = env::var("AWS_LAMBDA_FUNCTION_NAME").ok();
+    function.or_else(|| {
+        let program = env::args_os().next()?;
+        Some(Path::new(&program).file_name()?.to_string_lossy().into_owned())
+    })
+}
+
+impl Resource for Mysql {
+    type Pool = Pool;
+    type Checkout = Connection;
+
+    fn name(&self) -> &str {
+        "mysql"
+    }
+
+    async fn init(&self) -> Result<Pool, Error> {
+        self.sessions.begin_life();
+        let pool = self.open_pool()?;
+        let mut connection = pool.get().await.map_err(error::first)?;
+        let asked = Instant::now();
+        connection.ping().await.map_err(error::open)?;
+        // Statements are cancelled by a session that is opened for it, asks, waits for those that were cancelled to leave, and
+        // then leaves itself; and on a slow machine the work at either end outweighs the way between them.
+        let opening = self.sessions.took().unwrap_or_default();
+        let round_trip = asked.elapsed().max(opening) + UNLISTING.1 / 2;
+        *self.round_trip.lock().unwrap_or_else(PoisonError::into_inner) = Some(round_trip);
+        Ok(pool)
+    }
+
+    async fn checkout(&self, pool: &Pool) -> Result<Connection, Error> {
+        pool.get().await.map_err(error::checkout)
+    }
+
+    fn give_back(&self, pool: &Pool, connection: Connection) {
+        pool.manager().give_back(connection);
+    }
+
+    async fn goodbye(&self, pool: &Pool, drain: &Drain) -> Result<(), Error> {
+        let _draining = self.sessions.begin_drain();
+        pool.close();
+        // What is idle goes to the book; what is out will when it comes back to a closed pool. Now and then: a caller that
+        // waited for a connection and has gone leaves it in the pool.
+        let empty = || drop(pool.retain(|_, _| false));
+        farewell::say(&pool.manager().connector, empty, drain).await
+    }
+
+    /// Those who watch the servers do it, on the session that they have opened for it; what they have cancelled is counted
+    /// with the goodbye.
+    async fn cancel(&self, _: &Pool, _: &Drain) -> Result<(), Error> {
+        self.sessions.want(|wanted| wanted.cancel = true);
+        Ok(())
+    }
+
+    fn round_trip(&self, _: &Pool) -> Option<Duration> {
+        *self.round_trip.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Mysql {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mysql").field("config", &self.config).field("sessions", &self.sessions).finish()
+    }
+}

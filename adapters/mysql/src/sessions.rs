@@ -1,0 +1,519 @@
+//! The book of sessions: which the server may list, who has their connections, and how each one ended.
+//!
+//! A session is in the book from when it is open until the server does not list it any more. The driver tells nobody of
+//! the end of a connection, and where the future of a statement is dropped it forgets the session while the statement
+//! runs on; so what stands here is settled by asking the server.
+
+use std::{
+    collections::HashMap,
+    fmt, mem,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use deadpool::managed::Object;
+use mysql_async::{Conn, Opts};
+use tokio::{
+    runtime::Handle,
+    sync::{Notify, watch},
+    time::timeout,
+};
+use winddown_core::Error;
+
+use crate::{
+    connect::{Address, Connection},
+    error,
+};
+
+/// How long a session that nobody wants any more may go on opening, or take to say goodbye.
+pub(crate) const LEAVE_PATIENCE: Duration = Duration::from_secs(1);
+
+/// All sessions of one pool.
+pub(crate) struct Sessions {
+    state: Mutex<State>,
+    /// There is news for the drain.
+    pub(crate) changed: Notify,
+    /// A server was asked, or it was given up.
+    pub(crate) answered: Notify,
+    /// What the drain wants of those who watch the servers.
+    wanted: watch::Sender<Wanted>,
+}
+
+#[derive(Default)]
+struct State {
+    phase: Phase,
+    /// It is the driver's pool that says goodbye to what it holds.
+    driver_ends: bool,
+    /// How many are being opened.
+    opening: usize,
+    /// Counts the sessions that were entered.
+    entered: u64,
+    servers: Vec<Arc<Server>>,
+    open: HashMap<Key, Entry>,
+    /// Given back, and not yet tidied up: nobody has begun.
+    untidy: HashMap<Key, Connection>,
+    /// While draining: those that came back, to be said goodbye to.
+    returned: Vec<(Key, Conn)>,
+    ended: Ended,
+    /// How many of those who watch have a session that was not seen to end.
+    watchers: usize,
+    /// How long the last one took to open.
+    took: Option<Duration>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Phase {
+    #[default]
+    Open,
+    Draining,
+    /// Drained, or given up: nothing is opened any more.
+    Over,
+}
+
+/// What a drain wants of those who watch.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    /// Be ready: time runs out.
+    pub(crate) prepare: bool,
+    /// Nobody has a connection any more: look until nothing is listed.
+    pub(crate) watch: bool,
+    /// Stop whatever runs.
+    pub(crate) cancel: bool,
+    /// End whatever is listed.
+    pub(crate) cut: bool,
+    /// How many have said goodbye: each is a reason to look.
+    pub(crate) left: usize,
+}
+
+impl Wanted {
+    /// Whether the server is to be asked.
+    pub(crate) fn asks(self) -> bool {
+        self.watch || self.cancel || self.cut
+    }
+}
+
+/// Where sessions are, and who can ask for them: without a privilege a user sees their own.
+pub(crate) struct Server {
+    pub(crate) index: usize,
+    pub(crate) address: Address,
+    /// What the last session was opened with.
+    pub(crate) opts: Mutex<Opts>,
+}
+
+impl Server {
+    pub(crate) fn opts(&self) -> Opts {
+        self.opts.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Names a session: its server, and its number there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Key {
+    pub(crate) server: usize,
+    pub(crate) id: u32,
+}
+
+struct Entry {
+    /// How many were entered before it.
+    entered: u64,
+    /// By what name the server knows itself. Others may be behind the same address, with sessions of the same number.
+    host: Option<Arc<str>>,
+    standing: Standing,
+    /// The server listed it while draining.
+    seen: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// The pool or somebody else has its connection.
+    Held,
+    /// The drain says goodbye, or has said it.
+    Leaving,
+    /// The driver has dropped its connection: after a goodbye of its own, or without one where the future of a statement
+    /// was dropped or the connection broke. It may have ended long before the drain.
+    Left,
+    /// It could not say goodbye.
+    Failed,
+    /// The server was told to end it.
+    Killed,
+}
+
+/// What has happened since the drain last asked.
+pub(crate) struct News {
+    /// To be said goodbye to.
+    pub(crate) returned: Vec<(Key, Conn)>,
+    pub(crate) ended: Ended,
+    /// How many are in the book.
+    pub(crate) open: usize,
+    /// How many of them somebody has, or is about to have.
+    pub(crate) held: usize,
+    /// Where they are.
+    pub(crate) servers: Vec<Arc<Server>>,
+}
+
+/// Sessions that have ended.
+#[derive(Debug, Default)]
+pub(crate) struct Ended {
+    /// The server does not list them any more, and did not have to be told.
+    pub(crate) closed: usize,
+    /// Ended in any other way, the last of them with this error.
+    pub(crate) cut: usize,
+    /// Statements that the server was told to stop.
+    pub(crate) cancelled: usize,
+    pub(crate) error: Option<Error>,
+}
+
+/// What somebody who watches a server asks about.
+#[derive(Debug, Clone)]
+pub(crate) struct Asked {
+    pub(crate) id: u32,
+    pub(crate) host: Option<Arc<str>>,
+    /// The drain has said goodbye.
+    pub(crate) is_leaving: bool,
+    /// The driver has dropped its connection.
+    pub(crate) has_left: bool,
+}
+
+impl Default for Sessions {
+    fn default() -> Self {
+        let (changed, answered) = (Notify::new(), Notify::new());
+        Self { state: Mutex::default(), changed, answered, wanted: watch::Sender::new(Wanted::default()) }
+    }
+}
+
+impl Sessions {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Each change is complete before anything can panic, so a poisoned lock carries no broken state.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A life of the pool begins.
+    pub(crate) fn begin_life(&self) {
+        self.state().phase = Phase::Open;
+        self.wanted.send_replace(Wanted::default());
+    }
+
+    /// A session is about to be opened; `None` when it is too late for that.
+    pub(crate) fn begin_opening(self: &Arc<Self>) -> Option<Opening> {
+        let mut state = self.state();
+        if state.phase == Phase::Over {
+            return None;
+        }
+        state.opening += 1;
+        Some(Opening { entered: state.entered, began: Instant::now(), sessions: Arc::clone(self) })
+    }
+
+    /// How long the last session took to open.
+    pub(crate) fn took(&self) -> Option<Duration> {
+        self.state().took
+    }
+
+    /// The sessions that the driver has dropped from this server, if they are so many that it should be asked which of
+    /// them are over.
+    pub(crate) fn many_left(&self, server: usize) -> Option<Vec<u32>> {
+        const MANY: usize = 100;
+        let state = self.state();
+        let left = state.open.iter().filter(|(key, entry)| key.server == server && entry.has_left());
+        let left: Vec<u32> = left.map(|(key, _)| key.id).collect();
+        (left.len() >= MANY).then_some(left)
+    }
+
+    /// These are over.
+    pub(crate) fn forget(&self, server: usize, ids: impl IntoIterator<Item = u32>) {
+        let mut state = self.state();
+        for id in ids {
+            state.open.remove(&Key { server, id });
+        }
+    }
+
+    /// The connection of a session is nobody's any more.
+    pub(crate) fn came_back(&self, key: Key, conn: Conn) {
+        let mut state = self.state();
+        let dropped = if state.phase == Phase::Draining && !conn.is_disconnected() {
+            state.returned.push((key, conn));
+            None
+        } else {
+            if let Some(entry) = state.open.get_mut(&key)
+                && entry.standing == Standing::Held
+            {
+                entry.standing = Standing::Left;
+            }
+            Some(conn)
+        };
+        drop(state);
+        self.changed.notify_one();
+        // The driver would close the socket, and nothing else: it forgets its goodbye where a connection is dropped.
+        if let Some(conn) = dropped.filter(|conn| !conn.is_disconnected())
+            && let Ok(runtime) = Handle::try_current()
+        {
+            runtime.spawn(timeout(LEAVE_PATIENCE, conn.disconnect()));
+        }
+    }
+
+    /// A connection of a pool of the driver's is back there.
+    pub(crate) fn seen_back(&self, id: u32, is_disconnected: bool) {
+        let mut state = self.state();
+        for (key, entry) in &mut state.open {
+            if key.id == id && is_disconnected && entry.standing == Standing::Held {
+                entry.standing = Standing::Left;
+            }
+        }
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    /// The driver has said goodbye on all connections that it had.
+    pub(crate) fn all_leave(&self) {
+        for entry in self.state().open.values_mut() {
+            if entry.standing == Standing::Held {
+                entry.standing = Standing::Leaving;
+            }
+        }
+        self.changed.notify_one();
+    }
+
+    pub(crate) fn knows(&self, id: u32) -> bool {
+        self.state().open.keys().any(|key| key.id == id)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.state().open.is_empty()
+    }
+
+    /// Keeps a connection until somebody tidies it up. Gives it back where a drain has begun.
+    pub(crate) fn keep_untidy(&self, key: Key, connection: Connection) -> Result<(), Connection> {
+        let mut state = self.state();
+        if state.phase != Phase::Open {
+            return Err(connection);
+        }
+        state.untidy.insert(key, connection);
+        Ok(())
+    }
+
+    pub(crate) fn take_untidy(&self, key: Key) -> Option<Connection> {
+        self.state().untidy.remove(&key)
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        self.state().phase == Phase::Open
+    }
+
+    /// The connections are in a pool of the driver's.
+    pub(crate) fn of_driver() -> Self {
+        let sessions = Self::default();
+        sessions.state().driver_ends = true;
+        sessions
+    }
+
+    /// Begins to drain; the drain is over when what this returns is dropped.
+    pub(crate) fn begin_drain(&self) -> Draining<'_> {
+        let untidy = {
+            let mut state = self.state();
+            state.phase = Phase::Draining;
+            state.ended = Ended::default();
+            state.watchers = 0;
+            mem::take(&mut state.untidy)
+        };
+        for connection in untidy.into_values() {
+            drop(Object::take(connection));
+        }
+        Draining(self)
+    }
+
+    pub(crate) fn news(&self) -> News {
+        let mut state = self.state();
+        let (returned, ended) = (mem::take(&mut state.returned), mem::take(&mut state.ended));
+        for (key, _) in &returned {
+            if let Some(entry) = state.open.get_mut(key) {
+                entry.standing = Standing::Leaving;
+            }
+        }
+        let held = state.open.values().filter(|entry| entry.standing == Standing::Held).count() + state.opening;
+        let servers = state.servers.iter().filter(|server| state.open.keys().any(|key| key.server == server.index));
+        News { returned, ended, open: state.open.len(), held, servers: servers.cloned().collect() }
+    }
+
+    pub(crate) fn wanted(&self) -> watch::Receiver<Wanted> {
+        self.wanted.subscribe()
+    }
+
+    /// Wants more of those who watch.
+    pub(crate) fn want(&self, more: impl FnOnce(&mut Wanted)) {
+        let changed = self.wanted.send_if_modified(|wanted| {
+            let before = *wanted;
+            more(wanted);
+            *wanted != before
+        });
+        if changed {
+            self.changed.notify_one();
+        }
+    }
+
+    /// The sessions that this server may list.
+    pub(crate) fn on(&self, server: usize) -> Vec<Asked> {
+        let state = self.state();
+        let entries = state.open.iter().filter(|(key, _)| key.server == server);
+        let asked = entries.map(|(key, entry)| Asked {
+            id: key.id,
+            host: entry.host.clone(),
+            is_leaving: entry.standing == Standing::Leaving,
+            has_left: entry.has_left(),
+        });
+        asked.collect()
+    }
+
+    /// The server was asked about a session, and this is what it said.
+    pub(crate) fn saw(&self, key: Key, is_listed: bool) {
+        let mut state = self.state();
+        let Some(entry) = state.open.get_mut(&key) else { return };
+        if is_listed {
+            entry.seen = true;
+            return;
+        }
+        let (standing, seen) = (entry.standing, entry.seen);
+        state.open.remove(&key);
+        match standing {
+            Standing::Leaving => state.ended.closed += 1,
+            Standing::Left if seen => state.ended.closed += 1,
+            Standing::Held if seen && state.driver_ends => state.ended.closed += 1,
+            Standing::Failed | Standing::Killed => state.ended.cut += 1,
+            // It had ended before, or the server has ended it.
+            Standing::Held | Standing::Left => {}
+        }
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    /// The goodbye of a session has failed.
+    pub(crate) fn failed(&self, key: Key, failure: mysql_async::Error) {
+        let mut state = self.state();
+        if let Some(entry) = state.open.get_mut(&key) {
+            // A connection that is broken was so before: the server's side of it may have ended long ago.
+            let is_broken = error::is_broken(&failure);
+            entry.standing = if is_broken { Standing::Left } else { Standing::Failed };
+        }
+        tracing::debug!(session = key.id, error = %failure, "a session could not say goodbye");
+    }
+
+    /// The server was told to stop so many statements.
+    pub(crate) fn cancelled(&self, statements: usize) {
+        self.state().ended.cancelled += statements;
+        self.changed.notify_one();
+    }
+
+    /// The server was told to end this session.
+    pub(crate) fn killed(&self, key: Key) {
+        if let Some(entry) = self.state().open.get_mut(&key) {
+            entry.standing = Standing::Killed;
+        }
+    }
+
+    /// Somebody who watches has opened a session, which is in nobody's way until it is left behind.
+    pub(crate) fn watcher_came(&self) {
+        self.state().watchers += 1;
+    }
+
+    pub(crate) fn watcher_left(&self) {
+        self.state().watchers -= 1;
+    }
+
+    /// How many of those who watch have left a session behind.
+    pub(crate) fn watchers(&self) -> usize {
+        self.state().watchers
+    }
+
+    /// Nobody can ask for these, which is why: whether they have ended will not be known.
+    pub(crate) fn unseen(&self, keys: impl IntoIterator<Item = Key>, why: &Error) {
+        let mut state = self.state();
+        for key in keys {
+            if state.open.remove(&key).is_some() {
+                state.ended.cut += 1;
+                state.ended.error = Some(why.clone());
+            }
+        }
+        drop(state);
+        self.answered.notify_one();
+        self.changed.notify_one();
+    }
+}
+
+impl Entry {
+    fn has_left(&self) -> bool {
+        self.standing == Standing::Left
+    }
+}
+
+impl fmt::Debug for Sessions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.state();
+        f.debug_struct("Sessions").field("phase", &state.phase).field("open", &state.open.len()).finish()
+    }
+}
+
+/// A session that is being opened.
+pub(crate) struct Opening {
+    /// How many were entered when it began.
+    entered: u64,
+    began: Instant,
+    sessions: Arc<Sessions>,
+}
+
+impl Opening {
+    /// Enters the session in the book.
+    pub(crate) fn enter(&self, address: &Address, opts: &Opts, id: u32) -> Key {
+        let mut state = self.sessions.state();
+        let known =
+            state.servers.iter().find(|server| server.address == *address && server.opts().user() == opts.user());
+        let server = known.cloned().unwrap_or_else(|| {
+            let index = state.servers.len();
+            let server = Server { index, address: address.clone(), opts: Mutex::new(opts.clone()) };
+            let server = Arc::new(server);
+            state.servers.push(Arc::clone(&server));
+            server
+        });
+        *server.opts.lock().unwrap_or_else(PoisonError::into_inner) = opts.clone();
+        let key = Key { server: server.index, id };
+        let entered = state.entered;
+        state.entered += 1;
+        state.open.insert(key, Entry { entered, host: None, standing: Standing::Held, seen: false });
+        key
+    }
+
+    /// The server has said what it is, and the session is open.
+    pub(crate) fn is_open_on(&self, key: Key, host: &str) {
+        let mut state = self.sessions.state();
+        state.took = Some(self.began.elapsed());
+        let host: Arc<str> = host.into();
+        // A server numbers its sessions in order. One that was opened before this one was begun and has a higher number
+        // is from before the server was started again, and its number may be somebody else's now.
+        state.open.retain(|other, entry| {
+            let is_of_same = other.server == key.server && entry.host.as_ref() == Some(&host);
+            !(is_of_same && entry.has_left() && entry.entered < self.entered && other.id > key.id)
+        });
+        if let Some(entry) = state.open.get_mut(&key) {
+            entry.host = Some(host);
+        }
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        self.sessions.state().opening -= 1;
+        self.sessions.changed.notify_one();
+    }
+}
+
+/// Ends the drain, also where it is dropped at its deadline.
+pub(crate) struct Draining<'a>(&'a Sessions);
+
+impl Drop for Draining<'_> {
+    fn drop(&mut self) {
+        let returned = {
+            let mut state = self.0.state();
+            state.phase = Phase::Over;
+            state.open.clear();
+            mem::take(&mut state.returned)
+        };
+        drop(returned);
+    }
+}

@@ -1,0 +1,181 @@
+//! The session that asks the server about the others, stops what they run, and leaves last.
+//!
+//! In MySQL and in MariaDB a session is on the server's list until after its socket was closed, so that the end of a
+//! connection proves nothing: another session has to ask. It is opened when it is needed, on the drain's own runtime.
+
+use std::time::{Duration, Instant};
+
+use mysql_async::{
+    Conn, Opts, Row,
+    prelude::{FromRow, Queryable as _},
+};
+use tokio::time::sleep;
+use winddown_core::{Error, ErrorKind};
+
+use crate::{
+    connect::Address,
+    error::{self, error},
+    relay::Relay,
+};
+
+/// By what name a server knows itself, in SQL.
+pub(crate) const HOST: &str = "CONCAT(@@hostname, ':', @@port)";
+
+/// What a server still does when it has closed the last session's socket, until it does not list that session any more, is
+/// the work of microseconds; nobody is left to ask whether it is done. It is given as long as its goodbye took, within
+/// these limits.
+pub(crate) const UNLISTING: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(10));
+
+/// A session as the server lists it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Listed {
+    pub(crate) id: u32,
+    /// It runs a statement.
+    pub(crate) is_busy: bool,
+    /// It waits for its client.
+    pub(crate) rests: bool,
+}
+
+/// What the server answers; the driver's own shorter ways panic where that is not what was expected.
+pub(crate) async fn rows<T: FromRow + Send + 'static>(
+    conn: &mut Conn,
+    sql: &str,
+) -> Result<Vec<T>, mysql_async::Error> {
+    let rows = conn.query_iter(sql).await?.try_collect_and_drop().await?;
+    rows.into_iter().collect::<Result<_, _>>().map_err(|error| mysql_async::Error::Other(Box::new(error)))
+}
+
+/// Which of these sessions the server lists, of those that belong to the user who asks.
+pub(crate) async fn listed(conn: &mut Conn, ids: &[u32]) -> Result<Vec<Listed>, mysql_async::Error> {
+    let own = conn.id();
+    let numbers: Vec<String> = ids.iter().chain([&own]).map(ToString::to_string).collect();
+    let numbers = numbers.join(",");
+    let sql = format!("SELECT ID, USER, COMMAND FROM information_schema.processlist WHERE ID IN ({numbers})");
+    let rows: Vec<(u32, String, String)> = rows(conn, &sql).await?;
+    let user = rows.iter().find(|(id, ..)| *id == own).map(|(_, user, ..)| user.clone());
+    let listed = rows.into_iter().filter(|(id, by, ..)| *id != own && Some(by) == user.as_ref());
+    Ok(listed
+        .map(|(id, _, command)| Listed {
+            id,
+            is_busy: matches!(command.as_str(), "Query" | "Execute" | "Fetch"),
+            rests: command == "Sleep",
+        })
+        .collect())
+}
+
+/// What a server is told to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kill {
+    /// A statement; the session goes on.
+    Query,
+    Session,
+}
+
+/// One session that watches the others.
+pub(crate) struct Watcher {
+    conn: Conn,
+    relay: Relay,
+    host: String,
+}
+
+impl Watcher {
+    pub(crate) async fn open(address: &Address, opts: &Opts) -> Result<Self, mysql_async::Error> {
+        let (builder, relay) = Relay::to(address, opts).await?;
+        // What the application wants done in each session is not for this one.
+        let builder = builder
+            .db_name(None::<String>)
+            .init(Vec::<String>::new())
+            .setup(Vec::<String>::new())
+            .after_connect(|_| Box::pin(std::future::ready(Ok(()))))
+            .compression(None)
+            .max_allowed_packet(Some(16 * 1024 * 1024));
+        let mut conn = Conn::new(builder).await?;
+        let host = rows(&mut conn, &format!("SELECT {HOST}")).await?.pop();
+        Ok(Self { conn, relay, host: host.unwrap_or_default() })
+    }
+
+    /// By what name the server knows itself.
+    pub(crate) fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// Which of these sessions the server lists.
+    pub(crate) async fn listed(&mut self, ids: &[u32]) -> Result<Vec<Listed>, mysql_async::Error> {
+        listed(&mut self.conn, ids).await
+    }
+
+    /// Tells the server to end these; which of them it has taken, the others being gone already.
+    pub(crate) async fn kill(&mut self, kill: Kill, ids: &[u32]) -> Result<Vec<u32>, mysql_async::Error> {
+        let verb = match kill {
+            Kill::Query => "KILL QUERY",
+            Kill::Session => "KILL",
+        };
+        let mut taken = Vec::new();
+        let mut left = ids;
+        while !left.is_empty() {
+            // All of them in one round trip; an error is about the first that was not taken, and ends the rest.
+            let sql = left.iter().map(|id| format!("{verb} {id}")).collect::<Vec<_>>().join(";");
+            let mut done = 0;
+            let failure = match self.conn.query_iter(sql).await {
+                Ok(mut results) => loop {
+                    done += 1;
+                    if done == left.len() {
+                        break results.drop_result().await.err();
+                    }
+                    // Goes on to the next result.
+                    if let Err(failure) = results.try_collect::<Row>().await {
+                        break Some(failure);
+                    }
+                },
+                Err(failure) => Some(failure),
+            };
+            taken.extend(&left[..done]);
+            left = &left[done..];
+            match failure {
+                None => {}
+                Some(mysql_async::Error::Server(error)) if error.code == NO_SUCH_THREAD => {
+                    left = left.get(1..).unwrap_or_default();
+                }
+                Some(failure) => return Err(failure),
+            }
+        }
+        Ok(taken)
+    }
+
+    /// Says goodbye, and returns when the server has closed its side.
+    pub(crate) async fn leave(self) -> Result<(), Error> {
+        let Self { conn, mut relay, .. } = self;
+        let began = Instant::now();
+        let failed = |failure| {
+            error(ErrorKind::Incomplete, "the session that asked about the others could not say goodbye", failure)
+        };
+        conn.disconnect().await.map_err(failed)?;
+        let Some(ended) = relay.ended().await else {
+            return Err(Error::new(
+                ErrorKind::Incomplete,
+                "the session that asked about the others was not seen to end",
+            ));
+        };
+        let (least, most) = UNLISTING;
+        sleep(ended.saturating_duration_since(began).clamp(least, most)).await;
+        Ok(())
+    }
+}
+
+/// "Unknown thread id".
+const NO_SUCH_THREAD: u16 = 1094;
+
+/// Why nobody can ask about the sessions of a server.
+pub(crate) fn cannot_watch(address: &Address, failure: mysql_async::Error) -> Error {
+    let text = format!("cannot ask {address} which sessions it lists");
+    Error::new(ErrorKind::Incomplete, text).with_source(error::open(failure))
+}
+
+/// Why nobody asks about some of its sessions, although there is a server.
+pub(crate) fn another_server(address: &Address) -> Error {
+    let text = format!(
+        "sessions are with another server than the one that answers at {address}, or with a proxy: whether they have ended is \
+         not known"
+    );
+    Error::new(ErrorKind::Incomplete, text)
+}

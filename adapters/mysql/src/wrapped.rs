@@ -1,0 +1,104 @@
+//! A pool of the driver's that the application built: what can be done for it from outside.
+
+use std::{fmt, sync::Arc};
+
+use mysql_async::{Conn, Opts, Pool};
+use tokio::{task::JoinSet, time::timeout};
+use winddown_core::{Capabilities, Drain, Error, ErrorKind, Resource};
+
+use crate::{
+    connect::Connector,
+    error::error,
+    farewell,
+    sessions::{LEAVE_PATIENCE, Sessions},
+};
+
+/// A [`mysql_async::Pool`] as a resource: see [`Mysql::wrap`](crate::Mysql::wrap).
+///
+/// The driver's pool says the goodbye, `COM_QUIT` on every session once it is back, and never waits for the server. So the
+/// server is asked about those sessions that the guard has handed out once; only they are counted, and only their
+/// statements are cancelled.
+pub struct Wrapped {
+    pool: Pool,
+    connector: Arc<Connector>,
+}
+
+impl Wrapped {
+    pub(crate) fn new(pool: Pool, opts: Opts) -> Self {
+        let connector = Connector::new(Arc::new(Sessions::of_driver()), opts, None);
+        Self { pool, connector: Arc::new(connector) }
+    }
+}
+
+impl Resource for Wrapped {
+    type Pool = Pool;
+    type Checkout = Conn;
+
+    fn name(&self) -> &str {
+        "mysql"
+    }
+
+    async fn init(&self) -> Result<Pool, Error> {
+        Ok(self.pool.clone())
+    }
+
+    fn opened(&self) -> Option<Pool> {
+        Some(self.pool.clone())
+    }
+
+    async fn checkout(&self, pool: &Pool) -> Result<Conn, Error> {
+        let mut conn = pool.get_conn().await.map_err(|source| error(ErrorKind::Checkout, "no connection", source))?;
+        self.connector.adopt(&mut conn).await?;
+        Ok(conn)
+    }
+
+    fn give_back(&self, _: &Pool, conn: Conn) {
+        self.connector.sessions.seen_back(conn.id(), conn.is_disconnected());
+        drop(conn);
+    }
+
+    async fn goodbye(&self, pool: &Pool, drain: &Drain) -> Result<(), Error> {
+        let sessions = Arc::clone(&self.connector.sessions);
+        let _draining = sessions.begin_drain();
+        // What the driver has ended long ago is not to be counted, so somebody asks before the others end.
+        sessions.want(|wanted| wanted.watch = true);
+        let mut leaving = JoinSet::new();
+        let pool = pool.clone();
+        leaving.spawn({
+            let sessions = Arc::clone(&sessions);
+            async move {
+                if !sessions.is_empty() {
+                    // A server that does not answer is told all the same.
+                    let _ = timeout(LEAVE_PATIENCE, sessions.answered.notified()).await;
+                }
+                // Waits for every connection, those that are out and those that are being opened, without a limit.
+                match pool.disconnect().await {
+                    Ok(()) => sessions.all_leave(),
+                    Err(failure) => tracing::debug!(error = %failure, "the driver's pool could not be disconnected"),
+                }
+            }
+        });
+        farewell::say(&self.connector, || {}, drain).await?;
+        tokio::select! {
+            // There may be sessions that nobody knows of but the driver.
+            _ = leaving.join_next() => {}
+            () = drain.cut() => {}
+        }
+        Ok(())
+    }
+
+    async fn cancel(&self, _: &Pool, _: &Drain) -> Result<(), Error> {
+        self.connector.sessions.want(|wanted| wanted.cancel = true);
+        Ok(())
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::ALL.without_all_sessions()
+    }
+}
+
+impl fmt::Debug for Wrapped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Wrapped").field("sessions", &self.connector.sessions).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,392 @@
+//! MySQL and MariaDB as harnesses: a user and a database of its own on a server in a container.
+
+use std::{
+    io,
+    marker::PhantomData,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use tokio::sync::Mutex;
+use winddown_core::BoxError;
+use winddown_mysql::{
+    Config, Mysql,
+    mysql_async::{self, Conn, IoError, OptsBuilder, prelude::Queryable},
+};
+use winddown_testkit::{
+    CheckoutOf, Harness, ServerUse, Setup, Shared, containers, containers::Container, gone, proxy::Proxy,
+};
+
+/// A server there is an image of.
+pub(crate) trait Version: Send + Sync + 'static {
+    const NAME: &'static str;
+    /// What the cases of this process share.
+    fn shared() -> &'static Shared<Server>;
+
+    /// What one is started with.
+    fn setup() -> containers::Setup;
+
+    /// A server of its own.
+    fn start() -> impl Future<Output = Result<Server, BoxError>> + Send {
+        Server::start(Self::setup())
+    }
+}
+
+pub(crate) struct MySql;
+
+impl Version for MySql {
+    const NAME: &'static str = "mysql_9_7";
+
+    fn shared() -> &'static Shared<Server> {
+        static SHARED: Shared<Server> = Shared::new();
+        &SHARED
+    }
+
+    fn setup() -> containers::Setup {
+        containers::Setup::image("mysql:9.7")
+            .env("MYSQL_ROOT_PASSWORD", PASSWORD)
+            // Says of each session that went away badly that it did.
+            .args(["--log-error-verbosity=3", "--mysqlx=OFF"])
+    }
+}
+
+pub(crate) struct MariaDb;
+
+impl Version for MariaDb {
+    const NAME: &'static str = "mariadb_11_8";
+
+    fn shared() -> &'static Shared<Server> {
+        static SHARED: Shared<Server> = Shared::new();
+        &SHARED
+    }
+
+    fn setup() -> containers::Setup {
+        containers::Setup::image("mariadb:11.8")
+            .env("MARIADB_ROOT_PASSWORD", PASSWORD)
+            // The same; more, and it would say so of statements that were cancelled.
+            .args(["--log-warnings=3"])
+    }
+}
+
+/// The superuser's.
+pub(crate) const PASSWORD: &str = "of the superuser";
+
+const MOST_CONNECTIONS: usize = 400;
+
+/// A server in a container of its own.
+pub(crate) struct Server {
+    pub(crate) container: Mutex<Container>,
+    pub(crate) address: SocketAddr,
+}
+
+impl Server {
+    pub(crate) async fn start(setup: containers::Setup) -> Result<Self, BoxError> {
+        let container = setup
+            .args(["--skip-name-resolve", "--skip-log-bin", "--innodb-flush-log-at-trx-commit=2"])
+            .args([format!("--max-connections={MOST_CONNECTIONS}")])
+            .ready(["ready for connections"])
+            .start()
+            .await?;
+        let address = container.address(3306);
+        Ok(Self { container: Mutex::new(container), address })
+    }
+
+    /// One that the cases of this process share.
+    pub(crate) async fn shared<V: Version>() -> Result<Arc<Self>, BoxError> {
+        V::shared().get(V::start).await
+    }
+
+    pub(crate) async fn stop_shared<V: Version>() -> Result<(), BoxError> {
+        match V::shared().take().await {
+            Some(server) => Ok(server.container.into_inner().remove().await?),
+            None => Ok(()),
+        }
+    }
+
+    /// A session of the superuser, on the runtime of the caller.
+    pub(crate) async fn superuser(&self) -> Result<Conn, BoxError> {
+        let opts = OptsBuilder::default().user(Some("root")).pass(Some(PASSWORD)).prefer_socket(false);
+        let opts = opts.ip_or_hostname(self.address.ip().to_string()).tcp_port(self.address.port());
+        let began = Instant::now();
+        loop {
+            match Conn::new(opts.clone()).await {
+                // The host has given up looking for one that was cut off. It begins anew when it is asked again.
+                Err(error) if is_unreachable(&error) && began.elapsed() < Duration::from_secs(10) => {}
+                connected => return Ok(connected?),
+            }
+        }
+    }
+}
+
+fn is_unreachable(error: &mysql_async::Error) -> bool {
+    matches!(error, mysql_async::Error::Io(IoError::Io(error)) if error.kind() == io::ErrorKind::HostUnreachable)
+}
+
+/// A user with a database of the same name.
+#[derive(Clone)]
+pub(crate) struct Tenant {
+    pub(crate) name: String,
+    pub(crate) password: String,
+}
+
+impl Tenant {
+    pub(crate) async fn create(server: &Server) -> Result<Self, BoxError> {
+        static NEXT: AtomicU32 = AtomicU32::new(1);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        // Nobody logs on as one of another case, and no log has it by chance.
+        let tenant =
+            Self { name: format!("tenant_{number}"), password: format!("s3cret-{number}-{:016x}", fastrand::u64(..)) };
+        tenant.create_on(server).await?;
+        Ok(tenant)
+    }
+
+    pub(crate) async fn create_on(&self, server: &Server) -> Result<(), BoxError> {
+        let Self { name, password } = self;
+        let mut superuser = server.superuser().await?;
+        superuser.query_drop(format!("CREATE USER {name}@'%' IDENTIFIED BY '{password}'")).await?;
+        superuser.query_drop(format!("CREATE DATABASE {name}")).await?;
+        superuser.query_drop(format!("GRANT ALL ON {name}.* TO {name}@'%'")).await?;
+        superuser.query_drop(format!("CREATE TABLE {name}.rows_left(slept INT)")).await?;
+        Ok(superuser.disconnect().await?)
+    }
+
+    pub(crate) async fn drop(self, server: &Server) -> Result<(), BoxError> {
+        let mut superuser = server.superuser().await?;
+        superuser.query_drop(format!("DROP DATABASE {}", self.name)).await?;
+        superuser.query_drop(format!("DROP USER {}@'%'", self.name)).await?;
+        Ok(superuser.disconnect().await?)
+    }
+
+    pub(crate) fn config(&self, address: SocketAddr, setup: &Setup) -> Config {
+        let driver = OptsBuilder::default().ip_or_hostname(address.ip().to_string()).tcp_port(address.port());
+        let password = if setup.wrong_password { "not it" } else { &self.password };
+        let driver = driver.user(Some(&self.name)).pass(Some(password)).db_name(Some(&self.name));
+        let mut config = Config::from(driver);
+        config.pool.max_size = setup.size;
+        config.check_after = setup.check_after_idle.unwrap_or(config.check_after);
+        config
+    }
+}
+
+/// One tenant of a server, spoken to directly.
+pub(crate) struct Tenancy<V> {
+    pub(crate) server: Arc<Server>,
+    use_of_it: ServerUse,
+    pub(crate) tenant: Tenant,
+    /// Between the resource and the server, where the case may want to slow it down.
+    proxy: Option<Proxy>,
+    superuser: Mutex<Conn>,
+    /// What makes the server full.
+    crowd: Mutex<Vec<Conn>>,
+    version: PhantomData<V>,
+}
+
+impl<V: Version> Tenancy<V> {
+    /// The sessions in this state, or all.
+    async fn listed(&self, state: Option<&str>) -> Result<usize, BoxError> {
+        let sql = "SELECT COUNT(*) FROM information_schema.processlist WHERE user = ? AND (? IS NULL OR state = ?)";
+        let count: Option<usize> =
+            self.superuser.lock().await.exec_first(sql, (&self.tenant.name, state, state)).await?;
+        Ok(count.ok_or("no count")?)
+    }
+
+    /// The session of the harness anew: the server, or the way to it, was gone.
+    async fn ask_anew(&self) -> Result<(), BoxError> {
+        *self.superuser.lock().await = self.server.superuser().await?;
+        Ok(())
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.proxy.as_ref().map_or(self.server.address, Proxy::address)
+    }
+
+    /// Ends every session of the tenant that is not in this state, and returns when they are gone.
+    async fn end_all_but(&self, state: &str) -> Result<(), BoxError> {
+        let mut superuser = self.superuser.lock().await;
+        let sql = "SELECT id FROM information_schema.processlist WHERE user = ? AND COALESCE(state, '') <> ?";
+        let began = Instant::now();
+        loop {
+            let ids: Vec<u64> = superuser.exec(sql, (&self.tenant.name, state)).await?;
+            if ids.is_empty() {
+                return Ok(());
+            }
+            if began.elapsed() > Duration::from_secs(5) {
+                return Err("a session was not ended within 5 s".into());
+            }
+            for id in ids {
+                // One that has gone meanwhile is an error.
+                let _ = superuser.query_drop(format!("KILL {id}")).await;
+            }
+        }
+    }
+
+    /// Ends every session of the tenant, whatever it does.
+    pub(crate) async fn end_all(&self) -> Result<(), BoxError> {
+        self.end_all_but("no state of any").await
+    }
+
+    pub(crate) async fn execute(&self, sql: &str) -> Result<(), BoxError> {
+        Ok(self.superuser.lock().await.query_drop(sql).await?)
+    }
+
+    async fn connected(&self) -> Result<usize, BoxError> {
+        let sql = "SHOW GLOBAL STATUS LIKE 'Threads_connected'";
+        let row: Option<(String, usize)> = self.superuser.lock().await.query_first(sql).await?;
+        Ok(row.ok_or("no such counter")?.1)
+    }
+
+    /// How many clients the server has lost so far, whoever they were.
+    pub(crate) async fn aborted_clients(&self) -> Result<u64, BoxError> {
+        let sql = "SHOW GLOBAL STATUS LIKE 'Aborted_clients'";
+        let row: Option<(String, u64)> = self.superuser.lock().await.query_first(sql).await?;
+        Ok(row.ok_or("no such counter")?.1)
+    }
+}
+
+impl<V: Version> Harness for Tenancy<V> {
+    type Resource = Mysql;
+
+    const NAME: &'static str = V::NAME;
+
+    fn skipped() -> Option<String> {
+        containers::skipped().map(Into::into)
+    }
+
+    async fn start(use_of_it: ServerUse) -> Result<Self, BoxError> {
+        let server = match use_of_it {
+            ServerUse::Shared => Server::shared::<V>().await?,
+            ServerUse::Own => Arc::new(V::start().await?),
+        };
+        let proxy = match use_of_it {
+            ServerUse::Shared => None,
+            ServerUse::Own => Some(Proxy::start(server.address).await?),
+        };
+        let tenant = Tenant::create(&server).await?;
+        let superuser = Mutex::new(server.superuser().await?);
+        Ok(Self { server, use_of_it, tenant, proxy, superuser, crowd: Mutex::default(), version: PhantomData })
+    }
+
+    fn resource(&self, setup: &Setup) -> Mysql {
+        Mysql::new(self.tenant.config(self.address(), setup))
+    }
+
+    async fn run(&self, connection: &mut CheckoutOf<Self>, takes: Duration) -> Result<(), BoxError> {
+        run(connection, takes).await
+    }
+
+    async fn ping(&self, connection: &mut CheckoutOf<Self>) -> Result<(), BoxError> {
+        Ok(connection.query_drop("SELECT 1").await?)
+    }
+
+    async fn rows(&self) -> Result<usize, BoxError> {
+        let sql = format!("SELECT COUNT(*) FROM {}.rows_left", self.tenant.name);
+        let count: Option<usize> = self.superuser.lock().await.query_first(sql).await?;
+        Ok(count.ok_or("no count")?)
+    }
+
+    async fn sessions(&self) -> Result<usize, BoxError> {
+        self.listed(None).await
+    }
+
+    async fn running(&self) -> Result<usize, BoxError> {
+        self.listed(Some(SLEEPS)).await
+    }
+
+    async fn pause(&self) -> Result<(), BoxError> {
+        Ok(self.server.container.lock().await.pause().await?)
+    }
+
+    async fn resume(&self) -> Result<(), BoxError> {
+        Ok(self.server.container.lock().await.resume().await?)
+    }
+
+    async fn kill(&self) -> Result<(), BoxError> {
+        Ok(self.server.container.lock().await.kill().await?)
+    }
+
+    async fn start_again(&self) -> Result<(), BoxError> {
+        self.server.container.lock().await.start_again().await?;
+        self.ask_anew().await
+    }
+
+    async fn partition(&self) -> Result<(), BoxError> {
+        Ok(self.server.container.lock().await.partition().await?)
+    }
+
+    async fn heal(&self) -> Result<(), BoxError> {
+        self.server.container.lock().await.heal().await?;
+        self.ask_anew().await
+    }
+
+    async fn slow(&self, by: Duration) -> Result<(), BoxError> {
+        let proxy = self.proxy.as_ref().ok_or("only a server of one's own can be slowed down")?;
+        proxy.set_delay(by);
+        Ok(())
+    }
+
+    async fn full(&self, full: bool) -> Result<(), BoxError> {
+        // The least that MariaDB takes.
+        let most = if full { 10 } else { MOST_CONNECTIONS };
+        self.execute(&format!("SET GLOBAL max_connections = {most}")).await?;
+        let mut crowd = self.crowd.lock().await;
+        for conn in crowd.drain(..) {
+            conn.disconnect().await?;
+        }
+        // The superuser is let in once more when it is full for everybody else.
+        while full && self.connected().await? <= most {
+            crowd.push(self.server.superuser().await?);
+        }
+        Ok(())
+    }
+
+    async fn close_idle(&self) -> Result<(), BoxError> {
+        self.end_all_but(SLEEPS).await
+    }
+
+    async fn complaints(&self) -> Result<Vec<String>, BoxError> {
+        let log = self.server.container.lock().await.logs().await?;
+        let ours = format!("user: '{}'", self.tenant.name);
+        let lines = log.lines().filter(|line| line.contains(&ours) && line.contains("Aborted connection"));
+        Ok(lines.map(ToOwned::to_owned).collect())
+    }
+
+    fn secret(&self) -> Option<&str> {
+        Some(&self.tenant.password)
+    }
+
+    async fn end(self) -> Result<(), BoxError> {
+        if self.use_of_it == ServerUse::Own {
+            let Self { server, .. } = self;
+            // Whatever the case has done to it.
+            return match Arc::into_inner(server) {
+                Some(server) => Ok(server.container.into_inner().remove().await?),
+                None => Err("somebody still holds the server".into()),
+            };
+        }
+        let left = gone(|| self.sessions()).await?;
+        self.tenant.drop(&self.server).await?;
+        self.superuser.into_inner().disconnect().await?;
+        match left {
+            0 => Ok(()),
+            left => Err(format!("the server still lists {left} sessions").into()),
+        }
+    }
+
+    async fn stop_shared() -> Result<(), BoxError> {
+        Server::stop_shared::<V>().await
+    }
+}
+
+/// What the server says of a session that runs [`run`]'s statement.
+const SLEEPS: &str = "User sleep";
+
+/// A statement that sleeps on the server and leaves a row. Cancelled, it leaves none.
+pub(crate) async fn run(conn: &mut Conn, takes: Duration) -> Result<(), BoxError> {
+    // From a table: in MySQL the end of the sleep alone would be no error, and the row would be written.
+    let sql = "INSERT INTO rows_left SELECT slept FROM (SELECT SLEEP(?) AS slept) AS sleep";
+    Ok(conn.exec_drop(sql, (takes.as_secs_f64(),)).await?)
+}

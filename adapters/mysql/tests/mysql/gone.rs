@@ -1,0 +1,107 @@
+//! Callers that do not wait for the session they wanted, and servers that have no room for the one that asks.
+
+use std::time::Duration;
+
+use tokio::{net::TcpListener, time::timeout};
+use winddown_core::Outcome;
+use winddown_mysql::{Mysql, mysql_async::prelude::Queryable as _};
+use winddown_testkit::{Harness as _, ServerUse, proxy::Proxy};
+
+use crate::{
+    scene::{Scene, Speaks, assert_nothing_left, config, config_at, mysql, until},
+    server::{MariaDb, Tenancy},
+};
+
+pub(crate) async fn a_checkout_that_was_dropped_while_connecting_leaves_no_session() {
+    let server = mysql().await;
+    let proxy = Proxy::start(server.server.address).await.unwrap();
+    let mut config = config_at(&server, proxy.address());
+    config.pool.max_size = 3;
+    let scene = Scene::new(Mysql::new(config));
+    let first = scene.get().await;
+
+    // Given up on at each stage of the log-in: the round trips that the proxy has seen by then.
+    proxy.set_delay(Duration::from_millis(20));
+    for stage in 0..3 {
+        let seen = proxy.round_trips();
+        let accepted = proxy.accepted();
+        tokio::select! {
+            got = scene.db.get() => panic!("it was quicker than the proxy: {got:?}"),
+            () = until("the log-in has come that far", || async {
+                proxy.accepted() > accepted && proxy.round_trips() >= seen + stage
+            }) => {}
+        }
+    }
+    proxy.set_delay(Duration::ZERO);
+    until("only the first is listed", || async { server.sessions().await.unwrap() == 1 }).await;
+    proxy.wait_for_connections(1).await;
+    assert_eq!(proxy.accepted(), 4, "each of the three had begun");
+
+    // Neither are their places lost.
+    let others = scene.out(2).await;
+    assert_eq!(server.sessions().await.unwrap(), 3);
+    drop((first, others));
+    scene.drain().await.assert_clean(3);
+    assert_nothing_left(&server).await;
+    server.end().await.unwrap();
+}
+
+pub(crate) async fn a_server_that_never_speaks_does_not_hold_up_the_drain() {
+    // In the first session, which is the initialisation.
+    let mute = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let scene = Scene::new(Mysql::open(&format!("mysql://app@{}/orders", mute.local_addr().unwrap())).unwrap());
+    let _ = timeout(Duration::from_millis(200), scene.db.get()).await.unwrap_err();
+    let drained = scene.drain().await;
+    assert!(drained.took < Duration::from_secs(3), "{:?}: {}", drained.took, drained.report);
+    assert_eq!(drained.row().outcome, Outcome::NotInitialised, "{}", drained.report);
+
+    // And in a later one.
+    let server = mysql().await;
+    let proxy = Proxy::start(server.server.address).await.unwrap();
+    let scene = Scene::new(Mysql::new(config_at(&server, proxy.address())));
+    let held = scene.out(1).await;
+    let accepted = proxy.accepted();
+    proxy.set_delay(Duration::from_secs(60));
+    tokio::select! {
+        got = scene.db.get() => panic!("it was quicker than the proxy: {got:?}"),
+        () = until("it connects", || async { proxy.accepted() > accepted }) => {}
+    }
+    proxy.set_delay(Duration::ZERO);
+    drop(held);
+    let drained = scene.drain().await;
+    assert!(drained.took < Duration::from_secs(3), "{:?}: {}", drained.took, drained.report);
+    drop(proxy);
+    server.end().await.unwrap();
+}
+
+pub(crate) async fn a_server_that_is_full_lets_the_drain_ask_once_sessions_have_ended() {
+    let server: Tenancy<MariaDb> = Tenancy::start(ServerUse::Own).await.unwrap();
+    let scene = Scene::new(Mysql::new(config(&server)));
+    drop(scene.out(3).await);
+    server.full(true).await.unwrap();
+    scene.drain().await.assert_clean(3);
+    assert_nothing_left(&server).await;
+    server.full(false).await.unwrap();
+    server.end().await.unwrap();
+}
+
+pub(crate) async fn sessions_that_were_abandoned_are_forgotten_when_they_are_over() {
+    let server = mysql().await;
+    let mut config = config(&server);
+    config.pool.max_size = 1;
+    let scene = Scene::new(Mysql::new(config));
+    for _ in 0..250 {
+        let mut connection = scene.get().await;
+        let statement = connection.query_drop("DO SLEEP(0.01)");
+        let _ = timeout(Duration::from_millis(2), statement).await.unwrap_err();
+    }
+    scene.ping().await;
+    let shown = format!("{:?}", scene.db.resource());
+    let open: usize = shown.rsplit("open: ").next().and_then(|rest| rest.split(' ').next()?.parse().ok()).unwrap();
+    assert!((1..=200).contains(&open), "nobody has asked which of them are over: {shown}");
+    let drained = scene.drain().await;
+    assert_eq!((drained.row().outcome, drained.ended().1), (Outcome::Drained, 0), "{}", drained.report);
+    assert!(drained.ended().0 < 50, "those that were over before are not counted: {}", drained.report);
+    assert_eq!(server.sessions().await.unwrap(), 0);
+    server.end().await.unwrap();
+}

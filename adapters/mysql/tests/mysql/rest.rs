@@ -1,0 +1,145 @@
+//! Connections that have rested, and what may have become of them meanwhile.
+
+use std::time::{Duration, Instant};
+
+use tokio::{runtime::Builder, task::spawn_blocking, time::timeout};
+use winddown_mysql::Mysql;
+use winddown_testkit::{Harness as _, proxy::Proxy};
+
+use crate::scene::{QUICK, Scene, Speaks, assert_nothing_left, config, config_at, mysql, until};
+
+/// Waits until those that were given back are as they were: that is one round trip each.
+async fn tidied_up(proxy: &Proxy, round_trips: u64) {
+    until("they are tidied up", || async { proxy.round_trips() >= round_trips }).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+}
+
+pub(crate) async fn a_checkout_without_a_rest_makes_no_round_trip() {
+    let server = mysql().await;
+    let proxy = Proxy::start(server.server.address).await.unwrap();
+    let mut config = config_at(&server, proxy.address());
+    config.check_after = Duration::from_secs(600);
+    let scene = Scene::new(Mysql::new(config));
+    let out = scene.out(2).await;
+    let before = proxy.round_trips();
+    drop(out);
+    tidied_up(&proxy, before + 2).await;
+    for _ in 0..20 {
+        let before = (proxy.bytes_up(), proxy.bytes_down());
+        let out = (scene.get().await, scene.get().await);
+        assert_eq!((proxy.bytes_up(), proxy.bytes_down()), before);
+        let before = proxy.round_trips();
+        drop(out);
+        tidied_up(&proxy, before + 2).await;
+    }
+    scene.drain().await.assert_clean(2);
+    server.end().await.unwrap();
+}
+
+pub(crate) async fn a_checkout_after_a_rest_makes_one_round_trip() {
+    const AFTER: Duration = Duration::from_millis(700);
+    let server = mysql().await;
+    let proxy = Proxy::start(server.server.address).await.unwrap();
+    let mut config = config_at(&server, proxy.address());
+    config.check_after = AFTER;
+    let scene = Scene::new(Mysql::new(config));
+    let out = scene.out(1).await;
+    let before = proxy.round_trips();
+    drop(out);
+    tidied_up(&proxy, before + 1).await;
+    for _ in 0..3 {
+        tokio::time::sleep(AFTER).await;
+        let before = proxy.round_trips();
+        let out = scene.get().await;
+        assert_eq!(proxy.round_trips(), before + 1);
+        drop(out);
+        tidied_up(&proxy, before + 2).await;
+        // It has not rested since.
+        let began = Instant::now();
+        let out = scene.get().await;
+        assert!(began.elapsed() >= AFTER || proxy.round_trips() == before + 2);
+        drop(out);
+        tidied_up(&proxy, before + 3).await;
+    }
+    scene.drain().await.assert_clean(1);
+    server.end().await.unwrap();
+}
+
+pub(crate) async fn sessions_that_were_ended_while_the_process_stood_still_are_replaced() {
+    const AFTER: Duration = Duration::from_millis(100);
+    for idle in [1_usize, 20] {
+        let server = mysql().await;
+        let mut config = config(&server);
+        config.pool.max_size = idle;
+        config.check_after = AFTER;
+        let scene = Scene::new(Mysql::new(config));
+        // Stands still whenever nobody is in `block_on`.
+        let application = Builder::new_current_thread().enable_all().build().unwrap();
+        let (application, scene) = spawn_blocking(move || {
+            application.block_on(async {
+                drop(scene.out(idle).await);
+                // Once with all of them as they were, once with the work on that under way.
+                if idle == 1 {
+                    tokio::time::sleep(AFTER).await;
+                }
+            });
+            (application, scene)
+        })
+        .await
+        .unwrap();
+        let rests = Instant::now();
+        assert_eq!(server.sessions().await.unwrap(), idle);
+        server.close_idle().await.unwrap();
+        tokio::time::sleep(AFTER.saturating_sub(rests.elapsed())).await;
+
+        let (application, scene) = spawn_blocking(move || {
+            application.block_on(async {
+                // The first thing it does, and then as many at once as there were.
+                scene.ping().await;
+                drop(scene.out(idle).await);
+            });
+            (application, scene)
+        })
+        .await
+        .unwrap();
+        assert_eq!(server.sessions().await.unwrap(), idle);
+        scene.drain().await.assert_clean(idle as u64);
+        assert_nothing_left(&server).await;
+        spawn_blocking(|| drop(application)).await.unwrap();
+        server.end().await.unwrap();
+    }
+}
+
+pub(crate) async fn a_network_that_is_cut_holds_a_checkout_up_for_the_check_timeout() {
+    const TIMEOUT: Duration = Duration::from_millis(300);
+    let server = mysql().await;
+    let proxy = Proxy::start(server.server.address).await.unwrap();
+    let mut config = config_at(&server, proxy.address());
+    config.pool.max_size = 1;
+    config.check_after = Duration::ZERO;
+    config.check_timeout = TIMEOUT;
+    let scene = Scene::new(Mysql::new(config));
+    let out = scene.out(1).await;
+    let before = proxy.round_trips();
+    drop(out);
+    tidied_up(&proxy, before + 1).await;
+
+    proxy.set_blackhole(true);
+    let began = Instant::now();
+    let trying = timeout(QUICK, until("a new connection is tried", || async { proxy.accepted() == 2 }));
+    tokio::select! {
+        got = scene.db.get() => panic!("nobody can have answered: {got:?}"),
+        tried = trying => tried.unwrap(),
+    }
+    let took = began.elapsed();
+    assert!((TIMEOUT..TIMEOUT + Duration::from_secs(2)).contains(&took), "{took:?}");
+
+    // The way is open again, and the pool's only place is free.
+    proxy.set_blackhole(false);
+    scene.ping().await;
+    let drained = scene.drain().await;
+    assert_eq!(drained.ended().1, 0, "{}", drained.report);
+    assert!(drained.took < QUICK, "{:?}: {}", drained.took, drained.report);
+    drop(proxy);
+    server.end().await.unwrap();
+}
