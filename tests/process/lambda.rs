@@ -33,6 +33,7 @@ cases![
     the_quickstart_fails_when_the_promise_does_not_hold,
     the_example_with_postgresql_keeps_its_promise,
     the_example_with_postgresql_says_how_its_database_cannot_be_reached,
+    four_backends_in_one_function_say_goodbye_at_once,
     a_function_is_drained_under_awss_own_emulator,
 ];
 
@@ -45,7 +46,9 @@ pub(crate) fn left_out(case: &str) -> Option<String> {
         "a_function_is_drained_under_awss_own_emulator" => {
             env::var_os(SKIP_EMULATOR).map(|_| format!("{SKIP_EMULATOR} is set"))
         }
-        "the_example_with_postgresql_keeps_its_promise" => containers::skipped().map(Into::into),
+        "the_example_with_postgresql_keeps_its_promise" | "four_backends_in_one_function_say_goodbye_at_once" => {
+            containers::skipped().map(Into::into)
+        }
         _ => None,
     }
 }
@@ -185,6 +188,19 @@ fn the_example_with_postgresql_says_how_its_database_cannot_be_reached() {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && stderr.contains("cannot connect"), "{stderr}");
     assert!(!stderr.contains("s3cret"), "{stderr}");
+}
+
+fn four_backends_in_one_function_say_goodbye_at_once() {
+    let output = child::example("four_at_once").args(["--invocations", "50"]).output().unwrap();
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{stdout}{stderr}");
+    assert!(stdout.contains("The promise holds"), "{stdout}");
+    // One SIGTERM, one report with all four.
+    assert_eq!(stdout.matches("SIGTERM\n").count(), 1, "{stdout}");
+    assert_eq!(stdout.matches("winddown: drained in").count(), 1, "{stdout}");
+    let orders = stdout.lines().filter(|line| line.ends_with("when the process has ended: 0; orders: 50"));
+    assert_eq!(orders.count(), 4, "{stdout}");
 }
 
 /// The emulator's program: from `cargo xtask test`, or fetched now.
