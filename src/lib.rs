@@ -18,6 +18,7 @@ pub use winddown_lambda as lambda;
 /// MySQL and MariaDB through `mysql_async`.
 #[cfg(feature = "mysql")]
 pub use winddown_mysql as mysql;
+
 /// PostgreSQL through `deadpool-postgres`.
 #[cfg(feature = "postgres")]
 pub use winddown_postgres as postgres;

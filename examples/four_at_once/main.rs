@@ -9,7 +9,7 @@
 mod function;
 mod servers;
 
-use std::{env, process::ExitCode};
+use std::{env, process::ExitCode, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
@@ -104,6 +104,8 @@ fn promise(record: &Record, report: Option<&Report>, before: &[Left], after: &[L
         let row = report.resource(backend.resource()).context("a backend is not in the report")?;
         ensure!(row.sessions.closed > 0, "the report says that {backend} closed no session");
     }
+    let one_by_one: Duration = report.resources.iter().map(|row| row.took).sum();
+    ensure!(report.took < one_by_one, "the goodbyes were not said at once: {:?} of {one_by_one:?}", report.took);
     ensure!(record.ended_by_itself(), "the function did not end by itself inside the budget");
     Ok(())
 }
