@@ -5,7 +5,7 @@
 //! with, is in [`Opener`], and the client does not know it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
@@ -97,6 +97,8 @@ struct Opener {
     connector: Connector,
     /// All checkouts are back: nothing is opened any more.
     closed: AtomicBool,
+    /// While draining: the nodes that could not be reached. The client would try them for as long as somebody waits.
+    gone: Mutex<Option<HashSet<Server>>>,
     /// Why the last session could not be opened. The client makes a text of it.
     failed: Mutex<Option<Error>>,
 }
@@ -122,15 +124,19 @@ impl Opener {
             // The client has refused every other address.
             return Err(closed());
         };
-        if self.is_closed() {
+        let server = Server::Tcp(host.clone(), *port);
+        if self.is_closed() || self.gone().as_ref().is_some_and(|gone| gone.contains(&server)) {
             return Err(closed());
         }
-        match self.connector.open_with(&Server::Tcp(host.clone(), *port), config).await {
+        match self.connector.open_with(&server, config).await {
             // Whoever closes meanwhile may have missed this one. Without its handle it says goodbye.
             Ok(_) if self.is_closed() => Err(closed()),
             Ok(handle) => Ok(handle),
             Err(error) => {
                 *self.failed() = Some(error.clone());
+                if let Some(gone) = &mut *self.gone() {
+                    gone.insert(server);
+                }
                 Err(refused(error))
             }
         }
@@ -139,6 +145,10 @@ impl Opener {
     fn is_closed(&self) -> bool {
         // SeqCst, here and where it is set: read once for each session, and nothing is gained by less.
         self.closed.load(Ordering::SeqCst)
+    }
+
+    fn gone(&self) -> MutexGuard<'_, Option<HashSet<Server>>> {
+        self.gone.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn failed(&self) -> MutexGuard<'_, Option<Error>> {
@@ -165,7 +175,12 @@ impl Cluster {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let rested = Rested::new(connector.config.check_after);
-        let opener = Arc::new(Opener { connector, closed: AtomicBool::new(false), failed: Mutex::default() });
+        let opener = Arc::new(Opener {
+            connector,
+            closed: AtomicBool::new(false),
+            gone: Mutex::default(),
+            failed: Mutex::default(),
+        });
         Opener::all().insert(number, Arc::downgrade(&opener));
         Ok(Self { number, opener, connection: Mutex::default(), rested, used: Mutex::new(Instant::now()) })
     }
@@ -188,6 +203,8 @@ impl Cluster {
             address => address.clone(),
         });
         let mut builder = ClusterClientBuilder::new(nodes).overall_response_timeout(*response_timeout);
+        // The driver's own are longer than the response_timeout is by default, and so no second try would come in time.
+        builder = builder.min_retry_wait(50).max_retry_wait(500);
         if let Some(settings) = cluster.as_ref().and_then(|cluster| cluster.client.as_ref()) {
             builder = settings(builder);
         }
@@ -244,6 +261,11 @@ impl Cluster {
                 session.part().leave();
             }
         }
+    }
+
+    /// Draining begins: a node is tried once more, and not for ever.
+    pub(crate) fn begin_drain(&self) {
+        self.opener.gone().get_or_insert_default();
     }
 
     /// No checkout is out any more. The client may be in the middle of something, on a runtime that does not run: its

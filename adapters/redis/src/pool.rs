@@ -111,9 +111,14 @@ impl Pool {
 
     /// Idle connections are let go, and so are the others when they come back.
     pub(crate) fn close(&self) {
-        if let Source::Own(pool) = &self.source {
-            drop(pool.retain(|_, _| false));
-            pool.close();
+        match &self.source {
+            Source::Own(pool) => {
+                drop(pool.retain(|_, _| false));
+                pool.close();
+            }
+            #[cfg(feature = "cluster")]
+            Source::Cluster(cluster) => cluster.begin_drain(),
+            _ => {}
         }
     }
 
