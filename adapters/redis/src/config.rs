@@ -152,6 +152,9 @@ impl Config {
     /// The defaults for a cluster, by the URLs of one or more of its nodes. What is not about where a node is (user,
     /// password, TLS, version of the protocol) is as in the first, for all of them.
     ///
+    /// All checkouts share one connection with each node. A command that wants no answer and goes to a node that has given
+    /// the slot away is not sent again: it is reported as lost.
+    ///
     /// ```
     /// use winddown_redis::Config;
     ///
