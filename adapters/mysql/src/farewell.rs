@@ -83,14 +83,14 @@ pub(crate) async fn say(connector: &Arc<Connector>, empty: impl Fn() + Send, dra
             () = sleep_until(half), if !prepare => sessions.want(|wanted| wanted.prepare = true),
             () = drain.cut(), if limit.is_none() => {
                 sessions.want(|wanted| wanted.cut = true);
-                // What is left of the time is for the server's answers, and a little of it for saying how that went.
+                // Half of the time is for the server's answers, the rest for saying how that went.
                 let now = Instant::now();
-                limit = Some(now + drain.deadline().saturating_duration_since(now) * 3 / 4);
+                limit = Some(now + drain.deadline().saturating_duration_since(now) / 2);
             }
             () = sleep_until(limit.unwrap_or_else(Instant::now)), if limit.is_some() => break,
         }
     }
-    watching.shutdown().await;
+    watching.abort_all();
     let News { ended, open, .. } = sessions.news();
     count(drain, ended);
     drain.was_cut(open + sessions.watchers());
@@ -226,9 +226,10 @@ impl Watch {
                 let since = self.forsaken.entry(asked.id).or_insert_with(Instant::now);
                 since.elapsed() > FORSAKEN
             };
-            if (wanted.cut && !asked.is_leaving) || is_forsaken {
+            if wanted.cut || is_forsaken {
                 doomed.push(asked.id);
-            } else if wanted.cancel && found.is_busy && !asked.is_leaving {
+            } else if wanted.cancel && found.is_busy {
+                // Also of one that is to say goodbye: what is left of its results may take its time.
                 busy.push(asked.id);
             }
         }

@@ -387,7 +387,9 @@ impl Sessions {
     /// The goodbye of a session has failed.
     pub(crate) fn failed(&self, key: Key, failure: mysql_async::Error) {
         let mut state = self.state();
-        if let Some(entry) = state.open.get_mut(&key) {
+        if let Some(entry) = state.open.get_mut(&key)
+            && entry.standing == Standing::Leaving
+        {
             // A connection that is broken was so before: the server's side of it may have ended long ago.
             let is_broken = error::is_broken(&failure);
             entry.standing = if is_broken { Standing::Left } else { Standing::Failed };
