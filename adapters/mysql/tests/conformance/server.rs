@@ -194,12 +194,6 @@ impl<V: Version> Tenancy<V> {
         Ok(count.ok_or("no count")?)
     }
 
-    /// The session of the harness anew: the server, or the way to it, was gone.
-    async fn ask_anew(&self) -> Result<(), BoxError> {
-        *self.superuser.lock().await = self.server.superuser().await?;
-        Ok(())
-    }
-
     pub(crate) fn address(&self) -> SocketAddr {
         self.proxy.as_ref().map_or(self.server.address, Proxy::address)
     }
@@ -296,35 +290,16 @@ impl<V: Version> Harness for Tenancy<V> {
         self.listed(Some(SLEEPS)).await
     }
 
-    async fn pause(&self) -> Result<(), BoxError> {
-        Ok(self.server.container.lock().await.pause().await?)
+    fn container(&self) -> Option<&Mutex<Container>> {
+        Some(&self.server.container)
     }
 
-    async fn resume(&self) -> Result<(), BoxError> {
-        Ok(self.server.container.lock().await.resume().await?)
+    fn proxy(&self) -> Option<&Proxy> {
+        self.proxy.as_ref()
     }
 
-    async fn kill(&self) -> Result<(), BoxError> {
-        Ok(self.server.container.lock().await.kill().await?)
-    }
-
-    async fn start_again(&self) -> Result<(), BoxError> {
-        self.server.container.lock().await.start_again().await?;
-        self.ask_anew().await
-    }
-
-    async fn partition(&self) -> Result<(), BoxError> {
-        Ok(self.server.container.lock().await.partition().await?)
-    }
-
-    async fn heal(&self) -> Result<(), BoxError> {
-        self.server.container.lock().await.heal().await?;
-        self.ask_anew().await
-    }
-
-    async fn slow(&self, by: Duration) -> Result<(), BoxError> {
-        let proxy = self.proxy.as_ref().ok_or("only a server of one's own can be slowed down")?;
-        proxy.set_delay(by);
+    async fn ask_anew(&self) -> Result<(), BoxError> {
+        *self.superuser.lock().await = self.server.superuser().await?;
         Ok(())
     }
 
