@@ -10,6 +10,7 @@ mod work;
 
 // What an adapter implements, and what it is given for that.
 mod credentials;
+mod name;
 mod resource;
 mod rested;
 
@@ -33,6 +34,7 @@ pub use crate::{
     guard::{Checkout, ShutdownGuard, Tracked, as_dependent},
     init::Retry,
     lifecycle::{Builder, Lifecycle, State},
+    name::client_name,
     platform::{BUDGET_VARIABLE, Budget, PLATFORMS, Platform},
     report::{Ledger, Outcome, Reason, Records, Report, ResourceReport, Sessions, Step, Straggler},
     resource::{Capabilities, Drain, Resource, ResourceId},

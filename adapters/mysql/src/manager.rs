@@ -1,8 +1,7 @@
 //! The resource: how sessions are opened, handed out, checked, given back and ended.
 
 use std::{
-    env, fmt,
-    path::Path,
+    fmt,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -10,7 +9,7 @@ use std::{
 use deadpool::Runtime;
 use mysql_async::{Opts, OptsBuilder, Pool as DriverPool, prelude::Queryable as _};
 use rustls::crypto::{CryptoProvider, ring};
-use winddown_core::{Drain, Error, ErrorKind, Resource, Rested};
+use winddown_core::{Drain, Error, ErrorKind, Resource, Rested, client_name};
 
 use crate::{
     config::Config,
@@ -88,19 +87,11 @@ impl Mysql {
 fn named(opts: &Opts) -> Opts {
     let mut attributes = opts.connect_attributes().cloned().unwrap_or_default();
     if !attributes.contains_key("program_name")
-        && let Some(name) = program_name()
+        && let Some(name) = client_name()
     {
         attributes.insert("program_name".into(), name);
     }
     OptsBuilder::from_opts(opts.clone()).connect_attributes(attributes).into()
-}
-
-fn program_name() -> Option<String> {
-    let function = env::var("AWS_LAMBDA_FUNCTION_NAME").ok();
-    function.or_else(|| {
-        let program = env::args_os().next()?;
-        Some(Path::new(&program).file_name()?.to_string_lossy().into_owned())
-    })
 }
 
 impl Resource for Mysql {

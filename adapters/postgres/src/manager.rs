@@ -8,8 +8,7 @@ use std::{
 
 use deadpool_postgres::{Client, Hook, HookError, Manager, ManagerConfig, Pool, Runtime, StatementCache};
 use tokio::{task::JoinSet, time::timeout};
-use winddown_core::{Capabilities, Drain, Error, ErrorKind, Resource, Rested};
-use winddown_net::client_name;
+use winddown_core::{Capabilities, Drain, Error, ErrorKind, Resource, Rested, client_name};
 
 use crate::{
     config::Config,

@@ -2,7 +2,8 @@
 
 use std::{env, path::Path};
 
-/// By what name a server is to list the sessions, where nobody has given one: that of the Lambda function, or of the program.
+/// By what name a server is to list the sessions of this process, where nobody has given one: that of the Lambda function
+/// (`AWS_LAMBDA_FUNCTION_NAME`), or of the program; for an adapter.
 pub fn client_name() -> Option<String> {
     let function = env::var("AWS_LAMBDA_FUNCTION_NAME").ok();
     function.or_else(|| {
