@@ -125,6 +125,7 @@ fn main() -> ExitCode {
             a_node_that_was_killed_does_not_hold_up_the_drain
             a_slot_that_moves_is_followed_and_its_new_node_is_drained_too
             a_redirect_while_draining_is_followed_and_nothing_is_left_of_it
+            a_command_without_an_answer_whose_slot_has_moved_is_reported_lost
             nothing_is_opened_after_the_drain
             what_cannot_be_a_cluster_says_what_to_do;
     });

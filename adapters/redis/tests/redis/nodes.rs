@@ -152,6 +152,24 @@ pub(crate) async fn a_redirect_while_draining_is_followed_and_nothing_is_left_of
     cluster.end().await.unwrap();
 }
 
+pub(crate) async fn a_command_without_an_answer_whose_slot_has_moved_is_reported_lost() {
+    let cluster = RedisCluster::open().await.unwrap();
+    let scene = scene(&cluster);
+    let mut connection = scene.get().await;
+    ping(&mut connection).await;
+    let fourth = moved(&cluster).await;
+    let key = cluster.watch.tenant.key("there");
+    cmd("INCR").arg(&key).set_no_response(true).exec_async(&mut *connection).await.unwrap();
+    drop(connection);
+    let drained = scene.drain().await;
+    let records = drained.row().records.as_ref().unwrap();
+    assert_eq!((records.accepted, records.written, records.lost), (1, 0, 1), "{}", drained.report);
+    let mut superuser = fourth.superuser().await.unwrap();
+    assert_eq!(cmd("GET").arg(&key).query_async::<usize>(&mut superuser).await.unwrap(), 1, "it was not executed");
+    fourth.container.into_inner().remove().await.unwrap();
+    cluster.end().await.unwrap();
+}
+
 pub(crate) async fn nothing_is_opened_after_the_drain() {
     let cluster = start(ServerUse::Shared).await;
     let scene = Scene::patient(cluster.resource(&Setup::default()));
