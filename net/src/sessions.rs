@@ -238,6 +238,7 @@ impl<P: Send + Sync + 'static> Draining<'_, P> {
         F: Future<Output = ()> + Send + 'static,
     {
         let sessions = self.0;
+        let _rest = Rest { sessions, drain };
         let mut driving = JoinSet::new();
         let mut when_settled = Some(settled);
         loop {
@@ -271,9 +272,20 @@ impl<P: Send + Sync + 'static> Draining<'_, P> {
             () = async { while driving.join_next().await.is_some() {} } => {}
             () = sleep_until(limit) => {}
         }
-        let News { ended, open, .. } = sessions.news();
-        count(drain, ended);
-        drain.was_cut(open);
+    }
+}
+
+/// Counts what is left as cut when it is dropped: at the end of a goodbye, also where the deadline drops that.
+struct Rest<'a, P: Send + Sync + 'static> {
+    sessions: &'a Sessions<P>,
+    drain: &'a Drain,
+}
+
+impl<P: Send + Sync + 'static> Drop for Rest<'_, P> {
+    fn drop(&mut self) {
+        let News { ended, open, .. } = self.sessions.news();
+        count(self.drain, ended);
+        self.drain.was_cut(open);
     }
 }
 

@@ -40,6 +40,8 @@ const FORSAKEN: Duration = Duration::from_millis(250);
 /// of the pool.
 pub(crate) async fn say(connector: &Arc<Connector>, empty: impl Fn() + Send, drain: &Drain) -> Result<(), Error> {
     let sessions = &connector.sessions;
+    // Before those who watch, so that it is dropped after them.
+    let _rest = Rest { sessions, drain };
     let mut leaving = JoinSet::new();
     let mut watching = JoinSet::new();
     let mut watched = HashSet::new();
@@ -90,11 +92,21 @@ pub(crate) async fn say(connector: &Arc<Connector>, empty: impl Fn() + Send, dra
             () = sleep_until(limit.unwrap_or_else(Instant::now)), if limit.is_some() => break,
         }
     }
-    watching.abort_all();
-    let News { ended, open, .. } = sessions.news();
-    count(drain, ended);
-    drain.was_cut(open + sessions.watchers());
     Ok(())
+}
+
+/// Counts what is left as cut when it is dropped: at the end of a goodbye, also where the deadline drops that.
+struct Rest<'a> {
+    sessions: &'a Sessions,
+    drain: &'a Drain,
+}
+
+impl Drop for Rest<'_> {
+    fn drop(&mut self) {
+        let News { ended, open, .. } = self.sessions.news();
+        count(self.drain, ended);
+        self.drain.was_cut(open + self.sessions.watchers());
+    }
 }
 
 fn count(drain: &Drain, ended: Ended) {
