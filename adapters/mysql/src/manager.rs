@@ -111,7 +111,7 @@ impl Resource for Mysql {
         // Statements are cancelled by a session that is opened for it, asks, waits for those that were cancelled to leave, and
         // then leaves itself; and on a slow machine the work at either end outweighs the way between them.
         let opening = self.sessions.took().unwrap_or_default();
-        let round_trip = asked.elapsed().max(opening) + UNLISTING.1 / 2;
+        let round_trip = asked.elapsed().max(opening) + UNLISTING.1;
         *self.round_trip.lock().unwrap_or_else(PoisonError::into_inner) = Some(round_trip);
         Ok(pool)
     }
