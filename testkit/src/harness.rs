@@ -28,6 +28,10 @@ pub trait Harness: Send + Sync + Sized + 'static {
     /// printed.
     const LACKS: &'static [(Need, &'static str)] = &[];
 
+    /// Whether the resource takes a checkout that it cuts from its holder, who then gets an error. Where the driver alone has
+    /// the socket, and the server cannot be reached, it cannot.
+    const CUTS_HOLDERS: bool = true;
+
     /// Why nothing of this harness is run today, if somebody has asked for that: its tests are then listed as ignored,
     /// with the reason.
     fn skipped() -> Option<String> {

@@ -183,9 +183,11 @@ impl Resource for Postgres {
         }
         let draining = self.sessions.begin_drain();
         // Without its client a connection says goodbye, those that are out when they come back to a closed pool.
-        drop(pool.retain(|_, _| false));
+        let empty = || drop(pool.retain(|_, _| false));
+        empty();
         pool.close();
-        draining.goodbye(drain, || {}, end).await;
+        // Once more when all are back: a caller that waited for a connection and has gone leaves it in the closed pool.
+        draining.goodbye(drain, empty, end).await;
         Ok(())
     }
 

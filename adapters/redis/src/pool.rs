@@ -122,11 +122,12 @@ impl Pool {
         }
     }
 
-    /// No checkout is out any more: lets the connection that they shared go.
+    /// No checkout is out any more: lets the connection that they shared go, and what a caller has left in the closed pool
+    /// that waited for a connection and has gone.
     pub(crate) fn settled(&self) {
         match &self.source {
             Source::Shared(shared) => shared.close(),
-            Source::Own(_) => {}
+            Source::Own(pool) => drop(pool.retain(|_, _| false)),
             #[cfg(feature = "cluster")]
             Source::Cluster(cluster) => cluster.close(),
             Source::Wrapped(_) => {}

@@ -245,6 +245,8 @@ impl<V: Version> Harness for Tenancy<V> {
     type Resource = Mysql;
 
     const NAME: &'static str = V::NAME;
+    // What is cut stays with its holder where the server cannot be told.
+    const CUTS_HOLDERS: bool = false;
 
     fn skipped() -> Option<String> {
         containers::skipped().map(Into::into)
