@@ -21,8 +21,8 @@ use crate::{
 /// Between two questions. Nobody tells when the next command of a session begins to wait.
 const PAUSE: Duration = Duration::from_millis(2);
 
-/// What still waits for its answer that long after the drain began may have to be ended: a connection for that is opened now,
-/// so that none must be when time is short.
+/// What has waited for its answer for that long when the drain has begun may have to be ended: a connection for that is opened
+/// then, so that none must be when time is short.
 const PREPARE_AFTER: Duration = Duration::from_millis(10);
 
 /// Connections with servers that may have to be asked to end something.
@@ -41,8 +41,13 @@ impl Prepared {
     /// # Cancel safety
     /// Cancel safe; those that are open stay.
     pub(crate) async fn prepare(&self, sessions: &Sessions) {
+        let waiting: Vec<_> =
+            busy(sessions.open()).into_iter().map(|session| (session.part().answers(), session)).collect();
         tokio::time::sleep(PREPARE_AFTER).await;
-        let servers = by_server(busy(sessions.open()));
+        // One that gets its answers is about to end by itself.
+        let stays =
+            |(answers, session): (usize, Arc<Session>)| (session.part().answers() == answers).then_some(session);
+        let servers = by_server(busy(waiting.into_iter().filter_map(stays).collect()));
         join_all(servers.into_iter().map(|(address, sessions)| async move {
             // Where it cannot be opened now it is tried again when it is needed, and what is wrong is told then.
             if let Ok(dialogue) = sessions[0].part().endpoint.dialogue().await {

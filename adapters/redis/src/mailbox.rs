@@ -21,8 +21,9 @@ use crate::{error::closed, ledger::Entry};
 #[derive(Default)]
 pub(crate) struct Mailbox {
     state: Mutex<MailboxState>,
-    /// Requests that are in the mailbox or with the server.
-    unanswered: AtomicUsize,
+    /// How many requests came in, and how many of them are answered.
+    taken: AtomicUsize,
+    answered: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -60,9 +61,17 @@ impl Mailbox {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Requests that are in the mailbox or with the server.
     pub(crate) fn unanswered(&self) -> usize {
-        // Relaxed, everywhere: whoever decides by it asks again.
-        self.unanswered.load(Ordering::Relaxed)
+        // In this order, and so that whoever sees an answer sees the request too: never too little. Whoever decides by it asks
+        // again.
+        let answers = self.answers();
+        self.taken.load(Ordering::Relaxed) - answers
+    }
+
+    /// How many requests were answered so far.
+    pub(crate) fn answers(&self) -> usize {
+        self.answered.load(Ordering::Acquire)
     }
 
     /// Puts a request in, unless the session takes nothing any more. It is made at the moment when it is sure that it will be
@@ -74,7 +83,7 @@ impl Mailbox {
         }
         let Some(request) = request() else { return Err(closed()) };
         state.requests.push(request);
-        self.unanswered.fetch_add(1, Ordering::Relaxed);
+        self.taken.fetch_add(1, Ordering::Relaxed);
         let waker = state.waker.take();
         drop(state);
         if let Some(waker) = waker {
@@ -117,7 +126,7 @@ impl Mailbox {
     }
 
     pub(crate) fn answered(&self) {
-        self.unanswered.fetch_sub(1, Ordering::Relaxed);
+        self.answered.fetch_add(1, Ordering::Release);
     }
 }
 

@@ -51,6 +51,11 @@ impl Part {
         self.mailbox.unanswered() > 0
     }
 
+    /// How many requests were answered so far.
+    pub(crate) fn answers(&self) -> usize {
+        self.mailbox.answers()
+    }
+
     /// Nothing is taken any more; the session says goodbye when all that was taken is answered.
     pub(crate) fn leave(&self) {
         self.mailbox.close();
