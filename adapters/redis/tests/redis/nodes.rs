@@ -98,6 +98,14 @@ async fn moved(cluster: &RedisCluster) -> Server {
         .await;
     }
     let slot: usize = cmd("CLUSTER").arg("KEYSLOT").arg(tenant.key("")).query_async(&mut superuser).await.unwrap();
+    // Only a node that imports a slot gets an epoch of its own with it; without one the node that had the slot might claim it
+    // back before it is told.
+    let one_of_them: String = cmd("CLUSTER").arg("MYID").query_async(&mut others[0]).await.unwrap();
+    until("the new node knows the others", || async {
+        let import = cmd("CLUSTER").arg("SETSLOT").arg(slot).arg("IMPORTING").arg(&one_of_them).take();
+        import.exec_async(&mut superuser.clone()).await.is_ok()
+    })
+    .await;
     // The new one first: it is the one who tells the rest.
     for superuser in [&mut superuser].into_iter().chain(&mut others) {
         let give = cmd("CLUSTER").arg("SETSLOT").arg(slot).arg("NODE").arg(&id).take();
