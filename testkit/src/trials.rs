@@ -32,7 +32,7 @@ pub fn run<F: Future<Output = Result<(), BoxError>>>(trials: Vec<Trial>, stop: i
     conclusion.exit_code()
 }
 
-/// A test that panics if something is not as it should be, on a runtime of its own. [`trials!`](crate::trials) is
+/// A test that panics if something is not as it should be, on a runtime of its own. [`trials!`](macro@crate::trials) is
 /// shorter.
 pub fn trial<F: Future<Output = ()>>(name: &str, test: impl FnOnce() -> F + Send + 'static) -> Trial {
     Trial::test(name, move || {
