@@ -14,7 +14,12 @@ pub(crate) async fn a_checkout_without_a_rest_makes_no_round_trip() {
     let mut config = config_at(&server, proxy.address());
     config.check_after = Duration::from_secs(600);
     let scene = Scene::new(Postgres::new(config));
-    drop(scene.out(2).await);
+    let clients = scene.out(2).await;
+    for client in &clients {
+        // Behind what the driver sends when a statement is dropped.
+        client.simple_query("").await.unwrap();
+    }
+    drop(clients);
     let before = (proxy.bytes_up(), proxy.bytes_down());
     for _ in 0..100 {
         drop(scene.get().await);
