@@ -8,10 +8,11 @@ use winddown_testkit::{Harness as _, proxy::Proxy};
 
 use crate::scene::{QUICK, Scene, Speaks, assert_nothing_left, config, config_at, mysql, until};
 
-/// Waits until those that were given back are as they were: that is one round trip each.
-async fn tidied_up(proxy: &Proxy, round_trips: u64) {
+/// Waits until so many that were given back are as they were, which is one round trip each, and in the pool again.
+async fn tidied_up(scene: &Scene, connections: usize, proxy: &Proxy, round_trips: u64) {
     until("they are tidied up", || async { proxy.round_trips() >= round_trips }).await;
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    let pool = scene.db.pool().await.unwrap();
+    until("they are in the pool", || async { pool.status().available >= connections }).await;
 }
 
 pub(crate) async fn a_checkout_without_a_rest_makes_no_round_trip() {
@@ -23,14 +24,14 @@ pub(crate) async fn a_checkout_without_a_rest_makes_no_round_trip() {
     let out = scene.out(2).await;
     let before = proxy.round_trips();
     drop(out);
-    tidied_up(&proxy, before + 2).await;
+    tidied_up(&scene, 2, &proxy, before + 2).await;
     for _ in 0..20 {
         let before = (proxy.bytes_up(), proxy.bytes_down());
         let out = (scene.get().await, scene.get().await);
         assert_eq!((proxy.bytes_up(), proxy.bytes_down()), before);
         let before = proxy.round_trips();
         drop(out);
-        tidied_up(&proxy, before + 2).await;
+        tidied_up(&scene, 2, &proxy, before + 2).await;
     }
     scene.drain().await.assert_clean(2);
     server.end().await.unwrap();
@@ -46,20 +47,20 @@ pub(crate) async fn a_checkout_after_a_rest_makes_one_round_trip() {
     let out = scene.out(1).await;
     let before = proxy.round_trips();
     drop(out);
-    tidied_up(&proxy, before + 1).await;
+    tidied_up(&scene, 1, &proxy, before + 1).await;
     for _ in 0..3 {
         tokio::time::sleep(AFTER).await;
         let before = proxy.round_trips();
         let out = scene.get().await;
         assert_eq!(proxy.round_trips(), before + 1);
         drop(out);
-        tidied_up(&proxy, before + 2).await;
+        tidied_up(&scene, 1, &proxy, before + 2).await;
         // It has not rested since.
         let began = Instant::now();
         let out = scene.get().await;
         assert!(began.elapsed() >= AFTER || proxy.round_trips() == before + 2);
         drop(out);
-        tidied_up(&proxy, before + 3).await;
+        tidied_up(&scene, 1, &proxy, before + 3).await;
     }
     scene.drain().await.assert_clean(1);
     server.end().await.unwrap();
@@ -122,7 +123,7 @@ pub(crate) async fn a_network_that_is_cut_holds_a_checkout_up_for_the_check_time
     let out = scene.out(1).await;
     let before = proxy.round_trips();
     drop(out);
-    tidied_up(&proxy, before + 1).await;
+    tidied_up(&scene, 1, &proxy, before + 1).await;
 
     proxy.set_blackhole(true);
     let began = Instant::now();
