@@ -166,6 +166,8 @@ async fn live(
     match connection.await {
         Ok(()) => End::Closed,
         Err(_) if activity.has_left() => End::Closed,
+        // The server's own last word, an idle timeout say, with nothing under way: it has ended the session in order.
+        Err(error) if error.as_db_error().is_some() && !activity.is_busy() => End::Closed,
         Err(error) => {
             let text = "a session ended without a goodbye";
             End::Failed(crate::error::error(ErrorKind::Incomplete, text, error.into()))
