@@ -20,7 +20,7 @@ use tokio::{
 use winddown_core::{Checkout, Drain, Error, ErrorKind, ShutdownGuard, as_dependent};
 
 use crate::{
-    Sink,
+    Sink, WriteError,
     queue::{Queue, Writer},
 };
 
@@ -206,11 +206,12 @@ impl<T: Send + Sync + 'static, S: Sink<T>> Writing<T, S> {
         let result = catch(async { self.sink.write(checkout, taken.batch()).await }).await;
         match result {
             Ok(Ok(())) => taken.written(),
-            Ok(Err(error)) if error.is_retryable() || error.is_shutting_down() => {
+            Ok(Err(WriteError::Retry(error))) => {
                 taken.returned(error.clone());
                 return Attempt::Again(error);
             }
-            Ok(Err(error)) => taken.lost(error),
+            Ok(Err(WriteError::Rejected(error) | WriteError::Failed(error))) => taken.lost(error),
+            Ok(Err(WriteError::Unknown(error))) => taken.in_doubt(error),
             Err(panic) => taken.in_doubt(panic),
         }
         Attempt::Over

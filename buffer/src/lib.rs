@@ -15,6 +15,7 @@ pub use crate::{
     flusher::Flusher,
     push::{Push, PushError},
     queue::Room,
-    sink::{Batch, Sink},
+    sink::{Batch, BatchKey, Delivery, Sink, WriteError},
     writer::BatchWriter,
 };
+pub use uuid;

@@ -1,52 +1,195 @@
 //! What a buffer writes to, and what it hands over.
 
-use std::{fmt, future::Future, ops::Deref, slice, sync::Arc};
+use std::{
+    error::Error as StdError,
+    fmt,
+    future::Future,
+    ops::Deref,
+    slice,
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
+use uuid::{Builder, Uuid};
 use winddown_core::{Checkout, Error, Resource};
 
-/// Writes batches of records through a checkout of a pool: an `INSERT`, a pipeline, a bulk request.
+/// Writes batches of records through a checkout of a pool: an `INSERT`, a `COPY`, a pipeline, a bulk request.
 ///
-/// An adapter crate or the application implements this; [`BatchWriter`](crate::BatchWriter) decides when a batch is
-/// written, keeps the order, tries again and counts.
+/// An adapter crate or the application implements this, or gives a closure to `write_with`;
+/// [`BatchWriter`](crate::BatchWriter) decides when a batch is written, tries again, finds the records that the target
+/// refuses, and counts.
 pub trait Sink<T: Send + Sync + 'static>: Send + Sync + 'static {
     /// What it writes through. The buffer holds a guard of it and is therefore drained first (S4).
     type Target: Resource;
 
-    /// Writes one batch, all or nothing: `Ok` says that the target has every record of it, `Err` that it has none. In a
-    /// database that is one transaction, committed before this returns.
+    /// What becomes of a batch whose outcome nobody knows, for the connection broke during the commit.
     ///
-    /// Batches come one at a time, in the order in which their records were accepted, and never empty. A batch whose
-    /// error was retryable comes again, the same records in the same order.
+    /// A promise for all batches: it must not change while the buffer lives.
+    fn delivery(&self) -> Delivery;
+
+    /// Writes one batch, all or nothing: `Ok` says that the target has every record of it. In a database that is one
+    /// transaction, committed before this returns.
+    ///
+    /// Batches are never empty. As many are written at once as [`in_flight`](crate::BatchWriter::in_flight) says, each
+    /// through a checkout of its own. One that comes again has the same records in the same order, and the same
+    /// [key](Batch::key).
     ///
     /// Runs on the application's runtime, and while draining on a thread and a current-thread runtime of its own, so it
     /// must not use `block_in_place`. A driver that blocks takes a clone of the batch into its closure.
     ///
     /// # Cancel safety
-    /// Need not be cancel safe: it is dropped when the drain's time is up, or when the application's runtime ends. What
-    /// it was writing then counts as in doubt, and is not written again. So does a batch whose write panics.
+    /// Need not be cancel safe: it is dropped when the drain's time is up, or when the application's runtime ends. The
+    /// outcome of what it was writing is unknown then, and so is that of a batch whose write panics.
     ///
     /// # Errors
-    /// [`Write`](winddown_core::ErrorKind::Write) with the driver's error as the source;
-    /// [`retryable`](Error::retryable) if the same batch may be accepted later (the server restarts, is locked, is
-    /// full), for it is then kept and written again; any other error loses the batch.
-    ///
-    /// An error whose outcome is not known (the connection broke during the commit) breaks the promise that the target
-    /// has nothing: return it as retryable where writing twice is harmless, and not where a loss is.
+    /// What is known of the batch, and the driver's error: see [`WriteError`].
     fn write(
         &self,
         checkout: &mut Checkout<Self::Target>,
         batch: &Batch<T>,
-    ) -> impl Future<Output = Result<(), Error>> + Send;
+    ) -> impl Future<Output = Result<(), WriteError>> + Send;
+}
+
+/// How often a record is in the target that was accepted, written and not reported otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[expect(clippy::exhaustive_enums, reason = "there is no other way")]
+pub enum Delivery {
+    /// Once. The target remembers the [keys](Batch::key) of the batches that it has, and writing one again changes
+    /// nothing; so a batch whose outcome is unknown is written again.
+    ExactlyOnce,
+    /// Once, or more often: a batch whose outcome is unknown is written again, whatever the target has of it.
+    AtLeastOnce,
+    /// Once, or not at all: a batch whose outcome is unknown is not written again, and reported as in doubt.
+    AtMostOnce,
+}
+
+/// Why a batch was not written, by what is to be done about it.
+#[derive(Debug, Clone)]
+#[expect(clippy::exhaustive_enums, reason = "a buffer must know what to do with each")]
+pub enum WriteError {
+    /// The target has nothing of it, and may accept the same batch later: it restarts, is locked, is full. The batch is
+    /// kept, and written again after a pause.
+    Retry(Error),
+    /// The target has nothing of it, and refuses at least one of its records for what is in it. The batch is divided
+    /// until that record is alone; the others are written.
+    Rejected(Error),
+    /// The target has nothing of it, and it is no record's fault, nor will it pass: no such table, no permission. The batch
+    /// is given up: spilled, or lost.
+    Failed(Error),
+    /// Whether the target has it is not known: the connection broke while the commit was under way. See [`Delivery`].
+    Unknown(Error),
+}
+
+impl WriteError {
+    /// The error itself, whatever is to be done about it.
+    pub fn error(&self) -> &Error {
+        let (Self::Retry(error) | Self::Rejected(error) | Self::Failed(error) | Self::Unknown(error)) = self;
+        error
+    }
+}
+
+/// For errors that say that nothing was written: [`Retry`](WriteError::Retry) if they are retryable or come of a target
+/// that is shutting down, else [`Failed`](WriteError::Failed).
+impl From<Error> for WriteError {
+    fn from(error: Error) -> Self {
+        if error.is_retryable() || error.is_shutting_down() { Self::Retry(error) } else { Self::Failed(error) }
+    }
+}
+
+impl From<WriteError> for Error {
+    fn from(error: WriteError) -> Self {
+        match error {
+            WriteError::Retry(error) => error.retryable(),
+            WriteError::Rejected(error) | WriteError::Failed(error) | WriteError::Unknown(error) => error,
+        }
+    }
+}
+
+impl fmt::Display for WriteError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error().fmt(f)
+    }
+}
+
+impl StdError for WriteError {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.error().source()
+    }
+}
+
+/// Names one batch for ever: a UUID of version 7, so that newer ones sort behind older ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BatchKey(Uuid);
+
+impl BatchKey {
+    pub(crate) fn new() -> Self {
+        Self(Uuid::now_v7())
+    }
+
+    /// The smallest key that a batch may have which was made at this time, to the millisecond: all that sort before it are of
+    /// older batches. What a target remembers can be forgotten by it.
+    pub fn first_at(time: SystemTime) -> Self {
+        let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+        // Of 48 bits; those of a time too far away are all ones.
+        let millis = u64::try_from(since.as_millis()).unwrap_or(u64::MAX).min((1 << 48) - 1);
+        Self(Builder::from_unix_timestamp_millis(millis, &[0; 10]).into_uuid())
+    }
+
+    /// The 16 bytes, for a column of type `uuid` or `binary(16)`.
+    pub const fn as_bytes(&self) -> &[u8; 16] {
+        self.0.as_bytes()
+    }
+}
+
+impl From<Uuid> for BatchKey {
+    fn from(uuid: Uuid) -> Self {
+        Self(uuid)
+    }
+}
+
+impl From<BatchKey> for Uuid {
+    fn from(key: BatchKey) -> Self {
+        key.0
+    }
+}
+
+/// As UUIDs are written: in lower case, with hyphens.
+impl fmt::Display for BatchKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
 }
 
 /// Records that are written together. Derefs to a slice; a clone is another handle on the same records.
 pub struct Batch<T> {
-    records: Arc<Vec<T>>,
+    inner: Arc<Inner<T>>,
 }
 
+struct Inner<T> {
+    key: BatchKey,
+    records: Vec<T>,
+}
+
+impl<T> Batch<T> {
+    pub(crate) fn with_key(key: BatchKey, records: Vec<T>) -> Self {
+        Self { inner: Arc::new(Inner { key, records }) }
+    }
+
+    /// Names this batch: the same whenever it is written, in this process or by a replay, and never that of another.
+    pub fn key(&self) -> BatchKey {
+        self.inner.key
+    }
+
+    /// The records, if there is no other handle on them.
+    pub(crate) fn into_records(self) -> Option<Vec<T>> {
+        Arc::into_inner(self.inner).map(|inner| inner.records)
+    }
+}
+
+/// A batch with a new key.
 impl<T> From<Vec<T>> for Batch<T> {
     fn from(records: Vec<T>) -> Self {
-        Self { records: Arc::new(records) }
+        Self::with_key(BatchKey::new(), records)
     }
 }
 
@@ -54,7 +197,7 @@ impl<T> Deref for Batch<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
-        &self.records
+        &self.inner.records
     }
 }
 
@@ -69,13 +212,13 @@ impl<'a, T> IntoIterator for &'a Batch<T> {
 
 impl<T> Clone for Batch<T> {
     fn clone(&self) -> Self {
-        Self { records: Arc::clone(&self.records) }
+        Self { inner: Arc::clone(&self.inner) }
     }
 }
 
 impl<T> fmt::Debug for Batch<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Not the records: they are the application's data and do not belong into logs.
-        f.debug_struct("Batch").field("len", &self.len()).finish()
+        f.debug_struct("Batch").field("key", &self.key()).field("len", &self.len()).finish()
     }
 }

@@ -12,7 +12,7 @@ use std::{
 };
 
 use tokio::time::{Instant, advance, sleep, timeout};
-use winddown_buffer::{Batch, BatchWriter, Push, Sink};
+use winddown_buffer::{Batch, BatchWriter, Delivery, Push, Sink, WriteError};
 use winddown_core::{
     Checkout, Error, ErrorKind, Lifecycle, Outcome, Records, Report, ShutdownGuard,
     memory::{Memory, Server},
@@ -75,7 +75,11 @@ impl Far {
 impl Sink<u64> for Far {
     type Target = Memory;
 
-    async fn write(&self, session: &mut Checkout<Memory>, batch: &Batch<u64>) -> Result<(), Error> {
+    fn delivery(&self) -> Delivery {
+        Delivery::AtMostOnce
+    }
+
+    async fn write(&self, session: &mut Checkout<Memory>, batch: &Batch<u64>) -> Result<(), WriteError> {
         assert!(!batch.is_empty());
         self.0.calls.fetch_add(1, Ordering::SeqCst);
         self.0.goodbyes_seen.fetch_max(self.0.server.goodbyes(), Ordering::SeqCst);
@@ -84,8 +88,8 @@ impl Sink<u64> for Far {
         match answer {
             Answer::Store => {}
             Answer::StoreAfter(takes) => session.run(takes).await?,
-            Answer::Later => return Err(Error::new(ErrorKind::Write, "not now").retryable()),
-            Answer::Refuse => return Err(Error::new(ErrorKind::Write, "no such table")),
+            Answer::Later => return Err(Error::new(ErrorKind::Write, "not now").retryable().into()),
+            Answer::Refuse => return Err(Error::new(ErrorKind::Write, "no such table").into()),
             Answer::Hang => std::future::pending().await,
             Answer::Block(time) => thread::sleep(time),
             Answer::Panic => panic!("sink"),

@@ -6,7 +6,7 @@ use mysql_async::{
     Params, TxOpts,
     prelude::{Queryable as _, ToValue},
 };
-use winddown_buffer::{Batch, Sink};
+use winddown_buffer::{Batch, Delivery, Sink, WriteError};
 use winddown_core::{Checkout, Error, ErrorKind};
 
 use crate::{Mysql, error::error};
@@ -68,10 +68,14 @@ tuple!(A B C D E F G H I J K L);
 impl<T: Parameters> Sink<T> for Insert {
     type Target = Mysql;
 
+    fn delivery(&self) -> Delivery {
+        Delivery::AtMostOnce
+    }
+
     /// Retryable while the server cannot be reached, is full or starts up, and where the batch was rolled back for the sake
     /// of another transaction; but not when the connection broke during the commit: whether the batch was written is not
     /// known then.
-    async fn write(&self, checkout: &mut Checkout<Mysql>, batch: &Batch<T>) -> Result<(), Error> {
+    async fn write(&self, checkout: &mut Checkout<Mysql>, batch: &Batch<T>) -> Result<(), WriteError> {
         let failed = |source: mysql_async::Error| error(ErrorKind::Write, "a batch was rolled back", source);
         // Dropped without a commit, it is rolled back before anything else is said on this connection.
         let mut transaction = checkout.start_transaction(TxOpts::default()).await.map_err(failed)?;
@@ -79,10 +83,10 @@ impl<T: Parameters> Sink<T> for Insert {
         transaction.exec_batch(&*self.sql, records).await.map_err(failed)?;
         transaction.commit().await.map_err(|source| {
             if !source.is_fatal() {
-                return failed(source);
+                return failed(source).into();
             }
             let text = "the connection broke during the commit: whether the batch was written is not known";
-            Error::new(ErrorKind::Write, text).with_source(source)
+            WriteError::Unknown(Error::new(ErrorKind::Write, text).with_source(source))
         })
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use futures_util::future::try_join_all;
 use tokio_postgres::types::ToSql;
-use winddown_buffer::{Batch, Sink};
+use winddown_buffer::{Batch, Delivery, Sink, WriteError};
 use winddown_core::{Checkout, Error, ErrorKind};
 
 use crate::{Postgres, error::error};
@@ -66,9 +66,13 @@ tuple!(A B C D E F G H I J K L);
 impl<T: Parameters> Sink<T> for Insert {
     type Target = Postgres;
 
+    fn delivery(&self) -> Delivery {
+        Delivery::AtMostOnce
+    }
+
     /// Retryable while the server cannot be reached, is full or starts up, but not when the connection broke during the
     /// commit: whether the batch was written is not known then.
-    async fn write(&self, checkout: &mut Checkout<Postgres>, batch: &Batch<T>) -> Result<(), Error> {
+    async fn write(&self, checkout: &mut Checkout<Postgres>, batch: &Batch<T>) -> Result<(), WriteError> {
         let failed = |source: tokio_postgres::Error| error(ErrorKind::Write, "a batch was rolled back", source.into());
         let transaction = checkout.transaction().await.map_err(failed)?;
         let statement = transaction.prepare_cached(&self.sql).await.map_err(failed)?;
@@ -76,10 +80,10 @@ impl<T: Parameters> Sink<T> for Insert {
         try_join_all(records.iter().map(|record| transaction.execute(&statement, record))).await.map_err(failed)?;
         transaction.commit().await.map_err(|source| {
             if source.as_db_error().is_some() {
-                return failed(source);
+                return failed(source).into();
             }
             let text = "the connection broke during the commit: whether the batch was written is not known";
-            Error::new(ErrorKind::Write, text).with_source(source)
+            WriteError::Unknown(Error::new(ErrorKind::Write, text).with_source(source))
         })
     }
 }

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use deadpool_sqlite::rusqlite::{self, Params, TransactionBehavior};
-use winddown_buffer::{Batch, Sink};
-use winddown_core::{Checkout, Error, ErrorKind};
+use winddown_buffer::{Batch, Delivery, Sink, WriteError};
+use winddown_core::{Checkout, ErrorKind};
 
 use crate::{Sqlite, error::error};
 
@@ -33,12 +33,16 @@ impl Insert {
 impl<T: Params + Clone + Send + Sync + 'static> Sink<T> for Insert {
     type Target = Sqlite;
 
+    fn delivery(&self) -> Delivery {
+        Delivery::AtMostOnce
+    }
+
     /// Retryable while another connection has the lock, or the disk is full.
-    async fn write(&self, checkout: &mut Checkout<Sqlite>, batch: &Batch<T>) -> Result<(), Error> {
+    async fn write(&self, checkout: &mut Checkout<Sqlite>, batch: &Batch<T>) -> Result<(), WriteError> {
         let (sql, batch) = (Arc::clone(&self.sql), batch.clone());
         let written = checkout.interact(move |connection| insert(connection, &sql, &batch)).await;
         let failed = |failure| error(ErrorKind::Write, "a batch was rolled back", failure);
-        written.map_err(|panic| failed(panic.into()))?.map_err(|error| failed(error.into()))
+        Ok(written.map_err(|panic| failed(panic.into()))?.map_err(|error| failed(error.into()))?)
     }
 }
 

@@ -633,7 +633,7 @@ mod insert {
 
     async fn write<const N: usize>(db: &ShutdownGuard<Sqlite>, records: [i64; N]) -> Result<(), Error> {
         let batch = Batch::from(records.map(|record| (record,)).to_vec());
-        Insert::new(STATEMENT).write(&mut db.get().await?, &batch).await
+        Ok(Insert::new(STATEMENT).write(&mut db.get().await?, &batch).await?)
     }
 
     #[tokio::test]

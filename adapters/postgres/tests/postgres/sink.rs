@@ -34,7 +34,7 @@ fn record(id: i64) -> Record {
 
 async fn write(db: &ShutdownGuard<Postgres>, ids: &[i64]) -> Result<(), Error> {
     let batch = Batch::from(ids.iter().copied().map(record).collect::<Vec<_>>());
-    Insert::new(STATEMENT).write(&mut db.get().await?, &batch).await
+    Ok(Insert::new(STATEMENT).write(&mut db.get().await?, &batch).await?)
 }
 
 /// What another session sees, in the order in which it was written.
