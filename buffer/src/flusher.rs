@@ -12,16 +12,18 @@ use std::{
 };
 
 use backon::{BackoffBuilder, ExponentialBuilder};
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::{
     runtime::Handle,
-    task::{AbortHandle, yield_now},
-    time::sleep,
+    task::{AbortHandle, spawn_blocking, yield_now},
+    time::{Instant, sleep_until},
 };
-use winddown_core::{Checkout, Drain, Error, ErrorKind, ShutdownGuard, as_dependent};
+use winddown_core::{BoxError, Drain, Error, ErrorKind, ShutdownGuard, as_dependent};
 
 use crate::{
-    Sink, WriteError,
-    queue::{Queue, Writer},
+    Batch, Delivery, Sink, Spill, WriteError,
+    queue::{Next, Queue, Started, Taken, Writer},
+    spill,
 };
 
 /// While running, a target that is away is asked again after pauses from the first to the second, doubling, each with
@@ -46,25 +48,33 @@ struct Writing<T: Send + Sync + 'static, S: Sink<T>> {
     queue: Arc<Queue<T>>,
     sink: Arc<S>,
     target: ShutdownGuard<S::Target>,
+    spill: Option<Spill<T>>,
 }
 
 /// What came of one try.
 enum Attempt {
-    /// There was nothing to write, or another writes now.
+    /// There was nothing to write any more.
     Nothing,
-    /// The batch has left, one way or another.
+    /// The batch has left, one way or another, or comes again in halves.
     Over,
     /// It is to be tried again.
     Again(Error),
+    /// The target is drained for good: it belongs to another lifecycle, or did not wait for us.
+    Gone(Error),
 }
 
 impl<T: Send + Sync + 'static, S: Sink<T>> Flusher<T, S> {
     /// Starts the task on the current runtime.
-    pub(crate) fn start(queue: Queue<T>, sink: Arc<S>, target: ShutdownGuard<S::Target>) -> Result<Self, Error> {
+    pub(crate) fn start(
+        queue: Queue<T>,
+        sink: Arc<S>,
+        target: ShutdownGuard<S::Target>,
+        spill: Option<Spill<T>>,
+    ) -> Result<Self, Error> {
         let runtime = Handle::try_current().map_err(|error| {
             Error::new(ErrorKind::Init, "initialise from inside a tokio runtime").with_source(error)
         })?;
-        let writing = Arc::new(Writing { queue: Arc::new(queue), sink, target });
+        let writing = Arc::new(Writing { queue: Arc::new(queue), sink, target, spill });
         // As a dependent, so that it goes on while tracked work, which is drained before it, still pushes.
         let task = runtime.spawn(as_dependent(Arc::clone(&writing).run())).abort_handle();
         Ok(Self { writing, task })
@@ -74,25 +84,33 @@ impl<T: Send + Sync + 'static, S: Sink<T>> Flusher<T, S> {
         &self.writing.queue
     }
 
-    /// Writes everything, until [`Drain::cut`] at the latest; what is left then is lost.
+    /// Writes everything. What cannot be written in time is spilled, or else lost.
     pub(crate) async fn goodbye(&self, drain: &Drain) -> Result<(), Error> {
-        let queue = self.queue();
+        let Writing { queue, spill, .. } = &*self.writing;
         queue.begin_drain();
         // What kept the rest from being written when time was up.
         let mut obstacle = None;
         let result = tokio::select! {
             biased;
-            () = drain.cut() => {
-                // Its write, if there is one, is in doubt; this gives the checkout back, so that the target can go on.
+            () = time_is_up(queue, spill.as_ref(), drain) => {
+                // What it writes has no outcome then; this gives the checkouts back, so that the target can go on.
                 self.task.abort();
                 obstacle.map_or(Ok(()), Err)
             }
-            result = self.writing.rest(drain, &mut obstacle) => result,
+            result = self.writing.drive(Writer::Goodbye, drain.settled(), &mut obstacle) => result,
         };
         let reason = match &result {
             Ok(()) => Error::new(ErrorKind::Timeout, "the drain's time was up before they could be written"),
             Err(error) => error.clone(),
         };
+        if let Some(spill) = spill {
+            let left = queue.give_up();
+            let batches = left.iter().map(|left| left.batch.clone()).collect();
+            let spilled = put_elsewhere(spill, queue.name(), batches, &reason).await;
+            for left in left {
+                queue.ended(left, spilled.clone());
+            }
+        }
         queue.close(&reason);
         result
     }
@@ -110,6 +128,21 @@ impl<T: Send + Sync + 'static, S: Sink<T>> fmt::Debug for Flusher<T, S> {
     }
 }
 
+/// Ready when writing must end: as late as what is left can be spilled, but not before settling has ended; without a spill
+/// when it must be cut.
+async fn time_is_up<T: Send + Sync>(queue: &Queue<T>, spill: Option<&Spill<T>>, drain: &Drain) {
+    if spill.is_some() {
+        drain.settle_ended().await;
+        let needed = spill::time_for(queue.bytes());
+        tokio::select! {
+            () = drain.cut() => {}
+            () = sleep_until(drain.deadline().checked_sub(needed).unwrap_or_else(Instant::now)) => {}
+        }
+    } else {
+        drain.cut().await;
+    }
+}
+
 impl<T: Send + Sync + 'static, S: Sink<T>> Writing<T, S> {
     /// The flusher. Waits on events only; holds no records while it waits for a checkout, so that a goodbye can have
     /// them all when the application's runtime is starved.
@@ -120,111 +153,148 @@ impl<T: Send + Sync + 'static, S: Sink<T>> Writing<T, S> {
                 self.0.abandoned();
             }
         }
-        let queue = &self.queue;
-        let _ends = Ends(queue);
-        let mut stopped = pin!(queue.stopped());
-        let mut pauses = pauses(PAUSES_RUNNING);
-        loop {
-            let mut checkout = tokio::select! {
-                biased;
-                () = &mut stopped => return,
-                checkout = async {
-                    queue.due().await;
-                    self.target.get().await
-                } => checkout,
-            };
-            // Not to be cancelled: a write whose outcome nobody hears of is in doubt.
-            let error = match &mut checkout {
-                Ok(checkout) => match self.attempt(checkout, Writer::Flusher).await {
-                    Attempt::Nothing => continue,
-                    Attempt::Over => {
-                        pauses = self::pauses(PAUSES_RUNNING);
-                        continue;
-                    }
-                    Attempt::Again(error) => error,
-                },
-                // The target is drained for good: it belongs to another lifecycle, or did not wait for us.
-                Err(error) if error.is_shutting_down() => return,
-                // Nothing is wrong with the records, so whatever the error, they wait.
-                Err(error) => error.clone(),
-            };
-            drop(checkout);
-            let pause = pauses.next().unwrap_or(PAUSES_RUNNING.1);
-            tracing::warn!(buffer = queue.name(), %error, ?pause, "cannot write, trying again");
-            tokio::select! {
-                biased;
-                () = &mut stopped => return,
-                () = sleep(pause) => {}
-            }
-        }
+        let _ends = Ends(&self.queue);
+        // An error says that the target is gone, and then the goodbye will find the same.
+        let _ = self.drive(Writer::Flusher, self.queue.stopped(), &mut None).await;
     }
 
-    /// Writes what is left, and what still comes in. Ready when that is all.
-    async fn rest(&self, drain: &Drain, obstacle: &mut Option<Error>) -> Result<(), Error> {
+    /// Writes, so many batches at once as may be. The flusher writes what is due, and ends when it is stopped, after what it
+    /// has begun; the goodbye writes everything, and ends when `over` is ready and nothing is left. `obstacle` is what keeps
+    /// it from writing just now.
+    async fn drive(
+        &self,
+        writer: Writer,
+        over: impl Future<Output = ()>,
+        obstacle: &mut Option<Error>,
+    ) -> Result<(), Error> {
         let queue = &self.queue;
-        let mut settled = pin!(drain.settled());
-        let mut all_in = false;
-        let mut pauses = pauses(PAUSES_DRAINING);
+        let mut over = pin!(over);
+        let mut is_over = false;
+        let mut writes = FuturesUnordered::new();
+        let mut pauses = pauses(writer);
+        let mut paused_until: Option<Instant> = None;
         loop {
-            // The flusher's batch comes first: its outcome decides what is left, and keeps the order.
-            if queue.quiet().await {
-                if all_in {
-                    return Ok(());
-                }
-                // A room that was checked out before may still be filled.
-                tokio::select! {
-                    () = queue.changed() => {}
-                    () = &mut settled => all_in = true,
-                }
-                continue;
+            if is_over && writer == Writer::Flusher && writes.is_empty() {
+                return Ok(());
             }
-            let mut checkout = self.target.get().await;
-            let error = match &mut checkout {
-                Ok(checkout) => match self.attempt(checkout, Writer::Goodbye).await {
-                    Attempt::Nothing => continue,
+            let may_start = paused_until.is_none() && (writer == Writer::Goodbye || !is_over);
+            tokio::select! {
+                biased;
+                () = &mut over, if !is_over => is_over = true,
+                Some(attempt) = writes.next() => match attempt {
+                    Attempt::Nothing => {}
                     Attempt::Over => {
                         *obstacle = None;
-                        pauses = self::pauses(PAUSES_DRAINING);
-                        // A sink that never waits would otherwise hide the cut.
+                        pauses = self::pauses(writer);
+                        // A sink that never waits would otherwise hide all else.
                         yield_now().await;
-                        continue;
                     }
-                    Attempt::Again(error) => error,
+                    Attempt::Again(error) => {
+                        if paused_until.is_none() {
+                            let pause = pauses.next().unwrap_or(longest_pause(writer));
+                            if writer == Writer::Flusher {
+                                tracing::warn!(buffer = queue.name(), %error, ?pause, "cannot write, trying again");
+                            }
+                            paused_until = Instant::now().checked_add(pause);
+                        }
+                        *obstacle = Some(error);
+                    }
+                    Attempt::Gone(error) => return Err(error),
                 },
-                Err(error) if error.is_shutting_down() => return Err(error.clone()),
-                Err(error) => error.clone(),
-            };
-            drop(checkout);
-            *obstacle = Some(error);
-            sleep(pauses.next().unwrap_or(PAUSES_DRAINING.1)).await;
+                () = sleep_until(paused_until.unwrap_or_else(Instant::now)), if paused_until.is_some() => {
+                    paused_until = None;
+                }
+                next = queue.next(writer), if may_start => match next {
+                    Next::Write(started) => writes.push(self.attempt(started)),
+                    Next::Nothing if is_over => return Ok(()),
+                    // A room that was checked out before may still be filled.
+                    Next::Nothing => tokio::select! {
+                        () = queue.changed() => {}
+                        () = &mut over => is_over = true,
+                    },
+                },
+            }
         }
     }
 
     /// Writes one batch, if there is one.
-    async fn attempt(&self, checkout: &mut Checkout<S::Target>, writer: Writer) -> Attempt {
-        let Some(taken) = self.queue.take(writer) else { return Attempt::Nothing };
-        let result = catch(async { self.sink.write(checkout, taken.batch()).await }).await;
+    async fn attempt(&self, started: Started<'_, T>) -> Attempt {
+        let mut checkout = match self.target.get().await {
+            Ok(checkout) => checkout,
+            Err(error) if error.is_shutting_down() => return Attempt::Gone(error),
+            // Nothing is wrong with the records, so whatever the error, they wait.
+            Err(error) => return Attempt::Again(error),
+        };
+        let Some(taken) = started.take() else { return Attempt::Nothing };
+        // Not to be cancelled: nobody would hear of the outcome.
+        let result = catch(async { self.sink.write(&mut checkout, taken.batch()).await }).await;
+        drop(checkout);
         match result {
             Ok(Ok(())) => taken.written(),
             Ok(Err(WriteError::Retry(error))) => {
                 taken.returned(error.clone());
                 return Attempt::Again(error);
             }
-            Ok(Err(WriteError::Rejected(error) | WriteError::Failed(error))) => taken.lost(error),
+            Ok(Err(WriteError::Unknown(error))) if self.queue.delivery() != Delivery::AtMostOnce => {
+                taken.returned(error.clone());
+                return Attempt::Again(error);
+            }
             Ok(Err(WriteError::Unknown(error))) => taken.in_doubt(error),
-            Err(panic) => taken.in_doubt(panic),
+            Ok(Err(WriteError::Rejected(error))) => taken.rejected(error),
+            Ok(Err(WriteError::Failed(error))) => match self.put_elsewhere(&taken, error).await {
+                Ok(()) => taken.spilled(),
+                Err(error) => taken.lost(error),
+            },
+            // It would panic again; and it may have been written before.
+            Err(panic) if self.queue.delivery() == Delivery::AtMostOnce => taken.in_doubt(panic),
+            Err(panic) => match self.put_elsewhere(&taken, panic).await {
+                Ok(()) => taken.spilled(),
+                Err(error) => taken.in_doubt(error),
+            },
         }
         Attempt::Over
     }
+
+    /// Spills one batch, for this reason; an error if it is not to be had elsewhere.
+    async fn put_elsewhere(&self, taken: &Taken<'_, T>, reason: Error) -> Result<(), Error> {
+        match &self.spill {
+            Some(spill) => put_elsewhere(spill, self.queue.name(), vec![taken.batch().clone()], &reason).await,
+            None => Err(reason),
+        }
+    }
 }
 
-fn pauses((first, longest): (Duration, Duration)) -> impl Iterator<Item = Duration> + Send + use<> {
+/// Spills these, on a thread that may block.
+async fn put_elsewhere<T: Send + Sync + 'static>(
+    spill: &Spill<T>,
+    name: &str,
+    batches: Vec<Batch<T>>,
+    reason: &Error,
+) -> Result<(), Error> {
+    if batches.is_empty() {
+        return Ok(());
+    }
+    let (spill, name, why) = (spill.clone(), name.to_owned(), reason.clone());
+    let spilling = spawn_blocking(move || spill.write(&name, &batches, &why));
+    let failed = |error: BoxError| Error::new(ErrorKind::Write, "neither written nor spilled").with_source(error);
+    match spilling.await {
+        Ok(spilled) => spilled.map_err(failed),
+        Err(panic) => Err(failed(panic.into())),
+    }
+}
+
+fn pauses(writer: Writer) -> impl Iterator<Item = Duration> + Send + use<> {
+    let (first, longest) = if writer == Writer::Goodbye { PAUSES_DRAINING } else { PAUSES_RUNNING };
     ExponentialBuilder::default()
         .with_min_delay(first)
         .with_max_delay(longest)
         .with_jitter()
         .without_max_times()
         .build()
+}
+
+fn longest_pause(writer: Writer) -> Duration {
+    if writer == Writer::Goodbye { PAUSES_DRAINING.1 } else { PAUSES_RUNNING.1 }
 }
 
 /// The future's output, or the error for its panic. It is dropped, not polled again, after it has panicked.

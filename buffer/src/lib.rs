@@ -2,20 +2,27 @@
 
 // What an application uses.
 mod push;
+mod replay;
+mod spill;
 mod writer;
 
-// What an adapter implements.
+// What an adapter implements, and what needs none.
 mod sink;
+mod write_with;
 
 // What makes it go.
 mod flusher;
 mod queue;
 
+pub use uuid;
+
 pub use crate::{
     flusher::Flusher,
     push::{Push, PushError},
     queue::Room,
+    replay::{Replayed, replay},
     sink::{Batch, BatchKey, Delivery, Sink, WriteError},
+    spill::Spill,
+    write_with::{Shared, WriteWith, Writing},
     writer::BatchWriter,
 };
-pub use uuid;

@@ -4,7 +4,7 @@ use std::{
     error::Error as StdError,
     fmt,
     future::Future,
-    ops::Deref,
+    ops::{Deref, Range},
     slice,
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
@@ -15,7 +15,7 @@ use winddown_core::{Checkout, Error, Resource};
 
 /// Writes batches of records through a checkout of a pool: an `INSERT`, a `COPY`, a pipeline, a bulk request.
 ///
-/// An adapter crate or the application implements this, or gives a closure to `write_with`;
+/// An adapter crate or the application implements this, or gives a closure to [`WriteWith`](crate::WriteWith);
 /// [`BatchWriter`](crate::BatchWriter) decides when a batch is written, tries again, finds the records that the target
 /// refuses, and counts.
 pub trait Sink<T: Send + Sync + 'static>: Send + Sync + 'static {
@@ -135,6 +135,16 @@ impl BatchKey {
         Self(Builder::from_unix_timestamp_millis(millis, &[0; 10]).into_uuid())
     }
 
+    /// The key of a half of the batch with this key: of the same age, and always the same, so that a replay that was cut short
+    /// finds which halves it has written.
+    fn half(self, which: u8) -> Self {
+        let mut bytes = *self.as_bytes();
+        // 48 bits of time come first, with the version behind them; the rest is random, and here a hash.
+        let hash = Uuid::new_v5(&self.0, &[which]);
+        bytes[8..].copy_from_slice(&hash.as_bytes()[8..]);
+        Self(Uuid::from_bytes(bytes))
+    }
+
     /// The 16 bytes, for a column of type `uuid` or `binary(16)`.
     pub const fn as_bytes(&self) -> &[u8; 16] {
         self.0.as_bytes()
@@ -162,27 +172,36 @@ impl fmt::Display for BatchKey {
 
 /// Records that are written together. Derefs to a slice; a clone is another handle on the same records.
 pub struct Batch<T> {
-    inner: Arc<Inner<T>>,
-}
-
-struct Inner<T> {
     key: BatchKey,
-    records: Vec<T>,
+    records: Arc<Vec<T>>,
+    /// Those of `records` that are in it: a batch that was divided shares them.
+    range: Range<usize>,
 }
 
 impl<T> Batch<T> {
     pub(crate) fn with_key(key: BatchKey, records: Vec<T>) -> Self {
-        Self { inner: Arc::new(Inner { key, records }) }
+        Self { key, range: 0..records.len(), records: Arc::new(records) }
     }
 
     /// Names this batch: the same whenever it is written, in this process or by a replay, and never that of another.
     pub fn key(&self) -> BatchKey {
-        self.inner.key
+        self.key
     }
 
-    /// The records, if there is no other handle on them.
-    pub(crate) fn into_records(self) -> Option<Vec<T>> {
-        Arc::into_inner(self.inner).map(|inner| inner.records)
+    /// Two batches of one half each, with keys of their own.
+    pub(crate) fn halves(&self) -> [Self; 2] {
+        let Range { start, end } = self.range;
+        let middle = start + (end - start) / 2;
+        [(0, start..middle), (1, middle..end)].map(|(which, range)| Self {
+            key: self.key.half(which),
+            records: Arc::clone(&self.records),
+            range,
+        })
+    }
+
+    /// The memory of the records, if there is no other handle on them.
+    pub(crate) fn into_memory(self) -> Option<Vec<T>> {
+        Arc::into_inner(self.records)
     }
 }
 
@@ -197,7 +216,7 @@ impl<T> Deref for Batch<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
-        &self.inner.records
+        &self.records[self.range.clone()]
     }
 }
 
@@ -212,7 +231,7 @@ impl<'a, T> IntoIterator for &'a Batch<T> {
 
 impl<T> Clone for Batch<T> {
     fn clone(&self) -> Self {
-        Self { inner: Arc::clone(&self.inner) }
+        Self { key: self.key, records: Arc::clone(&self.records), range: self.range.clone() }
     }
 }
 

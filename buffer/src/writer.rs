@@ -2,45 +2,62 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, task::spawn_blocking};
 use winddown_core::{Drain, Error, ErrorKind, Ledger, Records, Resource, ResourceId, ShutdownGuard};
 
 use crate::{
-    Flusher, Room, Sink,
-    queue::{Limits, OnLost, Queue},
+    Flusher, Room, Sink, Spill,
+    queue::{Callbacks, HeapSize, Limits, OnLost, Queue},
+    spill,
 };
 
 /// A bounded buffer in front of a [`Sink`]: records are pushed one by one and written in batches.
 ///
-/// A batch is written when it is full ([`batch_size`](Self::batch_size)), when its oldest record reaches
-/// [`max_age`](Self::max_age), when someone flushes, and when the lifecycle drains. While nothing is buffered there is no
-/// timer and nothing runs (C2).
+/// A batch is written when it is full ([`batch_size`](Self::batch_size), [`batch_bytes`](Self::batch_bytes)), when its oldest
+/// record reaches [`max_age`](Self::max_age), when someone flushes, when the buffer is full, and when the lifecycle drains.
+/// While nothing is buffered there is no timer and nothing runs (C2).
 ///
 /// It is a resource like any other: [`Lifecycle::guard`](winddown_core::Lifecycle::guard) takes it in, and
 /// [`Push`](crate::Push) is how its guard is used. It depends on the pool it writes to, which it learns from the guard it
 /// is given, and is drained before it (S4). Initialising it initialises that pool.
 ///
 /// # What becomes of a record
-/// A record whose push returned `Ok` is accepted, and ends in exactly one of three ways (S5):
+/// A record whose push returned `Ok` is accepted, and ends in exactly one of four ways (S5):
 /// - *written*: the sink returned `Ok` for its batch;
-/// - *lost*: the sink returned an error that is not retryable, or the drain's time was up before its batch was handed to
-///   the sink. It is counted, logged without its contents, and given to [`on_lost`](Self::on_lost);
-/// - *in doubt*: its batch was handed to the sink and no answer came: the write panicked, hung until the drain's time
-///   was up, or its runtime ended. It is not written again, which might duplicate it.
+/// - *spilled*: it could not be written in time, or never will, and is now where [`spill`](Self::spill) says, from where
+///   [`replay`](crate::replay) writes it later;
+/// - *lost*: it could not be written or spilled, or the sink [rejects](crate::WriteError::Rejected) it for what is in it. It is
+///   counted, logged without its contents, and given to [`on_rejected`](Self::on_rejected) or [`on_lost`](Self::on_lost);
+/// - *in doubt*: its batch was handed to a sink that writes [at most once](crate::Delivery::AtMostOnce), and no answer came. It is
+///   not written again, which might duplicate it. Other sinks get such a batch again, with the same
+///   [key](crate::Batch::key): nothing that they accepted ends in doubt while there is a spill, and without one only what was
+///   being written when the drain's time was up.
 ///
-/// While the sink returns retryable errors, or the pool gives no checkout, records wait in the buffer and the batch is
-/// tried again with growing pauses, for as long as it takes: the buffer fills up, pushes wait, memory stays bounded.
-/// A drain tries again until its time is up.
+/// While the sink says [`Retry`](crate::WriteError::Retry), or the pool gives no checkout, records wait in the buffer and the batch
+/// is tried again with growing pauses, for as long as it takes: the buffer fills up, pushes wait, memory stays bounded. A
+/// drain tries again until its time is up.
 ///
-/// Batches are written in order, one at a time.
+/// # Memory
+/// At most [`capacity`](Self::capacity) bytes of records, and one record more for each caller that pushes at the same moment.
+/// A record counts with its `size_of`, and what [`heap_size`](Self::heap_size) says that it has besides. A batch has its
+/// memory from its first record on, so up to `in_flight + 1` batches may be partly empty:
+/// `(in_flight + 1) * batch_size * size_of::<T>()` more at the worst. The memory of a batch that was written is used for a
+/// later one; pushing allocates nothing else. What a sink needs to write a batch is its own.
+///
+/// # Order
+/// With one batch [in flight](Self::in_flight), the default, batches are written in the order in which their records came,
+/// but for those that a sink rejects in part. With more of them any order may come of it.
 ///
 /// # What it does not do
-/// Nothing is on disk: a crash or SIGKILL loses what is buffered. Dropping the lifecycle and all guards without a drain
-/// does too, without a count. A write has no timeout of its own while running: the sink knows best.
+/// Nothing is on disk while it runs: a crash or SIGKILL loses what is buffered. Dropping the lifecycle and all guards
+/// without a drain does too, without a count. A write has no timeout of its own while running: the sink knows best.
 pub struct BatchWriter<T: Send + Sync + 'static, S: Sink<T>> {
     name: String,
     limits: Limits,
+    heap_size: Option<HeapSize<T>>,
     on_lost: Option<OnLost<T>>,
+    on_rejected: Option<OnLost<T>>,
+    spill: Option<Spill<T>>,
     target: ShutdownGuard<S::Target>,
     sink: Arc<S>,
     ledger: Arc<Ledger>,
@@ -53,8 +70,11 @@ impl<T: Send + Sync + 'static, S: Sink<T>> BatchWriter<T, S> {
     pub fn new(target: &ShutdownGuard<S::Target>, sink: S) -> Self {
         Self {
             name: format!("{}-buffer", target.name()),
-            limits: Limits { capacity: CAPACITY, batch_size: BATCH_SIZE, max_age: MAX_AGE },
+            limits: DEFAULTS,
+            heap_size: None,
             on_lost: None,
+            on_rejected: None,
+            spill: None,
             target: target.clone(),
             sink: Arc::new(sink),
             ledger: Arc::default(),
@@ -70,23 +90,51 @@ impl<T: Send + Sync + 'static, S: Sink<T>> BatchWriter<T, S> {
         self
     }
 
-    /// How many records it holds at most, those that are being written included. A push waits while there are as many.
+    /// How many bytes of records it holds at most, those that are being written included. A push waits while there are as
+    /// many. See [Memory](Self#memory) for what counts.
     ///
-    /// Must be at least 1. Defaults to 10 000: some megabytes of ordinary records, and as much as a server takes in
-    /// within Lambda's 300 ms.
+    /// Must be at least 1. Defaults to 8 MiB: what a server takes in within a fraction of Lambda's 300 ms.
     #[must_use]
-    pub fn capacity(mut self, records: usize) -> Self {
-        self.limits.capacity = records;
+    pub fn capacity(mut self, bytes: usize) -> Self {
+        self.limits.capacity = bytes;
+        self
+    }
+
+    /// How many bytes a record holds besides its own `size_of`: its strings, its vectors.
+    ///
+    /// It is called twice for each record at most, and must say the same both times. Defaults to none, so without it strings
+    /// do not count against the capacity.
+    #[must_use]
+    pub fn heap_size(mut self, bytes: impl Fn(&T) -> usize + Send + Sync + 'static) -> Self {
+        self.heap_size = Some(Arc::new(bytes));
         self
     }
 
     /// How many records are written together at most; as soon as there are so many, they are written.
     ///
     /// Must be at least 1; a batch is never larger than the capacity. Defaults to 500: larger batches gain little per
-    /// record, and lose more when one is refused.
+    /// record with most sinks. A `COPY` gains up to some thousands.
     #[must_use]
     pub fn batch_size(mut self, records: usize) -> Self {
         self.limits.batch_size = records;
+        self
+    }
+
+    /// How many bytes are written together: as soon as there are so many, they are, and one record may go beyond it.
+    ///
+    /// Must be at least 1. Defaults to 1 MiB, which no server refuses.
+    #[must_use]
+    pub fn batch_bytes(mut self, bytes: usize) -> Self {
+        self.limits.batch_bytes = bytes;
+        self
+    }
+
+    /// How many batches are written at once at most, each through a checkout of its own.
+    ///
+    /// Must be at least 1. Defaults to 1, which keeps the order and needs one session.
+    #[must_use]
+    pub fn in_flight(mut self, batches: usize) -> Self {
+        self.limits.in_flight = batches;
         self
     }
 
@@ -100,7 +148,29 @@ impl<T: Send + Sync + 'static, S: Sink<T>> BatchWriter<T, S> {
         self
     }
 
-    /// Calls this with records that are lost, and the reason: the last chance to put them elsewhere.
+    /// Where records go that cannot be written: see [`Spill`].
+    ///
+    /// A drain that has one ends its attempts in time to spill what is left: as soon as 20 ms, and 1 ms for each 100 kB of
+    /// records, remain, but not before its settling has ended. Defaults to nothing: they are lost then, and reported.
+    #[must_use]
+    pub fn spill(mut self, spill: Spill<T>) -> Self {
+        self.spill = Some(spill);
+        self
+    }
+
+    /// Calls this with each record that the sink [rejects](crate::WriteError::Rejected) for what is in it, and the reason. The
+    /// others of its batch are written.
+    ///
+    /// It runs where [`on_lost`](Self::on_lost) runs, which it takes the place of for such records. They count as lost, and
+    /// are not spilled: a replay would meet the same refusal.
+    #[must_use]
+    pub fn on_rejected(mut self, callback: impl Fn(&T, &Error) + Send + Sync + 'static) -> Self {
+        self.on_rejected = Some(Arc::new(move |records, error| records.iter().for_each(|one| callback(one, error))));
+        self
+    }
+
+    /// Calls this with records that are lost, and the reason: the last chance to put them elsewhere, where there is no
+    /// [`spill`](Self::spill).
     ///
     /// It runs on the flusher's runtime, while draining on the drain's, and must not block for long: in a drain its time
     /// is the last quarter of the reserve, some 10 ms. The records count as lost whatever it does; a panic in it is
@@ -116,14 +186,21 @@ impl<T: Send + Sync + 'static, S: Sink<T>> BatchWriter<T, S> {
     }
 
     fn checked_limits(&self) -> Result<Limits, Error> {
-        let Limits { capacity, batch_size, max_age } = self.limits;
+        let Limits { capacity, batch_size, batch_bytes, max_age, in_flight } = self.limits;
         let wrong = |message| Err(Error::new(ErrorKind::Config, message));
         match () {
             () if capacity == 0 => wrong("the capacity is 0: the buffer must hold at least one record"),
             () if capacity > Semaphore::MAX_PERMITS => wrong("the capacity is larger than the machine can count"),
-            () if batch_size == 0 => wrong("the batch size is 0: a batch has at least one record"),
-            // A buffer that is full is due, so that it never waits for records that it has no room for.
-            () => Ok(Limits { capacity, batch_size: batch_size.min(capacity), max_age }),
+            () if batch_size == 0 || batch_bytes == 0 => wrong("the batch size is 0: a batch has at least one record"),
+            () if in_flight == 0 => wrong("no batch may be in flight: at least one must, or nothing is ever written"),
+            () => {
+                // A batch has its memory before its records, and must not have more than they may ever need.
+                let batch_bytes = batch_bytes.min(capacity);
+                let batch_size = batch_size.min((batch_bytes / size_of::<T>().max(1)).max(1));
+                // So many at once that each is of one record are more than there can be.
+                let in_flight = in_flight.min(capacity);
+                Ok(Limits { capacity, batch_size, batch_bytes, max_age, in_flight })
+            }
         }
     }
 }
@@ -146,8 +223,18 @@ impl<T: Send + Sync + 'static, S: Sink<T>> Resource for BatchWriter<T, S> {
             // Not retryable: the target has tried as often as it should.
             return Err(Error::new(ErrorKind::Init, "what it writes to is not initialised").with_source(error));
         }
-        let queue = Queue::new(&self.name, limits, Arc::clone(&self.ledger), self.on_lost.clone());
-        Flusher::start(queue, Arc::clone(&self.sink), self.target.clone())
+        if let Some(spill) = &self.spill {
+            let spill = spill.clone();
+            let check = spawn_blocking(move || spill.check()).await;
+            check.map_err(|panic| Error::new(ErrorKind::Panicked, "checking the spill").with_source(panic))??;
+        }
+        let callbacks = Callbacks {
+            heap_size: self.heap_size.clone(),
+            on_lost: self.on_lost.clone(),
+            on_rejected: self.on_rejected.clone(),
+        };
+        let queue = Queue::new(&self.name, limits, self.sink.delivery(), Arc::clone(&self.ledger), callbacks);
+        Flusher::start(queue, Arc::clone(&self.sink), self.target.clone(), self.spill.clone())
     }
 
     async fn checkout(&self, flusher: &Flusher<T, S>) -> Result<Room<T>, Error> {
@@ -156,6 +243,11 @@ impl<T: Send + Sync + 'static, S: Sink<T>> Resource for BatchWriter<T, S> {
 
     async fn goodbye(&self, flusher: &Flusher<T, S>, drain: &Drain) -> Result<(), Error> {
         flusher.goodbye(drain).await
+    }
+
+    fn reserve(&self, _: &Flusher<T, S>) -> Duration {
+        // Settling goes on while writing does; what a spill of a full buffer takes is kept.
+        if self.spill.is_some() { SPILL_FLOOR.max(spill::time_for(self.limits.capacity)) } else { RESERVE }
     }
 
     fn depends_on(&self) -> Vec<ResourceId> {
@@ -179,6 +271,17 @@ impl<T: Send + Sync + 'static, S: Sink<T>> fmt::Debug for BatchWriter<T, S> {
     }
 }
 
-const CAPACITY: usize = 10_000;
-const BATCH_SIZE: usize = 500;
-const MAX_AGE: Duration = Duration::from_secs(1);
+const DEFAULTS: Limits = Limits {
+    capacity: 8 << 20,
+    batch_size: 500,
+    batch_bytes: 1 << 20,
+    // What a crash loses at most, at one write a second.
+    max_age: Duration::from_secs(1),
+    in_flight: 1,
+};
+
+/// A last answer from the target, and the callbacks for what is lost.
+const RESERVE: Duration = Duration::from_millis(50);
+
+/// A spill of little takes this, with what comes before and after it.
+const SPILL_FLOOR: Duration = Duration::from_millis(50);

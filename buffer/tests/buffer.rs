@@ -100,6 +100,9 @@ impl Sink<u64> for Far {
     }
 }
 
+/// How many bytes one takes.
+const RECORD: usize = size_of::<u64>();
+
 type Writer = BatchWriter<u64, Far>;
 type Buffer = ShutdownGuard<Writer>;
 
@@ -176,7 +179,7 @@ mod running {
 
     #[tokio::test(start_paused = true)]
     async fn a_batch_is_never_larger_than_the_capacity() {
-        let Setup { far, buffer, .. } = setup(|writer| only_when_asked(writer).capacity(3)).await;
+        let Setup { far, buffer, .. } = setup(|writer| only_when_asked(writer).capacity(3 * RECORD)).await;
         push_all(&buffer, 0..12).await;
         others().await;
         assert_eq!(far.batches(), [3, 3, 3, 3]);
@@ -287,7 +290,7 @@ mod running {
 
     #[tokio::test(start_paused = true)]
     async fn a_full_buffer_makes_pushes_wait_in_their_order() {
-        let Setup { far, buffer, .. } = setup(|writer| only_when_asked(writer).capacity(2)).await;
+        let Setup { far, buffer, .. } = setup(|writer| only_when_asked(writer).capacity(2 * RECORD)).await;
         far.answers([Answer::StoreAfter(Duration::from_secs(1))]);
         push_all(&buffer, 0..2).await;
         others().await;
@@ -311,7 +314,7 @@ mod running {
 
     #[tokio::test(start_paused = true)]
     async fn a_dropped_push_is_not_accepted_and_takes_no_room() {
-        let Setup { far, buffer, .. } = setup(|writer| only_when_asked(writer).capacity(1)).await;
+        let Setup { far, buffer, .. } = setup(|writer| only_when_asked(writer).capacity(RECORD)).await;
         far.answers([Answer::StoreAfter(Duration::from_secs(1))]);
         buffer.push(0).await.unwrap();
         assert!(timeout(Duration::from_millis(100), buffer.push(1)).await.is_err());
@@ -323,7 +326,7 @@ mod running {
 
     #[tokio::test(start_paused = true)]
     async fn room_comes_back_from_a_checkout_that_is_not_used_and_from_records_that_are_lost() {
-        let Setup { far, buffer, .. } = setup(|writer| only_when_asked(writer).capacity(2)).await;
+        let Setup { far, buffer, .. } = setup(|writer| only_when_asked(writer).capacity(2 * RECORD)).await;
         far.answers([Answer::Refuse, Answer::Panic]);
         drop((buffer.get().await.unwrap(), buffer.get().await.unwrap()));
         timeout(Duration::from_secs(1), push_all(&buffer, 0..6)).await.unwrap();
@@ -333,7 +336,7 @@ mod running {
 
     #[tokio::test(start_paused = true)]
     async fn try_push_gives_the_record_back() {
-        let Setup { far, buffer, lifecycle, .. } = setup(|writer| only_when_asked(writer).capacity(1)).await;
+        let Setup { far, buffer, lifecycle, .. } = setup(|writer| only_when_asked(writer).capacity(RECORD)).await;
         far.answers([Answer::StoreAfter(Duration::from_secs(1))]);
         buffer.try_push(0).unwrap();
         let full = buffer.try_push(1).unwrap_err();
@@ -518,7 +521,7 @@ mod draining {
 
     #[tokio::test]
     async fn s2_a_push_that_waits_for_room_is_refused_and_not_counted() {
-        let Setup { far, buffer, lifecycle, .. } = setup(|writer| only_when_asked(writer).capacity(1)).await;
+        let Setup { far, buffer, lifecycle, .. } = setup(|writer| only_when_asked(writer).capacity(RECORD)).await;
         far.then(Answer::Later);
         buffer.push(0).await.unwrap();
         let waiting = {
@@ -543,7 +546,7 @@ mod draining {
 
     #[tokio::test]
     async fn tracked_work_pushes_until_it_ends() {
-        let Setup { far, buffer, lifecycle, .. } = setup(|writer| only_when_asked(writer).capacity(2)).await;
+        let Setup { far, buffer, lifecycle, .. } = setup(|writer| only_when_asked(writer).capacity(2 * RECORD)).await;
         let work = tokio::spawn({
             let (tracked, draining) = (lifecycle.track().unwrap(), lifecycle.draining());
             let buffer = buffer.clone();
@@ -669,7 +672,7 @@ mod draining {
     #[tokio::test]
     async fn a_sink_that_never_waits_does_not_hide_the_cut() {
         let Setup { far, buffer, lifecycle, .. } =
-            setup(|writer| only_when_asked(writer).batch_size(1).capacity(100)).await;
+            setup(|writer| only_when_asked(writer).batch_size(1).capacity(100 * RECORD)).await;
         far.then(Answer::Block(Duration::from_millis(10)));
         for record in 0..100 {
             buffer.try_push(record).unwrap();
@@ -756,8 +759,9 @@ async fn s5_stress_every_record_is_accounted_for() {
             let given = Arc::clone(&given);
             move |records: &[u64], _: &Error| given.lock().unwrap().extend_from_slice(records)
         };
-        let settings =
-            |writer: Writer| writer.capacity(16).batch_size(5).max_age(Duration::from_millis(1)).on_lost(callback);
+        let settings = |writer: Writer| {
+            writer.capacity(16 * RECORD).batch_size(5).max_age(Duration::from_millis(1)).on_lost(callback)
+        };
         let Setup { far, buffer, lifecycle, server, .. } = setup_with(Duration::from_secs(2), settings);
         lifecycle.init().await.unwrap();
         far.answers((0..10_000).map(|_| match random.below(20) {

@@ -106,7 +106,7 @@ impl<R: Resource> Slot<R> {
         let reserve = OnceLock::new();
         if let Some(pool) = &opened {
             // The lock is new, so this cannot fail.
-            let _ = reserve.set(reserve_for(resource.round_trip(pool)));
+            let _ = reserve.set(resource.reserve(pool).min(RESERVE_MOST));
         }
         Self {
             facts,
@@ -158,7 +158,7 @@ impl<R: Resource> Slot<R> {
             let error = match slot.resource.init().await {
                 Ok(pool) => {
                     // A second life of the process would measure anew; in one life there is one success.
-                    let _ = slot.reserve.set(reserve_for(slot.resource.round_trip(&pool)));
+                    let _ = slot.reserve.set(slot.resource.reserve(&pool).min(RESERVE_MOST));
                     return Ok(pool);
                 }
                 Err(error) => error,
@@ -174,7 +174,7 @@ impl<R: Resource> Slot<R> {
     }
 }
 
-fn reserve_for(round_trip: Option<Duration>) -> Duration {
+pub(crate) fn reserve_for(round_trip: Option<Duration>) -> Duration {
     match round_trip {
         // Nothing to ask anyone.
         Some(Duration::ZERO) => Duration::ZERO,

@@ -131,8 +131,8 @@ pub struct Sessions {
     pub cancelled: u64,
 }
 
-/// What became of a buffer's records. Always `accepted = written + lost + in_doubt + pending`, and `pending` is zero in
-/// a report (S5).
+/// What became of a buffer's records. Always `accepted = written + spilled + lost + in_doubt + pending`, and `pending` is
+/// zero in a report (S5).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Records {
@@ -140,6 +140,9 @@ pub struct Records {
     pub accepted: u64,
     /// Known to be in the sink.
     pub written: u64,
+    /// Put elsewhere, to be written later: the sink could not have them in time.
+    #[serde(default)]
+    pub spilled: u64,
     /// Known not to be in the sink.
     pub lost: u64,
     /// Handed to the sink, and the answer did not come.
@@ -290,13 +293,14 @@ impl ResourceReport {
         count(closed, "closed");
         count(cancelled, "cancelled");
         count(cut, "cut");
-        if let Some(Records { accepted, written, lost, in_doubt, pending }) = self.records {
+        if let Some(Records { accepted, written, spilled, lost, in_doubt, pending }) = self.records {
             parts.push(format!("{accepted} records accepted, {written} written, {lost} lost"));
             let mut count = |number: u64, what: &str| {
                 if number > 0 {
                     parts.push(format!("{number} {what}"));
                 }
             };
+            count(spilled, "spilled");
             count(in_doubt, "in doubt");
             count(pending, "pending");
         }
@@ -410,6 +414,16 @@ impl Ledger {
         });
     }
 
+    /// They were handed to the sink, and are elsewhere now: a file, a log.
+    pub fn spilled(&self, count: u64) {
+        self.change(|books| {
+            let count = count.min(books.writing);
+            books.writing -= count;
+            books.records.pending -= count;
+            books.records.spilled += count;
+        });
+    }
+
     /// The sink does not have them, and they stay pending.
     pub fn returned(&self, count: u64) {
         self.change(|books| books.writing -= count.min(books.writing));
@@ -465,9 +479,10 @@ mod tests {
         ledger.writing(3);
         ledger.returned(3);
         ledger.lost(1);
-        ledger.writing(2);
+        ledger.writing(3);
+        ledger.spilled(1);
         let records = ledger.close();
-        assert_eq!(records, Records { accepted: 10, written: 4, lost: 1 + 3, in_doubt: 2, pending: 0 });
+        assert_eq!(records, Records { accepted: 10, written: 4, spilled: 1, lost: 1 + 2, in_doubt: 2, pending: 0 });
         ledger.written(2);
         assert!(!ledger.accepted(1));
         assert_eq!(ledger.records(), records, "the report has been made");

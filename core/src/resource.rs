@@ -13,6 +13,7 @@ use tokio::{task::JoinSet, time::Instant};
 use crate::{
     Error, ErrorKind,
     gate::Gate,
+    node::reserve_for,
     report::{Ledger, Step, Tally},
 };
 
@@ -114,6 +115,14 @@ pub trait Resource: Send + Sync + 'static {
     fn round_trip(&self, pool: &Self::Pool) -> Option<Duration> {
         let _ = pool;
         None
+    }
+
+    /// The time to keep for what comes when settling has ended: cancelling and the last goodbyes, or whatever this resource
+    /// does with what it could not end in order. Half of the budget is for that at most, of all resources together.
+    ///
+    /// By default some [round trips](Self::round_trip), at least 50 ms, and nothing where there is nobody to ask.
+    fn reserve(&self, pool: &Self::Pool) -> Duration {
+        reserve_for(self.round_trip(pool))
     }
 
     /// The resources this one uses, and must therefore be drained before (S4): the
@@ -224,6 +233,11 @@ impl Drain {
     /// Ready when every checkout is back.
     pub async fn settled(&self) {
         poll_fn(|context| self.gate.poll_settled(context)).await;
+    }
+
+    /// Ready when settling has ended, and the time that is kept for the last resort begins: see [`Resource::reserve`].
+    pub async fn settle_ended(&self) {
+        tokio::time::sleep_until(self.deadlines.settle).await;
     }
 
     /// Ready when what is left must be cut, shortly before [`deadline`](Self::deadline).

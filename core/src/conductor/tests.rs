@@ -500,7 +500,7 @@ async fn s6_the_report_of_a_buffer_that_hung_accounts_for_every_record() {
     let report = drain(&lifecycle).report().await;
     let row = report.resource("hoard").unwrap();
     assert_eq!(row.outcome, Outcome::Hung);
-    assert_eq!(row.records, Some(Records { accepted: 10, written: 2, lost: 5, in_doubt: 3, pending: 0 }));
+    assert_eq!(row.records, Some(Records { accepted: 10, written: 2, spilled: 0, lost: 5, in_doubt: 3, pending: 0 }));
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,0 +1,182 @@
+//! The last resort: records that the target cannot have in time are put elsewhere.
+
+use std::{
+    fmt,
+    fs::{self, File, OpenOptions},
+    io::{self, BufWriter, Write},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+use winddown_core::{BoxError, Error, ErrorKind};
+
+use crate::Batch;
+
+/// Writing so many bytes of records as JSON, and an `fsync`, are expected to take this. Slow on purpose: a busy core writes
+/// 100 MB of JSON in a second, and a network disk answers in 20 ms.
+pub(crate) fn time_for(bytes: usize) -> Duration {
+    const BYTES_PER_MILLISECOND: u64 = 100_000;
+    const SYNC: Duration = Duration::from_millis(20);
+    SYNC + Duration::from_millis(bytes as u64 / BYTES_PER_MILLISECOND)
+}
+
+/// Where records go that cannot be written: at the end of a drain those for which time was too short, and while running
+/// those of a batch that [failed](crate::WriteError::Failed) for good. See
+/// [`BatchWriter::spill`](crate::BatchWriter::spill).
+pub struct Spill<T> {
+    to: Arc<dyn Elsewhere<T>>,
+}
+
+trait Elsewhere<T>: Send + Sync {
+    /// Whether it can be used at all.
+    fn check(&self) -> Result<(), Error>;
+
+    /// Puts all of these there, or says that it could not.
+    fn write(&self, buffer: &str, batches: &[Batch<T>], reason: &Error) -> Result<(), BoxError>;
+}
+
+impl<T: Serialize + Send + Sync + 'static> Spill<T> {
+    /// Into a new file of this directory, one for each time, which [`replay`](crate::replay) writes to the target later. It
+    /// has a line of JSON for each record, and is on the disk (`fsync`) before the records count as spilled. The directory is
+    /// made if it is missing.
+    ///
+    /// On AWS Lambda only `/tmp` can be written to, which ends with the environment: use a file system that stays (EFS), or
+    /// [`stderr`](Self::stderr).
+    pub fn directory(path: impl Into<PathBuf>) -> Self {
+        Self { to: Arc::new(Directory(path.into())) }
+    }
+
+    /// To the standard error stream, and so into the platform's log: a line of JSON for each record, the same as in a file.
+    /// Whatever may read the log can read the records.
+    pub fn stderr() -> Self {
+        Self { to: Arc::new(Stderr) }
+    }
+}
+
+impl<T: Send + Sync + 'static> Spill<T> {
+    /// To this function: the buffer's name, what is left, and why. It may block, within the drain's deadline; `Ok` says that
+    /// all of it is safe now, an error that it counts as lost.
+    pub fn with(function: impl Fn(&str, &[Batch<T>], &Error) -> Result<(), BoxError> + Send + Sync + 'static) -> Self {
+        Self { to: Arc::new(Function(function)) }
+    }
+
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        self.to.check()
+    }
+
+    pub(crate) fn write(&self, buffer: &str, batches: &[Batch<T>], reason: &Error) -> Result<(), BoxError> {
+        let records: usize = batches.iter().map(|batch| batch.len()).sum();
+        let spilled = self.to.write(buffer, batches, reason);
+        if spilled.is_ok() {
+            tracing::warn!(buffer, records, %reason, "records spilled");
+        }
+        spilled
+    }
+}
+
+impl<T> Clone for Spill<T> {
+    fn clone(&self) -> Self {
+        Self { to: Arc::clone(&self.to) }
+    }
+}
+
+impl<T> fmt::Debug for Spill<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Spill").finish_non_exhaustive()
+    }
+}
+
+/// One record of a spill, and one line of its file.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Line<'a, R> {
+    pub(crate) r#type: &'a str,
+    pub(crate) buffer: &'a str,
+    /// The key of its batch.
+    pub(crate) batch: uuid::Uuid,
+    pub(crate) record: R,
+}
+
+/// Tells our lines from others, where a log has both.
+pub(crate) const LINE_TYPE: &str = "winddown.record";
+
+/// How the names of spill files end.
+pub(crate) const EXTENSION: &str = "ndjson";
+
+pub(crate) fn write_lines<T: Serialize>(to: &mut impl Write, buffer: &str, batch: &Batch<T>) -> io::Result<()> {
+    for record in batch {
+        let line = Line { r#type: LINE_TYPE, buffer, batch: batch.key().into(), record };
+        serde_json::to_writer(&mut *to, &line)?;
+        to.write_all(b"\n")?;
+    }
+    Ok(())
+}
+
+struct Directory(PathBuf);
+
+impl<T: Serialize + Send + Sync> Elsewhere<T> for Directory {
+    fn check(&self) -> Result<(), Error> {
+        let Self(path) = self;
+        fs::create_dir_all(path).and_then(|()| tempfile::tempfile_in(path)).map(drop).map_err(|error| {
+            let text = format!("the directory for spilled records, {}, cannot be written to", path.display());
+            Error::new(ErrorKind::Config, text).with_source(error)
+        })
+    }
+
+    fn write(&self, buffer: &str, batches: &[Batch<T>], _: &Error) -> Result<(), BoxError> {
+        let Some(first) = batches.first() else { return Ok(()) };
+        // The key makes it new.
+        let name = format!("{}-{}.{EXTENSION}", file_name(buffer), first.key());
+        let file = OpenOptions::new().write(true).create_new(true).open(self.0.join(name))?;
+        let mut lines = BufWriter::new(file);
+        for batch in batches {
+            write_lines(&mut lines, buffer, batch)?;
+        }
+        lines.into_inner()?.sync_all()?;
+        sync_directory(&self.0)?;
+        Ok(())
+    }
+}
+
+/// A file is there for good when its directory says so.
+pub(crate) fn sync_directory(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+/// What of a name is fit for that of a file.
+fn file_name(buffer: &str) -> String {
+    buffer.chars().map(|c| if c.is_alphanumeric() || c == '-' || c == '_' { c } else { '_' }).collect()
+}
+
+struct Stderr;
+
+impl<T: Serialize + Send + Sync> Elsewhere<T> for Stderr {
+    fn check(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn write(&self, buffer: &str, batches: &[Batch<T>], _: &Error) -> Result<(), BoxError> {
+        let mut lines = BufWriter::new(io::stderr().lock());
+        for batch in batches {
+            write_lines(&mut lines, buffer, batch)?;
+        }
+        lines.flush()?;
+        Ok(())
+    }
+}
+
+struct Function<F>(F);
+
+impl<T, F> Elsewhere<T> for Function<F>
+where
+    F: Fn(&str, &[Batch<T>], &Error) -> Result<(), BoxError> + Send + Sync,
+{
+    fn check(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn write(&self, buffer: &str, batches: &[Batch<T>], reason: &Error) -> Result<(), BoxError> {
+        (self.0)(buffer, batches, reason)
+    }
+}

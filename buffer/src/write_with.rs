@@ -1,0 +1,112 @@
+//! A closure as a sink, and what to write to where there is no adapter.
+
+use std::{fmt, future::Future, marker::PhantomData, pin::Pin};
+
+use winddown_core::{Checkout, Drain, Error, Resource};
+
+use crate::{Batch, Delivery, Sink, WriteError};
+
+/// A sink that is a closure, for what has no adapter: an HTTP client, a message broker, a statement of one's own.
+///
+/// ```
+/// # use winddown_buffer::{Batch, BatchWriter, Delivery, Shared, WriteError, WriteWith};
+/// # use winddown_core::{Checkout, Error, ErrorKind, Lifecycle};
+/// # #[derive(Clone)] struct Client;
+/// # impl Client { async fn post(&self, _: &[String]) -> Result<(), std::io::Error> { Ok(()) } }
+/// # fn main() -> Result<(), Error> {
+/// # let lifecycle = Lifecycle::builder().signals(false).build()?;
+/// let events = lifecycle.guard(Shared::new("events", Client));
+/// let sink = WriteWith::new(Delivery::AtLeastOnce, |client: &mut Checkout<Shared<Client>>, batch: &Batch<String>| {
+///     Box::pin(async move {
+///         let failed = |error| Error::new(ErrorKind::Write, "cannot post events").with_source(error);
+///         client.post(batch).await.map_err(|error| WriteError::Unknown(failed(error)))
+///     })
+/// });
+/// let buffer = lifecycle.guard(BatchWriter::new(&events, sink));
+/// # Ok(())
+/// # }
+/// ```
+pub struct WriteWith<R, F> {
+    delivery: Delivery,
+    write: F,
+    target: PhantomData<fn(R)>,
+}
+
+/// The future of one write.
+pub type Writing<'a> = Pin<Box<dyn Future<Output = Result<(), WriteError>> + Send + 'a>>;
+
+impl<R: Resource, F> WriteWith<R, F> {
+    /// Writes with this closure. It returns a boxed future, and promises what [`Sink::write`] promises.
+    pub fn new<T>(delivery: Delivery, write: F) -> Self
+    where
+        F: for<'a> Fn(&'a mut Checkout<R>, &'a Batch<T>) -> Writing<'a>,
+    {
+        Self { delivery, write, target: PhantomData }
+    }
+}
+
+impl<T, R, F> Sink<T> for WriteWith<R, F>
+where
+    T: Send + Sync + 'static,
+    R: Resource,
+    F: for<'a> Fn(&'a mut Checkout<R>, &'a Batch<T>) -> Writing<'a> + Send + Sync + 'static,
+{
+    type Target = R;
+
+    fn delivery(&self) -> Delivery {
+        self.delivery
+    }
+
+    async fn write(&self, checkout: &mut Checkout<R>, batch: &Batch<T>) -> Result<(), WriteError> {
+        (self.write)(checkout, batch).await
+    }
+}
+
+impl<R, F> fmt::Debug for WriteWith<R, F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WriteWith").field("delivery", &self.delivery).finish_non_exhaustive()
+    }
+}
+
+/// A client that needs no goodbye and is shared by cloning it, as a resource: what a [`WriteWith`] writes through. Each
+/// checkout is a clone; a drain waits until all are back.
+pub struct Shared<C> {
+    name: String,
+    client: C,
+}
+
+impl<C: Clone + Send + Sync + 'static> Shared<C> {
+    /// This client, under this name.
+    pub fn new(name: impl Into<String>, client: C) -> Self {
+        Self { name: name.into(), client }
+    }
+}
+
+impl<C: Clone + Send + Sync + 'static> Resource for Shared<C> {
+    type Pool = C;
+    type Checkout = C;
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    async fn init(&self) -> Result<C, Error> {
+        Ok(self.client.clone())
+    }
+
+    async fn checkout(&self, client: &C) -> Result<C, Error> {
+        Ok(client.clone())
+    }
+
+    async fn goodbye(&self, _: &C, drain: &Drain) -> Result<(), Error> {
+        drain.settled().await;
+        Ok(())
+    }
+}
+
+impl<C> fmt::Debug for Shared<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Not the client: it may hold a password.
+        f.debug_struct("Shared").field("name", &self.name).finish_non_exhaustive()
+    }
+}
