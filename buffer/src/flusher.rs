@@ -191,7 +191,7 @@ impl<T: Send + Sync + 'static, S: Sink<T>> Writing<T, S> {
                     }
                     Attempt::Again(error) => {
                         if paused_until.is_none() {
-                            let pause = pauses.next().unwrap_or(longest_pause(writer));
+                            let pause = pauses.next().unwrap_or_else(|| longest_pause(writer));
                             if writer == Writer::Flusher {
                                 tracing::warn!(buffer = queue.name(), %error, ?pause, "cannot write, trying again");
                             }
