@@ -30,7 +30,7 @@ struct Inner {
     checkout: Point,
     goodbye: Point,
     failures: Mutex<VecDeque<Error>>,
-    round_trip: Mutex<Option<Duration>>,
+    reserve: Mutex<Option<Duration>>,
 }
 
 impl Director {
@@ -64,10 +64,10 @@ impl Director {
         self.inner.failures.lock().unwrap_or_else(PoisonError::into_inner).extend(errors);
     }
 
-    /// Has the resource say so of its server: a long round trip makes a long reserve. For tests whose drain uses its
-    /// budget up: the least that core keeps is enough for a machine that does little else.
-    pub fn round_trip(&self, takes: Duration) {
-        *self.inner.round_trip.lock().unwrap_or_else(PoisonError::into_inner) = Some(takes);
+    /// Has the resource keep so much time for the end of its drain. For tests whose drain uses its budget up: the least
+    /// that core keeps is enough for a machine that does little else.
+    pub fn reserve(&self, time: Duration) {
+        *self.inner.reserve.lock().unwrap_or_else(PoisonError::into_inner) = Some(time);
     }
 }
 
@@ -167,8 +167,12 @@ impl<R: Resource> Resource for Directed<R> {
     }
 
     fn round_trip(&self, pool: &R::Pool) -> Option<Duration> {
-        let directed = *self.director.inner.round_trip.lock().unwrap_or_else(PoisonError::into_inner);
-        directed.or_else(|| self.resource.round_trip(pool))
+        self.resource.round_trip(pool)
+    }
+
+    fn reserve(&self, pool: &R::Pool) -> Duration {
+        let directed = *self.director.inner.reserve.lock().unwrap_or_else(PoisonError::into_inner);
+        directed.unwrap_or_else(|| self.resource.reserve(pool))
     }
 
     fn depends_on(&self) -> Vec<ResourceId> {

@@ -1,7 +1,9 @@
 #![doc = include_str!("../README.md")]
 
+pub mod buffered;
 pub mod cases;
 pub mod certificates;
+pub mod child;
 pub mod containers;
 mod directed;
 mod harness;

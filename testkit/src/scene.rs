@@ -54,7 +54,7 @@ impl<R: Resource> Scene<R> {
     /// For a drain that uses its budget up: with a reserve of half of it.
     pub fn patient(resource: R) -> Self {
         let director = Director::new();
-        director.round_trip(Duration::from_millis(250));
+        director.reserve(Duration::from_secs(2));
         Self::with(SHORT, &director, resource)
     }
 

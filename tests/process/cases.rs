@@ -14,8 +14,7 @@ use std::{
 use rustix::process::Signal;
 use tempfile::TempDir;
 use winddown::{EXIT_AT_DEADLINE, Outcome, Reason, sqlite::rusqlite::Connection};
-
-use crate::child::{Child, Ended};
+use winddown_testkit::child::{Child, Ended};
 
 /// Three seconds: drains must end 250 ms before it.
 const BUDGET: Duration = Duration::from_secs(3);

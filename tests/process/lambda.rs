@@ -16,12 +16,12 @@ use winddown::{
     Outcome, Report,
     sim::{Config, ErrorKind, Reason, Record, Sim},
 };
-use winddown_testkit::containers;
-
-use crate::{
-    cases::cases,
+use winddown_testkit::{
     child::{self, ROLE},
+    containers,
 };
+
+use crate::cases::cases;
 
 cases![
     a_function_is_drained_inside_lambdas_budget,

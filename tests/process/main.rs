@@ -4,7 +4,6 @@
 //! cases run under libtest-mimic.
 
 mod cases;
-mod child;
 mod lambda;
 mod programs;
 
@@ -13,7 +12,7 @@ use std::process::ExitCode;
 use libtest_mimic::{Arguments, Trial};
 
 fn main() -> ExitCode {
-    if let Some(program) = child::role() {
+    if let Some(program) = winddown_testkit::child::role() {
         return programs::run(&program);
     }
     let trials = [cases::ALL, lambda::ALL].concat().into_iter().map(|(name, case)| {

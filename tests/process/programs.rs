@@ -24,7 +24,7 @@ use winddown::{
     sqlite::{Insert, Sqlite},
 };
 
-use crate::child::ready;
+use winddown_testkit::child::ready;
 
 /// Longer than any budget here.
 const FOR_EVER: Duration = Duration::from_secs(3600);

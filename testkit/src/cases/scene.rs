@@ -29,7 +29,7 @@ impl<H: Harness> Scene<H> {
     /// For a drain that uses its budget up, [`SHORT`]: with a reserve of half of it.
     pub(crate) fn patient(harness: &H) -> Self {
         let scene = Self::with(harness, SHORT, &Setup::default());
-        scene.director.round_trip(Duration::from_millis(250));
+        scene.director.reserve(Duration::from_secs(2));
         scene
     }
 

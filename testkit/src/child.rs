@@ -1,4 +1,8 @@
-//! A program of `programs.rs` as a child process.
+//! Programs as child processes, ended by real signals. A test binary that has programs of its own starts itself again as one
+//! of them: its `main` asks for its [`role`] first.
+//!
+//! What cannot be had here ends the test: all of this panics.
+#![expect(clippy::missing_panics_doc, reason = "said above")]
 
 use std::{
     env,
@@ -12,26 +16,29 @@ use std::{
 };
 
 use rustix::process::{Pid, Signal, kill_process};
-use winddown::Report;
+use winddown_core::Report;
 
 /// Set for a child: which program it is.
-pub(crate) const ROLE: &str = "WINDDOWN_TEST_PROGRAM";
+pub const ROLE: &str = "WINDDOWN_TEST_PROGRAM";
 
 /// A child that has not ended by then never will.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Which program this process is, if it is a child.
-pub(crate) fn role() -> Option<String> {
+#[must_use]
+pub fn role() -> Option<String> {
     env::var(ROLE).ok()
 }
 
 /// Tells the parent that the program has come to the point of its case.
-pub(crate) fn ready() {
+pub fn ready() {
     println!("ready");
 }
 
 /// A child that runs. It does not outlive its case, however that ends.
-pub(crate) struct Child {
+#[derive(Debug)]
+#[must_use = "dropped it is killed"]
+pub struct Child {
     child: std::process::Child,
     /// Dropped when the child has ended; until then somebody watches that it does.
     over: Option<mpsc::Sender<()>>,
@@ -41,28 +48,38 @@ pub(crate) struct Child {
 }
 
 /// How a child ended.
-pub(crate) struct Ended {
-    pub(crate) code: Option<i32>,
-    pub(crate) signal: Option<i32>,
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Ended {
+    /// Its exit code, if it was not killed.
+    pub code: Option<i32>,
+    /// The signal that killed it.
+    pub signal: Option<i32>,
     /// From the first signal to the end of the process.
-    pub(crate) took: Duration,
-    pub(crate) report: Option<Report>,
-    pub(crate) stderr: String,
+    pub took: Duration,
+    /// The report, from its standard error.
+    pub report: Option<Report>,
+    /// Its standard error.
+    pub stderr: String,
+    /// What was not read of its standard output.
+    pub stdout: String,
 }
 
 impl Child {
-    pub(crate) fn start(program: &str, budget: Duration) -> Self {
+    /// Starts this binary again as the program of this name, with this budget.
+    pub fn start(program: &str, budget: Duration) -> Self {
         Self::start_with(program, &[("WINDDOWN_BUDGET_MS", budget.as_millis().to_string())])
     }
 
-    pub(crate) fn start_with<V: AsRef<OsStr>>(program: &str, variables: &[(&str, V)]) -> Self {
+    /// Starts this binary again as the program of this name, with these variables in its environment.
+    pub fn start_with<V: AsRef<OsStr>>(program: &str, variables: &[(&str, V)]) -> Self {
         let mut command = Command::new(env::current_exe().unwrap());
         command.env(ROLE, program);
         Self::spawn(command, variables)
     }
 
     /// An example of this package instead.
-    pub(crate) fn example<V: AsRef<OsStr>>(name: &str, variables: &[(&str, V)]) -> Self {
+    pub fn example<V: AsRef<OsStr>>(name: &str, variables: &[(&str, V)]) -> Self {
         Self::spawn(example(name), variables)
     }
 
@@ -85,7 +102,7 @@ impl Child {
     }
 
     /// Waits for the program's `ready`.
-    pub(crate) fn ready(mut self) -> Self {
+    pub fn ready(mut self) -> Self {
         let line = self.line();
         if line != "ready\n" {
             let mut stderr = String::new();
@@ -95,32 +112,34 @@ impl Child {
         self
     }
 
-    pub(crate) fn signal(mut self, signal: Signal) -> Self {
+    /// Sends it a signal.
+    pub fn signal(mut self, signal: Signal) -> Self {
         let pid = Pid::from_child(&self.child);
         self.signalled.get_or_insert_with(Instant::now);
         kill_process(pid, signal).unwrap();
         self
     }
 
-    pub(crate) fn terminate(self) -> Self {
+    /// Sends it SIGTERM.
+    pub fn terminate(self) -> Self {
         self.signal(Signal::TERM)
     }
 
     /// The next line of its standard output.
-    pub(crate) fn line(&mut self) -> String {
+    pub fn line(&mut self) -> String {
         let mut line = String::new();
         self.stdout.read_line(&mut line).unwrap();
         line
     }
 
     /// Leaves standard error unread from here on, with its pipe open.
-    pub(crate) fn deaf(mut self) -> (Self, ChildStderr) {
+    pub fn deaf(mut self) -> (Self, ChildStderr) {
         let stderr = self.stderr.take().unwrap();
         (self, stderr)
     }
 
     /// Waits for the end.
-    pub(crate) fn end(mut self) -> Ended {
+    pub fn end(mut self) -> Ended {
         let reader = self.stderr.take().map(|mut stderr| {
             thread::spawn(move || {
                 let mut text = String::new();
@@ -128,24 +147,28 @@ impl Child {
                 text
             })
         });
+        let mut stdout = String::new();
+        self.stdout.read_to_string(&mut stdout).unwrap();
         let status = self.child.wait().unwrap();
         let took = self.signalled.map(|signalled| signalled.elapsed()).unwrap_or_default();
         self.over = None;
         let stderr = reader.map(|reader| reader.join().unwrap()).unwrap_or_default();
         let report = stderr.lines().find_map(report);
-        Ended { code: status.code(), signal: status.signal(), took, report, stderr }
+        Ended { code: status.code(), signal: status.signal(), took, report, stderr, stdout }
     }
 }
 
 /// An example of this package, as `cargo test` has built it.
-pub(crate) fn example(name: &str) -> Command {
+#[must_use]
+pub fn example(name: &str) -> Command {
     let path = env::current_exe().unwrap().parent().unwrap().parent().unwrap().join("examples").join(name);
     assert!(path.exists(), "{} is not built: run `cargo build --examples --all-features` first", path.display());
     Command::new(path)
 }
 
 /// The report, if the line is one.
-pub(crate) fn report(line: &str) -> Option<Report> {
+#[must_use]
+pub fn report(line: &str) -> Option<Report> {
     serde_json::from_str(line).ok()
 }
 
@@ -160,7 +183,8 @@ impl Drop for Child {
 
 impl Ended {
     /// The report; the case fails without one.
-    pub(crate) fn report(&self) -> &Report {
+    #[must_use]
+    pub fn report(&self) -> &Report {
         self.report.as_ref().unwrap_or_else(|| panic!("no report; on standard error:\n{}", self.stderr))
     }
 }

@@ -1,0 +1,466 @@
+//! Claims about buffers in front of a sink, for any harness whose adapter has one: real signals at random moments, servers that
+//! fail in the middle of a batch, and what was spilled replayed under SIGKILL. What the *server* has decides.
+//!
+//! A test binary gives its trials to [`soak::run`](crate::soak::run), and its `main` begins with [`program`].
+
+use std::{
+    collections::BTreeSet,
+    env, fmt,
+    fs::{self, File},
+    future::Future,
+    io::{BufRead as _, BufReader},
+    path::Path,
+    process::ExitCode,
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+
+use libtest_mimic::Trial;
+use rustix::process::Signal;
+use tempfile::TempDir;
+use tokio::{runtime::Builder, time::sleep};
+use winddown_buffer::{BatchWriter, Push as _, Sink, Spill, replay};
+use winddown_core::{BoxError, Error, Lifecycle, Records, Report, ShutdownGuard};
+
+use crate::{
+    Harness, Need, ServerUse, Setup,
+    child::{self, Child, Ended},
+    scene::lifecycle,
+    soak::{Claim, rounds, trial},
+};
+
+/// What is buffered: a number, and some text.
+pub type Record = (i64, String);
+
+/// A harness whose adapter has a sink that writes each record exactly once.
+pub trait Buffered: Harness {
+    /// The sink under test.
+    type Sink: Sink<Record, Target = Self::Resource>;
+
+    /// One that writes to the table, or whatever it is, of this name, exactly once.
+    fn sink(table: &str) -> Self::Sink;
+
+    /// Makes the table.
+    fn create(&self, table: &str) -> impl Future<Output = Result<(), BoxError>> + Send;
+
+    /// The numbers of all records in the table, each as often as it is there.
+    fn numbers(&self, table: &str) -> impl Future<Output = Result<Vec<i64>, BoxError>> + Send;
+
+    /// The variables by which [`from_env`](Self::from_env) finds the server of this value.
+    fn environment(&self) -> Vec<(&'static str, String)>;
+
+    /// A resource of that server, in a process of its own.
+    ///
+    /// # Errors
+    /// When the variables do not say enough.
+    fn from_env() -> Result<Self::Resource, Error>;
+
+    /// Nobody can write for now, and nobody is told: the server is [paused](Harness::pause), where there is one.
+    fn away(&self) -> impl Future<Output = Result<(), BoxError>> + Send {
+        self.pause()
+    }
+
+    /// The end of [`away`](Self::away).
+    fn back(&self) -> impl Future<Output = Result<(), BoxError>> + Send {
+        self.resume()
+    }
+}
+
+/// Where the process is told which table it writes to, which number its records begin with, how many there are, and where it
+/// spills.
+const TABLE: &str = "WINDDOWN_TEST_TABLE";
+const FIRST: &str = "WINDDOWN_TEST_FIRST";
+const COUNT: &str = "WINDDOWN_TEST_COUNT";
+const SPILLS: &str = "WINDDOWN_TEST_SPILLS";
+
+/// What Lambda gives with an external extension.
+const BUDGET: Duration = Duration::from_millis(300);
+
+const PUSHES: &str = "pushes";
+const REPLAYS: &str = "replays";
+
+/// Runs the program that this process is, if it is one of these.
+#[must_use]
+pub fn program<H: Buffered>() -> Option<ExitCode> {
+    let role = child::role().filter(|role| [PUSHES, REPLAYS].contains(&role.as_str()))?;
+    let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let outcome = runtime.map_err(BoxError::from).and_then(|runtime| {
+        runtime.block_on(async { if role == PUSHES { pushes::<H>().await } else { replays::<H>().await } })
+    });
+    Some(match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    })
+}
+
+fn variable(name: &str) -> Result<String, BoxError> {
+    env::var(name).map_err(|error| format!("{name}: {error}").into())
+}
+
+fn record(number: i64) -> Record {
+    (number, format!("record\t{number} with 'quotes', \\ and\nlines"))
+}
+
+/// Pushes until it is refused, or has pushed all it should; says how many were accepted.
+async fn pushes<H: Buffered>() -> Result<(), BoxError> {
+    let (first, count): (i64, i64) = (variable(FIRST)?.parse()?, variable(COUNT)?.parse()?);
+    let lifecycle = Lifecycle::detect()?;
+    let db = lifecycle.guard_as("db", H::from_env()?);
+    let buffer = lifecycle.guard(writer::<H>(&db, &variable(TABLE)?, Path::new(&variable(SPILLS)?)));
+    lifecycle.init().await?;
+    let pushing = tokio::spawn(async move {
+        let mut accepted = 0;
+        child::ready();
+        while accepted < count && buffer.push(record(first + accepted)).await.is_ok() {
+            accepted += 1;
+        }
+        println!("accepted {accepted}");
+    });
+    let draining = lifecycle.draining();
+    let report = lifecycle
+        .run(async {
+            draining.await;
+            Ok::<_, Error>(())
+        })
+        .await;
+    // Whether it is clean is for the claim to say.
+    drop(report);
+    Ok(pushing.await?)
+}
+
+/// Replays what was spilled.
+async fn replays<H: Buffered>() -> Result<(), BoxError> {
+    let lifecycle = Lifecycle::detect()?;
+    let db = lifecycle.guard_as("db", H::from_env()?);
+    lifecycle.init().await?;
+    child::ready();
+    let replayed = replay(&db, &H::sink(&variable(TABLE)?), variable(SPILLS)?).await?;
+    println!("replayed {}", replayed.written);
+    lifecycle.drain().await;
+    Ok(())
+}
+
+/// Small enough that what it holds is written within [`BUDGET`] by a server that answers.
+fn writer<H: Buffered>(db: &ShutdownGuard<H::Resource>, table: &str, spills: &Path) -> BatchWriter<Record, H::Sink> {
+    BatchWriter::new(db, H::sink(table))
+        .name("audit")
+        .capacity(200_000)
+        .heap_size(|(_, text)| text.capacity())
+        .batch_size(100)
+        .in_flight(2)
+        .max_age(Duration::from_millis(5))
+        .spill(Spill::directory(spills))
+}
+
+/// The claims that this harness can be held to.
+#[must_use]
+pub fn trials<H: Buffered>() -> Vec<Trial> {
+    type Named<H> = (&'static str, Option<Need>, Claim<H>);
+    let claims: [Named<H>; 6] = [
+        ("s5_a_signal_at_any_moment_costs_no_record", None, |h| Box::pin(signals(h))),
+        ("s5_what_is_spilled_and_replayed_under_sigkill_is_there_once", None, |h| Box::pin(kills(h))),
+        ("s5_a_server_that_is_killed_in_mid_batch_gets_each_record_once", Some(Need::Kill), |h| {
+            Box::pin(faults(h, Fault::Killed))
+        }),
+        ("s5_a_server_that_is_paused_in_mid_batch_gets_each_record_once", Some(Need::Pause), |h| {
+            Box::pin(faults(h, Fault::Paused))
+        }),
+        ("s5_a_server_that_is_cut_off_in_mid_batch_gets_each_record_once", Some(Need::Partition), |h| {
+            Box::pin(faults(h, Fault::CutOff))
+        }),
+        ("s5_a_server_that_stays_away_gets_each_record_from_the_spill", Some(Need::Kill), |h| Box::pin(stays_away(h))),
+    ];
+    let lacks = |need: Option<Need>| need.is_some_and(|need| H::LACKS.iter().any(|(lacked, _)| *lacked == need));
+    let claims = claims.into_iter().filter(|(_, need, _)| !lacks(*need));
+    claims.map(|(name, _, claim)| trial(name, ServerUse::Own, claim)).collect()
+}
+
+fn start<H: Buffered>(harness: &H, program: &str, table: &str, first: i64, count: i64, spills: &Path) -> Child {
+    let mut variables = harness.environment();
+    variables.extend([
+        ("WINDDOWN_BUDGET_MS", BUDGET.as_millis().to_string()),
+        (TABLE, table.to_owned()),
+        (FIRST, first.to_string()),
+        (COUNT, count.to_string()),
+        (SPILLS, spills.to_str().expect("made from a name that is text").to_owned()),
+    ]);
+    Child::start_with(program, &variables)
+}
+
+fn accepted(ended: &Ended) -> Option<i64> {
+    ended.stdout.lines().find_map(|line| line.strip_prefix("accepted ")?.parse().ok())
+}
+
+fn records(report: &Report) -> Result<Records, BoxError> {
+    report.resource("audit").and_then(|row| row.records).ok_or_else(|| format!("no records in {report}").into())
+}
+
+/// Whether the table has each of these once, and nothing else.
+struct Difference {
+    missing: usize,
+    /// There, but not expected, or twice.
+    too_many: usize,
+}
+
+impl Difference {
+    fn between(expected: impl IntoIterator<Item = i64>, found: &[i64]) -> Self {
+        let expected: BTreeSet<i64> = expected.into_iter().collect();
+        let once: BTreeSet<i64> = found.iter().copied().collect();
+        let missing = expected.difference(&once).count();
+        let too_many = found.len() - once.len() + once.difference(&expected).count();
+        Self { missing, too_many }
+    }
+
+    fn none(&self) -> Result<(), BoxError> {
+        if self.missing + self.too_many > 0 { Err(self.to_string().into()) } else { Ok(()) }
+    }
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} records are missing, {} are too many", self.missing, self.too_many)
+    }
+}
+
+/// Replays what is in the directory, in this process; how many records were written.
+async fn replay_here<H: Buffered>(harness: &H, table: &str, spills: &Path) -> Result<u64, BoxError> {
+    let lifecycle = lifecycle(Duration::from_secs(10));
+    let db = lifecycle.guard_as("db", harness.resource(&Setup::default()));
+    let replayed = replay(&db, &H::sink(table), spills).await;
+    lifecycle.drain().await;
+    Ok(replayed?.written)
+}
+
+/// 1,000 times SIGTERM at a random moment, or 20: each accepted record is written, or spilled and then replayed.
+async fn signals<H: Buffered>(harness: &H) -> Result<String, BoxError> {
+    let (rounds, seed) = (rounds(1_000, 20), fastrand::u64(..));
+    let mut random = fastrand::Rng::with_seed(seed);
+    let (mut all, mut written, mut spilled, mut took) = (0, 0, 0, Vec::new());
+    for round in 0..rounds {
+        let (table, spills) = (format!("signals_{round}"), TempDir::new()?);
+        harness.create(&table).await?;
+        let child = start(harness, PUSHES, &table, 0, i64::MAX, spills.path()).ready();
+        thread::sleep(Duration::from_micros(random.u64(..60_000)));
+        let ended = child.terminate().end();
+        let failed = |what: &dyn fmt::Display| -> BoxError {
+            format!("seed {seed}, round {round}: {what}\n{}\n{}", ended.stdout, ended.stderr).into()
+        };
+        let accepted = accepted(&ended).ok_or_else(|| failed(&"it did not say what was accepted"))?;
+        let report = ended.report.as_ref().ok_or_else(|| failed(&"no report"))?;
+        let books = records(report)?;
+        if books.accepted != accepted as u64 || books.accepted != books.written + books.spilled {
+            return Err(failed(&format!("{accepted} were accepted\n{report}")));
+        }
+        let replayed = replay_here(harness, &table, spills.path()).await?;
+        if replayed != books.spilled {
+            return Err(failed(&format!("{replayed} were replayed\n{report}")));
+        }
+        let found = harness.numbers(&table).await?;
+        Difference::between(0..accepted, &found).none().map_err(|what| failed(&what))?;
+        (all, written, spilled) = (all + books.accepted, written + books.written, spilled + books.spilled);
+        took.push(ended.took);
+    }
+    took.sort_unstable();
+    Ok(format!(
+        "{rounds} of {rounds} signals: {all} records accepted = {written} written + {spilled} spilled and replayed, 0 lost, \
+         each there once; from the signal to the end of the process: median {:.0?}, longest {:.0?}",
+        took[rounds / 2],
+        took[rounds - 1]
+    ))
+}
+
+/// 200 times, or 6, the server is away when the signal comes. In turns the process may spill to the end, or is killed at a
+/// random moment while it does; the replay is killed at random moments, and run again. What was reported as spilled is there
+/// once, and so is each whole line of a spill that was cut short.
+async fn kills<H: Buffered>(harness: &H) -> Result<String, BoxError> {
+    const COUNT: i64 = 2_000;
+    let (rounds, seed) = (rounds(200, 6), fastrand::u64(..));
+    let mut random = fastrand::Rng::with_seed(seed);
+    let (mut killed_spills, mut killed_replays, mut all, mut cut_short) = (0, 0, 0, 0);
+    for round in 0..rounds {
+        let (table, spills) = (format!("kills_{round}"), TempDir::new()?);
+        harness.create(&table).await?;
+        let child = start(harness, PUSHES, &table, 0, COUNT, spills.path()).ready();
+        thread::sleep(Duration::from_micros(random.u64(..10_000)));
+        harness.away().await?;
+        let child = child.terminate();
+        let ended = if round % 2 == 0 {
+            child.end()
+        } else {
+            thread::sleep(BUDGET / 2 + Duration::from_micros(random.u64(..150_000)));
+            child.signal(Signal::KILL).end()
+        };
+        harness.back().await?;
+        let failed = |what: &dyn fmt::Display| -> BoxError {
+            format!("seed {seed}, round {round}: {what}\n{}\n{}", ended.stdout, ended.stderr).into()
+        };
+        killed_spills += usize::from(ended.signal.is_some());
+        // Each whole line is a record that the replay must bring.
+        let lines = numbers_in(spills.path())?;
+        match &ended.report {
+            Some(report) => {
+                let books = records(report)?;
+                let whole = books.accepted == books.written + books.spilled;
+                if !whole || books.spilled as usize != lines.len() {
+                    return Err(failed(&format!("{} lines were spilled\n{report}", lines.len())));
+                }
+            }
+            None if ended.signal.is_some() => cut_short += 1,
+            None => return Err(failed(&"no report")),
+        }
+        for _ in 0..3 {
+            let replaying = start(harness, REPLAYS, &table, 0, 0, spills.path());
+            thread::sleep(Duration::from_micros(random.u64(..80_000)));
+            let replayed = replaying.signal(Signal::KILL).end();
+            killed_replays += usize::from(replayed.signal.is_some());
+        }
+        replay_here(harness, &table, spills.path()).await?;
+        let found = harness.numbers(&table).await?;
+        let accepted = accepted(&ended).unwrap_or(COUNT);
+        // What was written before is there too; with a report that is all that was accepted.
+        let expected = if ended.report.is_some() { (0..accepted).collect() } else { lines };
+        let difference = Difference::between(expected, &found);
+        let strangers = found.iter().filter(|number| !(0..COUNT).contains(*number)).count();
+        let twice = found.len() - found.iter().collect::<BTreeSet<_>>().len();
+        if difference.missing + strangers + twice > 0 || (ended.report.is_some() && difference.too_many > 0) {
+            return Err(failed(&format!("{difference}; {twice} are there twice, {strangers} were never pushed")));
+        }
+        all += found.len();
+    }
+    Ok(format!(
+        "{rounds} rounds, {killed_spills} spilling processes and {killed_replays} replays killed ({cut_short} before their \
+         report was out): {all} records there, none missing of what was reported or in a file, none twice"
+    ))
+}
+
+/// The numbers of the records in the whole lines of the spill files.
+fn numbers_in(spills: &Path) -> Result<BTreeSet<i64>, BoxError> {
+    let mut numbers = BTreeSet::new();
+    for entry in fs::read_dir(spills)? {
+        for line in BufReader::new(File::open(entry?.path())?).lines() {
+            // The last one may be torn.
+            let Ok(line) = serde_json::from_str::<serde_json::Value>(&line?) else { continue };
+            let number = line["record"][0].as_i64().ok_or("a line without a record")?;
+            if !numbers.insert(number) {
+                return Err(format!("record {number} was spilled twice").into());
+            }
+        }
+    }
+    Ok(numbers)
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Fault {
+    Killed,
+    Paused,
+    CutOff,
+}
+
+impl Fault {
+    async fn begins<H: Harness>(self, harness: &H) -> Result<(), BoxError> {
+        match self {
+            Self::Killed => harness.kill().await,
+            Self::Paused => harness.pause().await,
+            Self::CutOff => harness.partition().await,
+        }
+    }
+
+    async fn ends<H: Harness>(self, harness: &H) -> Result<(), BoxError> {
+        match self {
+            Self::Killed => harness.start_again().await,
+            Self::Paused => harness.resume().await,
+            Self::CutOff => harness.heal().await,
+        }
+    }
+}
+
+/// Pushes on and on in a task of its own, until it is refused; says how many were accepted.
+fn push_on<S: Sink<Record>>(
+    buffer: &ShutdownGuard<BatchWriter<Record, S>>,
+    first: i64,
+) -> tokio::task::JoinHandle<i64> {
+    let buffer = buffer.clone();
+    tokio::spawn(async move {
+        let mut next = first;
+        while buffer.push(record(next)).await.is_ok() {
+            next += 1;
+            if next % 50 == 0 {
+                // Not as fast as it could, so that a fault meets batches on their way and not a full buffer alone.
+                sleep(Duration::from_millis(1)).await;
+            }
+        }
+        next - first
+    })
+}
+
+/// 20 times, or twice, the server fails while batches are on their way, and comes back: everything that was accepted is
+/// there once.
+async fn faults<H: Buffered>(harness: &H, fault: Fault) -> Result<String, BoxError> {
+    let (rounds, seed) = (rounds(20, 2), fastrand::u64(..));
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut all = 0;
+    for round in 0..rounds {
+        let failed = |what: &dyn fmt::Display| -> BoxError { format!("seed {seed}, round {round}: {what}").into() };
+        let (table, spills) = (format!("faults_{round}"), TempDir::new()?);
+        harness.create(&table).await?;
+        let lifecycle = lifecycle(Duration::from_secs(30));
+        let db = lifecycle.guard_as("db", harness.resource(&Setup::default()));
+        let buffer = lifecycle.guard(writer::<H>(&db, &table, spills.path()));
+        lifecycle.init().await?;
+        let pushing = push_on(&buffer, 0);
+        sleep(Duration::from_micros(20_000 + random.u64(..100_000))).await;
+        fault.begins(harness).await?;
+        sleep(Duration::from_micros(random.u64(..500_000))).await;
+        fault.ends(harness).await?;
+        sleep(Duration::from_micros(random.u64(..100_000))).await;
+        let report = lifecycle.drain().await;
+        let (accepted, books) = (pushing.await?, records(&report)?);
+        if books.accepted != accepted as u64 || books.written != books.accepted {
+            return Err(failed(&format!("{accepted} were accepted\n{report}")));
+        }
+        let found = harness.numbers(&table).await?;
+        Difference::between(0..accepted, &found).none().map_err(|what| failed(&format!("{what}\n{report}")))?;
+        all += accepted;
+    }
+    Ok(format!("{rounds} of {rounds} times {fault:?}: {all} records accepted, all written, each there once"))
+}
+
+/// 20 times, or twice, the server is killed while batches are on their way, and not there again before the drain is over:
+/// everything that is not written is spilled, and there once after it is replayed.
+async fn stays_away<H: Buffered>(harness: &H) -> Result<String, BoxError> {
+    let (rounds, seed) = (rounds(20, 2), fastrand::u64(..));
+    let mut random = fastrand::Rng::with_seed(seed);
+    let (mut all, mut spilled) = (0, 0);
+    for round in 0..rounds {
+        let failed = |what: &dyn fmt::Display| -> BoxError { format!("seed {seed}, round {round}: {what}").into() };
+        let (table, spills) = (format!("away_{round}"), TempDir::new()?);
+        harness.create(&table).await?;
+        let lifecycle = lifecycle(Duration::from_secs(2));
+        let db = lifecycle.guard_as("db", harness.resource(&Setup::default()));
+        let buffer = lifecycle.guard(writer::<H>(&db, &table, spills.path()));
+        lifecycle.init().await?;
+        let pushing = push_on(&buffer, 0);
+        sleep(Duration::from_micros(20_000 + random.u64(..50_000))).await;
+        harness.kill().await?;
+        let report: Arc<Report> = lifecycle.drain().await;
+        let (accepted, books) = (pushing.await?, records(&report)?);
+        if books.accepted != accepted as u64 || books.written + books.spilled != books.accepted {
+            return Err(failed(&format!("{accepted} were accepted\n{report}")));
+        }
+        harness.start_again().await?;
+        let replayed = replay_here(harness, &table, spills.path()).await?;
+        if replayed != books.spilled {
+            return Err(failed(&format!("{replayed} were replayed\n{report}")));
+        }
+        let found = harness.numbers(&table).await?;
+        Difference::between(0..accepted, &found).none().map_err(|what| failed(&format!("{what}\n{report}")))?;
+        (all, spilled) = (all + accepted, spilled + books.spilled);
+    }
+    Ok(format!(
+        "{rounds} of {rounds} times: {all} records accepted, {spilled} of them spilled and replayed, each there once"
+    ))
+}
