@@ -10,14 +10,14 @@ mod signals;
 
 use std::process::ExitCode;
 
-use winddown_testkit::{Harness as _, ServerUse, soak};
+use winddown_testkit::{Harness as _, ServerUse, child, soak};
 
 use crate::server::{OfItsOwn, Redis8, RedisServer};
 
 type Server = RedisServer<Redis8, OfItsOwn>;
 
 fn main() -> ExitCode {
-    if let Some(program) = signals::role() {
+    if let Some(program) = child::role() {
         return signals::run(&program);
     }
     let mut trials = soak::trials::<Server>();

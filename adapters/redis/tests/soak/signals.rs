@@ -1,26 +1,18 @@
 //! Programs that send commands without waiting for their answers, and are ended by a signal; and what the server has then.
 
-use std::{
-    env,
-    future::poll_fn,
-    io::{BufRead, BufReader, Read},
-    pin::pin,
-    process::{Child, Command, ExitCode, Stdio},
-    task::Poll,
-    time::{Duration, Instant},
-};
+use std::{env, future::poll_fn, pin::pin, process::ExitCode, task::Poll, time::Duration};
 
 use redis::{AsyncCommands as _, cmd, pipe};
-use rustix::process::{Pid, Signal, kill_process};
 use tokio::runtime::Builder;
 use winddown_core::{BoxError, Error, Lifecycle, Records, Report};
 use winddown_redis::{Redis, redis};
-use winddown_testkit::{Harness as _, soak::rounds};
+use winddown_testkit::{
+    Harness as _,
+    child::{self, Child, Ended},
+    soak::rounds,
+};
 
 use crate::Server;
-
-/// Set for a child: which program it is.
-const ROLE: &str = "WINDDOWN_TEST_PROGRAM";
 
 /// The key that a child counts with.
 const KEY: &str = "WINDDOWN_TEST_KEY";
@@ -32,11 +24,6 @@ const BUDGET: Duration = Duration::from_millis(300);
 
 /// Longer than a caller waits for a server that does not answer.
 const LONG_BUDGET: Duration = Duration::from_millis(1000);
-
-/// Which program this process is, if it is a child.
-pub(crate) fn role() -> Option<String> {
-    env::var(ROLE).ok()
-}
 
 pub(crate) fn run(program: &str) -> ExitCode {
     let runtime = match program {
@@ -68,7 +55,7 @@ async fn counts() -> Result<(), BoxError> {
     let counting = tokio::spawn({
         async move {
             let mut accepted = 0_u64;
-            println!("begins");
+            child::ready();
             let mut increment = cmd("INCR");
             increment.arg(key).set_no_response(true);
             for _ in 0..COMMANDS {
@@ -116,7 +103,8 @@ async fn abandons() -> Result<(), BoxError> {
             begun += 10;
         }
     }
-    println!("begins\nsent\naccepted {begun}");
+    child::ready();
+    println!("sent\naccepted {begun}");
     let draining = lifecycle.draining();
     lifecycle
         .run(async {
@@ -133,70 +121,18 @@ async fn begin(work: impl Future) {
     poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx).is_ready())).await;
 }
 
-/// A child that runs. It does not outlive its case.
-struct Program {
-    child: Child,
-    stdout: BufReader<std::process::ChildStdout>,
+fn start(server: &Server, program: &str, key: &str, budget: Duration) -> Child {
+    let tenant = &server.tenant;
+    let url = format!("redis://{}:{}@{}", tenant.name, tenant.password, server.address());
+    let budget = budget.as_millis().to_string();
+    Child::start_with(program, &[(KEY, key), ("REDIS_URL", &url), ("WINDDOWN_BUDGET_MS", &budget)]).ready()
 }
 
-impl Program {
-    fn start(server: &Server, name: &str, key: &str, budget: Duration) -> Result<Self, BoxError> {
-        let tenant = &server.tenant;
-        let url = format!("redis://{}:{}@{}", tenant.name, tenant.password, server.address());
-        let mut command = Command::new(env::current_exe()?);
-        command.env(ROLE, name).env(KEY, key).env("REDIS_URL", url);
-        command.env("WINDDOWN_BUDGET_MS", budget.as_millis().to_string());
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn()?;
-        let stdout = BufReader::new(child.stdout.take().ok_or("the child has no standard output")?);
-        Ok(Self { child, stdout })
-    }
-
-    fn line(&mut self) -> Result<String, BoxError> {
-        let mut line = String::new();
-        self.stdout.read_line(&mut line)?;
-        Ok(line.trim().to_owned())
-    }
-
-    /// Waits until it says so.
-    fn says(&mut self, expected: &str) -> Result<(), BoxError> {
-        match self.line()? {
-            line if line == expected => Ok(()),
-            line => {
-                let mut stderr = String::new();
-                // It has ended, or is about to.
-                let _ = self.child.kill();
-                self.child.stderr.take().ok_or("it was read")?.read_to_string(&mut stderr)?;
-                Err(format!("it said {line:?} and not {expected}; on standard error: {stderr}").into())
-            }
-        }
-    }
-
-    fn terminate(&self) -> Result<Instant, BoxError> {
-        kill_process(Pid::from_child(&self.child), Signal::TERM)?;
-        Ok(Instant::now())
-    }
-
-    /// How many it says were accepted, and its report.
-    fn end(mut self) -> Result<(u64, Report), BoxError> {
-        let mut stdout = String::new();
-        self.stdout.read_to_string(&mut stdout)?;
-        let mut stderr = String::new();
-        self.child.stderr.take().ok_or("it was read")?.read_to_string(&mut stderr)?;
-        let status = self.child.wait()?;
-        let accepted = stdout.lines().find_map(|line| line.strip_prefix("accepted "));
-        let accepted = accepted.ok_or_else(|| format!("it did not say what was accepted, {status}: {stderr}"))?;
-        let mut reports = stderr.lines().filter_map(|line| serde_json::from_str(line).ok());
-        Ok((accepted.parse()?, reports.next().ok_or_else(|| format!("no report: {stderr}"))?))
-    }
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        // Over already, but where its case has failed.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// How many it says were accepted, and its report.
+fn outcome(ended: &Ended) -> Result<(u64, &Report), BoxError> {
+    let accepted = ended.stdout.lines().find_map(|line| line.strip_prefix("accepted "));
+    let accepted = accepted.ok_or_else(|| format!("it did not say what was accepted: {}", ended.stderr))?;
+    Ok((accepted.parse()?, ended.report.as_ref().ok_or_else(|| format!("no report: {}", ended.stderr))?))
 }
 
 fn records(report: &Report) -> Result<Records, BoxError> {
@@ -215,17 +151,16 @@ pub(crate) async fn healthy(server: &Server, program: &str) -> Result<String, Bo
     let (mut all, mut least, mut took) = (0, COMMANDS, Vec::new());
     for round in 0..rounds {
         let key = server.tenant.key(&format!("{program}_{round}"));
-        let mut child = Program::start(server, program, &key, BUDGET)?;
-        child.says("begins")?;
+        let mut child = start(server, program, &key, BUDGET);
         if round % 2 == 0 {
-            child.says("sent")?;
+            assert_eq!(child.line(), "sent\n");
         } else {
             std::thread::sleep(Duration::from_micros(random.u64(..100_000)));
         }
-        let signalled = child.terminate()?;
-        let (accepted, report) = child.end()?;
-        took.push(signalled.elapsed());
-        let (listed, counter, records) = (server.sessions().await?, counter(server, &key).await?, records(&report)?);
+        let ended = child.terminate().end();
+        let (accepted, report) = outcome(&ended)?;
+        took.push(ended.took);
+        let (listed, counter, records) = (server.sessions().await?, counter(server, &key).await?, records(report)?);
         let books = (records.accepted, records.written);
         if (listed, counter, books) != (0, accepted, (accepted, accepted)) || !report.is_clean() {
             let what = format!("{accepted} accepted, {counter} executed, {listed} sessions listed");
@@ -247,11 +182,10 @@ pub(crate) async fn abandoned(server: &Server) -> Result<String, BoxError> {
     let rounds = rounds(200, 10);
     for round in 0..rounds {
         let key = server.tenant.key(&format!("abandoned_{round}"));
-        let mut child = Program::start(server, "abandons", &key, BUDGET)?;
-        child.says("begins")?;
-        child.says("sent")?;
-        child.terminate()?;
-        let (begun, report) = child.end()?;
+        let mut child = start(server, "abandons", &key, BUDGET);
+        assert_eq!(child.line(), "sent\n");
+        let ended = child.terminate().end();
+        let (begun, report) = outcome(&ended)?;
         let (listed, counter) = (server.sessions().await?, counter(server, &key).await?);
         if (listed, counter) != (0, begun) || !report.is_clean() {
             return Err(format!("round {round}: {begun} begun, {counter} executed, {listed} listed\n{report}").into());
@@ -268,15 +202,13 @@ pub(crate) async fn stopped(server: &Server) -> Result<String, BoxError> {
     let (mut accepted_in_all, mut executed, mut lost, mut in_doubt, mut exact) = (0, 0, 0, 0, 0);
     for round in 0..rounds {
         let key = server.tenant.key(&format!("stopped_{round}"));
-        let mut child = Program::start(server, "two_threads", &key, LONG_BUDGET)?;
-        child.says("begins")?;
+        let child = start(server, "two_threads", &key, LONG_BUDGET);
         std::thread::sleep(Duration::from_micros(random.u64(..50_000)));
         server.pause().await?;
-        child.terminate()?;
-        let outcome = child.end();
+        let ended = child.terminate().end();
         server.resume().await?;
-        let (accepted, report) = outcome?;
-        let records = records(&report)?;
+        let (accepted, report) = outcome(&ended)?;
+        let records = records(report)?;
         // What was sent is still read, unless the server sees before that nobody is there.
         while server.sessions().await? > 0 {
             tokio::time::sleep(Duration::from_millis(1)).await;
