@@ -5,17 +5,17 @@ use winddown::{
     Error, Lifecycle, ShutdownGuard,
     buffer::{BatchWriter, Push},
     lambda::{LambdaEvent, lambda_runtime, run, service_fn},
-    postgres::{Insert, Postgres},
+    postgres::{Copy, Postgres},
 };
 
-type Audit = ShutdownGuard<BatchWriter<(i64, String), Insert>>;
+type Audit = ShutdownGuard<BatchWriter<(i64, String), Copy>>;
 
 #[tokio::main]
 pub(crate) async fn main() -> Result<(), Error> {
     let lifecycle = Lifecycle::detect()?;
     let db = lifecycle.guard(Postgres::from_env()?);
-    let insert = Insert::new("INSERT INTO audit(invocation, what) VALUES ($1, $2)");
-    let audit = lifecycle.guard(BatchWriter::new(&db, insert).name("audit"));
+    let audit = BatchWriter::new(&db, Copy::into("audit", ["invocation", "what"])).name("audit");
+    let audit = lifecycle.guard(audit);
     run(lifecycle, service_fn(|event| handler(&db, &audit, event))).await
 }
 

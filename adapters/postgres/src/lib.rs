@@ -16,7 +16,7 @@ pub use rustls;
 pub use winddown_core::{Credentials, CredentialsFuture, CredentialsProvider};
 
 #[cfg(feature = "buffer")]
-pub use crate::sink::{Insert, Parameters};
+pub use crate::sink::{Copy, Insert, Parameters};
 pub use crate::{
     config::{Config, URL_VARIABLE},
     manager::Postgres,

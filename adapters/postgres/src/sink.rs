@@ -1,50 +1,51 @@
 //! Buffered records go into a table.
 
-use std::sync::Arc;
+mod copy;
+mod insert;
+mod keys;
+mod transaction;
 
-use futures_util::future::try_join_all;
-use tokio_postgres::types::ToSql;
-use winddown_buffer::{Batch, Delivery, Sink, WriteError};
-use winddown_core::{Checkout, Error, ErrorKind};
+use std::{error::Error as StdError, io, iter, sync::OnceLock};
 
-use crate::{Postgres, error::error};
+use deadpool_postgres::Client;
+use tokio_postgres::{
+    error::SqlState,
+    types::{ToSql, WrongType},
+};
+use winddown_buffer::WriteError;
+use winddown_core::{Error, ErrorKind};
 
-/// Writes each record with one statement, and each batch in one transaction, without waiting for one statement's answer
-/// before sending the next.
-///
-/// A record is whatever can be the [`Parameters`] of the statement: a tuple, or a type of the application that implements
-/// the trait.
+pub use self::{copy::Copy, insert::Insert};
+use crate::error::error;
+
+/// A record as a row: a tuple of values that the driver can send, or a type of the application.
 ///
 /// ```
-/// # use winddown_postgres::Insert;
-/// // for records of the type `(i64, String)`
-/// let audit = Insert::new("INSERT INTO audit(id, what) VALUES ($1, $2)");
+/// use winddown_postgres::{Parameters, tokio_postgres::types::ToSql};
+///
+/// struct Visit {
+///     page: String,
+///     took_ms: Option<i64>,
+/// }
+///
+/// impl Parameters for Visit {
+///     fn parameters<'a>(&'a self, values: &mut Vec<&'a (dyn ToSql + Sync)>) {
+///         values.extend([&self.page as &(dyn ToSql + Sync), &self.took_ms]);
+///     }
+/// }
 /// ```
-#[derive(Debug, Clone)]
-pub struct Insert {
-    sql: Arc<str>,
-}
-
-impl Insert {
-    /// Writes with this statement. It is prepared once for each connection, and executed once for each record.
-    pub fn new(sql: impl Into<Arc<str>>) -> Self {
-        Self { sql: sql.into() }
-    }
-}
-
-/// The parameters of a statement: a tuple of values that the driver can send, or a type of the application.
 pub trait Parameters: Send + Sync + 'static {
-    /// `$1`, `$2` and so on.
-    fn parameters(&self) -> Vec<&(dyn ToSql + Sync)>;
+    /// Adds the record's values, one for each column of the sink, in their order.
+    fn parameters<'a>(&'a self, values: &mut Vec<&'a (dyn ToSql + Sync)>);
 }
 
 macro_rules! tuple {
     ($($value:ident)+) => {
         impl<$($value: ToSql + Send + Sync + 'static),+> Parameters for ($($value,)+) {
-            fn parameters(&self) -> Vec<&(dyn ToSql + Sync)> {
+            fn parameters<'a>(&'a self, values: &mut Vec<&'a (dyn ToSql + Sync)>) {
                 #[expect(non_snake_case, reason = "one name for a type and for its value")]
                 let ($($value,)+) = self;
-                vec![$($value),+]
+                $(values.push($value);)+
             }
         }
     };
@@ -63,27 +64,209 @@ tuple!(A B C D E F G H I J);
 tuple!(A B C D E F G H I J K);
 tuple!(A B C D E F G H I J K L);
 
-impl<T: Parameters> Sink<T> for Insert {
-    type Target = Postgres;
+/// The table that rows go to, and those of its columns that a record has values for.
+#[derive(Debug, Clone)]
+struct Table {
+    schema: Option<String>,
+    name: String,
+    columns: Vec<String>,
+    on_conflict: String,
+    /// What inserts one row, two, four, and so on: few that are prepared once, for batches of any size.
+    inserts: Box<[OnceLock<String>; SIZES]>,
+}
 
-    fn delivery(&self) -> Delivery {
-        Delivery::AtMostOnce
+impl Table {
+    fn new<C: Into<String>>(name: impl Into<String>, columns: impl IntoIterator<Item = C>) -> Self {
+        let columns = columns.into_iter().map(Into::into).collect();
+        Self { schema: None, name: name.into(), columns, on_conflict: String::new(), inserts: Box::default() }
     }
 
-    /// Retryable while the server cannot be reached, is full or starts up, but not when the connection broke during the
-    /// commit: whether the batch was written is not known then.
-    async fn write(&self, checkout: &mut Checkout<Postgres>, batch: &Batch<T>) -> Result<(), WriteError> {
-        let failed = |source: tokio_postgres::Error| error(ErrorKind::Write, "a batch was rolled back", source.into());
-        let transaction = checkout.transaction().await.map_err(failed)?;
-        let statement = transaction.prepare_cached(&self.sql).await.map_err(failed)?;
-        let records: Vec<_> = batch.iter().map(Parameters::parameters).collect();
-        try_join_all(records.iter().map(|record| transaction.execute(&statement, record))).await.map_err(failed)?;
-        transaction.commit().await.map_err(|source| {
-            if source.as_db_error().is_some() {
-                return failed(source).into();
-            }
-            let text = "the connection broke during the commit: whether the batch was written is not known";
-            WriteError::Unknown(Error::new(ErrorKind::Write, text).with_source(source))
+    fn set_schema(&mut self, schema: String) {
+        self.schema = Some(schema);
+        *self.inserts = Default::default();
+    }
+
+    fn set_on_conflict(&mut self, on_conflict: String) {
+        self.on_conflict = on_conflict;
+        *self.inserts = Default::default();
+    }
+
+    /// The table, as statements name it.
+    fn quoted(&self) -> String {
+        self.beside(&self.name)
+    }
+
+    /// Another table in the same schema.
+    fn beside(&self, name: &str) -> String {
+        match &self.schema {
+            Some(schema) => format!("{}.{}", quoted(schema), quoted(name)),
+            None => quoted(name),
+        }
+    }
+
+    fn quoted_columns(&self) -> String {
+        self.columns.iter().map(|column| quoted(column)).collect::<Vec<_>>().join(", ")
+    }
+
+    /// Inserts so many rows, each value a parameter. The number is a power of two.
+    fn insert(&self, rows: usize) -> &str {
+        self.inserts[rows.ilog2() as usize].get_or_init(|| {
+            let columns = self.columns.len();
+            let row = |row| {
+                let parameters: Vec<_> = (row * columns + 1..=(row + 1) * columns).map(|n| format!("${n}")).collect();
+                format!("({})", parameters.join(", "))
+            };
+            let rows = (0..rows).map(row).collect::<Vec<_>>().join(", ");
+            format!("INSERT INTO {} ({}) VALUES {rows}{}", self.quoted(), self.quoted_columns(), self.on_conflict)
         })
     }
+
+    /// How many rows each of the statements inserts that together insert so many.
+    fn sizes(&self, rows: usize) -> impl Iterator<Item = usize> + use<> {
+        let most = (MOST_PARAMETERS / self.columns.len().max(1)).clamp(1, 1 << (SIZES - 1));
+        let mut rest = rows;
+        iter::from_fn(move || {
+            let size = 1 << rest.min(most).checked_ilog2()?;
+            rest -= size;
+            Some(size)
+        })
+    }
+
+    /// Adds the values of a record, which must be as many as there are columns.
+    fn values<'a>(&self, record: &'a impl Parameters, values: &mut Vec<&'a (dyn ToSql + Sync)>) -> Result<(), Error> {
+        let before = values.len();
+        record.parameters(values);
+        let (given, columns) = (values.len() - before, self.columns.len());
+        if given == columns {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Write, format!("a record has {given} values, and the sink {columns} columns")))
+    }
 }
+
+fn quoted(identifier: &str) -> String {
+    format!("\"{}\"", identifier.replace('"', "\"\""))
+}
+
+/// Prepares this statement anew when it is needed next, on every connection.
+fn forget_statement(client: &Client, sql: &str) {
+    if let Some(pool) = Client::pool(client) {
+        pool.manager().statement_caches.remove(sql, &[]);
+    }
+}
+
+/// What both sinks can be told.
+macro_rules! settings {
+    () => {
+        /// The schema of the table, and of the table of keys.
+        ///
+        /// Defaults to what the session's `search_path` says.
+        #[must_use]
+        pub fn schema(mut self, schema: impl Into<String>) -> Self {
+            self.table.set_schema(schema.into());
+            self
+        }
+
+        /// How often a record is in the table if the connection breaks while its batch is committed.
+        ///
+        /// Defaults to [`Delivery::ExactlyOnce`], for which the batches' keys are written too, in the same transaction.
+        /// The others write none.
+        #[must_use]
+        pub fn delivery(mut self, delivery: Delivery) -> Self {
+            self.keys.delivery = delivery;
+            self
+        }
+
+        /// The table that remembers which batches are written. Sinks may share one. It is made if it is missing, for
+        /// which the user must be allowed to `CREATE` in its schema.
+        ///
+        /// Defaults to `winddown_batch`.
+        #[must_use]
+        pub fn key_table(mut self, name: impl Into<String>) -> Self {
+            self.keys.table = name.into();
+            self
+        }
+
+        /// How long keys are kept: longer than anything keeps a batch that is written again, a file of a replay say. Older
+        /// ones are deleted behind the first batch that is written, and then once an hour.
+        ///
+        /// Defaults to 7 days.
+        #[must_use]
+        pub fn remember(mut self, time: Duration) -> Self {
+            self.keys.remember = time;
+            self
+        }
+    };
+}
+use settings;
+
+/// What the driver's error says of a batch that was not committed.
+fn write_error(source: tokio_postgres::Error) -> WriteError {
+    let is = verdict(&source);
+    let error = error(ErrorKind::Write, "a batch was not written", source.into());
+    match is {
+        Verdict::Passes => WriteError::Retry(error.retryable()),
+        Verdict::Rejected => WriteError::Rejected(error),
+        Verdict::Failed => WriteError::Failed(error),
+    }
+}
+
+/// The same for a statement that had no record in it.
+fn without_records(source: tokio_postgres::Error) -> WriteError {
+    match write_error(source) {
+        WriteError::Rejected(error) => WriteError::Failed(error),
+        other => other,
+    }
+}
+
+enum Verdict {
+    Passes,
+    Rejected,
+    Failed,
+}
+
+fn verdict(error: &tokio_postgres::Error) -> Verdict {
+    let Some(server) = error.as_db_error() else { return verdict_of_client(error) };
+    let code = server.code();
+    // Only where its words come from tells a row that a policy refuses from a table that the user may not write to.
+    if *code == SqlState::INSUFFICIENT_PRIVILEGE && server.routine() == Some("ExecWithCheckOptions") {
+        return Verdict::Rejected;
+    }
+    // <https://www.postgresql.org/docs/current/errcodes-appendix.html>, by their first characters.
+    let is_one_of = |classes: &[&str]| classes.iter().any(|class| code.code().starts_with(class));
+    // Connection exceptions, which is also what poolers say of themselves; read-only, as after a failover, and time-outs
+    // of the transaction; rolled back for a deadlock or to keep transactions apart; out of something; locked; cancelled
+    // and shutting down; trouble of the system.
+    if is_one_of(&["08", "25006", "25P03", "25P04", "40", "53", "55P03", "55006", "57", "58"]) {
+        return Verdict::Passes;
+    }
+    // Data; constraints; twice the same row for `DO UPDATE`; a view's `CHECK OPTION`; too large for a row or an index; what a
+    // trigger raises.
+    if is_one_of(&["22", "23", "21", "44", "54000", "P0"]) {
+        return Verdict::Rejected;
+    }
+    Verdict::Failed
+}
+
+fn verdict_of_client(error: &tokio_postgres::Error) -> Verdict {
+    let Some(source) = error.source() else {
+        return if error.is_closed() { Verdict::Passes } else { Verdict::Failed };
+    };
+    match source.downcast_ref::<io::Error>() {
+        // Larger than a message can be.
+        Some(error) if error.kind() == io::ErrorKind::InvalidInput => Verdict::Rejected,
+        Some(_) => Verdict::Passes,
+        None => verdict_of_value(source),
+    }
+}
+
+/// What the error of a value that cannot be sent says: a column of another type is no record's fault.
+fn verdict_of_value(error: &(dyn StdError + 'static)) -> Verdict {
+    if error.is::<WrongType>() { Verdict::Failed } else { Verdict::Rejected }
+}
+
+/// What the protocol can count.
+const MOST_PARAMETERS: usize = u16::MAX as usize;
+
+/// Up to 1024 rows in a statement: more gain nothing.
+const SIZES: usize = 11;

@@ -14,6 +14,9 @@ mod gone;
 mod held;
 #[path = "postgres/hosts.rs"]
 mod hosts;
+#[cfg(feature = "buffer")]
+#[path = "conformance/pgbouncer.rs"]
+mod pgbouncer;
 #[path = "postgres/rest.rs"]
 mod rest;
 #[path = "postgres/scene.rs"]
@@ -100,10 +103,31 @@ fn main() -> ExitCode {
     trials.extend(trials! {
         sink:
             a_batch_is_written_whole_or_not_at_all
-            a_batch_that_the_table_refuses_loses_its_own_records_alone_and_says_so
+            a_batch_is_written_once_however_often_it_comes
+            only_what_is_to_be_written_once_has_a_key
+            what_is_wrong_with_a_record_is_told_from_what_is_wrong_with_the_table
+            a_table_that_may_not_be_written_to_is_no_records_fault
+            a_row_that_a_policy_refuses_is_rejected
+            after_a_copy_that_the_server_does_not_begin_no_answer_reaches_the_wrong_caller
+            what_passes_is_worth_another_try
+            a_batch_is_in_doubt_only_if_the_connection_broke_during_its_commit
+            what_is_refused_at_the_commit_is_not_in_doubt
+            a_write_that_is_given_up_leaves_no_transaction_open
+            names_are_taken_as_they_are
+            values_of_all_types_arrive_as_they_were
+            the_table_of_keys_is_made_if_it_is_missing_or_the_error_says_how
+            old_keys_are_deleted_behind_a_batch
+            old_keys_that_cannot_be_deleted_cost_nothing
+            a_batch_may_have_more_values_than_a_statement
+            a_row_that_is_there_already_is_left_or_replaced
+            a_table_that_was_altered_is_written_to_again
+            a_batch_takes_few_round_trips
+            both_write_through_a_pooler_of_transactions
             everything_that_was_accepted_is_in_the_table_after_the_drain;
     });
     trials::run(trials, || async {
+        #[cfg(feature = "buffer")]
+        <pgbouncer::PgBouncer as winddown_testkit::Harness>::stop_shared().await?;
         Server::stop_shared::<Seventeen>().await?;
         Server::stop_shared::<Eighteen>().await?;
         Server::stop_shared::<Encrypted>().await

@@ -15,7 +15,7 @@ use crate::{
     server::{PostgreSql, Seventeen, run},
 };
 
-fn pool(server: &PostgreSql<Seventeen>) -> Pool {
+pub(crate) fn pool(server: &PostgreSql<Seventeen>) -> Pool {
     let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
     let manager = Manager::from_config(config(server).driver, NoTls, recycling);
     Pool::builder(manager).max_size(4).runtime(Runtime::Tokio1).build().unwrap()

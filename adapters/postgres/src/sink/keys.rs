@@ -1,0 +1,116 @@
+//! The table that remembers which batches are written.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant, SystemTime},
+};
+
+use deadpool_postgres::Client;
+use tokio_postgres::{Statement, error::SqlState, types::Type};
+use uuid::Uuid;
+use winddown_buffer::{BatchKey, Delivery, WriteError};
+use winddown_core::{Error, ErrorKind};
+
+use super::{Table, forget_statement, without_records, write_error};
+
+/// The keys of a sink's batches.
+#[derive(Debug, Clone)]
+pub(super) struct Keys {
+    pub(super) delivery: Delivery,
+    pub(super) table: String,
+    pub(super) remember: Duration,
+    /// When old ones are to be deleted next; at once if there is none. Clones share it.
+    due: Arc<Mutex<Option<Instant>>>,
+}
+
+impl Default for Keys {
+    fn default() -> Self {
+        Self {
+            delivery: Delivery::ExactlyOnce,
+            table: "winddown_batch".into(),
+            remember: Duration::from_secs(7 * 24 * 60 * 60),
+            due: Arc::default(),
+        }
+    }
+}
+
+impl Keys {
+    /// The statement that writes a key, if keys are written. Makes the table if it is missing.
+    pub(super) async fn prepare(&self, client: &Client, table: &Table) -> Result<Option<Statement>, WriteError> {
+        if self.delivery != Delivery::ExactlyOnce {
+            return Ok(None);
+        }
+        let insert = self.insert(table);
+        match client.prepare_cached(&insert).await {
+            Err(error) if error.code() == Some(&SqlState::UNDEFINED_TABLE) => {}
+            prepared => return prepared.map(Some).map_err(without_records),
+        }
+        let create = format!(
+            "CREATE TABLE IF NOT EXISTS {} (key uuid PRIMARY KEY, written_at timestamptz NOT NULL DEFAULT now())",
+            table.beside(&self.table)
+        );
+        match client.batch_execute(&create).await {
+            // Who makes the same table at the same time may be told that it, its type or its entry is there already.
+            Err(error) if !error.code().is_some_and(|code| THERE_ALREADY.contains(code)) => {
+                return Err(cannot_create(&create, error));
+            }
+            _ => {}
+        }
+        client.prepare_cached(&insert).await.map(Some).map_err(without_records)
+    }
+
+    /// Looks for the table anew before the next batch if this batch met with trouble that passes: it may have been dropped.
+    pub(super) fn look_again(&self, error: &WriteError, client: &Client, table: &Table) {
+        if matches!(error, WriteError::Retry(_)) {
+            forget_statement(client, &self.insert(table));
+        }
+    }
+
+    fn insert(&self, table: &Table) -> String {
+        format!("INSERT INTO {} (key) VALUES ($1)", table.beside(&self.table))
+    }
+
+    /// Deletes old keys if that is due. What becomes of it is no batch's business.
+    pub(super) async fn forget(&self, client: &Client, table: &Table) {
+        if self.delivery != Delivery::ExactlyOnce || !self.is_due() {
+            return;
+        }
+        let Some(time) = SystemTime::now().checked_sub(self.remember) else { return };
+        let before = Uuid::from(BatchKey::first_at(time));
+        let keys = table.beside(&self.table);
+        let delete = format!("DELETE FROM {keys} WHERE key IN (SELECT key FROM {keys} WHERE key < $1 LIMIT {AT_ONCE})");
+        match client.execute_typed(&delete, &[(&before, Type::UUID)]).await {
+            Ok(deleted) if deleted == AT_ONCE => *self.due.lock().unwrap_or_else(PoisonError::into_inner) = None,
+            Ok(_) => {}
+            Err(error) => tracing::warn!(table = keys, %error, "old keys of batches were not deleted"),
+        }
+    }
+
+    fn is_due(&self) -> bool {
+        let now = Instant::now();
+        let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = due.is_none_or(|due| due <= now);
+        if is_due {
+            *due = Some(now + EVERY);
+        }
+        is_due
+    }
+}
+
+fn cannot_create(create: &str, source: tokio_postgres::Error) -> WriteError {
+    let error = match write_error(source) {
+        WriteError::Retry(error) => return WriteError::Retry(error),
+        other => Error::from(other),
+    };
+    let text = format!("there is no table for the keys of batches, and it cannot be created: run `{create}`");
+    WriteError::Failed(Error::new(ErrorKind::Write, text).with_source(error))
+}
+
+const THERE_ALREADY: [SqlState; 3] =
+    [SqlState::UNIQUE_VIOLATION, SqlState::DUPLICATE_TABLE, SqlState::DUPLICATE_OBJECT];
+
+/// Seldom enough to cost nothing, and often enough for a process that lives long.
+const EVERY: Duration = Duration::from_secs(60 * 60);
+
+/// Few enough not to hold up the batch that they are deleted behind, which may be a drain's; the rest goes behind the next.
+const AT_ONCE: u64 = 1000;
