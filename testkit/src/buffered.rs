@@ -41,6 +41,11 @@ pub trait Buffered: Harness {
     /// One that writes to the table, or whatever it is, of this name, exactly once.
     fn sink(table: &str) -> Self::Sink;
 
+    /// What the table of this name is called on the server.
+    fn table(&self, name: &str) -> String {
+        name.to_owned()
+    }
+
     /// Makes the table.
     fn create(&self, table: &str) -> impl Future<Output = Result<(), BoxError>> + Send;
 
@@ -241,7 +246,7 @@ async fn signals<H: Buffered>(harness: &H) -> Result<String, BoxError> {
     let mut random = fastrand::Rng::with_seed(seed);
     let (mut all, mut written, mut spilled, mut took) = (0, 0, 0, Vec::new());
     for round in 0..rounds {
-        let (table, spills) = (format!("signals_{round}"), TempDir::new()?);
+        let (table, spills) = (harness.table(&format!("signals_{round}")), TempDir::new()?);
         harness.create(&table).await?;
         let child = start(harness, PUSHES, &table, 0, i64::MAX, spills.path()).ready();
         thread::sleep(Duration::from_micros(random.u64(..60_000)));
@@ -282,7 +287,7 @@ async fn kills<H: Buffered>(harness: &H) -> Result<String, BoxError> {
     let mut random = fastrand::Rng::with_seed(seed);
     let (mut killed_spills, mut killed_replays, mut all, mut cut_short) = (0, 0, 0, 0);
     for round in 0..rounds {
-        let (table, spills) = (format!("kills_{round}"), TempDir::new()?);
+        let (table, spills) = (harness.table(&format!("kills_{round}")), TempDir::new()?);
         harness.create(&table).await?;
         let child = start(harness, PUSHES, &table, 0, COUNT, spills.path()).ready();
         thread::sleep(Duration::from_micros(random.u64(..10_000)));
@@ -405,7 +410,7 @@ async fn faults<H: Buffered>(harness: &H, fault: Fault) -> Result<String, BoxErr
     let mut all = 0;
     for round in 0..rounds {
         let failed = |what: &dyn fmt::Display| -> BoxError { format!("seed {seed}, round {round}: {what}").into() };
-        let (table, spills) = (format!("faults_{round}"), TempDir::new()?);
+        let (table, spills) = (harness.table(&format!("faults_{round}")), TempDir::new()?);
         harness.create(&table).await?;
         let lifecycle = lifecycle(Duration::from_secs(30));
         let db = lifecycle.guard_as("db", harness.resource(&Setup::default()));
@@ -437,7 +442,7 @@ async fn stays_away<H: Buffered>(harness: &H) -> Result<String, BoxError> {
     let (mut all, mut spilled) = (0, 0);
     for round in 0..rounds {
         let failed = |what: &dyn fmt::Display| -> BoxError { format!("seed {seed}, round {round}: {what}").into() };
-        let (table, spills) = (format!("away_{round}"), TempDir::new()?);
+        let (table, spills) = (harness.table(&format!("away_{round}")), TempDir::new()?);
         harness.create(&table).await?;
         let lifecycle = lifecycle(Duration::from_secs(2));
         let db = lifecycle.guard_as("db", harness.resource(&Setup::default()));

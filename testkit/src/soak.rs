@@ -67,17 +67,16 @@ pub fn trial<H: Harness>(name: &str, server: ServerUse, claim: Claim<H>) -> Tria
         println!("{name}: {}; {:.0?} in all", outcome.map_err(|error| error.to_string())?, began.elapsed());
         Ok(())
     })
+    .with_ignored_flag(H::skipped().is_some())
 }
 
-/// Runs these one after the other, as libtest would, then `stop`, which ends what they shared. Without containers all are
-/// listed as ignored, and the reason is printed.
+/// Runs these one after the other, as libtest would, then `stop`, which ends what they shared. Without containers those that
+/// need them are listed as ignored, and the reason is printed.
 pub fn run<F: Future<Output = Result<(), BoxError>>>(trials: Vec<Trial>, stop: impl FnOnce() -> F) -> ExitCode {
     let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
-    let skipped = containers::skipped();
-    if let Some(reason) = skipped {
+    if let Some(reason) = containers::skipped().filter(|_| trials.iter().any(Trial::has_ignored_flag)) {
         println!("left out: {reason}");
     }
-    let trials = trials.into_iter().map(|trial| trial.with_ignored_flag(skipped.is_some())).collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
     if let Err(error) = runtime().map_err(BoxError::from).and_then(|runtime| runtime.block_on(stop())) {
         eprintln!("error: a server was not stopped: {error}");

@@ -6,12 +6,54 @@ mod server;
 
 use std::process::ExitCode;
 
-use winddown_testkit::{Harness as _, soak};
+use winddown_core::{BoxError, Error};
+use winddown_postgres::{Copy, Postgres};
+use winddown_testkit::{
+    Harness as _,
+    buffered::{self, Buffered},
+    soak,
+};
 
-use crate::server::{PostgreSql, Seventeen};
+use crate::server::{PostgreSql, Seventeen, Tenant};
 
 type Server = PostgreSql<Seventeen>;
 
 fn main() -> ExitCode {
-    soak::run(soak::trials::<Server>(), Server::stop_shared)
+    if let Some(ended) = buffered::program::<Server>() {
+        return ended;
+    }
+    let mut trials = soak::trials::<Server>();
+    trials.extend(buffered::trials::<Server>());
+    soak::run(trials, Server::stop_shared)
+}
+
+impl Buffered for Server {
+    type Sink = Copy;
+
+    fn sink(table: &str) -> Copy {
+        Copy::into(table, ["number", "text"])
+    }
+
+    async fn create(&self, table: &str) -> Result<(), BoxError> {
+        let Tenant { name, password } = &self.tenant;
+        let client = server::connect(self.server.address, name, password, name).await?;
+        Ok(client.batch_execute(&format!("CREATE TABLE {table}(number int8, text text)")).await?)
+    }
+
+    async fn numbers(&self, table: &str) -> Result<Vec<i64>, BoxError> {
+        let client = self.server.superuser(&self.tenant.name).await?;
+        let rows = client.query(&format!("SELECT number FROM {table}"), &[]).await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+
+    fn environment(&self) -> Vec<(&'static str, String)> {
+        let (tenant, address) = (&self.tenant, self.address());
+        let (user, password) = (&tenant.name, &tenant.password);
+        let url = format!("postgres://{user}:{password}@{address}/{user}?sslmode=disable");
+        vec![(winddown_postgres::URL_VARIABLE, url)]
+    }
+
+    fn from_env() -> Result<Postgres, Error> {
+        Postgres::from_env()
+    }
 }

@@ -1,0 +1,165 @@
+//! A database file as a harness. There is no server to ask: what counts is which files the process has open, as the kernel
+//! lists them.
+
+use std::{
+    ffi::OsString,
+    fs,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use rusqlite::functions::FunctionFlags;
+use tempfile::TempDir;
+use winddown_core::BoxError;
+use winddown_sqlite::{Config, Connection, Sqlite, rusqlite};
+use winddown_testkit::{Harness, Need, ServerUse, Setup, gone};
+
+/// A database file of its own.
+pub(crate) struct Embedded {
+    directory: TempDir,
+    pub(crate) path: PathBuf,
+    /// How many statements SQLite is inside of.
+    running: Arc<AtomicUsize>,
+    /// Writes, and keeps all others from it.
+    writes: Mutex<Option<rusqlite::Connection>>,
+}
+
+const NO_SERVER: &str = "there is no server process";
+
+impl Embedded {
+    fn beside(&self, end: &str) -> PathBuf {
+        let mut name = OsString::from(&self.path);
+        name.push(end);
+        name.into()
+    }
+
+    /// Another connection begins to write, and does not come to an end.
+    pub(crate) fn lock(&self) -> Result<(), BoxError> {
+        let database = rusqlite::Connection::open(&self.path)?;
+        database.execute_batch("PRAGMA busy_timeout = 10000; BEGIN IMMEDIATE")?;
+        *self.writes.lock().expect("nobody panics with it") = Some(database);
+        Ok(())
+    }
+
+    /// The end of [`lock`](Self::lock).
+    pub(crate) fn unlock(&self) -> Result<(), BoxError> {
+        let database = self.writes.lock().expect("nobody panics with it").take();
+        Ok(database.ok_or("nobody was writing")?.execute_batch("ROLLBACK")?)
+    }
+
+    /// How many descriptors of this process are of this file, also when it is unlinked.
+    fn descriptors(file: &Path) -> Result<usize, BoxError> {
+        let mut deleted = OsString::from(file);
+        deleted.push(" (deleted)");
+        let open = fs::read_dir("/proc/self/fd")?.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
+        Ok(open.filter(|target| target == file || target.as_os_str() == deleted).count())
+    }
+}
+
+impl Harness for Embedded {
+    type Resource = Sqlite;
+
+    const NAME: &'static str = "sqlite";
+    const LACKS: &'static [(Need, &'static str)] = &[
+        (Need::Pause, NO_SERVER),
+        (Need::Kill, NO_SERVER),
+        (Need::Partition, "there is no network"),
+        (Need::Slow, "there is no network"),
+        (Need::Full, "a file has room for all; that it is locked is in tests/sqlite.rs"),
+        (Need::CloseIdle, NO_SERVER),
+        (Need::Password, "nobody logs in"),
+    ];
+
+    fn skipped() -> Option<String> {
+        (!cfg!(target_os = "linux")).then(|| "open files are counted in /proc, which only Linux has".into())
+    }
+
+    async fn start(_: ServerUse) -> Result<Self, BoxError> {
+        let directory = TempDir::new()?;
+        // As the kernel names it.
+        let path = directory.path().canonicalize()?.join("test.db");
+        let database = rusqlite::Connection::open(&path)?;
+        database.execute_batch("PRAGMA journal_mode = wal; CREATE TABLE t(x)")?;
+        database.close().map_err(|(_, error)| error)?;
+        Ok(Self { directory, path, running: Arc::default(), writes: Mutex::default() })
+    }
+
+    fn resource(&self, setup: &Setup) -> Sqlite {
+        let mut config = Config::new(&self.path);
+        config.pool_size = Some(setup.size);
+        Sqlite::new(config)
+    }
+
+    async fn run(&self, connection: &mut Connection, takes: Duration) -> Result<(), BoxError> {
+        /// Counts one statement while SQLite is inside of it.
+        struct Inside(Arc<AtomicUsize>);
+        impl Drop for Inside {
+            fn drop(&mut self) {
+                self.0.fetch_sub(1, Ordering::SeqCst);
+            }
+        }
+        let running = Arc::clone(&self.running);
+        let statement = move |database: &mut rusqlite::Connection| -> rusqlite::Result<()> {
+            let until = Instant::now() + takes;
+            running.fetch_add(1, Ordering::SeqCst);
+            let inside = Inside(running);
+            // SQLite asks it for every row, and looks in between whether it is interrupted.
+            let more = move |_: &rusqlite::functions::Context<'_>| {
+                std::thread::sleep(Duration::from_millis(1));
+                Ok(Instant::now() < until)
+            };
+            database.create_scalar_function("takes_longer", 0, FunctionFlags::SQLITE_UTF8, more)?;
+            let rows = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE takes_longer())
+                        SELECT count(*) FROM n";
+            // Not one statement with the insert: that would keep all others from writing meanwhile.
+            database.query_row(rows, [], |_| Ok(()))?;
+            database.execute("INSERT INTO t VALUES (1)", [])?;
+            drop(inside);
+            Ok(())
+        };
+        Ok(connection.interact(statement).await.map_err(|error| error.to_string())??)
+    }
+
+    async fn ping(&self, connection: &mut Connection) -> Result<(), BoxError> {
+        let read = |database: &mut rusqlite::Connection| database.query_row("SELECT count(*) FROM t", [], |_| Ok(()));
+        Ok(connection.interact(read).await.map_err(|error| error.to_string())??)
+    }
+
+    async fn rows(&self) -> Result<usize, BoxError> {
+        let database = rusqlite::Connection::open(&self.path)?;
+        let rows: u32 = database.query_row("SELECT count(*) FROM t", [], |row| row.get(0))?;
+        database.close().map_err(|(_, error)| error)?;
+        Ok(rows as usize)
+    }
+
+    /// Each connection has a descriptor of the log. Those of the database file itself are closed late, when no other
+    /// connection of the process has a lock on it: they count once the log is closed.
+    async fn sessions(&self) -> Result<usize, BoxError> {
+        match Self::descriptors(&self.beside("-wal"))? {
+            0 => Self::descriptors(&self.path),
+            sessions => Ok(sessions),
+        }
+    }
+
+    async fn running(&self) -> Result<usize, BoxError> {
+        Ok(self.running.load(Ordering::SeqCst))
+    }
+
+    /// After a clean drain there is no log beside the file.
+    async fn complaints(&self) -> Result<Vec<String>, BoxError> {
+        let left = ["-wal", "-shm"].into_iter().map(|end| self.beside(end)).filter(|file| file.exists());
+        Ok(left.map(|file| format!("{} is left", file.display())).collect())
+    }
+
+    async fn end(self) -> Result<(), BoxError> {
+        // What was cut, or dropped without a drain, is closed on a thread that nobody waits for.
+        match gone(|| self.sessions()).await? {
+            0 => Ok(self.directory.close()?),
+            left => Err(format!("{left} sessions are left").into()),
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! Claims that are about many times in a row. `cargo xtask soak` runs them full size, the tests in a smaller one.
+
+#[path = "conformance/server.rs"]
+mod server;
+
+use std::process::ExitCode;
+
+use winddown_core::{BoxError, Error};
+use winddown_sqlite::{Insert, Sqlite, rusqlite};
+use winddown_testkit::{
+    Harness as _,
+    buffered::{self, Buffered},
+    soak,
+};
+
+use crate::server::Embedded;
+
+fn main() -> ExitCode {
+    if let Some(ended) = buffered::program::<Embedded>() {
+        return ended;
+    }
+    soak::run(buffered::trials::<Embedded>(), Embedded::stop_shared)
+}
+
+impl Buffered for Embedded {
+    type Sink = Insert;
+
+    fn sink(table: &str) -> Insert {
+        Insert::into(table, ["number", "text"])
+    }
+
+    async fn create(&self, table: &str) -> Result<(), BoxError> {
+        let database = rusqlite::Connection::open(&self.path)?;
+        Ok(database.execute_batch(&format!("CREATE TABLE {table}(number, text)"))?)
+    }
+
+    async fn numbers(&self, table: &str) -> Result<Vec<i64>, BoxError> {
+        let database = rusqlite::Connection::open(&self.path)?;
+        let mut numbers = database.prepare(&format!("SELECT number FROM {table}"))?;
+        let numbers = numbers.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
+        Ok(numbers)
+    }
+
+    fn environment(&self) -> Vec<(&'static str, String)> {
+        let path = self.path.to_str().expect("the directory's name is text");
+        vec![(winddown_sqlite::PATH_VARIABLE, path.to_owned())]
+    }
+
+    fn from_env() -> Result<Sqlite, Error> {
+        Sqlite::from_env()
+    }
+
+    async fn away(&self) -> Result<(), BoxError> {
+        self.lock()
+    }
+
+    async fn back(&self) -> Result<(), BoxError> {
+        self.unlock()
+    }
+}
