@@ -14,7 +14,7 @@ type Audit = ShutdownGuard<BatchWriter<(i64, String), Insert>>;
 pub(crate) async fn main() -> Result<(), Error> {
     let lifecycle = Lifecycle::detect()?;
     let db = lifecycle.guard(Sqlite::from_env()?);
-    let insert = Insert::new("INSERT INTO audit(invocation, what) VALUES (?1, ?2)");
+    let insert = Insert::into("audit", ["invocation", "what"]);
     let audit = lifecycle.guard(BatchWriter::new(&db, insert).name("audit"));
     run(lifecycle, service_fn(|event| handler(&audit, event))).await
 }

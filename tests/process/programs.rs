@@ -90,7 +90,7 @@ async fn idle() -> Result<(), Error> {
 async fn buffered() -> Result<(), Error> {
     let lifecycle = Lifecycle::detect()?;
     let db = lifecycle.guard(Sqlite::from_env()?);
-    let insert = Insert::new("INSERT INTO audit(number) VALUES (?1)");
+    let insert = Insert::into("audit", ["number"]);
     let audit = lifecycle.guard(BatchWriter::new(&db, insert).name("audit").max_age(FOR_EVER));
     for number in 0..100_i64 {
         audit.push((number,)).await?;
@@ -285,7 +285,7 @@ async fn panicking_work() -> Result<(), Error> {
 async fn writer() -> Result<(), Error> {
     let lifecycle = Lifecycle::detect()?;
     let db = lifecycle.guard(Sqlite::from_env()?);
-    let insert = Insert::new("INSERT INTO audit(number) VALUES (?1)");
+    let insert = Insert::into("audit", ["number"]);
     let audit =
         lifecycle.guard(BatchWriter::new(&db, insert).name("audit").batch_size(64).max_age(Duration::from_millis(5)));
     let work = async {
@@ -312,7 +312,7 @@ async fn writer() -> Result<(), Error> {
 async fn hoarder() -> Result<(), Error> {
     let lifecycle = Lifecycle::detect()?;
     let db = lifecycle.guard(Sqlite::from_env()?);
-    let insert = Insert::new("INSERT INTO audit(number) VALUES (?1)");
+    let insert = Insert::into("audit", ["number"]);
     let audit = BatchWriter::new(&db, insert).name("audit").capacity(50_000).batch_size(1_000).max_age(FOR_EVER);
     let audit = lifecycle.guard(audit);
     // More quickly than the flusher writes.

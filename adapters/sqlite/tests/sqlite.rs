@@ -623,17 +623,30 @@ async fn what_was_written_is_there_for_the_next_life_of_the_process() {
 }
 
 #[cfg(feature = "buffer")]
-mod insert {
-    use winddown_buffer::{Batch, BatchWriter, Push as _, Sink};
+mod sink {
+    use std::time::SystemTime;
+
+    use winddown_buffer::{Batch, BatchKey, BatchWriter, Delivery, Push as _, Sink, WriteError};
     use winddown_sqlite::Insert;
 
     use super::*;
 
-    const STATEMENT: &str = "INSERT INTO t VALUES (?1)";
+    fn insert() -> Insert {
+        Insert::into("t", ["x"])
+    }
 
-    async fn write<const N: usize>(db: &ShutdownGuard<Sqlite>, records: [i64; N]) -> Result<(), Error> {
-        let batch = Batch::from(records.map(|record| (record,)).to_vec());
-        Ok(Insert::new(STATEMENT).write(&mut db.get().await?, &batch).await?)
+    fn batch<const N: usize>(records: [i64; N]) -> Batch<(i64,)> {
+        Batch::from(records.map(|record| (record,)).to_vec())
+    }
+
+    async fn write<const N: usize>(db: &ShutdownGuard<Sqlite>, records: [i64; N]) -> Result<(), WriteError> {
+        insert().write(&mut db.get().await?, &batch(records)).await
+    }
+
+    /// What a reader sees that comes later.
+    fn count(database: &Database, what: &str) -> i64 {
+        let connection = rusqlite::Connection::open(&database.path).unwrap();
+        connection.query_row(&format!("SELECT count(*) FROM {what}"), [], |row| row.get(0)).unwrap()
     }
 
     #[tokio::test]
@@ -644,11 +657,103 @@ mod insert {
         run(&db.get().await.unwrap(), "CREATE UNIQUE INDEX i ON t(x)").await;
         write(&db, [2, 3]).await.unwrap();
         let error = write(&db, [4, 5, 2, 6]).await.unwrap_err();
-        assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::Write, false), "{error}");
+        assert!(matches!(error, WriteError::Rejected(_)), "{error:?}");
+        assert_eq!(error.error().kind(), ErrorKind::Write, "{error}");
         assert!(!error.to_string().contains('\n'), "{error}");
         write(&db, [4]).await.unwrap();
         assert!(drain(&lifecycle).await.is_clean());
         assert_eq!(database.rows(), 1 + 2 + 1);
+        assert_eq!(count(&database, "winddown_batch"), 2);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_batch_that_comes_again_is_written_once() {
+        let database = Database::new();
+        let lifecycle = lifecycle(BUDGET);
+        let db = prepared(&lifecycle, Sqlite::open(&database.path)).await;
+        let batch = batch([2, 3]);
+        for _ in 0..2 {
+            insert().write(&mut db.get().await.unwrap(), &batch).await.unwrap();
+        }
+        assert_eq!(database.rows(), 1 + 2);
+        // By several at the same time, and by another sink.
+        let batch = self::batch([4, 5]);
+        let writers = (0..4).map(|_| {
+            let (db, batch) = (db.clone(), batch.clone());
+            tokio::spawn(async move { insert().write(&mut db.get().await.unwrap(), &batch).await })
+        });
+        for writer in writers.collect::<Vec<_>>() {
+            writer.await.unwrap().unwrap();
+        }
+        assert_eq!(database.rows(), 1 + 2 + 2);
+        // Who wants it more often gets it.
+        let twice = insert().delivery(Delivery::AtLeastOnce);
+        assert_eq!(Sink::<(i64,)>::delivery(&twice), Delivery::AtLeastOnce);
+        for _ in 0..2 {
+            twice.write(&mut db.get().await.unwrap(), &batch).await.unwrap();
+        }
+        assert!(drain(&lifecycle).await.is_clean());
+        assert_eq!(database.rows(), 1 + 2 + 2 + 4);
+        assert_eq!(count(&database, "winddown_batch"), 2);
+    }
+
+    /// What SQLite has no type for.
+    #[derive(Clone)]
+    struct Unfit;
+
+    impl rusqlite::ToSql for Unfit {
+        fn to_sql(&self) -> rusqlite::Result<rusqlite::types::ToSqlOutput<'_>> {
+            Err(rusqlite::Error::ToSqlConversionFailure("no type for it".into()))
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_wrong_with_a_record_is_told_from_what_is_wrong_with_the_table() {
+        let database = Database::new();
+        let lifecycle = lifecycle(BUDGET);
+        let db = prepared(&lifecycle, Sqlite::open(&database.path)).await;
+        let tables = "CREATE TABLE parents(id INTEGER PRIMARY KEY);
+            CREATE TABLE strict(a INTEGER CHECK (a < 10), b TEXT NOT NULL,
+                c INTEGER REFERENCES parents DEFERRABLE INITIALLY DEFERRED) STRICT;
+            CREATE TRIGGER guarded BEFORE INSERT ON strict WHEN new.a = 7 BEGIN SELECT raise(ABORT, 'seven'); END;
+            CREATE VIEW v AS SELECT * FROM t; PRAGMA foreign_keys = on";
+        let mut connection = db.get().await.unwrap();
+        run(&connection, tables).await;
+        let strict = Insert::into("strict", ["a", "b", "c"]);
+        let good = (rusqlite::types::Value::Integer(1), Some("b"), None);
+        let (text, null) = (rusqlite::types::Value::Text("x".into()), None);
+        let bad = [
+            (text, good.1, good.2),
+            (10.into(), good.1, good.2),
+            (good.0.clone(), null, good.2),
+            (7.into(), good.1, good.2),
+            // The commit says so.
+            (good.0.clone(), good.1, Some(1)),
+        ];
+        for record in bad {
+            let error = strict.write(&mut connection, &vec![good.clone(), record].into()).await.unwrap_err();
+            assert!(matches!(error, WriteError::Rejected(_)), "{error:?}");
+        }
+        for insert in [
+            Insert::into("missing", ["x"]),
+            Insert::into("t", ["missing"]),
+            Insert::into("v", ["x"]),
+            Insert::into("t", ["x"; 2]),
+            Insert::into("t", [""; 0]),
+            Insert::into("t\0", ["x"]),
+            insert().schema("missing"),
+            insert().key_table("v"),
+        ] {
+            let error = insert.write(&mut connection, &batch([2])).await.unwrap_err();
+            assert!(matches!(error, WriteError::Failed(_)), "{error:?}");
+        }
+        let unfit = vec![(Unfit,)].into();
+        let error = insert().write(&mut connection, &unfit).await.unwrap_err();
+        assert!(matches!(error, WriteError::Rejected(_)), "{error:?}");
+        strict.write(&mut connection, &vec![good].into()).await.unwrap();
+        drop(connection);
+        assert!(drain(&lifecycle).await.is_clean());
+        assert_eq!((database.rows(), count(&database, "strict")), (1, 1));
     }
 
     #[tokio::test]
@@ -661,12 +766,100 @@ mod insert {
         let other = rusqlite::Connection::open(&database.path).unwrap();
         other.execute_batch("BEGIN IMMEDIATE").unwrap();
         let error = write(&db, [2]).await.unwrap_err();
-        assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::Write, true), "{error}");
+        assert!(matches!(error, WriteError::Retry(_)), "{error:?}");
         other.execute_batch("COMMIT").unwrap();
         other.close().unwrap();
         write(&db, [2]).await.unwrap();
         assert!(drain(&lifecycle).await.is_clean());
         assert_eq!(database.rows(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_batch_for_which_there_is_no_room_can_be_written_again() {
+        let database = Database::new();
+        let lifecycle = lifecycle(BUDGET);
+        let mut config = Config::new(&database.path);
+        config.pool_size = Some(1);
+        let db = prepared(&lifecycle, Sqlite::new(config)).await;
+        run(&db.get().await.unwrap(), "PRAGMA max_page_count = 3").await;
+        let large: Batch<_> = (0..10_000).map(|record| (record,)).collect::<Vec<_>>().into();
+        let error = insert().write(&mut db.get().await.unwrap(), &large).await.unwrap_err();
+        assert!(matches!(error, WriteError::Retry(_)), "{error:?}");
+        run(&db.get().await.unwrap(), "PRAGMA max_page_count = 1000000").await;
+        insert().write(&mut db.get().await.unwrap(), &large).await.unwrap();
+        assert!(drain(&lifecycle).await.is_clean());
+        assert_eq!(database.rows(), 1 + 10_000);
+    }
+
+    #[tokio::test]
+    async fn a_record_that_panics_costs_the_batch_and_nothing_else() {
+        #[derive(Clone)]
+        struct Panics;
+        impl rusqlite::ToSql for Panics {
+            fn to_sql(&self) -> rusqlite::Result<rusqlite::types::ToSqlOutput<'_>> {
+                panic!("a bug of the application")
+            }
+        }
+        let database = Database::new();
+        let lifecycle = lifecycle(BUDGET);
+        let db = prepared(&lifecycle, Sqlite::open(&database.path)).await;
+        let error = insert().write(&mut db.get().await.unwrap(), &vec![(Panics,)].into()).await.unwrap_err();
+        assert!(matches!(error, WriteError::Failed(_)), "{error:?}");
+        write(&db, [2]).await.unwrap();
+        assert!(drain(&lifecycle).await.is_clean());
+        assert_eq!(database.rows(), 2);
+    }
+
+    #[tokio::test]
+    async fn names_are_taken_as_they_are() {
+        let database = Database::new();
+        let lifecycle = lifecycle(BUDGET);
+        let db = prepared(&lifecycle, Sqlite::open(&database.path)).await;
+        run(&db.get().await.unwrap(), r#"CREATE TABLE "My ""x""; --"("select" UNIQUE, "a'b" DEFAULT 5)"#).await;
+        let table = r#"My "x"; --"#;
+        let insert = Insert::into(table, ["select"]).schema("main").key_table(r#"The "keys""#).or_ignore();
+        let mut connection = db.get().await.unwrap();
+        insert.write(&mut connection, &batch([1, 2, 1])).await.unwrap();
+        insert.write(&mut connection, &batch([2, 3])).await.unwrap();
+        drop(connection);
+        assert!(drain(&lifecycle).await.is_clean());
+        assert_eq!(count(&database, r#""My ""x""; --" WHERE "a'b" = 5"#), 3);
+        assert_eq!(count(&database, r#""The ""keys""" WHERE written_at > '2000'"#), 2);
+    }
+
+    #[tokio::test]
+    async fn keys_are_forgotten_when_they_are_old() {
+        let database = Database::new();
+        let lifecycle = lifecycle(BUDGET);
+        let db = prepared(&lifecycle, Sqlite::open(&database.path)).await;
+        write(&db, [2]).await.unwrap();
+        let aged = |seconds| {
+            let first = BatchKey::first_at(SystemTime::now() - Duration::from_secs(seconds));
+            *first.as_bytes()
+        };
+        let connection = rusqlite::Connection::open(&database.path).unwrap();
+        for seconds in [3700, 3500] {
+            connection.execute("INSERT INTO winddown_batch(key) VALUES (?1)", [aged(seconds)]).unwrap();
+        }
+        // The default is longer than that.
+        write(&db, [3]).await.unwrap();
+        assert_eq!(count(&database, "winddown_batch"), 4);
+        let insert = insert().remember(Duration::from_secs(3600));
+        insert.write(&mut db.get().await.unwrap(), &batch([4])).await.unwrap();
+        assert_eq!(count(&database, "winddown_batch"), 4);
+        // Not with each batch.
+        connection.execute("INSERT INTO winddown_batch(key) VALUES (?1)", [aged(3700)]).unwrap();
+        insert.write(&mut db.get().await.unwrap(), &batch([5])).await.unwrap();
+        assert_eq!(count(&database, "winddown_batch"), 6);
+        // What cannot be deleted costs nothing.
+        connection
+            .execute_batch("CREATE TRIGGER kept BEFORE DELETE ON winddown_batch BEGIN SELECT raise(ABORT, 'kept'); END")
+            .unwrap();
+        let insert = self::insert().remember(Duration::ZERO);
+        insert.write(&mut db.get().await.unwrap(), &batch([6])).await.unwrap();
+        drop(connection);
+        assert!(drain(&lifecycle).await.is_clean());
+        assert_eq!((count(&database, "winddown_batch"), database.rows()), (7, 6));
     }
 
     #[tokio::test]
@@ -687,7 +880,7 @@ mod insert {
         let database = Database::new();
         let lifecycle = lifecycle(BUDGET);
         let db = prepared(&lifecycle, Sqlite::open(&database.path)).await;
-        let buffer = lifecycle.guard(BatchWriter::new(&db, Insert::new(STATEMENT)).max_age(Duration::from_secs(60)));
+        let buffer = lifecycle.guard(BatchWriter::new(&db, insert()).max_age(Duration::from_secs(60)));
         for record in 0..500_i64 {
             buffer.push((record,)).await.unwrap();
         }
