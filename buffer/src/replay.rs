@@ -186,16 +186,16 @@ fn read_file<T: DeserializeOwned>(path: &Path) -> Result<Spilled<T>, Error> {
     let mut lines = BufReader::new(File::open(path).map_err(unreadable)?);
     let (mut batches, mut records, mut key) = (Vec::new(), Vec::new(), None);
     let mut spilled = Spilled { batches: Vec::new(), buffer: String::new(), torn: 0 };
-    let (mut number, mut text) = (0_u64, String::new());
+    let (mut number, mut text) = (0_u64, Vec::new());
     loop {
         text.clear();
         number += 1;
-        if lines.read_line(&mut text).map_err(unreadable)? == 0 {
+        if lines.read_until(b'\n', &mut text).map_err(unreadable)? == 0 {
             break;
         }
-        // What is no record of ours may be anything, and what was torn is not even JSON.
-        let Ok(line) = serde_json::from_str::<Line<'_, serde_json::Value>>(&text) else {
-            spilled.torn += u64::from(!text.ends_with('\n') && text.starts_with('{'));
+        // What is no record of ours may be anything, and what was torn is not even JSON, nor UTF-8.
+        let Ok(line) = serde_json::from_slice::<Line<'_, serde_json::Value>>(&text) else {
+            spilled.torn += u64::from(!text.ends_with(b"\n") && text.starts_with(b"{"));
             continue;
         };
         if line.r#type != LINE_TYPE {
@@ -208,7 +208,7 @@ fn read_file<T: DeserializeOwned>(path: &Path) -> Result<Spilled<T>, Error> {
             batches.push((key, std::mem::take(&mut records)));
         }
         key = Some(line.batch);
-        line.buffer.clone_into(&mut spilled.buffer);
+        spilled.buffer = line.buffer.into_owned();
         records.push(record);
     }
     batches.push((key, records));

@@ -1,6 +1,7 @@
 //! The last resort: records that the target cannot have in time are put elsewhere.
 
 use std::{
+    borrow::Cow,
     fmt,
     fs::{self, File, OpenOptions},
     io::{self, BufWriter, Write},
@@ -15,10 +16,10 @@ use winddown_core::{BoxError, Error, ErrorKind};
 use crate::Batch;
 
 /// Writing so many bytes of records as JSON, and an `fsync`, are expected to take this. Slow on purpose: a busy core writes
-/// 100 MB of JSON in a second, and a network disk answers in 20 ms.
+/// 100 MB of JSON in a second, and a busy disk answers in 50 ms.
 pub(crate) fn time_for(bytes: usize) -> Duration {
     const BYTES_PER_MILLISECOND: u64 = 100_000;
-    const SYNC: Duration = Duration::from_millis(20);
+    const SYNC: Duration = Duration::from_millis(50);
     SYNC + Duration::from_millis(bytes as u64 / BYTES_PER_MILLISECOND)
 }
 
@@ -91,8 +92,10 @@ impl<T> fmt::Debug for Spill<T> {
 /// One record of a spill, and one line of its file.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Line<'a, R> {
-    pub(crate) r#type: &'a str,
-    pub(crate) buffer: &'a str,
+    #[serde(borrow)]
+    pub(crate) r#type: Cow<'a, str>,
+    #[serde(borrow)]
+    pub(crate) buffer: Cow<'a, str>,
     /// The key of its batch.
     pub(crate) batch: uuid::Uuid,
     pub(crate) record: R,
@@ -106,7 +109,7 @@ pub(crate) const EXTENSION: &str = "ndjson";
 
 pub(crate) fn write_lines<T: Serialize>(to: &mut impl Write, buffer: &str, batch: &Batch<T>) -> io::Result<()> {
     for record in batch {
-        let line = Line { r#type: LINE_TYPE, buffer, batch: batch.key().into(), record };
+        let line = Line { r#type: LINE_TYPE.into(), buffer: buffer.into(), batch: batch.key().into(), record };
         serde_json::to_writer(&mut *to, &line)?;
         to.write_all(b"\n")?;
     }

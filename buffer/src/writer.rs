@@ -102,7 +102,7 @@ impl<T: Send + Sync + 'static, S: Sink<T>> BatchWriter<T, S> {
 
     /// How many bytes a record holds besides its own `size_of`: its strings, its vectors.
     ///
-    /// It is called twice for each record at most, and must say the same both times. Defaults to none, so without it strings
+    /// It may be called more than once for a record, and must say the same each time. Defaults to none, so without it strings
     /// do not count against the capacity.
     #[must_use]
     pub fn heap_size(mut self, bytes: impl Fn(&T) -> usize + Send + Sync + 'static) -> Self {
@@ -150,7 +150,7 @@ impl<T: Send + Sync + 'static, S: Sink<T>> BatchWriter<T, S> {
 
     /// Where records go that cannot be written: see [`Spill`].
     ///
-    /// A drain that has one ends its attempts in time to spill what is left: as soon as 20 ms, and 1 ms for each 100 kB of
+    /// A drain that has one ends its attempts in time to spill what is left: as soon as 50 ms, and 1 ms for each 100 kB of
     /// records, remain, but not before its settling has ended. Defaults to nothing: they are lost then, and reported.
     #[must_use]
     pub fn spill(mut self, spill: Spill<T>) -> Self {
@@ -247,7 +247,7 @@ impl<T: Send + Sync + 'static, S: Sink<T>> Resource for BatchWriter<T, S> {
 
     fn reserve(&self, _: &Flusher<T, S>) -> Duration {
         // Settling goes on while writing does; what a spill of a full buffer takes is kept.
-        if self.spill.is_some() { SPILL_FLOOR.max(spill::time_for(self.limits.capacity)) } else { RESERVE }
+        if self.spill.is_some() { spill::time_for(self.limits.capacity) } else { RESERVE }
     }
 
     fn depends_on(&self) -> Vec<ResourceId> {
@@ -282,6 +282,3 @@ const DEFAULTS: Limits = Limits {
 
 /// A last answer from the target, and the callbacks for what is lost.
 const RESERVE: Duration = Duration::from_millis(50);
-
-/// A spill of little takes this, with what comes before and after it.
-const SPILL_FLOOR: Duration = Duration::from_millis(50);

@@ -79,8 +79,10 @@ const FIRST: &str = "WINDDOWN_TEST_FIRST";
 const COUNT: &str = "WINDDOWN_TEST_COUNT";
 const SPILLS: &str = "WINDDOWN_TEST_SPILLS";
 
-/// What Lambda gives with an external extension.
-const BUDGET: Duration = Duration::from_millis(300);
+/// What Lambda gives with an external extension; on a machine that runs other tests beside, more.
+fn budget() -> Duration {
+    Duration::from_millis(rounds(300, 1_000) as u64)
+}
 
 const PUSHES: &str = "pushes";
 const REPLAYS: &str = "replays";
@@ -149,7 +151,7 @@ async fn replays<H: Buffered>() -> Result<(), BoxError> {
     Ok(())
 }
 
-/// Small enough that what it holds is written within [`BUDGET`] by a server that answers.
+/// Small enough that what it holds is written within [`budget`] by a server that answers.
 fn writer<H: Buffered>(db: &ShutdownGuard<H::Resource>, table: &str, spills: &Path) -> BatchWriter<Record, H::Sink> {
     BatchWriter::new(db, H::sink(table))
         .name("audit")
@@ -187,7 +189,7 @@ pub fn trials<H: Buffered>() -> Vec<Trial> {
 fn start<H: Buffered>(harness: &H, program: &str, table: &str, first: i64, count: i64, spills: &Path) -> Child {
     let mut variables = harness.environment();
     variables.extend([
-        ("WINDDOWN_BUDGET_MS", BUDGET.as_millis().to_string()),
+        ("WINDDOWN_BUDGET_MS", budget().as_millis().to_string()),
         (TABLE, table.to_owned()),
         (FIRST, first.to_string()),
         (COUNT, count.to_string()),
@@ -296,7 +298,7 @@ async fn kills<H: Buffered>(harness: &H) -> Result<String, BoxError> {
         let ended = if round % 2 == 0 {
             child.end()
         } else {
-            thread::sleep(BUDGET / 2 + Duration::from_micros(random.u64(..150_000)));
+            thread::sleep(budget() / 2 + budget().mul_f64(random.f64() / 2.0));
             child.signal(Signal::KILL).end()
         };
         harness.back().await?;
