@@ -250,6 +250,10 @@ impl<T: Send + Sync + 'static, S: Sink<T>> Resource for BatchWriter<T, S> {
         if self.spill.is_some() { spill::time_for(self.limits.capacity) } else { RESERVE }
     }
 
+    async fn flush(&self, flusher: &Flusher<T, S>) -> Result<(), Error> {
+        flusher.queue().flush().await
+    }
+
     fn depends_on(&self) -> Vec<ResourceId> {
         vec![self.target.id()]
     }

@@ -2,10 +2,11 @@
 
 use std::{
     fmt,
-    future::{Future, IntoFuture},
+    future::{Future, IntoFuture, poll_fn},
     panic::{AssertUnwindSafe, Location, catch_unwind},
     pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::Poll,
     time::Duration,
 };
 
@@ -133,14 +134,13 @@ impl Lifecycle {
     /// The same under another name, where two resources would have the same one in the report.
     #[must_use = "the guard is the way to the resource"]
     pub fn guard_as<R: Resource>(&self, name: impl Into<String>, resource: R) -> ShutdownGuard<R> {
-        ShutdownGuard { slot: self.shared.register(name.into(), Order::Normal, resource) }
+        ShutdownGuard { slot: self.shared.register(name.into(), resource) }
     }
 
     /// Runs this once when the lifecycle drains: an async closure, or a [`Hook`] that says when. Once draining has begun
     /// it is too late, and the hook does not run.
     pub fn on_drain(&self, name: impl Into<String>, hook: impl Into<Hook>) {
-        let hook = hook.into();
-        self.shared.register(name.into(), hook.order(), hook);
+        self.shared.register(name.into(), hook.into());
     }
 
     /// Counts a piece of work that drain waits for.
@@ -221,6 +221,38 @@ impl Lifecycle {
                 Err(error)
             }
         }
+    }
+
+    /// Flushes every initialised resource, all at once: when this returns, what buffers and exporters held is where it
+    /// belongs. For the moment before a process stops running for a while, as at the end of a Lambda invocation; a drain
+    /// flushes by itself.
+    ///
+    /// Waits for the slowest, and for a server that is away as long as it is away: put a timeout round it where that
+    /// matters.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: nothing is lost by it, and what is under way goes on.
+    ///
+    /// # Errors
+    /// The first error, after all have ended.
+    pub async fn flush(&self) -> Result<(), Error> {
+        let mut flushing: Vec<_> = self.shared.nodes().into_iter().map(Node::flush).collect();
+        let mut outcome = Ok(());
+        // In this task and not in others, so that what counts as a dependent here does so there.
+        poll_fn(|context| {
+            flushing.retain_mut(|flush| match flush.as_mut().poll(context) {
+                Poll::Pending => true,
+                Poll::Ready(result) => {
+                    if outcome.is_ok() {
+                        outcome = result;
+                    }
+                    false
+                }
+            });
+            if flushing.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+        outcome
     }
 
     /// Drains now, and returns the report. Whoever calls it, and however often, it happens once (S3).
@@ -441,9 +473,9 @@ impl Shared {
         self.registry().clone()
     }
 
-    fn register<R: Resource>(&self, name: String, order: Order, resource: R) -> Arc<Slot<R>> {
+    fn register<R: Resource>(&self, name: String, resource: R) -> Arc<Slot<R>> {
         // Not under the lock: the resource is asked about itself here.
-        let slot = Arc::new(Slot::new(resource, name, order, self.retry));
+        let slot = Arc::new(Slot::new(resource, name, self.retry));
         {
             let mut registry = self.registry();
             if self.begun.borrow().is_none() {
@@ -542,7 +574,7 @@ impl Builder {
             (None, Some(variable)) => variable,
             (None, None) => Budget::new(platform.budget)?,
         };
-        let tracked = Slot::new(TrackedWork, TRACKED_WORK.to_owned(), Order::First, retry);
+        let tracked = Slot::in_order(TrackedWork, TRACKED_WORK.to_owned(), Order::First, retry);
         let tracked = Arc::new(tracked);
         let shared = Arc::new(Shared {
             platform,

@@ -45,7 +45,7 @@ pub(crate) enum Order {
     Last,
 }
 
-/// A resource as the lifecycle sees it, whatever its types. But for `init` and `drain` nothing here runs foreign code,
+/// A resource as the lifecycle sees it, whatever its types. But for `init`, `flush` and `drain` nothing here runs foreign code,
 /// so that the conductor can call it.
 #[async_trait]
 pub(crate) trait Node: Send + Sync {
@@ -54,6 +54,7 @@ pub(crate) trait Node: Send + Sync {
     /// The time to keep for cancelling and for the last goodbyes; none where nothing is initialised.
     fn reserve(&self) -> Duration;
     async fn init(self: Arc<Self>) -> Result<(), Error>;
+    async fn flush(self: Arc<Self>) -> Result<(), Error>;
     async fn drain(self: Arc<Self>, drain: Drain) -> Result<Ended, Error>;
 }
 
@@ -92,7 +93,12 @@ pub(crate) struct Slot<R: Resource> {
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
 impl<R: Resource> Slot<R> {
-    pub(crate) fn new(resource: R, name: String, order: Order, retry: Retry) -> Self {
+    pub(crate) fn new(resource: R, name: String, retry: Retry) -> Self {
+        let order = if resource.drains_last() { Order::Last } else { Order::Normal };
+        Self::in_order(resource, name, order, retry)
+    }
+
+    pub(crate) fn in_order(resource: R, name: String, order: Order, retry: Retry) -> Self {
         let facts = Facts {
             // Relaxed: only uniqueness is asked of it.
             id: ResourceId(NEXT_ID.fetch_add(1, Ordering::Relaxed)),
@@ -204,6 +210,12 @@ impl<R: Resource> Node for Slot<R> {
 
     async fn init(self: Arc<Self>) -> Result<(), Error> {
         self.initialised().await.map(|_| ())
+    }
+
+    async fn flush(self: Arc<Self>) -> Result<(), Error> {
+        // What is not initialised holds nothing.
+        let Some(pool) = self.pool() else { return Ok(()) };
+        panics::catch(self.resource.flush(pool)).await.map_err(|error| error.of(self.name()))
     }
 
     /// The drain protocol, from top to bottom.

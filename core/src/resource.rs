@@ -105,6 +105,21 @@ pub trait Resource: Send + Sync + 'static {
         std::future::ready(Ok(()))
     }
 
+    /// Sees to it that what it holds is where it belongs: a buffer's records in the database, an exporter's spans with the
+    /// collector. Called by [`Lifecycle::flush`](crate::Lifecycle::flush) while the process lives on, on the application's
+    /// runtime, which it must not block; a drain does not call it, its [`goodbye`](Self::goodbye) flushes. By default
+    /// there is nothing to do.
+    ///
+    /// # Cancel safety
+    /// Must be cancel safe: callers give up waiting. What is under way may go on.
+    ///
+    /// # Errors
+    /// Anything that kept it from it, or says that something is lost.
+    fn flush(&self, pool: &Self::Pool) -> impl Future<Output = Result<(), Error>> + Send {
+        let _ = pool;
+        std::future::ready(Ok(()))
+    }
+
     /// What this resource can do, as it is set up. What it cannot is shown in the report.
     fn capabilities(&self) -> Capabilities {
         Capabilities::ALL
@@ -129,6 +144,12 @@ pub trait Resource: Send + Sync + 'static {
     /// [`id`](crate::ShutdownGuard::id)s of the guards it holds.
     fn depends_on(&self) -> Vec<ResourceId> {
         Vec::new()
+    }
+
+    /// Whether it is drained after all that do not say so, in time that is kept for it: telemetry, which tells of the
+    /// others. It must not [depend](Self::depends_on) on one that does not say so.
+    fn drains_last(&self) -> bool {
+        false
     }
 
     /// The books of a resource that buffers records.

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use crate::{Drain, Error, Resource, ResourceId, ShutdownGuard, error::BoxError, node::Order};
+use crate::{Drain, Error, Resource, ResourceId, ShutdownGuard, error::BoxError};
 
 /// The name that tracked work has in reports.
 pub(crate) const TRACKED_WORK: &str = "tracked work";
@@ -66,7 +66,7 @@ type Run = Box<dyn FnOnce() -> Pin<Box<dyn Future<Output = Result<(), BoxError>>
 pub struct Hook {
     run: Mutex<Option<Run>>,
     before: Vec<ResourceId>,
-    order: Order,
+    last: bool,
 }
 
 impl Hook {
@@ -78,14 +78,14 @@ impl Hook {
         T: HookResult,
     {
         let run: Run = Box::new(move || Box::pin(async move { hook().await.into_result() }));
-        Self { run: Mutex::new(Some(run)), before: Vec::new(), order: Order::Normal }
+        Self { run: Mutex::new(Some(run)), before: Vec::new(), last: false }
     }
 
     /// Runs before this resource is drained, so that it can still use it. Takes back [`last`](Self::last).
     #[must_use]
     pub fn before<R: Resource>(mut self, guard: &ShutdownGuard<R>) -> Self {
         self.before.push(guard.id());
-        self.order = Order::Normal;
+        self.last = false;
         self
     }
 
@@ -93,18 +93,14 @@ impl Hook {
     #[must_use]
     pub fn last(mut self) -> Self {
         self.before.clear();
-        self.order = Order::Last;
+        self.last = true;
         self
-    }
-
-    pub(crate) fn order(&self) -> Order {
-        self.order
     }
 }
 
 impl fmt::Debug for Hook {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Hook").field("before", &self.before).field("order", &self.order).finish_non_exhaustive()
+        f.debug_struct("Hook").field("before", &self.before).field("last", &self.last).finish_non_exhaustive()
     }
 }
 
@@ -169,5 +165,9 @@ impl Resource for Hook {
 
     fn depends_on(&self) -> Vec<ResourceId> {
         self.before.clone()
+    }
+
+    fn drains_last(&self) -> bool {
+        self.last
     }
 }
