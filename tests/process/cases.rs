@@ -68,12 +68,12 @@ fn outcome(ended: &Ended, name: &str) -> Outcome {
 }
 
 /// A database with a table for records, and what is left in it.
-struct Database {
+pub(crate) struct Database {
     folder: TempDir,
 }
 
 impl Database {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let database = Self { folder: tempfile::tempdir().unwrap() };
         Connection::open(database.path())
             .unwrap()
@@ -82,7 +82,7 @@ impl Database {
         database
     }
 
-    fn path(&self) -> std::path::PathBuf {
+    pub(crate) fn path(&self) -> std::path::PathBuf {
         self.folder.path().join("app.db")
     }
 
@@ -97,7 +97,7 @@ impl Database {
         !beside("-wal") && !beside("-shm")
     }
 
-    fn rows(&self) -> u64 {
+    pub(crate) fn rows(&self) -> u64 {
         let connection = Connection::open(self.path()).unwrap();
         let count: i64 = connection.query_row("SELECT count(*) FROM audit", [], |row| row.get(0)).unwrap();
         count.unsigned_abs()

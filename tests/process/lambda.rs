@@ -14,14 +14,15 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use winddown::{
     Outcome, Report,
-    sim::{Config, ErrorKind, Reason, Record, Sim},
+    sim::{Config, ErrorKind, EventType, Invocation, Reason, Record, Sim},
+    sqlite::rusqlite::Connection,
 };
 use winddown_testkit::{
     child::{self, ROLE},
     containers,
 };
 
-use crate::cases::cases;
+use crate::cases::{Database, cases};
 
 cases![
     a_function_is_drained_inside_lambdas_budget,
@@ -29,6 +30,14 @@ cases![
     a_handler_that_panics_leaves_the_pool_usable,
     a_frozen_function_is_thawed_and_drained,
     an_init_error_reaches_lambda,
+    records_are_durable_before_the_response_by_default,
+    records_are_durable_after_the_response_and_before_the_freeze,
+    where_lambda_does_not_tell_of_invocations_the_function_flushes_before_it_asks_for_the_next,
+    records_are_carried_over_to_the_drain,
+    a_handler_that_fails_or_panics_is_flushed_after_too,
+    a_database_that_is_away_keeps_an_invocation_waiting_for_no_longer_than_it_is_told,
+    a_flush_leaves_an_invocation_half_of_its_time,
+    a_flush_leaves_a_drain_most_of_its_budget,
     the_quickstart_keeps_its_promise,
     the_quickstart_fails_when_the_promise_does_not_hold,
     the_example_with_postgresql_keeps_its_promise,
@@ -140,6 +149,198 @@ fn an_init_error_reaches_lambda() {
     let error = play(Sim::start(function().env("SQLITE_PATH", "/no/such/directory/app.db"))).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InitError, "{error}");
     assert!(error.to_string().contains("/no/such/directory/app.db"), "{error}");
+}
+
+/// A function that buffers its records, under the simulator.
+struct Buffering {
+    database: Database,
+    sim: Sim,
+}
+
+impl Buffering {
+    async fn start(configure: impl FnOnce(Config) -> Config) -> Self {
+        let database = Database::new();
+        let config = Config::new(env::current_exe().unwrap()).env(ROLE, "flushing").env("SQLITE_PATH", database.path());
+        Self { sim: Sim::start(configure(config.capture_output())).await.unwrap(), database }
+    }
+
+    async fn invoke(&self, number: u64) -> Invocation {
+        self.sim.invoke(json!({ "number": number })).await.unwrap()
+    }
+
+    /// The rows while the function is frozen: nothing that it has not written yet can still appear.
+    async fn rows_while_frozen(&self) -> u64 {
+        self.sim.freeze().await.unwrap();
+        self.database.rows()
+    }
+
+    /// Keeps everybody else from writing until it is dropped.
+    fn lock(&self) -> Connection {
+        let connection = Connection::open(self.database.path()).unwrap();
+        connection.execute_batch("BEGIN IMMEDIATE").unwrap();
+        connection
+    }
+
+    /// One invocation whose records cannot be written before so long. Returns it, and how long it was until the
+    /// environment could be frozen.
+    async fn invoke_under_a_lock(&self, number: u64, locked: Duration) -> (Invocation, Duration) {
+        let began = Instant::now();
+        let lock = self.lock();
+        let unlock = async {
+            tokio::time::sleep(locked).await;
+            drop(lock);
+        };
+        let (invocation, ()) = tokio::join!(self.invoke(number), unlock);
+        (invocation, began.elapsed())
+    }
+
+    /// The function is drained well, and has written so many rows.
+    async fn end(self, rows: u64) -> Record {
+        let record = self.sim.shutdown(Reason::Spindown).await;
+        ended_well(&record);
+        assert_eq!(self.database.rows(), rows, "{record}");
+        let records = report(&record).resource("audit").unwrap().records.unwrap();
+        assert_eq!((records.accepted, records.written), (rows, rows));
+        record
+    }
+}
+
+const LOCKED: Duration = Duration::from_millis(400);
+
+fn ms(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
+
+fn records_are_durable_before_the_response_by_default() {
+    play(async {
+        for policy in [None, Some("before the response")] {
+            let function = Buffering::start(|config| policy.into_iter().fold(config, |c, p| c.env("FLUSH", p))).await;
+            for number in 1..=3 {
+                assert!(function.invoke(number).await.ok);
+                assert_eq!(function.rows_while_frozen().await, number);
+            }
+            let (invocation, _) = function.invoke_under_a_lock(4, LOCKED).await;
+            assert!(invocation.ok && invocation.ms >= ms(LOCKED), "the response waits: {} ms", invocation.ms);
+            assert_eq!(function.rows_while_frozen().await, 4);
+            let record = function.end(4).await;
+            let extension = &record.extensions[0];
+            assert_eq!((extension.events.len(), extension.delivered), (0, 0), "nothing is asked of the Extensions API");
+        }
+    });
+}
+
+/// What is true after each response, whoever holds the freeze back.
+async fn flushes_after_the_response(function: Buffering) -> Record {
+    for number in 1..=3 {
+        assert!(function.invoke(number).await.ok);
+        assert_eq!(function.rows_while_frozen().await, number);
+    }
+    let (invocation, over) = function.invoke_under_a_lock(4, LOCKED).await;
+    assert!(invocation.ok && invocation.ms < ms(LOCKED) / 2.0, "the response does not wait: {} ms", invocation.ms);
+    assert!(over >= LOCKED, "the freeze does: {over:?}");
+    assert_eq!(function.rows_while_frozen().await, 4);
+    function.end(4).await
+}
+
+fn records_are_durable_after_the_response_and_before_the_freeze() {
+    let record = play(async {
+        flushes_after_the_response(Buffering::start(|config| config.env("FLUSH", "after the response")).await).await
+    });
+    let extension = &record.extensions[0];
+    assert_eq!((extension.events.as_slice(), extension.delivered), ([EventType::Invoke].as_slice(), 4));
+}
+
+fn where_lambda_does_not_tell_of_invocations_the_function_flushes_before_it_asks_for_the_next() {
+    let record = play(async {
+        let refusing = |config: Config| config.env("FLUSH", "after the response").refuse_invoke_to_internal();
+        flushes_after_the_response(Buffering::start(refusing).await).await
+    });
+    assert_eq!((record.extensions.len(), record.extensions[0].events.len()), (1, 0), "still one for the signal");
+}
+
+fn records_are_carried_over_to_the_drain() {
+    play(async {
+        let function = Buffering::start(|config| config.env("FLUSH", "on drain")).await;
+        for number in 1..=3 {
+            assert!(function.invoke(number).await.ok);
+            assert_eq!(function.rows_while_frozen().await, 0);
+        }
+        function.end(3).await;
+    });
+}
+
+fn a_handler_that_fails_or_panics_is_flushed_after_too() {
+    play(async {
+        for policy in ["before the response", "after the response"] {
+            let function = Buffering::start(|config| config.env("FLUSH", policy)).await;
+            for (number, event) in
+                [(1, json!({ "number": 1, "fail": true })), (2, json!({ "number": 2, "panic": true }))]
+            {
+                let invocation = function.sim.invoke(event).await.unwrap();
+                let message = invocation.error.unwrap().message;
+                assert!(message.contains(if number == 1 { "no luck" } else { "the handler has a bug" }), "{message}");
+                assert_eq!(function.rows_while_frozen().await, number, "{policy}");
+            }
+            function.end(2).await;
+        }
+    });
+}
+
+fn a_database_that_is_away_keeps_an_invocation_waiting_for_no_longer_than_it_is_told() {
+    play(async {
+        for policy in ["before the response", "after the response"] {
+            let function = Buffering::start(|config| config.env("FLUSH", policy).env("FLUSH_WITHIN_MS", "200")).await;
+            let lock = function.lock();
+            let began = Instant::now();
+            let invocation = function.invoke(1).await;
+            let over = began.elapsed();
+            let waited = if policy == "before the response" { invocation.ms } else { ms(over) };
+            assert!(invocation.ok && (200.0..1000.0).contains(&waited), "{policy}: {waited} ms");
+            let warned = function.sim.wait_for_line(|line| line.line.contains("could not be flushed")).await.unwrap();
+            assert!(warned.line.contains("not over after 200ms"), "{}", warned.line);
+            assert_eq!(function.rows_while_frozen().await, 0);
+            drop(lock);
+            // What stayed in the buffer goes with what comes after it.
+            assert!(function.invoke(2).await.ok);
+            assert_eq!(function.rows_while_frozen().await, 2, "{policy}");
+            function.end(2).await;
+        }
+    });
+}
+
+fn a_flush_leaves_an_invocation_half_of_its_time() {
+    play(async {
+        let timeout = Duration::from_millis(800);
+        let function = Buffering::start(|config| config.timeout(timeout)).await;
+        let lock = function.lock();
+        let invocation = function.invoke(1).await;
+        assert!(invocation.ok && (300.0..700.0).contains(&invocation.ms), "{:?}", invocation.error);
+        drop(lock);
+        function.end(1).await;
+    });
+}
+
+fn a_flush_leaves_a_drain_most_of_its_budget() {
+    play(async {
+        let function = Buffering::start(|config| config).await;
+        let lock = function.lock();
+        let stop = async {
+            // It waits for its flush then, and would for 1 s.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            let began = Instant::now();
+            let unlock = async {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                drop(lock);
+            };
+            let (record, ()) = tokio::join!(function.sim.shutdown(Reason::Spindown), unlock);
+            (record, began.elapsed())
+        };
+        let (invocation, (record, took)) = tokio::join!(function.invoke(1), stop);
+        assert!(invocation.ok, "the response is sent: {:?}", invocation.error);
+        assert!(took < Duration::from_millis(500), "{took:?}");
+        ended_well(&record);
+        assert_eq!(function.database.rows(), 1);
+    });
 }
 
 fn quickstart(invocations: u32) -> (std::process::Output, Value) {

@@ -19,7 +19,7 @@ use tokio::{
 use winddown::{
     Drain, Error, Lifecycle, Resource,
     buffer::{BatchWriter, Push},
-    lambda::{LambdaEvent, lambda_runtime, service_fn},
+    lambda::{Flush, Function, LambdaEvent, lambda_runtime, service_fn},
     memory::Memory,
     sqlite::{Insert, Sqlite},
 };
@@ -56,6 +56,7 @@ pub(crate) fn run(program: &str) -> ExitCode {
             "chatty" => chatty().await,
             "unreadable" => unreadable().await,
             "lambda" => lambda().await,
+            "flushing" => flushing().await,
             other => panic!("no program {other}"),
         }
     });
@@ -354,4 +355,30 @@ async fn lambda() -> Result<(), Error> {
         Ok::<_, lambda_runtime::Error>(event.payload)
     });
     winddown::lambda::run(lifecycle, handler).await
+}
+
+/// A function that buffers a record for each invocation. `FLUSH` says when it is flushed, else that is the default.
+async fn flushing() -> Result<(), Error> {
+    let lifecycle = Lifecycle::detect()?;
+    let db = lifecycle.guard(Sqlite::from_env()?);
+    let insert = Insert::new("INSERT INTO audit(number) VALUES (?1)");
+    let audit = lifecycle.guard(BatchWriter::new(&db, insert).name("audit").max_age(FOR_EVER));
+    let handler = service_fn(async |event: LambdaEvent<serde_json::Value>| {
+        let number = event.payload["number"].as_i64().ok_or("no number")?;
+        audit.push((number,)).await?;
+        assert!(event.payload["panic"].is_null(), "the handler has a bug");
+        if event.payload["fail"].is_null() { Ok(event.payload) } else { Err(lambda_runtime::Error::from("no luck")) }
+    });
+    let Ok(flush) = env::var("FLUSH") else { return winddown::lambda::run(lifecycle, handler).await };
+    let flush = match flush.as_str() {
+        "before the response" => Flush::BeforeResponse,
+        "after the response" => Flush::AfterResponse,
+        "on drain" => Flush::OnDrain,
+        other => panic!("no policy {other}"),
+    };
+    let mut function = Function::new(lifecycle).flush(flush);
+    if let Ok(ms) = env::var("FLUSH_WITHIN_MS") {
+        function = function.flush_within(Duration::from_millis(ms.parse().unwrap()));
+    }
+    function.run(handler).await
 }

@@ -3,13 +3,18 @@
 //! A function that has no extension is killed without a word (AWS Lambda Developer Guide, "Lambda execution environment
 //! lifecycle", shutdown phase: 0 ms without extensions, 500 ms with an internal one). An internal extension that
 //! subscribes to no events is enough, and the only kind that Managed Instances accept.
+//!
+//! One that subscribes to INVOKE also holds the freeze back: an invocation is over when the function and every such
+//! extension have asked for their next event (the same, invoke phase). That is the time for a flush after the response.
 
-use std::time::Duration;
+use std::{convert::Infallible, future::pending, sync::Arc, time::Duration};
 
-use lambda_extension::Extension;
-use tokio::time::timeout;
+use lambda_extension::{Extension, LambdaEvent, NextEvent};
+use tokio::{sync::watch, task::JoinHandle, time::timeout};
+use tower::service_fn;
+use winddown_core::{BoxError, Error, ErrorKind};
 
-use crate::warn;
+use crate::{flush::Flusher, warn};
 
 /// Unique in the function: registering a name twice is refused.
 const NAME: &str = "_winddown";
@@ -17,25 +22,101 @@ const NAME: &str = "_winddown";
 /// An Extensions API that does not answer must not use up init's 10 s.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Registers the extension and polls it from then on. Must be over before the runtime asks for its first invocation,
-/// which closes registration.
+/// What the function has of its extension.
+#[derive(Debug)]
+pub(crate) enum Registered {
+    /// The signal, at best.
+    Signal,
+    /// The signal, and a task that flushes after each response.
+    Invocations(JoinHandle<Result<(), BoxError>>),
+}
+
+impl Registered {
+    /// Ready when Lambda can no longer be told that a flush is over: each invocation would last until its timeout.
+    pub(crate) async fn failed(&mut self) -> Error {
+        let error: BoxError = match self {
+            Self::Signal => pending().await,
+            Self::Invocations(task) => match task.await {
+                Ok(Err(error)) => error,
+                Ok(Ok(())) => "its poll ended".into(),
+                Err(error) => error.into(),
+            },
+        };
+        Error::new(ErrorKind::Work, "the Extensions API failed").with_source(error)
+    }
+}
+
+/// The request whose response was posted last.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Responded(Arc<watch::Sender<String>>);
+
+impl Responded {
+    pub(crate) fn to(&self, request_id: String) {
+        self.0.send_replace(request_id);
+    }
+
+    async fn wait_for(&self, request_id: &str) {
+        // The sender is in `self`, so it cannot be closed.
+        let _ = self.0.subscribe().wait_for(|last| last == request_id).await;
+    }
+}
+
+/// Registers the extension and polls it from then on; if asked to, it flushes after each response. Must be over before
+/// the runtime asks for its first invocation, which closes registration.
 ///
 /// Where that fails the function works as before, and is told of its end as little as before: that is said once.
-pub(crate) async fn register() {
-    let register = Extension::new().with_extension_name(NAME).with_events(&[]).register();
+pub(crate) async fn register(after_response: Option<(Flusher, Responded)>) -> Registered {
     let consequence =
         "no extension could be registered, so Lambda will end this function without SIGTERM and nothing is drained";
-    match timeout(PATIENCE, register).await {
-        // Init ends only when every registered extension polls. The poll is never answered, as there are no events: it
-        // waits in the socket and costs nothing.
-        Ok(Ok(extension)) => {
-            tokio::spawn(async move {
-                if let Err(error) = extension.run().await {
-                    tracing::debug!(%error, "the extension's poll ended");
-                }
-            });
+    let registered = async {
+        if let Some((flusher, responded)) = after_response {
+            match for_invocations(flusher, responded).await {
+                Ok(registered) => return Ok(registered),
+                Err(error) => tracing::debug!(%error, "the extension is not told of invocations"),
+            }
         }
-        Ok(Err(error)) => warn(consequence, &error),
-        Err(_) => warn(consequence, &format_args!("the Extensions API did not answer within {PATIENCE:?}")),
+        for_the_signal().await
+    };
+    match timeout(PATIENCE, registered).await {
+        Ok(Ok(registered)) => registered,
+        Ok(Err(error)) => {
+            warn(consequence, &error);
+            Registered::Signal
+        }
+        Err(_) => {
+            warn(consequence, &format_args!("the Extensions API did not answer within {PATIENCE:?}"));
+            Registered::Signal
+        }
     }
+}
+
+async fn for_invocations(flusher: Flusher, responded: Responded) -> Result<Registered, BoxError> {
+    let flush = service_fn(move |event: LambdaEvent| {
+        let (flusher, responded) = (flusher.clone(), responded.clone());
+        async move {
+            // The only event it has asked for.
+            if let NextEvent::Invoke(invocation) = event.next {
+                // The event may come before the function has its own. A handler that never ends is ended by its timeout.
+                responded.wait_for(&invocation.request_id).await;
+                flusher.flush(invocation.deadline_ms).await;
+            }
+            Ok::<_, Infallible>(())
+        }
+    });
+    let extension = Extension::new().with_extension_name(NAME).with_events(&["INVOKE"]).with_events_processor(flush);
+    let registered = extension.register().await?;
+    // In a task of its own: a runtime with several threads flushes while the function asks for its next event.
+    Ok(Registered::Invocations(tokio::spawn(registered.run())))
+}
+
+async fn for_the_signal() -> Result<Registered, BoxError> {
+    let registered = Extension::new().with_extension_name(NAME).with_events(&[]).register().await?;
+    // Init ends only when every registered extension polls. The poll is never answered, as there are no events: it waits
+    // in the socket and costs nothing.
+    tokio::spawn(async move {
+        if let Err(error) = registered.run().await {
+            tracing::debug!(%error, "the extension's poll ended");
+        }
+    });
+    Ok(Registered::Signal)
 }

@@ -1,13 +1,18 @@
 #![doc = include_str!("../README.md")]
 
+mod around;
 mod environment;
 mod extension;
+mod flush;
 mod init_error;
 mod run;
 
 pub use lambda_runtime::{self, Context, LambdaEvent, service_fn};
 
-pub use crate::run::run;
+pub use crate::{
+    flush::Flush,
+    run::{Function, run},
+};
 
 /// Says something that must be seen: through tracing where the function has set it up, else on standard error, which
 /// Lambda puts into the function's log as well.

@@ -25,6 +25,7 @@ pub struct Config {
     pub(crate) timeout: Duration,
     pub(crate) budget: Option<Duration>,
     pub(crate) function_name: String,
+    pub(crate) invoke_for_internal: bool,
     output: Output,
     env: Vec<(OsString, OsString)>,
 }
@@ -40,6 +41,7 @@ impl Config {
             timeout: FUNCTION_TIMEOUT,
             budget: None,
             function_name: "function".to_owned(),
+            invoke_for_internal: true,
             output: Output::Inherit,
             env: Vec::new(),
         }
@@ -116,6 +118,13 @@ impl Config {
     #[must_use]
     pub fn function_name(mut self, name: impl Into<String>) -> Self {
         self.function_name = name.into();
+        self
+    }
+
+    /// Refuses an extension inside the function's process that asks for INVOKE, as Managed Instances do.
+    #[must_use]
+    pub fn refuse_invoke_to_internal(mut self) -> Self {
+        self.invoke_for_internal = false;
         self
     }
 

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{Shared, accepted, failure};
-use crate::config::{ACCOUNT_ID, FUNCTION_VERSION, HANDLER, MAX_EXTENSIONS};
+use crate::config::{ACCOUNT_ID, Config, FUNCTION_VERSION, HANDLER, MAX_EXTENSIONS};
 use crate::record::{EventType, ExtensionKind, Reason};
 use crate::state::{self, Extension, Job};
 
@@ -26,7 +26,7 @@ pub(super) async fn register(State(shared): State<Arc<Shared>>, headers: HeaderM
         Ok(request) => request,
         Err(error) => return forbidden("InvalidRequestFormat", &error.to_string()),
     };
-    let id = match shared.world.update(|state| add(state, &name, &request.events)) {
+    let id = match shared.world.update(|state| add(state, &shared.config, &name, &request.events)) {
         Ok(id) => id,
         Err((error_type, message)) => return forbidden(error_type, &message),
     };
@@ -85,12 +85,20 @@ struct Registration {
 }
 
 /// Adds an extension to the state, or says which rule that would break.
-fn add(state: &mut state::State, name: &str, events: &[String]) -> Result<String, (&'static str, String)> {
+fn add(
+    state: &mut state::State,
+    config: &Config,
+    name: &str,
+    events: &[String],
+) -> Result<String, (&'static str, String)> {
     let external = state.externals.iter().any(|it| it.name == name);
     let kind = if external { ExtensionKind::External } else { ExtensionKind::Internal };
     let events = events
         .iter()
         .map(|event| match (event.as_str(), kind) {
+            ("INVOKE", ExtensionKind::Internal) if !config.invoke_for_internal => {
+                Err(("Extension.InvalidEventType", format!("{event}: InvokeEventNotSupportedForInternalExtension")))
+            }
             ("INVOKE", _) => Ok(EventType::Invoke),
             ("SHUTDOWN", ExtensionKind::External) => Ok(EventType::Shutdown),
             ("SHUTDOWN", ExtensionKind::Internal) => {
