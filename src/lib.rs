@@ -34,3 +34,7 @@ pub use winddown_sim as sim;
 /// SQLite through `deadpool-sqlite`.
 #[cfg(feature = "sqlite")]
 pub use winddown_sqlite as sqlite;
+
+/// Telemetry, which is drained last: OpenTelemetry providers, and the non-blocking writer of `tracing-appender`.
+#[cfg(any(feature = "otel", feature = "tracing-appender"))]
+pub use winddown_telemetry as telemetry;

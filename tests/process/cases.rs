@@ -60,6 +60,7 @@ cases![
     an_extensions_api_that_refuses_is_warned_of_once,
     systemd_is_told,
     a_web_server_answers_the_requests_in_flight_and_is_drained,
+    telemetry_that_hangs_is_named_and_keeps_the_process_from_nothing,
 ];
 
 fn outcome(ended: &Ended, name: &str) -> Outcome {
@@ -416,6 +417,17 @@ fn refused(scheme: &str, status: u16) {
     assert!(ended.took < AT_ONCE, "{:?}", ended.took);
     assert_eq!(ended.stderr.matches("winddown: no extension could be registered").count(), 1, "{}", ended.stderr);
     assert_eq!(outcome(&ended, "db"), Outcome::Drained);
+}
+
+/// Here the process ends by itself: `main` returns, and nothing of what hangs is waited for again.
+fn telemetry_that_hangs_is_named_and_keeps_the_process_from_nothing() {
+    let ended = Child::start("telemetry_hangs", BUDGET).ready().terminate().end();
+    assert_eq!((ended.code, ended.signal), (Some(1), None), "{}", ended.stderr);
+    assert!(ended.took < BUDGET, "{:?}", ended.took);
+    let hung = |name| outcome(&ended, name) == Outcome::Hung;
+    assert!(hung("traces") && hung("log"), "{}", ended.report());
+    assert_eq!(outcome(&ended, "db"), Outcome::Drained);
+    assert!(ended.report().resource("db").unwrap().took < AT_ONCE);
 }
 
 /// The axum example: a request that is in flight at SIGTERM, and asks the database only after it, gets its answer.

@@ -337,6 +337,7 @@ fn a_flush_leaves_a_drain_most_of_its_budget() {
         };
         let (invocation, (record, took)) = tokio::join!(function.invoke(1), stop);
         assert!(invocation.ok, "the response is sent: {:?}", invocation.error);
+        assert!(invocation.ms >= 200.0, "after a quarter of the budget: {} ms", invocation.ms);
         assert!(took < Duration::from_millis(500), "{took:?}");
         ended_well(&record);
         assert_eq!(function.database.rows(), 1);

@@ -11,6 +11,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use opentelemetry::trace::{Span, Tracer, TracerProvider};
+use opentelemetry_sdk::{
+    error::OTelSdkResult,
+    trace::{SdkTracerProvider, SpanData, SpanExporter},
+};
 use tokio::{
     runtime::Builder,
     signal::unix::{SignalKind, signal},
@@ -22,6 +27,7 @@ use winddown::{
     lambda::{Flush, Function, LambdaEvent, lambda_runtime, service_fn},
     memory::Memory,
     sqlite::{Insert, Sqlite},
+    telemetry::{OpenTelemetry, non_blocking, opentelemetry_sdk},
 };
 
 use winddown_testkit::child::ready;
@@ -57,6 +63,7 @@ pub(crate) fn run(program: &str) -> ExitCode {
             "unreadable" => unreadable().await,
             "lambda" => lambda().await,
             "flushing" => flushing().await,
+            "telemetry_hangs" => telemetry_hangs().await,
             other => panic!("no program {other}"),
         }
     });
@@ -381,4 +388,38 @@ async fn flushing() -> Result<(), Error> {
         function = function.flush_within(Duration::from_millis(ms.parse().unwrap()));
     }
     function.run(handler).await
+}
+
+/// An exporter and a log that never come to an end.
+#[derive(Debug)]
+struct Stuck;
+
+impl SpanExporter for Stuck {
+    async fn export(&self, _: Vec<SpanData>) -> OTelSdkResult {
+        thread::sleep(FOR_EVER);
+        Ok(())
+    }
+}
+
+impl Write for Stuck {
+    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+        thread::sleep(FOR_EVER);
+        Ok(line.len())
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+async fn telemetry_hangs() -> Result<(), Error> {
+    let lifecycle = Lifecycle::detect()?;
+    let provider = SdkTracerProvider::builder().with_batch_exporter(Stuck).build();
+    let _traces = lifecycle.guard(OpenTelemetry::traces(&provider));
+    let (mut log, appender) = non_blocking(Stuck);
+    let _log = lifecycle.guard(appender);
+    let db = lifecycle.guard(Memory::new("db"));
+    drop(db.get().await?);
+    provider.tracer("test").start("lost").end();
+    log.write_all(b"lost\n").unwrap();
+    until_stopped(&lifecycle).await
 }
