@@ -23,7 +23,6 @@ use winddown_core::{BoxError, Drain, Error, ErrorKind, ShutdownGuard, as_depende
 use crate::{
     Batch, Delivery, Sink, Spill, WriteError,
     queue::{Next, Queue, Started, Taken, Writer},
-    spill,
 };
 
 /// While running, a target that is away is asked again after pauses from the first to the second, doubling, each with
@@ -130,10 +129,10 @@ impl<T: Send + Sync + 'static, S: Sink<T>> fmt::Debug for Flusher<T, S> {
 
 /// Ready when writing must end: as late as what is left can be spilled, but not before settling has ended; without a spill
 /// when it must be cut.
-async fn time_is_up<T: Send + Sync>(queue: &Queue<T>, spill: Option<&Spill<T>>, drain: &Drain) {
-    if spill.is_some() {
+async fn time_is_up<T: Send + Sync + 'static>(queue: &Queue<T>, spill: Option<&Spill<T>>, drain: &Drain) {
+    if let Some(spill) = spill {
         drain.settle_ended().await;
-        let needed = spill::time_for(queue.bytes());
+        let needed = spill.time_for(queue.bytes());
         tokio::select! {
             () = drain.cut() => {}
             () = sleep_until(drain.deadline().checked_sub(needed).unwrap_or_else(Instant::now)) => {}

@@ -15,13 +15,18 @@ use winddown_core::{BoxError, Error, ErrorKind};
 
 use crate::Batch;
 
-/// Writing so many bytes of records as JSON, and an `fsync`, are expected to take this. Slow on purpose: a busy core writes
-/// 100 MB of JSON in a second, and a busy disk answers in 50 ms.
-pub(crate) fn time_for(bytes: usize) -> Duration {
+/// Writing so many bytes of records as JSON is expected to take this. Slow on purpose: a busy core writes 100 MB of it in a
+/// second.
+fn time_for_json(bytes: usize) -> Duration {
     const BYTES_PER_MILLISECOND: u64 = 100_000;
-    const SYNC: Duration = Duration::from_millis(50);
-    SYNC + Duration::from_millis(bytes as u64 / BYTES_PER_MILLISECOND)
+    Duration::from_millis(bytes as u64 / BYTES_PER_MILLISECOND)
 }
+
+/// Beginning, and telling that it is over, on a busy machine.
+const AROUND: Duration = Duration::from_millis(20);
+
+/// A new file and its directory are on a busy disk in that time.
+const SYNC: Duration = Duration::from_millis(80);
 
 /// Where records go that cannot be written: at the end of a drain those for which time was too short, and while running
 /// those of a batch that [failed](crate::WriteError::Failed) for good. See
@@ -32,7 +37,14 @@ pub struct Spill<T> {
 
 trait Elsewhere<T>: Send + Sync {
     /// Whether it can be used at all.
-    fn check(&self) -> Result<(), Error>;
+    fn check(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// How long it takes for so many bytes of records.
+    fn time_for(&self, bytes: usize) -> Duration {
+        AROUND + time_for_json(bytes)
+    }
 
     /// Puts all of these there, or says that it could not.
     fn write(&self, buffer: &str, batches: &[Batch<T>], reason: &Error) -> Result<(), BoxError>;
@@ -65,6 +77,10 @@ impl<T: Send + Sync + 'static> Spill<T> {
 
     pub(crate) fn check(&self) -> Result<(), Error> {
         self.to.check()
+    }
+
+    pub(crate) fn time_for(&self, bytes: usize) -> Duration {
+        self.to.time_for(bytes)
     }
 
     pub(crate) fn write(&self, buffer: &str, batches: &[Batch<T>], reason: &Error) -> Result<(), BoxError> {
@@ -127,6 +143,10 @@ impl<T: Serialize + Send + Sync> Elsewhere<T> for Directory {
         })
     }
 
+    fn time_for(&self, bytes: usize) -> Duration {
+        AROUND + SYNC + time_for_json(bytes)
+    }
+
     fn write(&self, buffer: &str, batches: &[Batch<T>], _: &Error) -> Result<(), BoxError> {
         let Some(first) = batches.first() else { return Ok(()) };
         // The key makes it new.
@@ -155,10 +175,6 @@ fn file_name(buffer: &str) -> String {
 struct Stderr;
 
 impl<T: Serialize + Send + Sync> Elsewhere<T> for Stderr {
-    fn check(&self) -> Result<(), Error> {
-        Ok(())
-    }
-
     fn write(&self, buffer: &str, batches: &[Batch<T>], _: &Error) -> Result<(), BoxError> {
         let mut lines = BufWriter::new(io::stderr().lock());
         for batch in batches {
@@ -175,10 +191,6 @@ impl<T, F> Elsewhere<T> for Function<F>
 where
     F: Fn(&str, &[Batch<T>], &Error) -> Result<(), BoxError> + Send + Sync,
 {
-    fn check(&self) -> Result<(), Error> {
-        Ok(())
-    }
-
     fn write(&self, buffer: &str, batches: &[Batch<T>], reason: &Error) -> Result<(), BoxError> {
         (self.0)(buffer, batches, reason)
     }

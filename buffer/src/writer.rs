@@ -8,7 +8,6 @@ use winddown_core::{Drain, Error, ErrorKind, Ledger, Records, Resource, Resource
 use crate::{
     Flusher, Room, Sink, Spill,
     queue::{Callbacks, HeapSize, Limits, OnLost, Queue},
-    spill,
 };
 
 /// A bounded buffer in front of a [`Sink`]: records are pushed one by one and written in batches.
@@ -150,8 +149,8 @@ impl<T: Send + Sync + 'static, S: Sink<T>> BatchWriter<T, S> {
 
     /// Where records go that cannot be written: see [`Spill`].
     ///
-    /// A drain that has one ends its attempts in time to spill what is left: as soon as 50 ms, and 1 ms for each 100 kB of
-    /// records, remain, but not before its settling has ended. Defaults to nothing: they are lost then, and reported.
+    /// A drain that has one ends its attempts in time to spill what is left: as soon as 20 ms, 80 ms more for files, and 1 ms
+    /// for each 100 kB of records, remain, but not before its settling has ended. Defaults to nothing: they are lost then, and reported.
     #[must_use]
     pub fn spill(mut self, spill: Spill<T>) -> Self {
         self.spill = Some(spill);
@@ -247,7 +246,7 @@ impl<T: Send + Sync + 'static, S: Sink<T>> Resource for BatchWriter<T, S> {
 
     fn reserve(&self, _: &Flusher<T, S>) -> Duration {
         // Settling goes on while writing does; what a spill of a full buffer takes is kept.
-        if self.spill.is_some() { spill::time_for(self.limits.capacity) } else { RESERVE }
+        self.spill.as_ref().map_or(RESERVE, |spill| spill.time_for(self.limits.capacity).max(RESERVE))
     }
 
     async fn flush(&self, flusher: &Flusher<T, S>) -> Result<(), Error> {

@@ -79,9 +79,9 @@ const FIRST: &str = "WINDDOWN_TEST_FIRST";
 const COUNT: &str = "WINDDOWN_TEST_COUNT";
 const SPILLS: &str = "WINDDOWN_TEST_SPILLS";
 
-/// What Lambda gives with an external extension; on a machine that runs other tests beside, more.
+/// What Lambda gives; on a machine that runs other tests beside, more.
 fn budget() -> Duration {
-    Duration::from_millis(rounds(300, 1_000) as u64)
+    Duration::from_millis(rounds(500, 1_000) as u64)
 }
 
 const PUSHES: &str = "pushes";
@@ -198,6 +198,13 @@ fn start<H: Buffered>(harness: &H, program: &str, table: &str, first: i64, count
     Child::start_with(program, &variables)
 }
 
+/// What is wrong, and what the process had to say.
+fn said(seed: u64, round: usize, ended: &Ended, what: &dyn fmt::Display) -> BoxError {
+    let Ended { code, signal, took, stdout, stderr, .. } = ended;
+    let end = format!("exit code {code:?}, signal {signal:?}, after {took:?}");
+    format!("seed {seed}, round {round}: {what}\n{end}\n{stdout}\n{stderr}").into()
+}
+
 fn accepted(ended: &Ended) -> Option<i64> {
     ended.stdout.lines().find_map(|line| line.strip_prefix("accepted ")?.parse().ok())
 }
@@ -253,9 +260,7 @@ async fn signals<H: Buffered>(harness: &H) -> Result<String, BoxError> {
         let child = start(harness, PUSHES, &table, 0, i64::MAX, spills.path()).ready();
         thread::sleep(Duration::from_micros(random.u64(..60_000)));
         let ended = child.terminate().end();
-        let failed = |what: &dyn fmt::Display| -> BoxError {
-            format!("seed {seed}, round {round}: {what}\n{}\n{}", ended.stdout, ended.stderr).into()
-        };
+        let failed = |what: &dyn fmt::Display| said(seed, round, &ended, what);
         let accepted = accepted(&ended).ok_or_else(|| failed(&"it did not say what was accepted"))?;
         let report = ended.report.as_ref().ok_or_else(|| failed(&"no report"))?;
         let books = records(report)?;
@@ -302,9 +307,7 @@ async fn kills<H: Buffered>(harness: &H) -> Result<String, BoxError> {
             child.signal(Signal::KILL).end()
         };
         harness.back().await?;
-        let failed = |what: &dyn fmt::Display| -> BoxError {
-            format!("seed {seed}, round {round}: {what}\n{}\n{}", ended.stdout, ended.stderr).into()
-        };
+        let failed = |what: &dyn fmt::Display| said(seed, round, &ended, what);
         killed_spills += usize::from(ended.signal.is_some());
         // Each whole line is a record that the replay must bring.
         let lines = numbers_in(spills.path())?;

@@ -162,8 +162,16 @@ impl<R: Resource> Resource for Directed<R> {
         self.resource.cancel(pool, drain).await
     }
 
+    async fn flush(&self, pool: &R::Pool) -> Result<(), Error> {
+        self.resource.flush(pool).await
+    }
+
     fn capabilities(&self) -> Capabilities {
         self.resource.capabilities()
+    }
+
+    fn drains_last(&self) -> bool {
+        self.resource.drains_last()
     }
 
     fn round_trip(&self, pool: &R::Pool) -> Option<Duration> {

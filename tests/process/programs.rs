@@ -368,7 +368,7 @@ async fn lambda() -> Result<(), Error> {
 async fn flushing() -> Result<(), Error> {
     let lifecycle = Lifecycle::detect()?;
     let db = lifecycle.guard(Sqlite::from_env()?);
-    let insert = Insert::new("INSERT INTO audit(number) VALUES (?1)");
+    let insert = Insert::into("audit", ["number"]);
     let audit = lifecycle.guard(BatchWriter::new(&db, insert).name("audit").max_age(FOR_EVER));
     let handler = service_fn(async |event: LambdaEvent<serde_json::Value>| {
         let number = event.payload["number"].as_i64().ok_or("no number")?;

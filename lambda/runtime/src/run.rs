@@ -213,11 +213,12 @@ impl Function {
                 }
             })
         });
-        let runtime = Runtime::new(handler).layer(TracingLayer::new()).layer(track);
+        // Boxed: with the handler's own inside, the future of a `main` would be nested deeper than the compiler follows.
+        let runtime = Box::pin(Runtime::new(handler).layer(TracingLayer::new()).layer(track).run());
         let result = tokio::select! {
             biased;
             () = stopped(&lifecycle, &in_flight) => Ok(()),
-            result = runtime.run() => result.map_err(|error| Error::new(ErrorKind::Work, "the Runtime API failed").with_source(error)),
+            result = runtime => result.map_err(|error| Error::new(ErrorKind::Work, "the Runtime API failed").with_source(error)),
             error = extension.failed() => Err(error),
         };
         // Where an API failed nobody has begun it.
