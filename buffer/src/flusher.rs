@@ -234,11 +234,12 @@ impl<T: Send + Sync + 'static, S: Sink<T>> Writing<T, S> {
                 taken.returned(error.clone());
                 return Attempt::Again(error);
             }
-            Ok(Err(WriteError::Unknown(error))) if self.queue.delivery() != Delivery::AtMostOnce => {
-                taken.returned(error.clone());
-                return Attempt::Again(error);
+            Ok(Err(WriteError::Unknown(error))) => {
+                taken.unknown(error.clone());
+                if self.queue.delivery() != Delivery::AtMostOnce {
+                    return Attempt::Again(error);
+                }
             }
-            Ok(Err(WriteError::Unknown(error))) => taken.in_doubt(error),
             Ok(Err(WriteError::Rejected(error))) => taken.rejected(error),
             Ok(Err(WriteError::Failed(error))) => match self.put_elsewhere(&taken, error).await {
                 Ok(()) => taken.spilled(),

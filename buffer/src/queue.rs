@@ -118,6 +118,8 @@ struct Packed<T> {
     first: u64,
     bytes: usize,
     batch: Batch<T>,
+    /// It was handed to the sink, and nobody knows what became of that. It cannot be called lost any more.
+    unknown: bool,
 }
 
 impl<T> Clone for Packed<T> {
@@ -263,11 +265,19 @@ impl<T> Queue<T> {
             state.writer = Writer::Closed;
             self.pack(&mut state);
             let rest = mem::take(&mut state.ready);
-            self.ledger.lost(rest.iter().map(|packed| packed.batch.len() as u64).sum());
+            for packed in &rest {
+                let count = packed.batch.len() as u64;
+                // What is being written is in doubt when the books are closed.
+                if packed.unknown { self.ledger.writing(count) } else { self.ledger.lost(count) }
+            }
             (rest, mem::take(&mut state.flushes))
         };
         for packed in rest {
-            self.tell(self.callbacks.on_lost.as_ref(), &packed.batch, reason, "records lost");
+            if packed.unknown {
+                self.tell_doubt(&packed.batch, reason);
+            } else {
+                self.tell(self.callbacks.on_lost.as_ref(), &packed.batch, reason, "records lost");
+            }
         }
         for flush in flushes {
             let error = flush.error.unwrap_or_else(|| self.not_flushed(reason));
@@ -277,11 +287,16 @@ impl<T> Queue<T> {
     }
 
     /// The batch that was out, from this record on, has left. Nothing happens if it has left before.
-    fn leave(&self, first: u64, batch: Batch<T>, end: End) {
+    fn leave(&self, first: u64, batch: Batch<T>, mut end: End) {
         let count = batch.len() as u64;
         let (gone, over) = {
             let mut state = self.state();
             let Some(gone) = state.take_back(first) else { return };
+            if gone.unknown
+                && let End::Lost(error) = end
+            {
+                end = End::InDoubt(error);
+            }
             let mut failed = None;
             match &end {
                 End::Written => self.ledger.written(count),
@@ -309,9 +324,7 @@ impl<T> Queue<T> {
                 let callback = callbacks.on_rejected.as_ref().or(callbacks.on_lost.as_ref());
                 self.tell(callback, &batch, error, "a record was rejected");
             }
-            End::InDoubt(error) => {
-                tracing::error!(buffer = self.name, records = count, %error, "records in doubt");
-            }
+            End::InDoubt(error) => self.tell_doubt(&batch, error),
         }
         for flush in over {
             // Whoever asked may have gone.
@@ -331,21 +344,30 @@ impl<T> Queue<T> {
         }
     }
 
-    /// The batch that was out comes again, where there is somebody left to try.
-    fn put_back(&self, first: u64, batch: Batch<T>, error: Error) {
+    /// The batch that was out comes again, where there is somebody left to try. `unknown`: the target may have it.
+    fn put_back(&self, first: u64, batch: Batch<T>, error: Error, unknown: bool) {
         let mut state = self.state();
         if state.writer == Writer::Closed {
             let given_up = state.given_up;
             drop(state);
             if !given_up {
-                self.leave(first, batch, End::Lost(error));
+                self.leave(first, batch, if unknown { End::InDoubt(error) } else { End::Lost(error) });
             }
             return;
         }
-        if let Some(packed) = state.take_back(first) {
+        if let Some(mut packed) = state.take_back(first) {
+            packed.unknown |= unknown;
             self.ledger.returned(packed.batch.len() as u64);
             state.insert(packed);
             self.ring(&state);
+        }
+    }
+
+    /// What became of the batch that was out is not known.
+    fn unknown(&self, first: u64, batch: Batch<T>, error: Error) {
+        match self.delivery {
+            Delivery::ExactlyOnce | Delivery::AtLeastOnce => self.put_back(first, batch, error, true),
+            Delivery::AtMostOnce => self.leave(first, batch, End::InDoubt(error)),
         }
     }
 
@@ -354,15 +376,24 @@ impl<T> Queue<T> {
         let mut state = self.state();
         if state.writer == Writer::Closed {
             drop(state);
-            return self.put_back(first, batch, error);
+            return self.put_back(first, batch, error, false);
         }
         let Some(whole) = state.take_back(first) else { return };
         self.ledger.returned(batch.len() as u64);
         let [front, behind] = batch.halves();
         let bytes = front.iter().map(|record| self.weight(record)).sum();
-        state.insert(Packed { first: first + front.len() as u64, bytes: whole.bytes - bytes, batch: behind });
-        state.insert(Packed { first, bytes, batch: front });
+        state.insert(Packed {
+            first: first + front.len() as u64,
+            bytes: whole.bytes - bytes,
+            batch: behind,
+            unknown: false,
+        });
+        state.insert(Packed { first, bytes, batch: front, unknown: false });
         self.ring(&state);
+    }
+
+    fn tell_doubt(&self, records: &[T], error: &Error) {
+        tracing::error!(buffer = self.name, records = records.len(), %error, "records in doubt");
     }
 
     fn tell(&self, callback: Option<&OnLost<T>>, records: &[T], error: &Error, what: &str) {
@@ -425,7 +456,8 @@ impl<T> Queue<T> {
         let records = mem::take(&mut state.open);
         state.since = None;
         let first = state.accepted - records.len() as u64;
-        state.ready.push_back(Packed { first, bytes: mem::take(&mut state.open_bytes), batch: Batch::from(records) });
+        let bytes = mem::take(&mut state.open_bytes);
+        state.ready.push_back(Packed { first, bytes, batch: Batch::from(records), unknown: false });
     }
 
     /// Tells whoever writes that there may be something to do.
@@ -681,10 +713,17 @@ impl<T> Taken<'_, T> {
         self.leave(End::Spilled);
     }
 
-    /// The sink does not have it, for this reason, or should have it but once; it comes again.
+    /// The sink does not have it, for this reason; it comes again.
     pub(crate) fn returned(mut self, error: Error) {
         if let Some(batch) = self.batch.take() {
-            self.queue.put_back(self.first, batch, error);
+            self.queue.put_back(self.first, batch, error, false);
+        }
+    }
+
+    /// Whether the sink has it is not known: it comes again, if it may.
+    pub(crate) fn unknown(mut self, error: Error) {
+        if let Some(batch) = self.batch.take() {
+            self.queue.unknown(self.first, batch, error);
         }
     }
 
@@ -719,10 +758,7 @@ impl<T> Drop for Taken<'_, T> {
     fn drop(&mut self) {
         let Some(batch) = self.batch.take() else { return };
         let error = Error::new(ErrorKind::Write, "the write was cut off before the target answered");
-        match self.queue.delivery {
-            Delivery::ExactlyOnce | Delivery::AtLeastOnce => self.queue.put_back(self.first, batch, error),
-            Delivery::AtMostOnce => self.queue.leave(self.first, batch, End::InDoubt(error)),
-        }
+        self.queue.unknown(self.first, batch, error);
     }
 }
 

@@ -400,6 +400,33 @@ mod draining {
     }
 
     #[tokio::test]
+    async fn without_a_spill_what_has_no_outcome_is_in_doubt_and_the_rest_is_lost() {
+        for delivery in [Delivery::ExactlyOnce, Delivery::AtMostOnce] {
+            for (then, in_doubt) in [
+                (Answer::Hang { stored: true }, 10),
+                (Answer::Unknown { stored: true }, if delivery == Delivery::ExactlyOnce { 10 } else { 25 }),
+                (Answer::Retry, 0),
+            ] {
+                let setup = start(delivery).await;
+                setup.table.then(then);
+                setup.push(0..25).await;
+                let (report, records) = setup.drain().await;
+                assert_eq!((records.written, records.in_doubt, records.lost), (0, in_doubt, 25 - in_doubt), "{report}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_spilled_is_in_doubt_where_it_may_be_there() {
+        let spill = Spill::with(|_, _, _| Err("the disk is full".into()));
+        let setup = start_with(Delivery::ExactlyOnce, Some(spill), 1).await;
+        setup.table.then(Answer::Hang { stored: true });
+        setup.push(0..25).await;
+        let (report, records) = setup.drain().await;
+        assert_eq!((records.spilled, records.in_doubt, records.lost), (0, 10, 15), "{report}");
+    }
+
+    #[tokio::test]
     async fn what_cannot_be_spilled_is_lost_and_says_why() {
         let spill = Spill::with(|_, _, _| Err("the disk is full".into()));
         let setup = start_with(Delivery::ExactlyOnce, Some(spill), 1).await;
