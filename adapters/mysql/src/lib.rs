@@ -16,7 +16,7 @@ pub use deadpool;
 pub use mysql_async;
 
 #[cfg(feature = "buffer")]
-pub use crate::sink::{Insert, Parameters};
+pub use crate::sink::{Insert, LoadData, Parameters};
 pub use crate::{
     config::{Config, URL_VARIABLE},
     connect::{Connection, Manager, Pool, Session},

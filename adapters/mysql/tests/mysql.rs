@@ -102,6 +102,17 @@ fn main() -> ExitCode {
     trials.extend(trials! {
         sink:
             a_batch_is_written_whole_or_not_at_all
+            a_batch_that_comes_again_is_written_once
+            what_is_wrong_with_a_record_is_told_from_what_is_wrong_with_the_table
+            what_passes_can_be_written_again
+            a_batch_whose_commit_was_cut_off_is_written_once
+            names_are_taken_as_they_are
+            the_table_of_the_keys_is_created_or_it_is_said_how
+            keys_are_forgotten_when_they_are_old
+            values_arrive_as_they_were_whichever_way
+            a_large_batch_goes_in_several_statements
+            what_is_there_already_is_ignored_or_updated
+            loading_that_the_server_does_not_allow_says_what_to_set
             a_batch_that_the_table_refuses_loses_its_own_records_alone_and_says_so
             everything_that_was_accepted_is_in_the_table_after_the_drain;
     });

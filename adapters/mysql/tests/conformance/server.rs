@@ -86,7 +86,7 @@ pub(crate) struct Server {
 impl Server {
     pub(crate) async fn start(setup: containers::Setup) -> Result<Self, BoxError> {
         let container = setup
-            .args(["--skip-name-resolve", "--skip-log-bin", "--innodb-flush-log-at-trx-commit=2"])
+            .args(["--skip-name-resolve", "--skip-log-bin", "--innodb-flush-log-at-trx-commit=2", "--local-infile=ON"])
             .args([format!("--max-connections={MOST_CONNECTIONS}")])
             .ready(["ready for connections"])
             .start()

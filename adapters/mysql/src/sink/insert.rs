@@ -1,0 +1,204 @@
+//! Multi-row inserts.
+
+use std::{
+    mem,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use mysql_async::{Conn, Params, Transaction, Value, prelude::Queryable as _};
+use winddown_buffer::{Batch, Delivery, Sink, WriteError};
+use winddown_core::{Checkout, Error, ErrorKind};
+
+use super::{Parameters, Place, keys::Keys, unwritten};
+use crate::Mysql;
+
+/// How many parameters a statement may have.
+const MOST_PARAMETERS: usize = u16::MAX as usize;
+
+/// How many rows a statement has at most, and about how many bytes, whatever one row has: well within what servers take
+/// by default, and larger ones are not quicker.
+const MOST_ROWS: usize = 1000;
+const MOST_BYTES: usize = 1 << 20;
+
+/// Inserts records as rows, many by one statement, each batch in one transaction.
+///
+/// A record is whatever has [`Parameters`]: a tuple with one value for each column, or a type of the application that
+/// implements the trait.
+///
+/// ```
+/// # use winddown_mysql::Insert;
+/// // for records of the type `(i64, String)`
+/// let audit = Insert::into("audit", ["id", "what"]);
+/// ```
+///
+/// The table must be of an engine that has transactions.
+///
+/// # Exactly once
+/// The key of each batch goes into a table of its own, in the transaction of the rows; a batch whose key is there is not
+/// written again. The table is created where it is missing. Where the user may not do that, somebody else does it:
+///
+/// ```sql
+/// CREATE TABLE winddown_batch(
+///     `key` BINARY(16) NOT NULL PRIMARY KEY, written_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP
+/// ) ENGINE = InnoDB
+/// ```
+///
+/// The user needs `INSERT` on it, and `SELECT` and `DELETE` for old keys to be forgotten.
+#[derive(Debug, Clone)]
+pub struct Insert {
+    place: Place,
+    keys: Keys,
+    ignore: &'static str,
+    on_duplicate: String,
+    /// The most rows that one statement has had.
+    most: Arc<AtomicUsize>,
+}
+
+impl Insert {
+    /// Writes into these columns of this table. Names are taken as they are, and quoted.
+    pub fn into(table: impl Into<String>, columns: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        Self {
+            place: Place::new(table, columns),
+            keys: Keys::default(),
+            ignore: "",
+            on_duplicate: String::new(),
+            most: Arc::default(),
+        }
+    }
+
+    /// The table, and that of the keys, are in this database. Defaults to that of the connection.
+    #[must_use]
+    pub fn schema(mut self, schema: impl Into<String>) -> Self {
+        self.place.schema = Some(schema.into());
+        self
+    }
+
+    /// Leaves out rows that are there already, and makes others fit: `INSERT IGNORE`, which turns the errors of values
+    /// into warnings. They count as written. Defaults to refusing the record.
+    #[must_use]
+    pub fn ignore(mut self) -> Self {
+        self.ignore = "IGNORE ";
+        self
+    }
+
+    /// What is done instead where a row is there already: this after `ON DUPLICATE KEY UPDATE`, such as
+    /// `n = n + VALUES(n)`. It is SQL, taken as it is. Defaults to refusing the record.
+    #[must_use]
+    pub fn on_duplicate_key_update(mut self, assignments: impl AsRef<str>) -> Self {
+        self.on_duplicate = format!(" ON DUPLICATE KEY UPDATE {}", assignments.as_ref());
+        self
+    }
+
+    /// What becomes of a batch whose outcome is unknown. Defaults to [`Delivery::ExactlyOnce`]; the others need no table of
+    /// keys.
+    #[must_use]
+    pub fn delivery(mut self, delivery: Delivery) -> Self {
+        self.keys.delivery = delivery;
+        self
+    }
+
+    /// The table that remembers the keys of written batches. Sinks may share it. Defaults to `winddown_batch`.
+    #[must_use]
+    pub fn key_table(mut self, table: impl Into<String>) -> Self {
+        self.keys.table = table.into().into();
+        self
+    }
+
+    /// For how long keys are remembered: a batch that is replayed later may be written twice. Defaults to 7 days.
+    ///
+    /// Older ones are deleted after the first batch, and after every thousandth.
+    #[must_use]
+    pub fn remember(mut self, remember: Duration) -> Self {
+        self.keys.remember = remember;
+        self
+    }
+
+    /// The statement for so many rows.
+    fn sql(&self, rows: usize) -> String {
+        let Self { place, ignore, on_duplicate, .. } = self;
+        let row = format!("({})", vec!["?"; place.columns.len()].join(","));
+        let (table, columns, values) = (place.table(), place.columns(), vec![&*row; rows].join(","));
+        format!("INSERT {ignore}INTO {table}({columns}) VALUES {values}{on_duplicate}")
+    }
+
+    async fn fill<T: Parameters>(&self, transaction: &mut Transaction<'_>, batch: &Batch<T>) -> Result<(), WriteError> {
+        let columns = self.place.columns.len();
+        let most = (MOST_PARAMETERS / columns.max(1)).clamp(1, MOST_ROWS);
+        let mut values = Vec::with_capacity(most.min(batch.len()) * columns);
+        let (mut rows, mut bytes) = (0, 0);
+        for record in batch {
+            let before = values.len();
+            self.place.append(record, &mut values)?;
+            let row: usize = values[before..].iter().map(size).sum();
+            if row > MOST_BYTES {
+                check_size(transaction, row).await?;
+            }
+            if rows == most || rows > 0 && bytes + row > MOST_BYTES {
+                let next = values.split_off(before);
+                self.execute(transaction, rows, mem::replace(&mut values, next)).await.map_err(unwritten)?;
+                (rows, bytes) = (0, 0);
+            }
+            (rows, bytes) = (rows + 1, bytes + row);
+        }
+        self.execute(transaction, rows, values).await.map_err(unwritten)
+    }
+
+    async fn execute(
+        &self,
+        transaction: &mut Transaction<'_>,
+        rows: usize,
+        values: Vec<Value>,
+    ) -> Result<(), mysql_async::Error> {
+        let statement = transaction.prep(self.sql(rows)).await?;
+        transaction.exec_drop(&statement, Params::Positional(values)).await?;
+        // The connection keeps a statement of the size that comes most often, and is spared those of all others.
+        if rows < self.most.fetch_max(rows, Ordering::Relaxed) {
+            transaction.close(statement).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Refuses a record that is larger than the server takes. The server may say so by ending the session, or with an error
+/// that says nothing.
+async fn check_size(transaction: &mut Transaction<'_>, bytes: usize) -> Result<(), WriteError> {
+    let limit: Option<usize> = transaction.query_first("SELECT @@max_allowed_packet").await.map_err(unwritten)?;
+    match limit {
+        Some(limit) if bytes > limit => {
+            let text = format!("a record of {bytes} bytes is more than the max_allowed_packet of {limit}");
+            Err(WriteError::Rejected(Error::new(ErrorKind::Write, text)))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// About how many bytes it takes on the way.
+fn size(value: &Value) -> usize {
+    match value {
+        Value::Bytes(bytes) => bytes.len() + 9,
+        _ => 16,
+    }
+}
+
+impl<T: Parameters> Sink<T> for Insert {
+    type Target = Mysql;
+
+    fn delivery(&self) -> Delivery {
+        self.keys.delivery
+    }
+
+    /// Tried again while the server cannot be reached, is full, starts up or is no primary, and where the batch was rolled
+    /// back for the sake of another transaction. The outcome is unknown where the commit was not confirmed.
+    async fn write(&self, checkout: &mut Checkout<Mysql>, batch: &Batch<T>) -> Result<(), WriteError> {
+        let conn: &mut Conn = checkout;
+        let Some(mut transaction) = self.keys.begin(conn, &self.place, batch.key()).await? else { return Ok(()) };
+        let filled = self.fill(&mut transaction, batch).await;
+        self.keys.end(transaction, filled).await?;
+        self.keys.tidy(conn, &self.place).await;
+        Ok(())
+    }
+}

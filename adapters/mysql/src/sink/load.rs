@@ -1,0 +1,355 @@
+//! Bulk loads.
+
+use std::{
+    mem,
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::{StreamExt as _, stream};
+use mysql_async::{
+    Column, Conn, Error as Failure, Transaction, Value,
+    consts::{ColumnFlags, ColumnType},
+    prelude::Queryable as _,
+};
+use winddown_buffer::{Batch, Delivery, Sink, WriteError};
+use winddown_core::{Checkout, Error, ErrorKind};
+
+use super::{Parameters, Place, code, keys::Keys, rolled_back, unwritten};
+use crate::Mysql;
+
+/// How large the pieces are in which the rows go to the server: each is one packet.
+const PIECE: usize = 1 << 18;
+
+/// The number of the character set of columns that have none.
+const BINARY: u16 = 63;
+
+/// Loads records as rows by `LOAD DATA LOCAL INFILE` from memory, each batch in one transaction: for large batches, quicker
+/// than [`Insert`](super::Insert).
+///
+/// A record is whatever has [`Parameters`]: a tuple with one value for each column, or a type of the application that
+/// implements the trait.
+///
+/// ```
+/// # use winddown_mysql::LoadData;
+/// // for records of the type `(i64, String)`
+/// let audit = LoadData::into("audit", ["id", "what"]);
+/// ```
+///
+/// The server must allow it (`local_infile=ON`, which MySQL does not by default), the user needs `SELECT` on the table,
+/// which is asked for the types of its columns, and texts must be in UTF-8. The table must be of an engine that has
+/// transactions.
+///
+/// Loading makes values fit and leaves out rows that are there already, whatever the SQL mode; a batch for which the server
+/// has warned of any of that is rolled back, and the record is refused. So is a record with a `NULL` for a column that
+/// cannot be null, also where a trigger would replace it.
+///
+/// # Exactly once
+/// As with [`Insert`](super::Insert).
+#[derive(Debug, Clone)]
+pub struct LoadData {
+    place: Place,
+    keys: Keys,
+    /// Known once the server was asked.
+    plan: Arc<OnceLock<Plan>>,
+}
+
+#[derive(Debug)]
+struct Plan {
+    sql: String,
+    columns: Vec<Kind>,
+}
+
+/// What is to be known of a column.
+#[derive(Debug, Clone, Copy)]
+struct Kind {
+    form: Form,
+    is_required: bool,
+}
+
+impl Kind {
+    fn of(column: &Column) -> Self {
+        let flags = column.flags();
+        let is_generated = flags.contains(ColumnFlags::AUTO_INCREMENT_FLAG);
+        let is_required = flags.contains(ColumnFlags::NOT_NULL_FLAG) && !is_generated;
+        Self { form: Form::of(column), is_required }
+    }
+}
+
+/// How the values of a column are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Text,
+    /// In hexadecimal digits: bytes are not to be taken for text.
+    Hex,
+    /// As a number: a text would be taken for its bytes.
+    Bits,
+}
+
+impl Form {
+    fn of(column: &Column) -> Self {
+        use ColumnType::*;
+        match column.column_type() {
+            MYSQL_TYPE_BIT => Self::Bits,
+            MYSQL_TYPE_GEOMETRY | MYSQL_TYPE_VECTOR => Self::Hex,
+            MYSQL_TYPE_TINY_BLOB
+            | MYSQL_TYPE_MEDIUM_BLOB
+            | MYSQL_TYPE_LONG_BLOB
+            | MYSQL_TYPE_BLOB
+            | MYSQL_TYPE_VARCHAR
+            | MYSQL_TYPE_VAR_STRING
+            | MYSQL_TYPE_STRING
+                if column.character_set() == BINARY =>
+            {
+                Self::Hex
+            }
+            _ => Self::Text,
+        }
+    }
+}
+
+impl LoadData {
+    /// Writes into these columns of this table. Names are taken as they are, and quoted.
+    pub fn into(table: impl Into<String>, columns: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        Self { place: Place::new(table, columns), keys: Keys::default(), plan: Arc::default() }
+    }
+
+    /// The table, and that of the keys, are in this database. Defaults to that of the connection.
+    #[must_use]
+    pub fn schema(mut self, schema: impl Into<String>) -> Self {
+        self.place.schema = Some(schema.into());
+        self.plan = Arc::default();
+        self
+    }
+
+    /// What becomes of a batch whose outcome is unknown. Defaults to [`Delivery::ExactlyOnce`]; the others need no table of
+    /// keys.
+    #[must_use]
+    pub fn delivery(mut self, delivery: Delivery) -> Self {
+        self.keys.delivery = delivery;
+        self
+    }
+
+    /// The table that remembers the keys of written batches. Sinks may share it. Defaults to `winddown_batch`.
+    #[must_use]
+    pub fn key_table(mut self, table: impl Into<String>) -> Self {
+        self.keys.table = table.into().into();
+        self
+    }
+
+    /// For how long keys are remembered: a batch that is replayed later may be written twice. Defaults to 7 days.
+    ///
+    /// Older ones are deleted after the first batch, and after every thousandth.
+    #[must_use]
+    pub fn remember(mut self, remember: Duration) -> Self {
+        self.keys.remember = remember;
+        self
+    }
+
+    async fn plan(&self, conn: &mut Conn) -> Result<&Plan, WriteError> {
+        if let Some(plan) = self.plan.get() {
+            return Ok(plan);
+        }
+        let (table, columns) = (self.place.table(), self.place.columns());
+        let select = conn.prep(format!("SELECT {columns} FROM {table}")).await.map_err(unwritten)?;
+        let columns: Vec<_> = select.columns().iter().map(Kind::of).collect();
+        conn.close(select).await.map_err(unwritten)?;
+        Ok(self.plan.get_or_init(|| Plan { sql: self.sql(&columns), columns }))
+    }
+
+    fn sql(&self, kinds: &[Kind]) -> String {
+        let (mut into, mut set) = (Vec::new(), Vec::new());
+        for (index, (column, kind)) in self.place.columns.iter().zip(kinds).enumerate() {
+            let (column, variable) = (super::quoted(column), format!("@winddown_{index}"));
+            let set_by = match kind.form {
+                Form::Text => {
+                    into.push(column);
+                    continue;
+                }
+                Form::Hex => format!("{column} = UNHEX({variable})"),
+                Form::Bits => format!("{column} = CAST({variable} AS UNSIGNED)"),
+            };
+            into.push(variable);
+            set.push(set_by);
+        }
+        let (table, into) = (self.place.table(), into.join(", "));
+        let set = if set.is_empty() { String::new() } else { format!(" SET {}", set.join(", ")) };
+        // In hexadecimal, since what a backslash in quotes means depends on the SQL mode.
+        format!(
+            "LOAD DATA LOCAL INFILE 'winddown' INTO TABLE {table} CHARACTER SET utf8mb4 \
+             FIELDS TERMINATED BY x'09' ESCAPED BY x'5c' LINES TERMINATED BY x'0a' ({into}){set}"
+        )
+    }
+
+    async fn load(&self, transaction: &mut Transaction<'_>, plan: &Plan, records: usize) -> Result<(), WriteError> {
+        transaction.query_drop(&plan.sql).await.map_err(|failure| {
+            if matches!(&failure, Failure::Server(error) if code::LOCAL_NOT_ALLOWED.contains(&error.code)) {
+                let text = "the server does not allow LOAD DATA LOCAL: set local_infile=ON there, or use Insert";
+                return WriteError::Failed(Error::new(ErrorKind::Write, text).with_source(failure));
+            }
+            unwritten(failure)
+        })?;
+        let (loaded, warnings) = (transaction.affected_rows(), usize::from(transaction.get_warnings()));
+        let mut complaint = None;
+        if warnings > 0 {
+            let listed: Vec<(String, u16, String)> = transaction.query("SHOW WARNINGS").await.map_err(unwritten)?;
+            let is_complete = listed.len() >= warnings;
+            complaint = listed.into_iter().find(|(level, ..)| level != "Note").map(|(_, _, text)| text);
+            if !is_complete {
+                complaint = complaint.or_else(|| Some(format!("the server has {warnings} warnings")));
+            }
+        }
+        if complaint.is_none() && loaded == records as u64 {
+            return Ok(());
+        }
+        let text = complaint.unwrap_or_else(|| format!("the server has loaded {loaded} of {records} records"));
+        Err(WriteError::Rejected(rolled_back(text)))
+    }
+
+    fn pieces<T: Parameters>(&self, plan: &Plan, batch: &Batch<T>) -> Result<Vec<Bytes>, WriteError> {
+        let (mut pieces, mut piece, mut row) = (Vec::new(), Vec::new(), Vec::new());
+        for record in batch {
+            row.clear();
+            self.place.append(record, &mut row)?;
+            for (index, (value, kind)) in row.iter().zip(&plan.columns).enumerate() {
+                if kind.is_required && *value == Value::NULL {
+                    // Not left to the server: of a table with triggers MySQL makes an empty value of it, without a warning.
+                    let text = format!("the column {} cannot be null", self.place.columns[index]);
+                    return Err(WriteError::Rejected(Error::new(ErrorKind::Write, text)));
+                }
+                if index > 0 {
+                    piece.push(b'\t');
+                }
+                put(value, kind.form, &mut piece);
+            }
+            piece.push(b'\n');
+            while piece.len() >= PIECE {
+                let rest = piece.split_off(PIECE);
+                pieces.push(mem::replace(&mut piece, rest).into());
+            }
+        }
+        pieces.push(piece.into());
+        Ok(pieces)
+    }
+}
+
+fn put(value: &Value, form: Form, out: &mut Vec<u8>) {
+    let text: Vec<u8>;
+    let bytes = match value {
+        Value::NULL => return out.extend_from_slice(b"\\N"),
+        Value::Bytes(bytes) if form == Form::Bits => {
+            text = number(bytes).into_bytes();
+            &text
+        }
+        Value::Bytes(bytes) => bytes,
+        // A number of this type is sent as one of the other, too.
+        Value::Float(number) => {
+            text = f64::from(*number).to_string().into_bytes();
+            &text
+        }
+        other => {
+            // Dates come in quotes.
+            text = other.as_sql(true).trim_matches('\'').into();
+            &text
+        }
+    };
+    match form {
+        Form::Hex => {
+            const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
+            out.extend(bytes.iter().flat_map(|byte| [byte >> 4, byte & 15].map(|digit| DIGITS[usize::from(digit)])));
+        }
+        Form::Text | Form::Bits => {
+            for &byte in bytes {
+                match byte {
+                    b'\\' => out.extend_from_slice(b"\\\\"),
+                    b'\t' => out.extend_from_slice(b"\\t"),
+                    b'\n' => out.extend_from_slice(b"\\n"),
+                    0 => out.extend_from_slice(b"\\0"),
+                    _ => out.push(byte),
+                }
+            }
+        }
+    }
+}
+
+/// Bits as a number; more than a column can have become one that no column can have.
+fn number(bytes: &[u8]) -> String {
+    let is_zero = |byte: &u8| *byte == 0;
+    let significant = &bytes[bytes.iter().take_while(|byte| is_zero(byte)).count()..];
+    if significant.len() > 8 {
+        return u128::MAX.to_string();
+    }
+    significant.iter().fold(0, |number, byte| number << 8 | u64::from(*byte)).to_string()
+}
+
+impl<T: Parameters> Sink<T> for LoadData {
+    type Target = Mysql;
+
+    fn delivery(&self) -> Delivery {
+        self.keys.delivery
+    }
+
+    /// Tried again, and of unknown outcome, where an insert is.
+    async fn write(&self, checkout: &mut Checkout<Mysql>, batch: &Batch<T>) -> Result<(), WriteError> {
+        let conn: &mut Conn = checkout;
+        let plan = self.plan(conn).await?;
+        let offer = Offer::new(self.pieces(plan, batch)?);
+        offer.make(conn);
+        let written = self.write_offered(conn, plan, batch).await;
+        offer.withdraw(conn).await;
+        written?;
+        self.keys.tidy(conn, &self.place).await;
+        Ok(())
+    }
+}
+
+impl LoadData {
+    async fn write_offered<T: Parameters>(
+        &self,
+        conn: &mut Conn,
+        plan: &Plan,
+        batch: &Batch<T>,
+    ) -> Result<(), WriteError> {
+        let Some(mut transaction) = self.keys.begin(conn, &self.place, batch.key()).await? else { return Ok(()) };
+        let loaded = self.load(&mut transaction, plan, batch.len()).await;
+        self.keys.end(transaction, loaded).await
+    }
+}
+
+/// What the server gets when it asks for the file.
+struct Offer(Arc<Mutex<Option<Vec<Bytes>>>>);
+
+impl Offer {
+    fn new(pieces: Vec<Bytes>) -> Self {
+        Self(Arc::new(Mutex::new(Some(pieces))))
+    }
+
+    fn take(&self) -> Option<Vec<Bytes>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn make(&self, conn: &mut Conn) {
+        let offer = Self(Arc::clone(&self.0));
+        conn.set_infile_handler(async move {
+            let pieces = offer.take().unwrap_or_default();
+            Ok(stream::iter(pieces.into_iter().map(Ok)).boxed())
+        });
+    }
+
+    /// What nobody has asked for is not to be had by the next statement of this kind on the connection.
+    async fn withdraw(&self, conn: &mut Conn) {
+        if self.take().is_some()
+            && let Err(error) = conn.reset().await
+        {
+            tracing::debug!("a connection could not be reset: {error}");
+        }
+    }
+}
+
+/// Whoever gives up on the write takes the records along; the connection, which may be used again, has none then.
+impl Drop for Offer {
+    fn drop(&mut self) {
+        drop(self.take());
+    }
+}
