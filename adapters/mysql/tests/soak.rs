@@ -6,14 +6,26 @@ mod server;
 
 use std::process::ExitCode;
 
-use winddown_core::BoxError;
-use winddown_testkit::{Harness as _, ServerUse, soak};
+use mysql_async::prelude::Queryable as _;
+use winddown_core::{BoxError, Error};
+use winddown_mysql::{Insert, Mysql, mysql_async};
+use winddown_testkit::{
+    Harness as _, ServerUse,
+    buffered::{self, Buffered},
+    soak,
+};
 
 use crate::server::{MariaDb, MySql, Tenancy, Version};
 
 fn main() -> ExitCode {
+    // Both of them speak the same to their server.
+    if let Some(ended) = buffered::program::<Tenancy<MySql>>() {
+        return ended;
+    }
     let mut trials = soak::trials::<Tenancy<MySql>>();
     trials.extend(soak::trials::<Tenancy<MariaDb>>());
+    trials.extend(buffered::trials::<Tenancy<MySql>>());
+    trials.extend(buffered::trials::<Tenancy<MariaDb>>());
     const NAME: &str = "aborted_clients_does_not_rise_by_drains_of_idle_sessions";
     trials.push(soak::trial::<Tenancy<MySql>>(NAME, ServerUse::Own, |server| Box::pin(not_one_is_lost(server))));
     trials.push(soak::trial::<Tenancy<MariaDb>>(NAME, ServerUse::Own, |server| Box::pin(not_one_is_lost(server))));
@@ -30,5 +42,34 @@ async fn not_one_is_lost<V: Version>(server: &Tenancy<V>) -> Result<String, BoxE
     match server.aborted_clients().await? - before {
         0 => Ok(format!("{figures}; Aborted_clients is still {before}")),
         lost => Err(format!("the server counts {lost} more clients that it has lost").into()),
+    }
+}
+
+impl<V: Version> Buffered for Tenancy<V> {
+    type Sink = Insert;
+
+    fn sink(table: &str) -> Insert {
+        Insert::into(table, ["number", "text"])
+    }
+
+    async fn create(&self, table: &str) -> Result<(), BoxError> {
+        self.execute(&format!("CREATE TABLE {}.{table}(number BIGINT, text TEXT)", self.tenant.name)).await
+    }
+
+    async fn numbers(&self, table: &str) -> Result<Vec<i64>, BoxError> {
+        let mut superuser = self.server.superuser().await?;
+        let numbers = superuser.query(format!("SELECT number FROM {}.{table}", self.tenant.name)).await?;
+        superuser.disconnect().await?;
+        Ok(numbers)
+    }
+
+    fn environment(&self) -> Vec<(&'static str, String)> {
+        let (tenant, address) = (&self.tenant, self.address());
+        let (user, password) = (&tenant.name, &tenant.password);
+        vec![(winddown_mysql::URL_VARIABLE, format!("mysql://{user}:{password}@{address}/{user}"))]
+    }
+
+    fn from_env() -> Result<Mysql, Error> {
+        Mysql::from_env()
     }
 }
