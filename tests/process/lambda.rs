@@ -1,11 +1,13 @@
 //! Functions under the simulator, and under AWS's own emulator.
 
 use std::{
-    env, fs,
+    env,
+    ffi::OsStr,
+    fs,
     io::{BufRead, BufReader, Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     path::PathBuf,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -44,15 +46,17 @@ cases![
     the_example_with_postgresql_says_how_its_database_cannot_be_reached,
     four_backends_in_one_function_say_goodbye_at_once,
     a_function_is_drained_under_awss_own_emulator,
+    a_function_flushes_after_its_response_under_awss_own_emulator,
 ];
 
-/// Leaves out the case that needs a file from outside.
+/// Leaves out the cases that need a file from outside.
 const SKIP_EMULATOR: &str = "WINDDOWN_SKIP_RIE";
 
 /// Why a case is to be left out, where somebody has asked for that.
 pub(crate) fn left_out(case: &str) -> Option<String> {
     match case {
-        "a_function_is_drained_under_awss_own_emulator" => {
+        "a_function_is_drained_under_awss_own_emulator"
+        | "a_function_flushes_after_its_response_under_awss_own_emulator" => {
             env::var_os(SKIP_EMULATOR).map(|_| format!("{SKIP_EMULATOR} is set"))
         }
         "the_example_with_postgresql_keeps_its_promise" | "four_backends_in_one_function_say_goodbye_at_once" => {
@@ -411,7 +415,7 @@ fn emulator() -> PathBuf {
         return path.into();
     }
     let output = Command::new(env!("CARGO")).args(["xtask", "rie"]).stderr(Stdio::inherit()).output().unwrap();
-    assert!(output.status.success(), "`cargo xtask rie` failed; set {SKIP_EMULATOR} to leave this test out");
+    assert!(output.status.success(), "`cargo xtask rie` failed; set {SKIP_EMULATOR} to leave these tests out");
     String::from_utf8(output.stdout).unwrap().trim().into()
 }
 
@@ -439,39 +443,77 @@ fn lines(stream: impl Read + Send + 'static) -> thread::JoinHandle<Vec<String>> 
     thread::spawn(move || BufReader::new(stream).lines().map_while(Result::ok).collect())
 }
 
-fn a_function_is_drained_under_awss_own_emulator() {
-    let (front, api) = (free_port(), free_port());
-    let mut emulator = Command::new(emulator())
-        .args(["--runtime-interface-emulator-address", &front.to_string()])
-        .args(["--runtime-api-address", &api.to_string()])
-        .arg(env::current_exe().unwrap())
-        .env(ROLE, "lambda")
-        .env("AWS_LAMBDA_FUNCTION_NAME", "function")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let pid = Pid::from_child(&emulator);
-    // The function's output is mixed into the emulator's own, on whichever of the two.
-    let streams = [lines(emulator.stdout.take().unwrap()), lines(emulator.stderr.take().unwrap())];
+/// A function under AWS's own emulator.
+struct Emulated {
+    emulator: Child,
+    front: SocketAddr,
+    /// The function's output is mixed into the emulator's own, on whichever of the two.
+    streams: [thread::JoinHandle<Vec<String>>; 2],
+}
 
-    let patience = Instant::now() + Duration::from_secs(30);
-    let answer = loop {
-        match invoke(front, &json!({ "number": 7 })) {
-            Some(answer) => break answer,
-            None => assert!(Instant::now() < patience, "the emulator does not listen"),
+impl Emulated {
+    fn start(program: &str, variables: &[(&str, &OsStr)]) -> Self {
+        let (front, api) = (free_port(), free_port());
+        let mut emulator = Command::new(emulator())
+            .args(["--runtime-interface-emulator-address", &front.to_string()])
+            .args(["--runtime-api-address", &api.to_string()])
+            .arg(env::current_exe().unwrap())
+            .env(ROLE, program)
+            .env("AWS_LAMBDA_FUNCTION_NAME", "function")
+            .envs(variables.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let streams = [lines(emulator.stdout.take().unwrap()), lines(emulator.stderr.take().unwrap())];
+        Self { emulator, front, streams }
+    }
+
+    fn invoke(&self, event: &Value) -> String {
+        let patience = Instant::now() + Duration::from_secs(30);
+        loop {
+            match invoke(self.front, event) {
+                Some(answer) => return answer,
+                None => assert!(Instant::now() < patience, "the emulator does not listen"),
+            }
+            thread::yield_now();
         }
-        thread::yield_now();
-    };
+    }
+
+    /// Tells the emulator to stop, and returns the function's report.
+    fn stop(mut self) -> Report {
+        let began = Instant::now();
+        kill_process(Pid::from_child(&self.emulator), Signal::TERM).unwrap();
+        self.emulator.wait().unwrap();
+        let took = began.elapsed();
+        let lines = self.streams.map(|stream| stream.join().unwrap()).concat();
+        assert!(took < Duration::from_secs(10), "{took:?}");
+        lines.iter().find_map(|line| child::report(line)).unwrap_or_else(|| panic!("no report in {lines:#?}"))
+    }
+}
+
+fn a_function_is_drained_under_awss_own_emulator() {
+    let function = Emulated::start("lambda", &[]);
+    let answer = function.invoke(&json!({ "number": 7 }));
     assert!(answer.contains(r#"{"number":7}"#), "{answer}");
-    let began = Instant::now();
-    kill_process(pid, Signal::TERM).unwrap();
-    emulator.wait().unwrap();
-    let took = began.elapsed();
-    let lines = streams.map(|stream| stream.join().unwrap()).concat();
-    let report = lines.iter().find_map(|line| child::report(line)).unwrap_or_else(|| panic!("no report in {lines:#?}"));
+    let report = function.stop();
     assert!(report.is_clean(), "{report}");
     assert_eq!(report.resource("db").map(|db| db.outcome), Some(Outcome::Drained));
-    assert!(took < Duration::from_secs(10), "{took:?}");
+}
+
+fn a_function_flushes_after_its_response_under_awss_own_emulator() {
+    let database = Database::new();
+    let path = database.path();
+    let variables = [("FLUSH", OsStr::new("after the response")), ("SQLITE_PATH", path.as_os_str())];
+    let function = Emulated::start("flushing", &variables);
+    for number in 1..=3 {
+        let answer = function.invoke(&json!({ "number": number }));
+        assert!(answer.contains(&format!(r#"{{"number":{number}}}"#)), "{answer}");
+        // The next invocation begins when the flush of the one before is over.
+        assert!(database.rows() + 1 >= number);
+    }
+    let report = function.stop();
+    assert!(report.is_clean(), "{report}");
+    assert_eq!(database.rows(), 3);
 }
