@@ -17,7 +17,7 @@ use winddown_core::{BoxError, Capabilities, Drain, Error, ErrorKind, Resource};
 
 use crate::aside::{Aside, watched};
 
-/// What [`tracing_appender::non_blocking`] does, with a resource in place of the guard that has to be kept: lines are
+/// What [`tracing_appender::non_blocking()`] does, with a resource in place of the guard that has to be kept: lines are
 /// written on a thread of their own, and when everything else has been drained that thread writes the rest.
 ///
 /// ```
@@ -95,7 +95,7 @@ struct Written {
 }
 
 impl Appender {
-    /// A writer that the application has built: [`tracing_appender::non_blocking`] returns its guard.
+    /// A writer that the application has built: [`tracing_appender::non_blocking()`] returns its guard.
     ///
     /// Whether everything was written cannot be seen then: the report says so, and calls it failed where the guard gave
     /// up after its 1 s. [`Lifecycle::flush`](winddown_core::Lifecycle::flush) does nothing.
