@@ -187,6 +187,10 @@ impl<R: Resource> Resource for Directed<R> {
         self.resource.depends_on()
     }
 
+    fn drains_last(&self) -> bool {
+        self.resource.drains_last()
+    }
+
     fn ledger(&self) -> Option<Arc<Ledger>> {
         self.resource.ledger()
     }
