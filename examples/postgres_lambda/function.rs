@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use winddown::{
     Error, Lifecycle, ShutdownGuard,
     buffer::{BatchWriter, Push},
-    lambda::{LambdaEvent, lambda_runtime, run, service_fn},
+    lambda::{Flush, Function, LambdaEvent, lambda_runtime, service_fn},
     postgres::{Copy, Postgres},
 };
 
@@ -14,9 +14,11 @@ type Audit = ShutdownGuard<BatchWriter<(i64, String), Copy>>;
 pub(crate) async fn main() -> Result<(), Error> {
     let lifecycle = Lifecycle::detect()?;
     let db = lifecycle.guard(Postgres::from_env()?);
-    let audit = BatchWriter::new(&db, Copy::into("audit", ["invocation", "what"])).name("audit");
-    let audit = lifecycle.guard(audit);
-    run(lifecycle, service_fn(|event| handler(&db, &audit, event))).await
+    let copy = Copy::into("audit", ["invocation", "what"]);
+    let audit = lifecycle.guard(BatchWriter::new(&db, copy).name("audit"));
+    // Carried over, so that records are still buffered at SIGTERM. By default they are written before each response.
+    let function = Function::new(lifecycle).flush(Flush::OnDrain);
+    function.run(service_fn(|event| handler(&db, &audit, event))).await
 }
 
 async fn handler(

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use winddown::{
     Error, Lifecycle, ShutdownGuard,
     buffer::{BatchWriter, Push},
-    lambda::{LambdaEvent, lambda_runtime, run, service_fn},
+    lambda::{Flush, Function, LambdaEvent, lambda_runtime, service_fn},
     sqlite::{Insert, Sqlite},
 };
 
@@ -16,7 +16,9 @@ pub(crate) async fn main() -> Result<(), Error> {
     let db = lifecycle.guard(Sqlite::from_env()?);
     let insert = Insert::into("audit", ["invocation", "what"]);
     let audit = lifecycle.guard(BatchWriter::new(&db, insert).name("audit"));
-    run(lifecycle, service_fn(|event| handler(&audit, event))).await
+    // Carried over, so that records are still buffered at SIGTERM. By default they are written before each response.
+    let function = Function::new(lifecycle).flush(Flush::OnDrain);
+    function.run(service_fn(|event| handler(&audit, event))).await
 }
 
 async fn handler(audit: &Audit, event: LambdaEvent<Value>) -> Result<Value, lambda_runtime::Error> {

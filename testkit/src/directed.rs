@@ -170,10 +170,6 @@ impl<R: Resource> Resource for Directed<R> {
         self.resource.capabilities()
     }
 
-    fn drains_last(&self) -> bool {
-        self.resource.drains_last()
-    }
-
     fn round_trip(&self, pool: &R::Pool) -> Option<Duration> {
         self.resource.round_trip(pool)
     }
