@@ -123,6 +123,7 @@ fn main() -> ExitCode {
             a_table_that_was_altered_is_written_to_again
             a_batch_takes_few_round_trips
             both_write_through_a_pooler_of_transactions
+            the_records_that_the_table_refuses_are_found_and_the_others_are_written
             everything_that_was_accepted_is_in_the_table_after_the_drain;
     });
     trials::run(trials, || async {

@@ -3,6 +3,7 @@
 use std::{
     iter,
     pin::pin,
+    sync::{Arc, Mutex},
     time::{Duration, SystemTime},
 };
 
@@ -719,6 +720,37 @@ pub(crate) async fn both_write_through_a_pooler_of_transactions() {
     assert_eq!(count.get::<_, i64>(0), 6000);
     assert!(lifecycle.drain().await.is_clean());
     bouncer.end().await.unwrap();
+}
+
+pub(crate) async fn the_records_that_the_table_refuses_are_found_and_the_others_are_written() {
+    for sink in audit() {
+        let scene = Scene::new().await;
+        let rejected = Arc::new(Mutex::new(Vec::new()));
+        let told = Arc::clone(&rejected);
+        let writer =
+            BatchWriter::new(&scene.db, sink.clone()).batch_size(100).in_flight(3).max_age(Duration::MAX).on_rejected(
+                move |(id, _): &Record, error| {
+                    assert_is(error, &SqlState::CHARACTER_NOT_IN_REPERTOIRE);
+                    told.lock().unwrap().push(*id);
+                },
+            );
+        let buffer = scene.lifecycle.guard(writer);
+        let poisonous = [17, 18, 150, 299];
+        for id in 0..450 {
+            let what = if poisonous.contains(&id) { "nul \0".to_owned() } else { record(id).1 };
+            buffer.push((id, what)).await.unwrap();
+        }
+        let report = scene.lifecycle.drain().await;
+        let records = report.resource("db-buffer").unwrap().records.unwrap();
+        assert_eq!((records.accepted, records.written, records.lost, records.in_doubt), (450, 446, 4, 0), "{report}");
+        rejected.lock().unwrap().sort();
+        assert_eq!(*rejected.lock().unwrap(), poisonous, "{sink:?}");
+        let mut written = scene.audit().await;
+        written.sort();
+        assert_eq!(written, (0..450).filter(|id| !poisonous.contains(id)).map(record).collect::<Vec<_>>());
+        assert_nothing_left(&scene.server).await;
+        scene.server.end().await.unwrap();
+    }
 }
 
 pub(crate) async fn everything_that_was_accepted_is_in_the_table_after_the_drain() {
