@@ -7,8 +7,7 @@ use std::{
 
 use deadpool_postgres::Client;
 use tokio_postgres::{Statement, error::SqlState, types::Type};
-use uuid::Uuid;
-use winddown_buffer::{BatchKey, Delivery, WriteError};
+use winddown_buffer::{BatchKey, Delivery, WriteError, uuid::Uuid};
 use winddown_core::{Error, ErrorKind};
 
 use super::{Table, forget_statement, without_records, write_error};

@@ -7,8 +7,7 @@ use tokio_postgres::{
     Client, Statement,
     error::{Severity, SqlState},
 };
-use uuid::Uuid;
-use winddown_buffer::{BatchKey, WriteError};
+use winddown_buffer::{BatchKey, WriteError, uuid::Uuid};
 use winddown_core::{Error, ErrorKind};
 
 use super::{without_records, write_error};

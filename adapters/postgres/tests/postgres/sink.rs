@@ -9,7 +9,7 @@ use std::{
 
 use futures_util::future::try_join_all;
 use tokio::join;
-use winddown_buffer::{Batch, BatchKey, BatchWriter, Delivery, Push as _, Sink, WriteError};
+use winddown_buffer::{Batch, BatchKey, BatchWriter, Delivery, Push as _, Sink, WriteError, uuid::Uuid};
 use winddown_core::{Checkout, Error, ErrorKind, Lifecycle, ShutdownGuard};
 use winddown_postgres::{
     Copy, Insert, Parameters, Postgres,
@@ -481,7 +481,7 @@ struct Wide {
     bytes: Vec<u8>,
     at: SystemTime,
     tags: Vec<Option<String>>,
-    key: uuid::Uuid,
+    key: Uuid,
     nothing: Option<i32>,
     word: String,
     fixed: String,
@@ -563,7 +563,7 @@ pub(crate) async fn the_table_of_keys_is_made_if_it_is_missing_or_the_error_says
 
 pub(crate) async fn old_keys_are_deleted_behind_a_batch() {
     let day = Duration::from_secs(24 * 60 * 60);
-    let ago = |time| uuid::Uuid::from(BatchKey::first_at(SystemTime::now() - time));
+    let ago = |time| Uuid::from(BatchKey::first_at(SystemTime::now() - time));
     for sink in audit() {
         let scene = Scene::new().await;
         // Makes the table, and is done with old keys for an hour.
