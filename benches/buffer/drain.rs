@@ -1,0 +1,54 @@
+//! A drain that finds 10 000 records in the buffer.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use tokio::runtime::Builder;
+use winddown::{
+    Lifecycle,
+    buffer::{BatchWriter, Push},
+    postgres::{Config, Copy, Postgres},
+};
+
+use crate::{Size, median, records};
+
+const BUDGET: Duration = Duration::from_millis(300);
+const RECORDS: usize = 10_000;
+
+pub(crate) async fn run(size: &Size, url: &str, print: impl Fn(String)) -> Result<()> {
+    let mut took = Vec::new();
+    for _ in 0..size.rounds {
+        let url = url.to_owned();
+        // A function has one thread.
+        took.push(tokio::task::spawn_blocking(move || drain(&url)).await??);
+    }
+    let (longest, took) = (took.iter().copied().max().context("there is a round")?, median(took));
+    let share = |time: Duration| 100.0 * time.as_secs_f64() / BUDGET.as_secs_f64();
+    print(format!(
+        "drain: {RECORDS} buffered records are at PostgreSQL, and its sessions closed, after {took:.1?}: {:.0} % of {BUDGET:?}; \
+         {:.0} % at the most (target: within it)",
+        share(took),
+        share(longest)
+    ));
+    Ok(())
+}
+
+fn drain(url: &str) -> Result<Duration> {
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let lifecycle = Lifecycle::builder().signals(false).budget(BUDGET).build()?;
+    runtime.block_on(async {
+        let db = lifecycle.guard(Postgres::new(url.parse::<Config>()?));
+        let buffer = lifecycle.guard(BatchWriter::new(&db, Copy::into("audit", ["id", "what"])));
+        lifecycle.init().await?;
+        for record in records(RECORDS) {
+            // Nothing is written before the drain: this thread does not wait.
+            buffer.try_push(record)?;
+        }
+        let began = Instant::now();
+        let report = lifecycle.drain().await;
+        let took = began.elapsed();
+        let counts = report.resource("postgres-buffer").and_then(|row| row.records).context("it was registered")?;
+        ensure!(report.is_clean() && counts.written == RECORDS as u64, "{report}");
+        Ok(took)
+    })
+}

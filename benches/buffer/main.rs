@@ -1,0 +1,97 @@
+//! What does the buffer cost, and what does it gain?
+//!
+//! All targets are printed next to what was measured, in one run of `cargo xtask bench buffer`:
+//! - PostgreSQL: a `BatchWriter` with `Copy` against one bare `COPY` of the same rows by the driver (at least 0.9 of its
+//!   throughput), and against inserts of one row each (at least 20 times theirs);
+//! - MySQL: a `BatchWriter` with `Insert` against a hand-written `INSERT` of many rows (at least 0.9);
+//! - `push` on one thread: at most 150 ns for each record, and no allocation but the record's own;
+//! - memory: at most 1.1 times the stated bound, while the target is slow;
+//! - a drain of 10 000 records to PostgreSQL: within Lambda's 300 ms.
+
+mod drain;
+mod memory;
+mod postgres;
+mod push;
+
+use std::{
+    env,
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+use tokio::runtime::Builder;
+use winddown::{Lifecycle, Resource, ShutdownGuard, buffer::Push};
+use winddown_testkit::containers::{self, Setup};
+
+/// Some 60 bytes at the server.
+type Record = (i64, String);
+
+/// How much is measured.
+struct Size {
+    rounds: usize,
+    rows: usize,
+    /// Of inserts of one row each.
+    single: usize,
+    pushes: usize,
+    memory: usize,
+}
+
+const FULL: Size = Size { rounds: 7, rows: 400_000, single: 5_000, pushes: 2_000_000, memory: 10_000_000 };
+
+/// Somebody only wants to know whether it runs.
+const LEAST: Size = Size { rounds: 1, rows: 5_000, single: 50, pushes: 50_000, memory: 100_000 };
+
+fn main() -> Result<()> {
+    let measured = env::args().any(|argument| argument == "--bench");
+    let size = if measured { FULL } else { LEAST };
+    // What is printed without a measurement is no figure.
+    let print = |line: String| {
+        if measured {
+            println!("{line}");
+        }
+    };
+    push::run(&size, print)?;
+    memory::run(&size, print)?;
+    if let Some(reason) = containers::skipped() {
+        println!("left out: {reason}");
+        return Ok(());
+    }
+    let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async {
+        let container = Setup::postgres("17").env("POSTGRES_HOST_AUTH_METHOD", "trust").start().await?;
+        let url = format!("postgres://postgres@{}/postgres?sslmode=disable", container.address(5432));
+        postgres::run(&size, &url, print).await?;
+        drain::run(&size, &url, print).await?;
+        container.remove().await
+    })
+}
+
+fn lifecycle() -> Result<Lifecycle> {
+    Ok(Lifecycle::builder().signals(false).budget(Duration::from_secs(60)).build()?)
+}
+
+fn records(count: usize) -> Vec<Record> {
+    (0..count as i64).map(|id| (id, format!("user {id} has looked at page {}", id % 977))).collect()
+}
+
+/// From the first push until all is at the target.
+async fn write<R: Resource>(buffer: &ShutdownGuard<R>, records: Vec<Record>) -> Result<Duration>
+where
+    ShutdownGuard<R>: Push<Record>,
+{
+    let began = Instant::now();
+    for record in records {
+        buffer.push(record).await?;
+    }
+    buffer.flush().await?;
+    Ok(began.elapsed())
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort_unstable();
+    times[times.len() / 2]
+}
+
+fn per_second(count: usize, took: Duration) -> f64 {
+    count as f64 / took.as_secs_f64()
+}

@@ -1,0 +1,88 @@
+//! `Copy` behind a buffer, bare `COPY`, and inserts of one row each, in turns.
+
+use std::{
+    pin::pin,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, ensure};
+use winddown::{
+    buffer::BatchWriter,
+    postgres::{
+        Config, Copy, Postgres,
+        tokio_postgres::{self, Client, NoTls, binary_copy::BinaryCopyInWriter, types::Type},
+    },
+};
+
+use crate::{Record, Size, lifecycle, median, per_second, records, write};
+
+/// Two batches are written while a third is collected.
+const IN_FLIGHT: usize = 2;
+const BATCH: usize = 5_000;
+
+pub(crate) async fn run(size: &Size, url: &str, print: impl Fn(String)) -> Result<()> {
+    let (client, connection) = tokio_postgres::connect(url, NoTls).await?;
+    tokio::spawn(connection);
+    client.batch_execute("CREATE TABLE audit(id int8, what text)").await?;
+    let lifecycle = lifecycle()?;
+    let db = lifecycle.guard(Postgres::new(url.parse::<Config>()?));
+    let sink = Copy::into("audit", ["id", "what"]);
+    let buffer = lifecycle.guard(BatchWriter::new(&db, sink).batch_size(BATCH).in_flight(IN_FLIGHT));
+    // Opens its sessions, prepares, and makes the table of keys.
+    write(&buffer, records(2 * BATCH * IN_FLIGHT)).await?;
+
+    let all = records(size.rows);
+    let (mut ours, mut bare, mut single) = (Vec::new(), Vec::new(), Vec::new());
+    for round in 0..size.rounds {
+        // Who comes first has the emptier server: each does so half of the time.
+        for turn in 0..2 {
+            empty(&client).await?;
+            if (round + turn) % 2 == 0 {
+                ours.push(write(&buffer, all.clone()).await?);
+            } else {
+                bare.push(copy(&client, &all).await?);
+            }
+            let rows: i64 = client.query_one("SELECT count(*) FROM audit", &[]).await?.get(0);
+            ensure!(rows == size.rows as i64, "{rows} rows are there");
+        }
+        single.push(insert(&client, &all[..size.single]).await?);
+    }
+    let report = lifecycle.drain().await;
+    ensure!(report.is_clean(), "{report}");
+
+    let (ours, bare) = (per_second(size.rows, median(ours)), per_second(size.rows, median(bare)));
+    let single = per_second(size.single, median(single));
+    print(format!(
+        "postgres: {ours:.0} rows/s through the buffer with COPY ({BATCH} a batch, {IN_FLIGHT} in flight), {bare:.0} by one \
+         bare COPY, {single:.0} by inserts of one row"
+    ));
+    print(format!("postgres: {:.2} of a bare COPY (target: at least 0.90)", ours / bare));
+    print(format!("postgres: {:.0} times inserts of one row (target: at least 20)", ours / single));
+    Ok(())
+}
+
+async fn empty(client: &Client) -> Result<()> {
+    // What the rows before have left to do at the server must not be measured.
+    client.batch_execute("TRUNCATE audit").await?;
+    Ok(client.batch_execute("CHECKPOINT").await?)
+}
+
+async fn copy(client: &Client, records: &[Record]) -> Result<Duration> {
+    let began = Instant::now();
+    let sink = client.copy_in("COPY audit (id, what) FROM STDIN (FORMAT binary)").await?;
+    let mut writer = pin!(BinaryCopyInWriter::new(sink, &[Type::INT8, Type::TEXT]));
+    for (id, what) in records {
+        writer.as_mut().write(&[id, what]).await?;
+    }
+    writer.finish().await?;
+    Ok(began.elapsed())
+}
+
+async fn insert(client: &Client, records: &[Record]) -> Result<Duration> {
+    let statement = client.prepare("INSERT INTO audit (id, what) VALUES ($1, $2)").await?;
+    let began = Instant::now();
+    for (id, what) in records {
+        client.execute(&statement, &[id, what]).await?;
+    }
+    Ok(began.elapsed())
+}
