@@ -1,6 +1,6 @@
 //! Batches as `INSERT` statements.
 
-use std::time::Duration;
+use std::{future::ready, time::Duration};
 
 use futures_util::future::try_join_all;
 use winddown_buffer::{Batch, Delivery, Sink, WriteError};
@@ -79,8 +79,8 @@ impl<T: Parameters> Sink<T> for Insert {
         }
         let sizes = self.table.sizes(batch.len());
         let statements = try_join_all(sizes.map(|rows| client.prepare_cached(self.table.insert(rows))));
-        let (key, statements) = tokio::join!(self.keys.prepare(client, &self.table), statements);
-        let (key, statements) = (key?, statements.map_err(without_records)?);
+        let prepared = tokio::join!(self.keys.prepare(client, &self.table, batch.key()), statements);
+        let (key, statements) = (prepared.0?, prepared.1.map_err(without_records)?);
 
         let mut rest = &values[..];
         let inserts = statements.iter().map(|statement| {
@@ -89,14 +89,11 @@ impl<T: Parameters> Sink<T> for Insert {
             client.execute(statement, values)
         });
         let inserts = try_join_all(inserts);
-        let rows = async { inserts.await.map(drop).map_err(write_error) };
-        let key = key.map(|statement| (statement, batch.key()));
-        let begun = Transaction::begin(client, key, rows).await;
-        let begun = begun.inspect_err(|error| self.keys.look_again(error, client, &self.table));
-        if let Some(transaction) = begun? {
-            transaction.commit().await?;
-            self.keys.forget(client, &self.table).await;
-        }
-        Ok(())
+        let written = async {
+            let (transaction, inserted) = Transaction::begin(client, inserts).await?;
+            inserted.map_err(write_error)?;
+            transaction.commit(ready(Ok(0)), key.clone()).await
+        };
+        self.keys.settle(written.await, client, &self.table, key).await
     }
 }

@@ -10,7 +10,11 @@ use tokio_postgres::{Statement, error::SqlState, types::Type};
 use winddown_buffer::{BatchKey, Delivery, WriteError, uuid::Uuid};
 use winddown_core::{Error, ErrorKind};
 
-use super::{Table, forget_statement, without_records, write_error};
+use super::{
+    Table, forget_statement,
+    transaction::{Key, is_written},
+    without_records, write_error,
+};
 
 /// The keys of a sink's batches.
 #[derive(Debug, Clone)]
@@ -34,15 +38,25 @@ impl Default for Keys {
 }
 
 impl Keys {
-    /// The statement that writes a key, if keys are written. Makes the table if it is missing.
-    pub(super) async fn prepare(&self, client: &Client, table: &Table) -> Result<Option<Statement>, WriteError> {
+    /// How this key is written, if keys are. Makes the table if it is missing.
+    pub(super) async fn prepare(
+        &self,
+        client: &Client,
+        table: &Table,
+        key: BatchKey,
+    ) -> Result<Option<Key>, WriteError> {
         if self.delivery != Delivery::ExactlyOnce {
             return Ok(None);
         }
+        let statement = self.statement(client, table).await?;
+        Ok(Some(Key { statement, key }))
+    }
+
+    async fn statement(&self, client: &Client, table: &Table) -> Result<Statement, WriteError> {
         let insert = self.insert(table);
         match client.prepare_cached(&insert).await {
             Err(error) if error.code() == Some(&SqlState::UNDEFINED_TABLE) => {}
-            prepared => return prepared.map(Some).map_err(without_records),
+            prepared => return prepared.map_err(without_records),
         }
         let create = format!(
             "CREATE TABLE IF NOT EXISTS {} (key uuid PRIMARY KEY, written_at timestamptz NOT NULL DEFAULT now())",
@@ -55,14 +69,25 @@ impl Keys {
             }
             _ => {}
         }
-        client.prepare_cached(&insert).await.map(Some).map_err(without_records)
+        client.prepare_cached(&insert).await.map_err(without_records)
     }
 
-    /// Looks for the table anew before the next batch if this batch met with trouble that passes: it may have been dropped.
-    pub(super) fn look_again(&self, error: &WriteError, client: &Client, table: &Table) {
-        if matches!(error, WriteError::Retry(_)) {
-            forget_statement(client, &self.insert(table));
+    /// What follows from how a batch was written.
+    pub(super) async fn settle(
+        &self,
+        written: Result<(), WriteError>,
+        client: &Client,
+        table: &Table,
+        key: Option<Key>,
+    ) -> Result<(), WriteError> {
+        match (&written, key) {
+            (Ok(()), Some(_)) => self.forget(client, table).await,
+            (Err(WriteError::Rejected(_)), Some(key)) if is_written(client, &key).await? => return Ok(()),
+            // The table may have been dropped.
+            (Err(WriteError::Retry(_)), Some(_)) => forget_statement(client, &self.insert(table)),
+            _ => {}
         }
+        written
     }
 
     fn insert(&self, table: &Table) -> String {
@@ -70,8 +95,8 @@ impl Keys {
     }
 
     /// Deletes old keys if that is due. What becomes of it is no batch's business.
-    pub(super) async fn forget(&self, client: &Client, table: &Table) {
-        if self.delivery != Delivery::ExactlyOnce || !self.is_due() {
+    async fn forget(&self, client: &Client, table: &Table) {
+        if !self.is_due() {
             return;
         }
         let Some(time) = SystemTime::now().checked_sub(self.remember) else { return };

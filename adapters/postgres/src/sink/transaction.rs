@@ -12,6 +12,13 @@ use winddown_core::{Error, ErrorKind};
 
 use super::{without_records, write_error};
 
+/// A batch's key, and the statement that writes it.
+#[derive(Clone)]
+pub(super) struct Key {
+    pub(super) statement: Statement,
+    pub(super) key: BatchKey,
+}
+
 /// What is open on a connection. Dropped before it is committed, it is rolled back.
 pub(super) struct Transaction<'a> {
     client: &'a Client,
@@ -19,64 +26,45 @@ pub(super) struct Transaction<'a> {
 }
 
 impl<'a> Transaction<'a> {
-    /// Begins with the batch's key, and with what `rows` sends; nobody waits for an answer before all of it is on its way.
-    /// Returns nothing if the table of keys has the key: this batch is written.
-    pub(super) async fn begin(
-        client: &'a Client,
-        key: Option<(Statement, BatchKey)>,
-        rows: impl Future<Output = Result<(), WriteError>>,
-    ) -> Result<Option<Self>, WriteError> {
+    /// Begins, with what `first` sends right behind, and returns what came of that.
+    pub(super) async fn begin<T>(client: &'a Client, first: impl Future<Output = T>) -> Result<(Self, T), WriteError> {
         let transaction = Self { client, over: false };
-        let key = async {
-            let Some((statement, key)) = key else { return Ok(0) };
-            client.execute(&statement, &[&Uuid::from(key)]).await
-        };
-        // In this order, each is sent when it is polled first.
-        let (begun, key, rows) = tokio::join!(biased; client.batch_execute("BEGIN"), key, rows);
+        // In this order: each is sent when it is polled first.
+        let (begun, first) = tokio::join!(biased; client.batch_execute("BEGIN"), first);
         begun.map_err(without_records)?;
-        match key {
-            Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => return Ok(None),
+        Ok((transaction, first))
+    }
+
+    /// Commits behind `last` and the batch's key, without waiting for the answers to them in between. What was written
+    /// before, says the table of keys, is rolled back, and that is as good.
+    pub(super) async fn commit(
+        mut self,
+        last: impl Future<Output = Result<u64, tokio_postgres::Error>>,
+        key: Option<Key>,
+    ) -> Result<(), WriteError> {
+        if self.client.is_closed() {
+            let text = "the connection broke before the commit";
+            return Err(WriteError::Retry(Error::new(ErrorKind::Write, text).retryable()));
+        }
+        let remember = remember(self.client, key.as_ref());
+        let (last, remembered, committed) = tokio::join!(biased; last, remember, self.client.batch_execute("COMMIT"));
+        self.over = true;
+        last.map_err(not_committed)?;
+        match remembered {
+            Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => return Ok(()),
             // It was there when the statement was prepared.
             Err(error) if error.code() == Some(&SqlState::UNDEFINED_TABLE) => {
                 return Err(WriteError::Retry(Error::from(write_error(error)).retryable()));
             }
-            key => key.map_err(without_records)?,
+            remembered => remembered.map_err(not_committed)?,
         };
-        rows?;
-        Ok(Some(transaction))
+        committed.map_err(not_committed)
     }
 
     /// Leaves it to the end of the connection, which may carry nothing more.
     pub(super) fn abandon(mut self) {
         self.over = true;
     }
-
-    /// Commits.
-    pub(super) async fn commit(mut self) -> Result<(), WriteError> {
-        if self.client.is_closed() {
-            let text = "the connection broke before the commit";
-            return Err(WriteError::Retry(Error::new(ErrorKind::Write, text).retryable()));
-        }
-        let committed = self.client.batch_execute("COMMIT").await;
-        self.over = true;
-        committed.map_err(|source| {
-            if is_rolled_back(&source) {
-                return write_error(source);
-            }
-            let text = "the connection broke during the commit: whether the batch was written is not known";
-            WriteError::Unknown(Error::new(ErrorKind::Write, text).with_source(source))
-        })
-    }
-}
-
-/// Whether the server has answered, and itself: the last words of a session that ends, and those of a pooler that has lost
-/// the server, say nothing of the commit.
-fn is_rolled_back(error: &tokio_postgres::Error) -> bool {
-    error.as_db_error().is_some_and(|error| {
-        let unknown =
-            error.code().code().starts_with("08") || *error.code() == SqlState::T_R_STATEMENT_COMPLETION_UNKNOWN;
-        error.parsed_severity() == Some(Severity::Error) && !unknown
-    })
 }
 
 impl Drop for Transaction<'_> {
@@ -86,4 +74,33 @@ impl Drop for Transaction<'_> {
             let _ = self.client.batch_execute("ROLLBACK").now_or_never();
         }
     }
+}
+
+/// Whether the batch is written: then its rows may be refused for being there.
+pub(super) async fn is_written(client: &Client, key: &Key) -> Result<bool, WriteError> {
+    let (_rolled_back, remembered) = Transaction::begin(client, remember(client, Some(key))).await?;
+    match remembered {
+        Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => Ok(true),
+        remembered => remembered.map(|_| false).map_err(without_records),
+    }
+}
+
+async fn remember(client: &Client, key: Option<&Key>) -> Result<u64, tokio_postgres::Error> {
+    let Some(Key { statement, key }) = key else { return Ok(0) };
+    client.execute(statement, &[&Uuid::from(*key)]).await
+}
+
+/// What an error says once a commit was sent.
+fn not_committed(source: tokio_postgres::Error) -> WriteError {
+    // The last words of a session that ends, and those of a pooler that has lost the server, say nothing of the commit.
+    let is_rolled_back = source.as_db_error().is_some_and(|error| {
+        let is_unknown =
+            error.code().code().starts_with("08") || *error.code() == SqlState::T_R_STATEMENT_COMPLETION_UNKNOWN;
+        error.parsed_severity() == Some(Severity::Error) && !is_unknown
+    });
+    if is_rolled_back {
+        return write_error(source);
+    }
+    let text = "the connection broke during the commit: whether the batch was written is not known";
+    WriteError::Unknown(Error::new(ErrorKind::Write, text).with_source(source))
 }
