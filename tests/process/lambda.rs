@@ -481,6 +481,13 @@ impl Emulated {
         }
     }
 
+    /// Ends the emulator, and returns what was printed.
+    fn kill(mut self) -> Vec<String> {
+        self.emulator.kill().unwrap();
+        self.emulator.wait().unwrap();
+        self.streams.map(|stream| stream.join().unwrap()).concat()
+    }
+
     /// Tells the emulator to stop, and returns the function's report.
     fn stop(mut self) -> Report {
         let began = Instant::now();
@@ -509,7 +516,10 @@ fn a_function_flushes_after_its_response_under_awss_own_emulator() {
     let function = Emulated::start("flushing", &variables);
     for number in 1..=3 {
         let answer = function.invoke(&json!({ "number": number }));
-        assert!(answer.contains(&format!(r#"{{"number":{number}}}"#)), "{answer}");
+        let expected = format!(r#"{{"number":{number}}}"#);
+        if !answer.contains(&expected) {
+            panic!("{answer} and not {expected}; {:#?}", function.kill());
+        }
         // The next invocation begins when the flush of the one before is over.
         assert!(database.rows() + 1 >= number);
     }

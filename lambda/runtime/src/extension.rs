@@ -7,10 +7,19 @@
 //! One that subscribes to INVOKE also holds the freeze back: an invocation is over when the function and every such
 //! extension have asked for their next event (the same, invoke phase). That is the time for a flush after the response.
 
-use std::{convert::Infallible, future::pending, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    future::{Future, pending},
+    sync::Arc,
+    time::Duration,
+};
 
-use lambda_extension::{Extension, LambdaEvent, NextEvent};
-use tokio::{sync::watch, task::JoinHandle, time::timeout};
+use lambda_extension::{Extension, ExtensionError, LambdaEvent, NextEvent};
+use tokio::{
+    sync::watch,
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
 use tower::service_fn;
 use winddown_core::{BoxError, Error, ErrorKind};
 
@@ -21,6 +30,9 @@ const NAME: &str = "_winddown";
 
 /// An Extensions API that does not answer must not use up init's 10 s.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Between two attempts to reach it.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// What the function has of its extension.
 #[derive(Debug)]
@@ -70,12 +82,12 @@ pub(crate) async fn register(after_response: Option<(Flusher, Responded)>) -> Re
         "no extension could be registered, so Lambda will end this function without SIGTERM and nothing is drained";
     let registered = async {
         if let Some((flusher, responded)) = after_response {
-            match for_invocations(flusher, responded).await {
+            match listened_to(|| for_invocations(flusher.clone(), responded.clone())).await {
                 Ok(registered) => return Ok(registered),
                 Err(error) => tracing::debug!(%error, "the extension is not told of invocations"),
             }
         }
-        for_the_signal().await
+        listened_to(for_the_signal).await
     };
     match timeout(PATIENCE, registered).await {
         Ok(Ok(registered)) => registered,
@@ -86,6 +98,22 @@ pub(crate) async fn register(after_response: Option<(Flusher, Responded)>) -> Re
         Err(_) => {
             warn(consequence, &format_args!("the Extensions API did not answer within {PATIENCE:?}"));
             Registered::Signal
+        }
+    }
+}
+
+/// Asks again while nobody listens: AWS's own emulator starts the function before its API.
+async fn listened_to<F>(register: impl Fn() -> F + Send) -> Result<Registered, BoxError>
+where
+    F: Future<Output = Result<Registered, BoxError>> + Send,
+{
+    loop {
+        match register().await {
+            Err(error) if !error.is::<ExtensionError>() => {
+                tracing::debug!(%error, "the Extensions API cannot be reached");
+                sleep(PAUSE).await;
+            }
+            answered => return answered,
         }
     }
 }
