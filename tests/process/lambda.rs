@@ -443,9 +443,20 @@ fn lines(stream: impl Read + Send + 'static) -> thread::JoinHandle<Vec<String>> 
     thread::spawn(move || BufReader::new(stream).lines().map_while(Result::ok).collect())
 }
 
+/// Does not outlive its case, however that ends.
+struct Emulator(Child);
+
+impl Drop for Emulator {
+    fn drop(&mut self) {
+        // It may have ended, and been waited for.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// A function under AWS's own emulator.
 struct Emulated {
-    emulator: Child,
+    emulator: Emulator,
     front: SocketAddr,
     /// The function's output is mixed into the emulator's own, on whichever of the two.
     streams: [thread::JoinHandle<Vec<String>>; 2],
@@ -467,7 +478,7 @@ impl Emulated {
             .spawn()
             .unwrap();
         let streams = [lines(emulator.stdout.take().unwrap()), lines(emulator.stderr.take().unwrap())];
-        Self { emulator, front, streams }
+        Self { emulator: Emulator(emulator), front, streams }
     }
 
     fn invoke(&self, event: &Value) -> String {
@@ -482,17 +493,16 @@ impl Emulated {
     }
 
     /// Ends the emulator, and returns what was printed.
-    fn kill(mut self) -> Vec<String> {
-        self.emulator.kill().unwrap();
-        self.emulator.wait().unwrap();
+    fn kill(self) -> Vec<String> {
+        drop(self.emulator);
         self.streams.map(|stream| stream.join().unwrap()).concat()
     }
 
     /// Tells the emulator to stop, and returns the function's report.
     fn stop(mut self) -> Report {
         let began = Instant::now();
-        kill_process(Pid::from_child(&self.emulator), Signal::TERM).unwrap();
-        self.emulator.wait().unwrap();
+        kill_process(Pid::from_child(&self.emulator.0), Signal::TERM).unwrap();
+        self.emulator.0.wait().unwrap();
         let took = began.elapsed();
         let lines = self.streams.map(|stream| stream.join().unwrap()).concat();
         assert!(took < Duration::from_secs(10), "{took:?}");
