@@ -14,7 +14,7 @@ use std::{
 use rustix::process::Signal;
 use tempfile::TempDir;
 use winddown::{EXIT_AT_DEADLINE, Outcome, Reason, sqlite::rusqlite::Connection};
-use winddown_testkit::child::{Child, Ended};
+use winddown_testkit::child::{Child, Ended, example};
 
 /// Three seconds: drains must end 250 ms before it.
 const BUDGET: Duration = Duration::from_secs(3);
@@ -34,6 +34,7 @@ cases![
     idle_says_goodbye_and_exits_0,
     an_interrupt_drains_as_well,
     buffered_records_are_written,
+    the_example_with_a_spill_keeps_its_promise,
     a_checkout_that_comes_back_late_is_waited_for,
     a_straggler_is_interrupted_and_named,
     l1_l2_a_resource_that_hangs_is_named_and_costs_only_itself,
@@ -131,6 +132,14 @@ fn buffered_records_are_written() {
     assert_eq!(database.rows(), 100);
     let records = ended.report().resource("audit").unwrap().records.unwrap();
     assert_eq!((records.accepted, records.written, records.lost), (100, 100, 0));
+}
+
+fn the_example_with_a_spill_keeps_its_promise() {
+    let output = example("spill").output().unwrap();
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{stdout}{stderr}");
+    assert!(stdout.contains("1000 spilled") && stdout.contains("replayed 1000 records from 1 file"), "{stdout}");
+    assert!(stdout.ends_with("1000 of 1000 records are in the database\n"), "{stdout}");
 }
 
 fn a_checkout_that_comes_back_late_is_waited_for() {
