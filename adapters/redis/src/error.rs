@@ -17,7 +17,7 @@ pub(crate) fn error(kind: ErrorKind, message: impl Into<Cow<'static, str>>, sour
 }
 
 /// One of ours, that was on its way through the driver's.
-fn ours(error: &RedisError) -> Option<&Error> {
+pub(crate) fn ours(error: &RedisError) -> Option<&Error> {
     let error: &io::Error = std::error::Error::source(error)?.downcast_ref()?;
     error.get_ref()?.downcast_ref()
 }

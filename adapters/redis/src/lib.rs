@@ -14,6 +14,8 @@ mod manager;
 mod pool;
 mod sentinel;
 mod sessions;
+#[cfg(feature = "buffer")]
+mod sink;
 mod stream;
 mod tls;
 mod wrapped;
@@ -25,6 +27,8 @@ pub use winddown_core::{Credentials, CredentialsFuture, CredentialsProvider};
 
 #[cfg(feature = "cluster")]
 pub use crate::cluster::{ClusterConnection, Node, Nodes};
+#[cfg(feature = "buffer")]
+pub use crate::sink::{List, Stream};
 pub use crate::{
     config::{Config, URL_VARIABLE},
     connection::Connection,

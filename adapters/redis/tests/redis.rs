@@ -34,6 +34,9 @@ mod sentinels;
 mod server;
 #[path = "redis/shared.rs"]
 mod shared;
+#[cfg(feature = "buffer")]
+#[path = "redis/sink.rs"]
+mod sink;
 #[path = "redis/tls.rs"]
 mod tls;
 #[path = "redis/unix.rs"]
@@ -51,7 +54,10 @@ use crate::{
 };
 
 fn main() -> ExitCode {
-    #[cfg_attr(not(feature = "cluster"), expect(unused_mut, reason = "more come with a feature"))]
+    #[cfg_attr(
+        not(any(feature = "buffer", feature = "cluster")),
+        expect(unused_mut, reason = "more come with a feature")
+    )]
     let mut trials = trials! {
         blocked:
             sessions_say_goodbye_when_the_runtime_is_not_polled_any_more
@@ -128,6 +134,24 @@ fn main() -> ExitCode {
             a_command_without_an_answer_whose_slot_has_moved_is_reported_lost
             nothing_is_opened_after_the_drain
             what_cannot_be_a_cluster_says_what_to_do;
+    });
+    #[cfg(feature = "buffer")]
+    trials.extend(trials! {
+        sink:
+            a_batch_is_written_whole_or_not_at_all
+            a_batch_that_comes_again_is_written_once
+            what_is_wrong_with_a_record_is_told_from_what_is_wrong_with_the_target
+            what_a_user_may_not_do_leaves_nothing_behind
+            what_passes_can_be_written_again
+            a_batch_whose_answer_was_cut_off_is_written_once
+            batches_are_forgotten_when_they_are_old
+            a_large_batch_is_as_whole_as_a_small_one
+            everything_that_was_accepted_is_there_after_the_drain;
+    });
+    #[cfg(all(feature = "buffer", feature = "cluster"))]
+    trials.extend(trials! {
+        nodes:
+            a_batch_is_written_once_in_a_cluster_whatever_its_slot;
     });
     trials::run(trials, || async {
         for server in [Redis8::shared(), Valkey8::shared(), Encrypted::shared(), tls::Expired::shared()] {

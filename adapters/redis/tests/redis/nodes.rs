@@ -214,3 +214,37 @@ pub(crate) async fn what_cannot_be_a_cluster_says_what_to_do() {
     assert!(in_full(&error).contains("leave Config::pooled out"), "{}", in_full(&error));
     server.end().await.unwrap();
 }
+
+#[cfg(feature = "buffer")]
+pub(crate) async fn a_batch_is_written_once_in_a_cluster_whatever_its_slot() {
+    use winddown_buffer::{Batch, Delivery, Sink as _};
+    use winddown_redis::List;
+
+    let cluster = start(ServerUse::Shared).await;
+    let name = &cluster.watch.tenant.name;
+    // Any slot.
+    for superuser in &mut cluster.watch.superusers().await {
+        cmd("ACL").arg("SETUSER").arg(name).arg("~*").exec_async(superuser).await.unwrap();
+    }
+    let lifecycle = winddown_testkit::scene::lifecycle(QUICK);
+    let db = lifecycle.guard(cluster.resource(&Setup::default()));
+    let mut connection = db.get().await.unwrap();
+    let keys = (0..30).map(|key| format!("{name}:{key}"));
+    // With a tag, and with what looks like one.
+    for key in keys.chain([cluster.watch.tenant.key("list"), format!("{name}:{{x"), format!("x{{{name}}}y")]) {
+        let batch = Batch::from(vec![1, 2]);
+        for delivery in [Delivery::ExactlyOnce, Delivery::ExactlyOnce, Delivery::AtLeastOnce] {
+            List::to(&*key).delivery(delivery).write(&mut connection, &batch).await.unwrap();
+        }
+        let there: Vec<i64> = cmd("LRANGE").arg(&key).arg(0).arg(-1).query_async(&mut *connection).await.unwrap();
+        assert_eq!(there, [1, 2, 1, 2], "{key}");
+        cmd("DEL").arg(&key).exec_async(&mut *connection).await.unwrap();
+    }
+    // Nothing can be in its slot but what has its name.
+    let outside = List::to(format!("{name}}}")).write(&mut connection, &Batch::from(vec![1])).await.unwrap_err();
+    assert!(matches!(outside, winddown_buffer::WriteError::Failed(_)), "{outside:?}");
+    drop(connection);
+    assert!(lifecycle.drain().await.is_clean());
+    assert_eq!(listed(&cluster).await, [0, 0, 0]);
+    cluster.end().await.unwrap();
+}
