@@ -10,6 +10,7 @@
 
 mod drain;
 mod memory;
+mod mysql;
 mod postgres;
 mod push;
 
@@ -32,14 +33,17 @@ struct Size {
     rows: usize,
     /// Of inserts of one row each.
     single: usize,
+    /// As many as whole inserts by hand have.
+    mysql: usize,
     pushes: usize,
     memory: usize,
 }
 
-const FULL: Size = Size { rounds: 7, rows: 400_000, single: 5_000, pushes: 2_000_000, memory: 10_000_000 };
+const FULL: Size =
+    Size { rounds: 7, rows: 400_000, single: 5_000, mysql: 100_000, pushes: 2_000_000, memory: 10_000_000 };
 
 /// Somebody only wants to know whether it runs.
-const LEAST: Size = Size { rounds: 1, rows: 5_000, single: 50, pushes: 50_000, memory: 100_000 };
+const LEAST: Size = Size { rounds: 1, rows: 5_000, single: 50, mysql: 2_000, pushes: 50_000, memory: 100_000 };
 
 fn main() -> Result<()> {
     let measured = env::args().any(|argument| argument == "--bench");
@@ -62,6 +66,11 @@ fn main() -> Result<()> {
         let url = format!("postgres://postgres@{}/postgres?sslmode=disable", container.address(5432));
         postgres::run(&size, &url, print).await?;
         drain::run(&size, &url, print).await?;
+        container.remove().await?;
+
+        let container = Setup::mysql("9.7").env("MYSQL_ROOT_PASSWORD", "bench").start().await?;
+        let url = format!("mysql://root:bench@{}/mysql", container.address(3306));
+        mysql::run(&size, &url, print).await?;
         container.remove().await
     })
 }

@@ -18,7 +18,7 @@ use crate::{Record, Size, lifecycle, median, per_second, records, write};
 
 /// Two batches are written while a third is collected.
 const IN_FLIGHT: usize = 2;
-const BATCH: usize = 5_000;
+const BATCH: usize = 20_000;
 
 pub(crate) async fn run(size: &Size, url: &str, print: impl Fn(String)) -> Result<()> {
     let (client, connection) = tokio_postgres::connect(url, NoTls).await?;
