@@ -10,13 +10,42 @@ mod signals;
 
 use std::process::ExitCode;
 
-use winddown_testkit::{Harness as _, ServerUse, child, soak};
+use winddown_core::{BoxError, Error};
+use winddown_redis::{Redis, Stream, redis};
+use winddown_testkit::{
+    Harness as _, ServerUse, Shared,
+    buffered::{self, Buffered},
+    child,
+    containers::Setup,
+    soak,
+};
 
-use crate::server::{OfItsOwn, Redis8, RedisServer};
+use crate::server::{OfItsOwn, Redis8, RedisServer, Version};
 
 type Server = RedisServer<Redis8, OfItsOwn>;
+type DurableServer = RedisServer<Durable, OfItsOwn>;
+
+/// One that still has what it has answered for when it is killed and started again.
+struct Durable;
+
+impl Version for Durable {
+    const NAMES: [&'static str; 2] = ["redis_8_durable", "redis_8_durable_shared"];
+    const IMAGE: &'static str = Redis8::IMAGE;
+
+    fn shared() -> &'static Shared<server::Server> {
+        static SHARED: Shared<server::Server> = Shared::new();
+        &SHARED
+    }
+
+    async fn start() -> Result<server::Server, BoxError> {
+        server::Server::start(Setup::image(Self::IMAGE).args(["--appendonly", "yes"])).await
+    }
+}
 
 fn main() -> ExitCode {
+    if let Some(ended) = buffered::program::<DurableServer>() {
+        return ended;
+    }
     if let Some(program) = child::role() {
         return signals::run(&program);
     }
@@ -28,5 +57,40 @@ fn main() -> ExitCode {
         ("s5_what_a_stopped_server_does_not_get_is_reported", |s| Box::pin(signals::stopped(s))),
     ];
     trials.extend(signals.map(|(name, claim)| soak::trial(name, ServerUse::Own, claim)));
+    trials.extend(buffered::trials::<DurableServer>());
     soak::run(trials, Server::stop_shared)
+}
+
+impl Buffered for DurableServer {
+    type Sink = Stream;
+
+    fn sink(table: &str) -> Stream {
+        Stream::to(table)
+    }
+
+    fn table(&self, name: &str) -> String {
+        self.tenant.key(name)
+    }
+
+    async fn create(&self, _: &str) -> Result<(), BoxError> {
+        // It is made by its first record.
+        Ok(())
+    }
+
+    async fn numbers(&self, table: &str) -> Result<Vec<i64>, BoxError> {
+        let mut superuser = self.server.superuser().await?;
+        let entries: Vec<(String, (i64, String))> =
+            redis::cmd("XRANGE").arg(table).arg("-").arg("+").query_async(&mut superuser).await?;
+        Ok(entries.into_iter().map(|(_, (number, _))| number).collect())
+    }
+
+    fn environment(&self) -> Vec<(&'static str, String)> {
+        let tenant = &self.tenant;
+        let url = format!("redis://{}:{}@{}", tenant.name, tenant.password, self.address());
+        vec![(winddown_redis::URL_VARIABLE, url)]
+    }
+
+    fn from_env() -> Result<Redis, Error> {
+        Redis::from_env()
+    }
 }
