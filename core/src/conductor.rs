@@ -28,7 +28,7 @@ use tokio::{
 };
 
 use crate::{
-    Drain, Error, ErrorKind, Outcome, Reason, Report, ResourceReport,
+    Budget, Drain, Error, ErrorKind, Outcome, Reason, Report, ResourceReport,
     gate::Admits,
     guard::as_dependent,
     lifecycle::{Begun, Shared},
@@ -125,7 +125,7 @@ async fn main(shared: &Arc<Shared>, mut signals: Signals) {
     let report = Arc::new(conduct(shared, &begun, Place::Thread, forced).await);
     let clean = report.is_clean();
     if let Some(format) = shared.report_format {
-        write_report(&report, format, shared.budget.margin() / 2).await;
+        write_report(&report, format, time_to_write(shared.budget, begun.at)).await;
     }
     if let Some(signal) = second {
         // Before anybody is told that the drain is over: nothing comes before this end.
@@ -412,6 +412,17 @@ impl ReportFormat {
         if io::IsTerminal::is_terminal(&io::stderr()) { Self::Table } else { Self::Json }
     }
 }
+
+/// How long the report may take to be written, on a machine whose cores are busy: half of the margin, or what a drain that
+/// was quick has left of the budget, as far as that is any use.
+fn time_to_write(budget: Budget, begun: Instant) -> Duration {
+    let half = budget.margin() / 2;
+    let left = (begun + budget.total() - half).saturating_duration_since(Instant::now());
+    left.min(REPORT_PATIENCE).max(half)
+}
+
+/// A pipe that somebody reads takes the report in less.
+const REPORT_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Writes the report to standard error, on a thread that is left behind if nobody reads the other end of the pipe or
 /// somebody holds the lock.
