@@ -21,7 +21,7 @@ const MOST_PARAMETERS: usize = u16::MAX as usize;
 
 /// How many rows a statement has at most, and about how many bytes, whatever one row has: well within what servers take
 /// by default, and larger ones are not quicker.
-const MOST_ROWS: usize = 1000;
+const MOST_ROWS: usize = 500;
 const MOST_BYTES: usize = 1 << 20;
 
 /// Inserts records as rows, many by one statement, each batch in one transaction.
