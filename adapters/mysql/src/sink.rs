@@ -11,18 +11,33 @@ use winddown_core::{BoxError, Error, ErrorKind};
 pub use self::{insert::Insert, load::LoadData};
 
 /// A record as a row: a tuple of values that the driver can send, or a type of the application.
+///
+/// ```
+/// use winddown_mysql::{Parameters, mysql_async::Value};
+///
+/// struct Visit {
+///     page: String,
+///     took_ms: Option<i64>,
+/// }
+///
+/// impl Parameters for Visit {
+///     fn parameters(&self, values: &mut Vec<Value>) {
+///         values.extend([Value::from(&self.page), self.took_ms.into()]);
+///     }
+/// }
+/// ```
 pub trait Parameters: Send + Sync + 'static {
-    /// Appends one value for each column, in the order of the sink's columns.
-    fn append_to(&self, row: &mut Vec<Value>);
+    /// Adds the record's values, one for each column of the sink, in their order.
+    fn parameters(&self, values: &mut Vec<Value>);
 }
 
 macro_rules! tuple {
     ($($value:ident)+) => {
         impl<$($value: ToValue + Send + Sync + 'static),+> Parameters for ($($value,)+) {
-            fn append_to(&self, row: &mut Vec<Value>) {
+            fn parameters(&self, values: &mut Vec<Value>) {
                 #[expect(non_snake_case, reason = "one name for a type and for its value")]
                 let ($($value,)+) = self;
-                $(row.push($value.to_value());)+
+                $(values.push($value.to_value());)+
             }
         }
     };
@@ -72,15 +87,15 @@ impl Place {
         columns.join(", ")
     }
 
-    /// Appends a record, which must have as many values as there are columns.
-    fn append<T: Parameters>(&self, record: &T, row: &mut Vec<Value>) -> Result<(), WriteError> {
-        let before = row.len();
-        record.append_to(row);
-        let (values, columns) = (row.len() - before, self.columns.len());
-        if values == columns {
+    /// Adds the values of a record, which must be as many as there are columns.
+    fn values(&self, record: &impl Parameters, values: &mut Vec<Value>) -> Result<(), WriteError> {
+        let before = values.len();
+        record.parameters(values);
+        let (given, columns) = (values.len() - before, self.columns.len());
+        if given == columns {
             return Ok(());
         }
-        let text = format!("a record with {values} values cannot be a row of {columns} columns");
+        let text = format!("a record has {given} values, and the sink {columns} columns");
         Err(WriteError::Failed(Error::new(ErrorKind::Write, text)))
     }
 }
@@ -88,6 +103,36 @@ impl Place {
 fn quoted(name: &str) -> String {
     format!("`{}`", name.replace('`', "``"))
 }
+
+/// What both sinks can be told.
+macro_rules! settings {
+    () => {
+        /// What becomes of a batch whose outcome is unknown. Defaults to [`Delivery::ExactlyOnce`]; the others need no
+        /// table of keys.
+        #[must_use]
+        pub fn delivery(mut self, delivery: Delivery) -> Self {
+            self.keys.delivery = delivery;
+            self
+        }
+
+        /// The table that remembers the keys of written batches. Sinks may share it. Defaults to `winddown_batch`.
+        #[must_use]
+        pub fn key_table(mut self, table: impl Into<String>) -> Self {
+            self.keys.table = table.into().into();
+            self
+        }
+
+        /// For how long keys are remembered: a batch that is replayed later may be written twice. Defaults to 7 days.
+        ///
+        /// Older ones are deleted after the first batch, and after every thousandth.
+        #[must_use]
+        pub fn remember(mut self, remember: Duration) -> Self {
+            self.keys.remember = remember;
+            self
+        }
+    };
+}
+use settings;
 
 /// What the server says, by the numbers of its errors; names in the servers' own words.
 mod code {
@@ -166,6 +211,7 @@ mod code {
         CHECK_CONSTRAINT_VIOLATED,
     ];
 
+    pub(super) const DUP_ENTRY: u16 = 1062;
     pub(super) const NO_SUCH_TABLE: u16 = 1146;
 
     // LOAD DATA LOCAL: by MySQL 5 and older MariaDB, MariaDB, MySQL 8 and later.
@@ -201,6 +247,14 @@ fn unwritten(failure: Failure) -> WriteError {
         _ => WriteError::Failed,
     };
     kind(rolled_back(failure))
+}
+
+/// The same of a statement that had no record in it.
+fn without_records(failure: Failure) -> WriteError {
+    match unwritten(failure) {
+        WriteError::Rejected(error) => WriteError::Failed(error),
+        other => other,
+    }
 }
 
 fn rolled_back(source: impl Into<BoxError>) -> Error {

@@ -113,7 +113,7 @@ fn main() -> ExitCode {
             a_large_batch_goes_in_several_statements
             what_is_there_already_is_ignored_or_updated
             loading_that_the_server_does_not_allow_says_what_to_set
-            a_batch_that_the_table_refuses_loses_its_own_records_alone_and_says_so
+            the_records_that_the_table_refuses_are_found_and_the_others_are_written
             everything_that_was_accepted_is_in_the_table_after_the_drain;
     });
     trials::run(trials, || async {

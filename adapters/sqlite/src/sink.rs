@@ -150,11 +150,13 @@ impl Insert {
         }
         // Immediate: it waits for the lock here, and not after half of the records.
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(unwritten)?;
-        if !self.settings.fill(&transaction, batch).map_err(unwritten)? {
+        let remembers = self.settings.delivery == Delivery::ExactlyOnce;
+        if remembers && !self.settings.remember_key(&transaction, batch.key()).map_err(without_records)? {
             return Ok(());
         }
+        self.settings.fill(&transaction, batch).map_err(unwritten)?;
         transaction.commit().map_err(uncommitted)?;
-        if self.settings.delivery == Delivery::ExactlyOnce
+        if remembers
             && self.written.fetch_add(1, Ordering::Relaxed).is_multiple_of(FORGET_EVERY)
             && let Err(error) = self.settings.forget(connection)
         {
@@ -165,11 +167,7 @@ impl Insert {
 }
 
 impl Settings {
-    /// Whether the batch was not there before.
-    fn fill<T: Params + Clone>(&self, transaction: &Transaction<'_>, batch: &Batch<T>) -> rusqlite::Result<bool> {
-        if self.delivery == Delivery::ExactlyOnce && !self.remember_key(transaction, batch.key())? {
-            return Ok(false);
-        }
+    fn fill<T: Params + Clone>(&self, transaction: &Transaction<'_>, batch: &Batch<T>) -> rusqlite::Result<()> {
         let columns: Vec<_> = self.columns.iter().map(|column| quoted(column)).collect();
         let values = vec!["?"; columns.len()].join(", ");
         let (or, table, columns) = (self.or, self.named(&self.table), columns.join(", "));
@@ -178,9 +176,10 @@ impl Settings {
         for record in batch {
             statement.execute(record.clone())?;
         }
-        Ok(true)
+        Ok(())
     }
 
+    /// Whether the batch was not there before.
     fn remember_key(&self, transaction: &Transaction<'_>, key: BatchKey) -> rusqlite::Result<bool> {
         let table = self.named(&self.key_table);
         // Of no cost where it exists: the statement is compiled, and has nothing to do.
@@ -190,7 +189,8 @@ impl Settings {
              ) WITHOUT ROWID"
         );
         transaction.prepare_cached(&create)?.execute([])?;
-        let mut insert = transaction.prepare_cached(&format!("INSERT OR IGNORE INTO {table}(key) VALUES (?)"))?;
+        let mut insert =
+            transaction.prepare_cached(&format!("INSERT INTO {table}(key) VALUES (?) ON CONFLICT (key) DO NOTHING"))?;
         Ok(insert.execute([key.as_bytes()])? == 1)
     }
 
@@ -231,6 +231,14 @@ fn unwritten(error: rusqlite::Error) -> WriteError {
         Some(ConstraintViolation | TypeMismatch | TooBig) => WriteError::Rejected(failed(error)),
         _ if converts => WriteError::Rejected(failed(error)),
         _ => WriteError::Failed(failed(error)),
+    }
+}
+
+/// The same of a statement that had no record in it.
+fn without_records(error: rusqlite::Error) -> WriteError {
+    match unwritten(error) {
+        WriteError::Rejected(error) => WriteError::Failed(error),
+        other => other,
     }
 }
 

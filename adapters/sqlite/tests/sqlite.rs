@@ -716,6 +716,7 @@ mod sink {
             CREATE TABLE strict(a INTEGER CHECK (a < 10), b TEXT NOT NULL,
                 c INTEGER REFERENCES parents DEFERRABLE INITIALLY DEFERRED) STRICT;
             CREATE TRIGGER guarded BEFORE INSERT ON strict WHEN new.a = 7 BEGIN SELECT raise(ABORT, 'seven'); END;
+            CREATE TABLE loose(key); CREATE TABLE picky(key PRIMARY KEY, why NOT NULL);
             CREATE VIEW v AS SELECT * FROM t; PRAGMA foreign_keys = on";
         let mut connection = db.get().await.unwrap();
         run(&connection, tables).await;
@@ -743,6 +744,9 @@ mod sink {
             Insert::into("t\0", ["x"]),
             insert().schema("missing"),
             insert().key_table("v"),
+            // Where a key could be there twice, or not at all.
+            insert().key_table("loose"),
+            insert().key_table("picky"),
         ] {
             let error = insert.write(&mut connection, &batch([2])).await.unwrap_err();
             assert!(matches!(error, WriteError::Failed(_)), "{error:?}");

@@ -13,7 +13,7 @@ use mysql_async::{Conn, Params, Transaction, Value, prelude::Queryable as _};
 use winddown_buffer::{Batch, Delivery, Sink, WriteError};
 use winddown_core::{Checkout, Error, ErrorKind};
 
-use super::{Parameters, Place, keys::Keys, unwritten};
+use super::{Parameters, Place, keys::Keys, settings, unwritten};
 use crate::Mysql;
 
 /// How many parameters a statement may have.
@@ -93,29 +93,7 @@ impl Insert {
         self
     }
 
-    /// What becomes of a batch whose outcome is unknown. Defaults to [`Delivery::ExactlyOnce`]; the others need no table of
-    /// keys.
-    #[must_use]
-    pub fn delivery(mut self, delivery: Delivery) -> Self {
-        self.keys.delivery = delivery;
-        self
-    }
-
-    /// The table that remembers the keys of written batches. Sinks may share it. Defaults to `winddown_batch`.
-    #[must_use]
-    pub fn key_table(mut self, table: impl Into<String>) -> Self {
-        self.keys.table = table.into().into();
-        self
-    }
-
-    /// For how long keys are remembered: a batch that is replayed later may be written twice. Defaults to 7 days.
-    ///
-    /// Older ones are deleted after the first batch, and after every thousandth.
-    #[must_use]
-    pub fn remember(mut self, remember: Duration) -> Self {
-        self.keys.remember = remember;
-        self
-    }
+    settings!();
 
     /// The statement for so many rows.
     fn sql(&self, rows: usize) -> String {
@@ -132,7 +110,7 @@ impl Insert {
         let (mut rows, mut bytes) = (0, 0);
         for record in batch {
             let before = values.len();
-            self.place.append(record, &mut values)?;
+            self.place.values(record, &mut values)?;
             let row: usize = values[before..].iter().map(size).sum();
             if row > MOST_BYTES {
                 check_size(transaction, row).await?;

@@ -13,7 +13,7 @@ use mysql_async::{Conn, Error as Failure, Transaction, TxOpts, prelude::Queryabl
 use winddown_buffer::{BatchKey, Delivery, WriteError, uuid::Uuid};
 use winddown_core::{Error, ErrorKind};
 
-use super::{Place, code, uncommitted, unwritten};
+use super::{Place, code, uncommitted, without_records};
 
 const TABLE: &str = "winddown_batch";
 
@@ -47,14 +47,14 @@ impl Keys {
         place: &Place,
         key: BatchKey,
     ) -> Result<Option<Transaction<'a>>, WriteError> {
-        let mut transaction = conn.start_transaction(TxOpts::default()).await.map_err(unwritten)?;
+        let mut transaction = conn.start_transaction(TxOpts::default()).await.map_err(without_records)?;
         if self.delivery != Delivery::ExactlyOnce {
             return Ok(Some(transaction));
         }
         match self.remember_key(&mut transaction, place, key).await {
             Ok(true) => Ok(Some(transaction)),
             Ok(false) => {
-                transaction.rollback().await.map_err(unwritten)?;
+                transaction.rollback().await.map_err(without_records)?;
                 Ok(None)
             }
             Err(error) => {
@@ -72,30 +72,27 @@ impl Keys {
         key: BatchKey,
     ) -> Result<bool, WriteError> {
         let table = place.beside(&self.table);
-        let insert = format!("INSERT IGNORE INTO {table}(`key`) VALUES ({})", literal(key));
+        let insert = format!("INSERT INTO {table}(`key`) VALUES ({})", literal(key));
         match transaction.query_drop(&insert).await {
             Err(Failure::Server(error)) if error.code == code::NO_SUCH_TABLE => {}
-            result => {
-                result.map_err(unwritten)?;
-                return Ok(transaction.affected_rows() == 1);
-            }
+            result => return is_new(transaction, &table, result),
         }
         // Not within the transaction, which it would commit.
-        transaction.query_drop("ROLLBACK").await.map_err(unwritten)?;
+        transaction.query_drop("ROLLBACK").await.map_err(without_records)?;
         let create = format!(
             "CREATE TABLE IF NOT EXISTS {table}(`key` BINARY(16) NOT NULL PRIMARY KEY, \
              written_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP) ENGINE = InnoDB"
         );
-        transaction.query_drop(&create).await.map_err(|failure| match unwritten(failure) {
+        transaction.query_drop(&create).await.map_err(|failure| match without_records(failure) {
             WriteError::Failed(error) => {
                 let text = format!("the table of the batches' keys is missing and cannot be created, run: {create}");
                 WriteError::Failed(Error::new(ErrorKind::Write, text).with_source(error))
             }
             error => error,
         })?;
-        transaction.query_drop("START TRANSACTION").await.map_err(unwritten)?;
-        transaction.query_drop(&insert).await.map_err(unwritten)?;
-        Ok(transaction.affected_rows() == 1)
+        transaction.query_drop("START TRANSACTION").await.map_err(without_records)?;
+        let result = transaction.query_drop(&insert).await;
+        is_new(transaction, &table, result)
     }
 
     /// Ends a batch's transaction: a commit if everything is in it.
@@ -124,6 +121,19 @@ impl Keys {
         if let Err(error) = conn.query_drop(delete).await {
             tracing::warn!("the keys of old batches stay in {table}: {error}");
         }
+    }
+}
+
+/// Whether the key is there now and was not before; it must be there as it is. What the server says of other keys, as one
+/// that was cut short, is an error also where its SQL mode makes a warning of it.
+fn is_new(transaction: &Transaction<'_>, table: &str, inserted: Result<(), Failure>) -> Result<bool, WriteError> {
+    match inserted {
+        Err(Failure::Server(error)) if error.code == code::DUP_ENTRY => Ok(false),
+        Ok(()) if transaction.get_warnings() > 0 => {
+            let text = format!("the keys of batches do not fit into {table}: its `key` must be BINARY(16)");
+            Err(WriteError::Failed(Error::new(ErrorKind::Write, text)))
+        }
+        result => result.map(|()| true).map_err(without_records),
     }
 }
 

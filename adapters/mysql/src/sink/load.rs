@@ -16,7 +16,7 @@ use mysql_async::{
 use winddown_buffer::{Batch, Delivery, Sink, WriteError};
 use winddown_core::{Checkout, Error, ErrorKind};
 
-use super::{Parameters, Place, code, keys::Keys, rolled_back, unwritten};
+use super::{Parameters, Place, code, keys::Keys, rolled_back, settings, unwritten};
 use crate::Mysql;
 
 /// How large the pieces are in which the rows go to the server: each is one packet.
@@ -123,29 +123,7 @@ impl LoadData {
         self
     }
 
-    /// What becomes of a batch whose outcome is unknown. Defaults to [`Delivery::ExactlyOnce`]; the others need no table of
-    /// keys.
-    #[must_use]
-    pub fn delivery(mut self, delivery: Delivery) -> Self {
-        self.keys.delivery = delivery;
-        self
-    }
-
-    /// The table that remembers the keys of written batches. Sinks may share it. Defaults to `winddown_batch`.
-    #[must_use]
-    pub fn key_table(mut self, table: impl Into<String>) -> Self {
-        self.keys.table = table.into().into();
-        self
-    }
-
-    /// For how long keys are remembered: a batch that is replayed later may be written twice. Defaults to 7 days.
-    ///
-    /// Older ones are deleted after the first batch, and after every thousandth.
-    #[must_use]
-    pub fn remember(mut self, remember: Duration) -> Self {
-        self.keys.remember = remember;
-        self
-    }
+    settings!();
 
     async fn plan(&self, conn: &mut Conn) -> Result<&Plan, WriteError> {
         if let Some(plan) = self.plan.get() {
@@ -211,7 +189,7 @@ impl LoadData {
         let (mut pieces, mut piece, mut row) = (Vec::new(), Vec::new(), Vec::new());
         for record in batch {
             row.clear();
-            self.place.append(record, &mut row)?;
+            self.place.values(record, &mut row)?;
             for (index, (value, kind)) in row.iter().zip(&plan.columns).enumerate() {
                 if kind.is_required && *value == Value::NULL {
                     // Not left to the server: of a table with triggers MySQL makes an empty value of it, without a warning.
