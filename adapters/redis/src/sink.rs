@@ -156,10 +156,9 @@ fn unwritten(failure: RedisError) -> WriteError {
         (Some(code), _) if PASSING.contains(&code) => WriteError::Retry,
         (Some(_), _) => WriteError::Failed,
         (None, Io) if failure.is_connection_refusal() => WriteError::Retry,
-        (None, ClusterConnectionNotFound | MasterNameNotFoundBySentinel | NoValidReplicasFoundBySentinel) => {
-            WriteError::Retry
-        }
-        (None, Io | Parse | UnexpectedReturnType) => {
+        (None, MasterNameNotFoundBySentinel | NoValidReplicasFoundBySentinel) => WriteError::Retry,
+        // The driver's client of a cluster may have sent it before to a node that then went away.
+        (None, Io | ClusterConnectionNotFound | Parse | UnexpectedReturnType) => {
             let text = "there was no answer: whether the batch was written is not known";
             return WriteError::Unknown(Error::new(ErrorKind::Write, text).with_source(failure));
         }
