@@ -40,7 +40,7 @@ struct Size {
 }
 
 const FULL: Size =
-    Size { rounds: 7, rows: 400_000, single: 5_000, mysql: 100_000, pushes: 2_000_000, memory: 10_000_000 };
+    Size { rounds: 15, rows: 400_000, single: 2_000, mysql: 100_000, pushes: 2_000_000, memory: 10_000_000 };
 
 /// Somebody only wants to know whether it runs.
 const LEAST: Size = Size { rounds: 1, rows: 5_000, single: 50, mysql: 2_000, pushes: 50_000, memory: 100_000 };

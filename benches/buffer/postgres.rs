@@ -18,6 +18,8 @@ use crate::{Record, Size, lifecycle, median, per_second, records, write};
 
 /// Two batches are written while a third is collected.
 const IN_FLIGHT: usize = 2;
+
+/// Each is a commit of its own, which the bare COPY has one of.
 const BATCH: usize = 20_000;
 
 pub(crate) async fn run(size: &Size, url: &str, print: impl Fn(String)) -> Result<()> {

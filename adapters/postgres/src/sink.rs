@@ -177,8 +177,14 @@ macro_rules! settings {
             self
         }
 
-        /// The table that remembers which batches are written. Sinks may share one. It is made if it is missing, for
-        /// which the user must be allowed to `CREATE` in its schema.
+        /// The table that remembers which batches are written. Sinks may share one.
+        ///
+        /// It is made if it is missing, for which the user must be allowed to `CREATE` in its schema. Where somebody else
+        /// makes it, the user needs `INSERT` on it, and `SELECT` and `DELETE` for old keys to be deleted:
+        ///
+        /// ```sql
+        /// CREATE TABLE winddown_batch (key uuid PRIMARY KEY, written_at timestamptz NOT NULL DEFAULT now())
+        /// ```
         ///
         /// Defaults to `winddown_batch`.
         #[must_use]
