@@ -1,6 +1,6 @@
 //! An external extension: registers under its file name for INVOKE and SHUTDOWN, and prints what it is handed.
 //!
-//! Its argument makes it behave otherwise: `invoke` registers for INVOKE only, `slow` takes 300 ms for each, `stay` does not
+//! Its argument makes it behave otherwise: `invoke` registers for INVOKE only, `shutdown` for SHUTDOWN only, `slow` takes 300 ms for each, `stay` does not
 //! exit after SHUTDOWN.
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,7 +16,11 @@ async fn main() -> Result<(), Error> {
     let mode = std::env::args().nth(1).unwrap_or_default();
     SLOW.store(mode == "slow", Ordering::Relaxed);
     STAYS.store(mode == "stay", Ordering::Relaxed);
-    let events: &[&str] = if mode == "invoke" { &["INVOKE"] } else { &["INVOKE", "SHUTDOWN"] };
+    let events: &[&str] = match mode.as_str() {
+        "invoke" => &["INVOKE"],
+        "shutdown" => &["SHUTDOWN"],
+        _ => &["INVOKE", "SHUTDOWN"],
+    };
     Extension::new().with_events(events).with_events_processor(service_fn(handle)).run().await
 }
 

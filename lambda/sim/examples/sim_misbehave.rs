@@ -1,4 +1,4 @@
-//! A function that does one thing wrong, named by its first argument. It speaks HTTP by hand, as SDKs do not do these.
+//! A function that does one thing, often wrong, named by its first argument. It speaks HTTP by hand, as SDKs do not do these.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio, exit};
@@ -12,6 +12,7 @@ use tokio::time::sleep;
 const REGISTER: &str = "/2020-01-01/extension/register";
 const EVENT_NEXT: &str = "/2020-01-01/extension/event/next";
 const RUNTIME: &str = "/2018-06-01/runtime";
+const STREAMING: &str = "Lambda-Runtime-Function-Response-Mode: streaming";
 
 #[tokio::main]
 async fn main() -> std::io::Result<()> {
@@ -110,6 +111,84 @@ async fn main() -> std::io::Result<()> {
             println!("answer: {} {}", reply.status, reply.body);
             serve().await
         }
+        "concurrent" => {
+            let mut sigterm = signal(SignalKind::terminate())?;
+            register_and_poll("concurrent").await?;
+            for _ in 0..max_concurrency() {
+                tokio::spawn(serve_slowly());
+            }
+            sigterm.recv().await;
+            sleep(Duration::from_millis(250)).await;
+            exit(0)
+        }
+        "poll-too-often" => {
+            register_and_poll("eager").await?;
+            for _ in 0..max_concurrency() {
+                tokio::spawn(serve_slowly());
+            }
+            sleep(Duration::from_millis(100)).await;
+            let reply = call("GET", &format!("{RUNTIME}/invocation/next"), &[], "").await;
+            println!("one too many: {} {}", reply.status, reply.body);
+            std::future::pending().await
+        }
+        "register-for-invoke" => {
+            for events in [r#"{"events":["INVOKE"]}"#, r#"{"events":[],"configurationKeys":["a"]}"#] {
+                let reply = call("POST", REGISTER, &["Lambda-Extension-Name: curious"], events).await;
+                println!("registration: {} {}", reply.status, reply.body);
+            }
+            serve().await
+        }
+        "snap" | "snap-error" | "snap-hang" | "snap-exit" => {
+            let mut sigterm = signal(SignalKind::terminate())?;
+            register_and_poll("snap").await?;
+            tokio::spawn(async move {
+                sigterm.recv().await;
+                exit(0);
+            });
+            println!("initialised as {}", std::env::var("AWS_LAMBDA_INITIALIZATION_TYPE").unwrap_or_default());
+            let early = call("POST", &format!("{RUNTIME}/restore/error"), &[], "{}").await;
+            println!("early restore error: {}", early.status);
+            let reply = call("GET", &format!("{RUNTIME}/restore/next"), &[], "").await;
+            println!("restored: {}", reply.status);
+            match mode.as_str() {
+                "snap-error" => {
+                    let body = r#"{"errorType":"Pool.NotRestored","errorMessage":"no route to the database"}"#;
+                    let reply = call("POST", &format!("{RUNTIME}/restore/error"), &[], body).await;
+                    println!("restore error: {}", reply.status);
+                    std::future::pending().await
+                }
+                "snap-hang" => std::future::pending().await,
+                "snap-exit" => exit(4),
+                _ => {
+                    let again = call("GET", &format!("{RUNTIME}/restore/next"), &[], "").await;
+                    println!("again: {} {}", again.status, again.body);
+                    serve().await
+                }
+            }
+        }
+        "stream" => {
+            answer_raw(
+                &[STREAMING, "Trailer: Lambda-Runtime-Function-Error-Type"],
+                &["5\r\nHello\r\n", "6\r\n, Ada!\r\n", "0\r\n\r\n"],
+            )
+            .await?;
+            serve().await
+        }
+        "stream-error" => {
+            // {"errorType":"Row.Lost","errorMessage":"row 2"}
+            let trailers = "0\r\nLambda-Runtime-Function-Error-Type: Row.Lost\r\n\
+                Lambda-Runtime-Function-Error-Body: eyJlcnJvclR5cGUiOiJSb3cuTG9zdCIsImVycm9yTWVzc2FnZSI6InJvdyAyIn0=\r\n\r\n";
+            answer_raw(&[STREAMING], &["5\r\nrow 1\r\n", trailers]).await?;
+            serve().await
+        }
+        "stream-truncated" => {
+            answer_raw(&[STREAMING], &["5\r\nrow 1\r\n"]).await?;
+            serve().await
+        }
+        "wrong-mode" => {
+            answer_raw(&["Lambda-Runtime-Function-Response-Mode: sometimes"], &["2\r\n{}\r\n", "0\r\n\r\n"]).await?;
+            serve().await
+        }
         other => {
             eprintln!("sim_misbehave: no mode '{other}': see its source");
             exit(2);
@@ -134,6 +213,47 @@ async fn probe() {
     say("no identifier", call("GET", EVENT_NEXT, &[], "").await);
     let unknown = "Lambda-Extension-Identifier: 00000000-0000-0000-0000-000000000000";
     say("unknown identifier", call("GET", EVENT_NEXT, &[unknown], "").await);
+}
+
+fn max_concurrency() -> usize {
+    std::env::var("AWS_LAMBDA_MAX_CONCURRENCY").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
+}
+
+/// Answers every invocation with its event, after the `sleep_ms` in it.
+async fn serve_slowly() {
+    loop {
+        let next = call("GET", &format!("{RUNTIME}/invocation/next"), &[], "").await;
+        let id = next.header("Lambda-Runtime-Aws-Request-Id");
+        let event: serde_json::Value = serde_json::from_str(&next.body).unwrap_or_default();
+        sleep(Duration::from_millis(event["sleep_ms"].as_u64().unwrap_or_default())).await;
+        let reply = call("POST", &format!("{RUNTIME}/invocation/{id}/response"), &[], &next.body).await;
+        println!("answer: {} {}", reply.status, reply.body);
+    }
+}
+
+/// Takes one invocation and answers it with `chunks` as they are, 50 ms between them. Closes after the last.
+async fn answer_raw(headers: &[&str], chunks: &[&str]) -> std::io::Result<()> {
+    let next = call("GET", &format!("{RUNTIME}/invocation/next"), &[], "").await;
+    let id = next.header("Lambda-Runtime-Aws-Request-Id");
+    let host = std::env::var("AWS_LAMBDA_RUNTIME_API").map_err(std::io::Error::other)?;
+    let mut connection = TcpStream::connect(&host).await?;
+    let headers: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
+    let head = format!(
+        "POST {RUNTIME}/invocation/{id}/response HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\
+         Transfer-Encoding: chunked\r\n{headers}\r\n"
+    );
+    connection.write_all(head.as_bytes()).await?;
+    for chunk in chunks {
+        connection.write_all(chunk.as_bytes()).await?;
+        sleep(Duration::from_millis(50)).await;
+    }
+    let whole = chunks.last().is_some_and(|chunk| chunk.starts_with('0'));
+    if whole {
+        let mut reply = String::new();
+        connection.read_to_string(&mut reply).await?;
+        println!("answer: {}", reply.split(' ').nth(1).unwrap_or_default());
+    }
+    Ok(())
 }
 
 /// Registers an internal extension for no events, and asks for its next one in the background.

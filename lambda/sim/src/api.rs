@@ -67,6 +67,8 @@ fn router(shared: Arc<Shared>) -> Router {
         .route("/2018-06-01/runtime/invocation/{id}/response", post(runtime::response))
         .route("/2018-06-01/runtime/invocation/{id}/error", post(runtime::error))
         .route("/2018-06-01/runtime/init/error", post(runtime::init_error))
+        .route("/2018-06-01/runtime/restore/next", get(runtime::restore_next))
+        .route("/2018-06-01/runtime/restore/error", post(runtime::restore_error))
         .route("/2020-01-01/extension/register", post(extensions::register))
         .route("/2020-01-01/extension/event/next", get(extensions::next))
         .route("/2020-01-01/extension/init/error", post(extensions::init_error))

@@ -21,11 +21,13 @@ pub struct Config {
     pub(crate) program: OsString,
     pub(crate) args: Vec<OsString>,
     pub(crate) externals: Vec<(OsString, Vec<OsString>)>,
-    pub(crate) init_timeout: Duration,
+    pub(crate) mode: Mode,
+    init_timeout: Option<Duration>,
     pub(crate) timeout: Duration,
     pub(crate) budget: Option<Duration>,
     pub(crate) function_name: String,
     pub(crate) invoke_for_internal: bool,
+    pub(crate) abort_in_flight: bool,
     output: Output,
     env: Vec<(OsString, OsString)>,
 }
@@ -37,11 +39,13 @@ impl Config {
             program: program.into(),
             args: Vec::new(),
             externals: Vec::new(),
-            init_timeout: INIT_TIMEOUT,
+            mode: Mode::OnDemand,
+            init_timeout: None,
             timeout: FUNCTION_TIMEOUT,
             budget: None,
             function_name: "function".to_owned(),
             invoke_for_internal: true,
+            abort_in_flight: false,
             output: Output::Inherit,
             env: Vec::new(),
         }
@@ -84,12 +88,36 @@ impl Config {
         self
     }
 
+    /// Runs the function as Managed Instances do: up to `max_concurrency` invocations at once, and never frozen.
+    ///
+    /// Sets `AWS_LAMBDA_MAX_CONCURRENCY`, and `AWS_LAMBDA_INITIALIZATION_TYPE` to `lambda-managed-instances`. The function may
+    /// have as many `next` requests waiting as it may have invocations. An invocation that takes longer than the timeout
+    /// fails, and the environment lives on; its late answer is refused with 410. Extensions are not given INVOKE, and those
+    /// inside the function's process may ask for no event at all. The budget is 600 ms whatever is registered, as in AWS's own
+    /// emulator, which is the only source for it.
+    #[must_use]
+    pub fn managed_instances(mut self, max_concurrency: usize) -> Self {
+        self.mode = Mode::ManagedInstances { max_concurrency };
+        self
+    }
+
+    /// Runs the function as SnapStart does: init ends with a snapshot, which [`Sim::restore`](crate::Sim::restore) or the first
+    /// invocation restores.
+    ///
+    /// Sets `AWS_LAMBDA_INITIALIZATION_TYPE` to `snap-start`, and answers `GET /runtime/restore/next`.
+    #[must_use]
+    pub fn snap_start(mut self) -> Self {
+        self.mode = Mode::SnapStart;
+        self
+    }
+
     /// How long init may take.
     ///
-    /// Defaults to 10 s, Lambda's limit (AWS: "Lambda execution environment lifecycle").
+    /// Defaults to Lambda's limit: 10 s; with SnapStart and on Managed Instances 130 s, or the function's timeout if that is
+    /// more (AWS: "Lambda execution environment lifecycle").
     #[must_use]
     pub fn init_timeout(mut self, limit: Duration) -> Self {
-        self.init_timeout = limit.min(LONGEST);
+        self.init_timeout = Some(limit.min(LONGEST));
         self
     }
 
@@ -128,6 +156,16 @@ impl Config {
         self
     }
 
+    /// Fails what is in flight when shutdown begins, before SIGTERM is sent, as AWS's own emulator does it for Managed
+    /// Instances: the function's answers come too late then, and are refused.
+    ///
+    /// Otherwise an answer counts for as long as the function lives.
+    #[must_use]
+    pub fn abort_in_flight(mut self) -> Self {
+        self.abort_in_flight = true;
+        self
+    }
+
     /// Collects what the function and the extensions print, instead of passing it through.
     ///
     /// The lines are in [`Sim::output`](crate::Sim::output) and in [`Record::output`](crate::Record::output).
@@ -146,12 +184,36 @@ impl Config {
         self
     }
 
+    /// Whether several invocations are handed out at once, and nothing is ever frozen.
+    pub(crate) fn is_managed(&self) -> bool {
+        matches!(self.mode, Mode::ManagedInstances { .. })
+    }
+
+    /// How many invocations may be under way at once.
+    pub(crate) fn concurrency(&self) -> usize {
+        match self.mode {
+            Mode::ManagedInstances { max_concurrency } => max_concurrency,
+            Mode::OnDemand | Mode::SnapStart => 1,
+        }
+    }
+
+    pub(crate) fn init_limit(&self) -> Duration {
+        self.init_timeout.unwrap_or_else(|| match self.mode {
+            Mode::OnDemand => INIT_TIMEOUT,
+            Mode::SnapStart | Mode::ManagedInstances { .. } => self.timeout.min(LONGEST_TIMEOUT).max(LONG_INIT_TIMEOUT),
+        })
+    }
+
     pub(crate) fn arn(&self) -> String {
         format!("arn:aws:lambda:{}:{ACCOUNT_ID}:function:{}", self.region(), self.function_name)
     }
 
     /// Settings that no environment could be built from.
     pub(crate) fn check(&self) -> Result<(), Error> {
+        if !(1..=MAX_CONCURRENCY).contains(&self.concurrency()) {
+            let message = format!("{} invocations at once: ask for 1 to {MAX_CONCURRENCY}", self.concurrency());
+            return Err(Error::new(ErrorKind::Start, message));
+        }
         let mut names = Vec::new();
         for (program, _) in &self.externals {
             let name = extension_name(program);
@@ -177,6 +239,9 @@ impl Config {
             .env("AWS_LAMBDA_LOG_GROUP_NAME", format!("/aws/lambda/{}", self.function_name))
             .env("AWS_LAMBDA_LOG_STREAM_NAME", format!("{FUNCTION_VERSION}/winddown-sim"))
             .env("_HANDLER", HANDLER);
+        if let Mode::ManagedInstances { max_concurrency } = self.mode {
+            command.env("AWS_LAMBDA_MAX_CONCURRENCY", max_concurrency.to_string());
+        }
         if let Ok(directory) = std::env::current_dir() {
             command.env("LAMBDA_TASK_ROOT", directory);
         }
@@ -220,7 +285,7 @@ impl Config {
             .env("AWS_LAMBDA_FUNCTION_NAME", &self.function_name)
             .env("AWS_LAMBDA_FUNCTION_VERSION", FUNCTION_VERSION)
             .env("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "128")
-            .env("AWS_LAMBDA_INITIALIZATION_TYPE", "on-demand")
+            .env("AWS_LAMBDA_INITIALIZATION_TYPE", self.mode.initialization_type())
             .env("AWS_REGION", &region)
             .env("AWS_DEFAULT_REGION", &region)
             .env("TZ", ":UTC");
@@ -243,6 +308,24 @@ pub(crate) fn extension_name(program: &OsStr) -> String {
     Path::new(program).file_name().unwrap_or(program).to_string_lossy().into_owned()
 }
 
+/// How Lambda runs the environment.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Mode {
+    OnDemand,
+    SnapStart,
+    ManagedInstances { max_concurrency: usize },
+}
+
+impl Mode {
+    pub(crate) fn initialization_type(self) -> &'static str {
+        match self {
+            Self::OnDemand => "on-demand",
+            Self::SnapStart => "snap-start",
+            Self::ManagedInstances { .. } => "lambda-managed-instances",
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Output {
     Inherit,
@@ -260,4 +343,10 @@ pub(crate) const MAX_EXTENSIONS: usize = 10;
 /// Longer is forever, and can be added to any clock.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 const INIT_TIMEOUT: Duration = Duration::from_secs(10);
+/// AWS: "Lambda execution environment lifecycle", SnapStart and provisioned concurrency.
+const LONG_INIT_TIMEOUT: Duration = Duration::from_secs(130);
+/// AWS: "Lambda quotas", function timeout.
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(900);
+/// What a semaphore and a machine can bear; Lambda allows far fewer.
+const MAX_CONCURRENCY: usize = 10_000;
 const FUNCTION_TIMEOUT: Duration = Duration::from_secs(3);

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::process::Signal;
+use tokio::sync::Semaphore;
 
 use crate::api::Shared;
 use crate::config::extension_name;
@@ -22,8 +23,8 @@ pub(crate) struct Environment {
     pub(crate) shared: Arc<Shared>,
     pub(crate) address: SocketAddr,
     pub(crate) launched: Instant,
-    /// Held during an invocation and while freezing: one at a time.
-    pub(crate) turn: tokio::sync::Mutex<()>,
+    /// Held during an invocation and while freezing: one at a time, but on Managed Instances.
+    pub(crate) turns: Semaphore,
     children: Mutex<Children>,
 }
 
@@ -37,7 +38,8 @@ pub(crate) struct Children {
 
 impl Environment {
     pub(crate) fn new(shared: Arc<Shared>, address: SocketAddr, launched: Instant) -> Self {
-        Self { shared, address, launched, turn: tokio::sync::Mutex::default(), children: Mutex::default() }
+        let turns = Semaphore::new(shared.config.concurrency());
+        Self { shared, address, launched, turns, children: Mutex::default() }
     }
 
     /// Starts the external extensions, in the order they were given.
@@ -78,8 +80,8 @@ impl Environment {
         }
     }
 
-    /// Stops every process; `false` when the environment has ended or is ending.
-    pub(crate) fn freeze(&self) -> bool {
+    /// Stops every process, which the timeline calls `what`; `false` when the environment has ended or is ending.
+    pub(crate) fn freeze(&self, what: &str) -> bool {
         let children = self.children();
         self.shared.world.update(|state| {
             if state.has_ended() {
@@ -87,7 +89,7 @@ impl Environment {
             }
             if !std::mem::replace(&mut state.frozen, true) {
                 children.signal(Signal::STOP);
-                state.note("freeze");
+                state.note(what);
             }
             true
         })

@@ -80,6 +80,12 @@ pub enum ErrorKind {
     InitError,
     /// Init was not over in time: someone never asked for the next event. The message says who.
     InitTimeout,
+    /// The function could not be restored from its snapshot: it reported an error, it exited, or it took more than 10 s.
+    Restore,
+    /// There is no such thing in this environment: Managed Instances are never frozen, and only SnapStart has a snapshot.
+    Unsupported,
+    /// The event is larger than Lambda takes: 6 MiB.
+    TooLarge,
     /// The environment has ended or is ending, so nothing can be invoked or frozen. Start another one.
     Ended,
 }

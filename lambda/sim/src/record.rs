@@ -157,6 +157,9 @@ pub struct Invocation {
     pub ok: bool,
     /// Milliseconds from handing over the event to the answer.
     pub ms: f64,
+    /// Milliseconds from handing over the event to the first byte of a streamed response; `null` if it was not streamed.
+    #[serde(default)]
+    pub first_byte_ms: Option<f64>,
     /// What the function answered: its response, or its error document. What is not JSON is a string; `null` without an
     /// answer.
     pub payload: Value,
@@ -169,7 +172,7 @@ pub struct Invocation {
 #[non_exhaustive]
 pub struct InvocationError {
     /// The function's own error type, or Lambda's: `Sandbox.Timedout`, `Runtime.ExitError`, `Extension.Crash`,
-    /// `Function.ResponseSizeTooLarge`.
+    /// `Function.ResponseSizeTooLarge`, `Runtime.TruncatedResponse`, `Runtime.InvalidResponseModeHeader`.
     pub error_type: String,
     /// The message that goes with it.
     pub message: String,

@@ -14,17 +14,28 @@ use tokio::time::{timeout, timeout_at};
 use crate::api;
 use crate::environment::{Children, Environment, epoch_ms};
 use crate::process::{Exit, Process};
-use crate::record::{EventType, ExtensionKind, ExtensionRecord, FunctionRecord, Reason, Record, ShutdownRecord};
-use crate::state::{State, millis};
+use crate::record::{
+    EventType, ExtensionKind, ExtensionRecord, FunctionRecord, InvocationError, Reason, Record, ShutdownRecord,
+};
+use crate::state::{Answer, State, millis};
 
 impl Environment {
     /// Begins shutdown in the background, unless it has begun. Its record ends up in the state.
     pub(crate) fn begin_shutdown(self: &Arc<Self>, reason: Reason) {
+        let config = &self.shared.config;
+        let reason = match reason {
+            // of Managed Instances, external extensions are told no third reason
+            Reason::Timeout if config.is_managed() => Reason::Failure,
+            reason => reason,
+        };
         let first = self.shared.world.update(|state| {
             let first = state.ending.is_none();
             if first {
                 state.ending = Some(reason);
                 state.note(format!("shutdown {reason}"));
+                if config.abort_in_flight {
+                    abort_in_flight(state);
+                }
             }
             first
         });
@@ -58,10 +69,16 @@ impl Environment {
         });
         match (any, external) {
             (false, _) => Duration::ZERO,
-            (true, external) => {
-                let lambda = if external { BUDGET_WITH_EXTERNAL } else { BUDGET_WITH_INTERNAL };
-                self.shared.config.budget.unwrap_or(lambda)
-            }
+            (true, external) => self.shared.config.budget.unwrap_or_else(|| self.own_budget(external)),
+        }
+    }
+
+    /// Lambda's budget for a function with extensions.
+    fn own_budget(&self, external: bool) -> Duration {
+        match external {
+            _ if self.shared.config.is_managed() => BUDGET_OF_MANAGED_INSTANCES,
+            true => BUDGET_WITH_EXTERNAL,
+            false => BUDGET_WITH_INTERNAL,
         }
     }
 
@@ -106,7 +123,7 @@ impl Environment {
             return;
         }
         // a longer budget for the function is not taken from the extensions
-        let deadline = begun + SHUTDOWN_LIMIT.max(budget + (SHUTDOWN_LIMIT - BUDGET_WITH_EXTERNAL));
+        let deadline = begun + SHUTDOWN_LIMIT + budget.saturating_sub(self.own_budget(true));
         let event = api::shutdown_event(reason, epoch_ms(deadline));
         for (name, process) in externals {
             let told = self.shared.world.update(|state| {
@@ -158,6 +175,18 @@ impl Environment {
     }
 }
 
+/// Fails every invocation that is not answered. What the function answers from now on is of an unknown invocation.
+fn abort_in_flight(state: &mut State) {
+    for (request_id, waiting) in state.runtime.in_flight.drain() {
+        let error = InvocationError {
+            error_type: "Client.ExecutionEnvironmentShutDown".to_owned(),
+            message: format!("RequestId: {request_id} Error: the environment is being shut down"),
+        };
+        // a caller that has gone away needs no answer
+        let _ = waiting.send(Answer::failed(error));
+    }
+}
+
 fn record(state: &State, pid: Option<u32>, shutdown: ShutdownRecord) -> Record {
     let exit = state.runtime.exit;
     Record {
@@ -194,7 +223,10 @@ fn record(state: &State, pid: Option<u32>, shutdown: ShutdownRecord) -> Record {
 const BUDGET_WITH_INTERNAL: Duration = Duration::from_millis(500);
 /// The same, for a function with an external extension: the rest of the 2,000 ms is the extensions'.
 const BUDGET_WITH_EXTERNAL: Duration = Duration::from_millis(300);
-/// The same: the whole of shutdown.
+/// `defaultRuntimeShutdownTimeout` in AWS's own emulator (`lambda-managed-instances/rapid/shutdown.go`); the documentation
+/// gives none.
+const BUDGET_OF_MANAGED_INSTANCES: Duration = Duration::from_millis(600);
+/// AWS: "Lambda execution environment lifecycle", the whole of shutdown.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(2);
 /// How long a killed process may take to be gone, `maxProcessExitWait` in AWS's own emulator. Longer means that it hangs in
 /// the kernel, and then the record says that no end is known.

@@ -7,24 +7,25 @@ use std::time::{Duration, Instant};
 use axum::body::Bytes;
 use serde_json::Value;
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
+use tokio::sync::{SemaphorePermit, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{timeout, timeout_at};
 use uuid::Uuid;
 
 use crate::api::{self, Shared};
-use crate::config::Config;
+use crate::config::{Config, Mode};
 use crate::environment::{Environment, epoch_ms};
 use crate::error::{Error, ErrorKind};
 use crate::record::{
     EventType, INVOKE, Invocation, InvocationError, OutputLine, RESPONSE, Reason, Record, TimelineEntry,
 };
-use crate::state::{Answer, Init, Job, State, World, millis};
+use crate::state::{Answer, Init, Job, Restore, State, World, millis};
 
 /// One simulated Lambda environment: a function, its extensions, and the APIs they talk to.
 ///
 /// All methods take `&self`, so that a signal can be sent while an invocation runs
-/// (`tokio::join!(sim.invoke(event), sim.shutdown(Reason::Spindown))`). Invocations are handed out one at a time, as on Lambda.
+/// (`tokio::join!(sim.invoke(event), sim.shutdown(Reason::Spindown))`). Invocations are handed out one at a time, as on Lambda;
+/// with [`Config::managed_instances`], as many at once as that says.
 ///
 /// # Drop
 ///
@@ -101,7 +102,7 @@ impl Sim {
     ///
     /// Can be called again.
     pub async fn ready(&self) -> Result<(), Error> {
-        let limit = self.config().init_timeout;
+        let limit = self.config().init_limit();
         let done = |state: &State| if state.init_done { Some(Init::Done) } else { state.init() };
         let end = timeout_at((self.environment.launched + limit).into(), self.world().wait(done)).await;
         let (kind, message) = match end {
@@ -138,13 +139,15 @@ impl Sim {
     /// Invokes the function with a JSON event, and returns when the invocation is over: the function has answered, and it
     /// and every extension that gets INVOKE have asked for their next event.
     ///
-    /// A frozen environment is thawed first. An invocation that fails is not an `Err`: see [`Invocation::ok`]. After a timeout
+    /// A frozen environment is thawed first, and a snapshot restored. With [`Config::managed_instances`], several calls run at
+    /// once; those above the limit wait their turn. An invocation that fails is not an `Err`: see [`Invocation::ok`]. After a timeout
     /// or a crash the environment is shut down in the background, as Lambda does it; [`shutdown`](Self::shutdown) waits
     /// for that and returns its record.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Ended`] when the environment has ended or is ending; init errors when init was not over yet.
+    /// [`ErrorKind::Ended`] when the environment has ended or is ending; init errors when init was not over yet;
+    /// [`ErrorKind::Restore`] when the snapshot could not be restored; [`ErrorKind::TooLarge`] for an event above 6 MiB.
     ///
     /// # Cancel safety
     ///
@@ -161,10 +164,17 @@ impl Sim {
     /// Those of [`invoke`](Self::invoke).
     pub async fn invoke_raw(&self, event: impl Into<Vec<u8>> + Send) -> Result<Invocation, Error> {
         let event = Bytes::from(event.into());
+        if event.len() > MAX_EVENT {
+            let message = format!("an event of {} bytes: Lambda takes up to {MAX_EVENT} (413)", event.len());
+            return Err(Error::new(ErrorKind::TooLarge, message));
+        }
         self.ready().await?;
-        let _turn = self.environment.turn.lock().await;
-        self.settle().await;
-        self.environment.thaw();
+        let _turn = self.turn().await;
+        self.restore_in_turn().await?;
+        if !self.config().is_managed() {
+            self.settle().await;
+            self.environment.thaw();
+        }
 
         let begun = Instant::now();
         let limit = self.config().timeout;
@@ -177,6 +187,7 @@ impl Sim {
             request_id,
             ok: answer.error.is_none(),
             ms: millis(answer.at.saturating_duration_since(begun)),
+            first_byte_ms: answer.first_byte.map(|at| millis(at.saturating_duration_since(begun))),
             payload: answer.payload,
             error: answer.error,
         };
@@ -195,12 +206,59 @@ impl Sim {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Ended`] when the environment has ended or is ending; init errors when init was not over yet.
+    /// [`ErrorKind::Ended`] when the environment has ended or is ending; init errors when init was not over yet;
+    /// [`ErrorKind::Unsupported`] with [`Config::managed_instances`], which Lambda does not freeze.
     pub async fn freeze(&self) -> Result<(), Error> {
+        if self.config().is_managed() {
+            let message = "Managed Instances are never frozen: use Config without managed_instances to see a freeze";
+            return Err(Error::new(ErrorKind::Unsupported, message));
+        }
         self.ready().await?;
-        let _turn = self.environment.turn.lock().await;
+        let _turn = self.turn().await;
         self.settle().await;
-        if self.environment.freeze() { Ok(()) } else { Err(ended()) }
+        if self.environment.freeze("freeze") { Ok(()) } else { Err(ended()) }
+    }
+
+    /// Takes the snapshot of a function with [`Config::snap_start`]: waits until its init is over and stops every process, until
+    /// [`restore`](Self::restore), the first invocation or shutdown.
+    ///
+    /// On Lambda one snapshot is restored many times. A process cannot be copied here: to see a second restoration from the
+    /// same state, start another environment and take that to its snapshot.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Unsupported`] without [`Config::snap_start`], and after a restoration; [`ErrorKind::Ended`] when the environment has
+    /// ended or is ending; init errors.
+    pub async fn snapshot(&self) -> Result<(), Error> {
+        self.snap_start_only()?;
+        self.ready().await?;
+        let _turn = self.turn().await;
+        if self.world().read(|state| state.restored) {
+            let message = "the snapshot has been restored already: start another environment for another snapshot";
+            return Err(Error::new(ErrorKind::Unsupported, message));
+        }
+        if self.environment.freeze("snapshot") { Ok(()) } else { Err(ended()) }
+    }
+
+    /// Restores the snapshot of a function with [`Config::snap_start`]: lets its processes go on, answers its
+    /// `GET /runtime/restore/next`, and waits until it asks for its first event.
+    ///
+    /// It has 10 s for that, as on Lambda. A function that never asks `restore/next` has nothing to do. When it fails, the
+    /// environment is shut down before this returns, and [`Error::record`] tells how that went. Once restored, this does nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Restore`] when the function reports an error, exits, or takes too long; [`ErrorKind::Unsupported`] without
+    /// [`Config::snap_start`]; [`ErrorKind::Ended`] when the environment has ended or is ending; init errors.
+    ///
+    /// # Cancel safety
+    ///
+    /// Can be called again; the function's 10 s begin anew.
+    pub async fn restore(&self) -> Result<(), Error> {
+        self.snap_start_only()?;
+        self.ready().await?;
+        let _turn = self.turn().await;
+        self.restore_in_turn().await
     }
 
     /// Thaws a frozen environment (SIGCONT). Does nothing if it is not frozen.
@@ -271,6 +329,59 @@ impl Sim {
         self.environment.function_pid()
     }
 
+    fn snap_start_only(&self) -> Result<(), Error> {
+        if self.config().mode == Mode::SnapStart {
+            return Ok(());
+        }
+        let message = "there is no snapshot: set Config::snap_start for a function that has one";
+        Err(Error::new(ErrorKind::Unsupported, message))
+    }
+
+    async fn restore_in_turn(&self) -> Result<(), Error> {
+        if self.config().mode != Mode::SnapStart || self.world().read(|state| state.restored) {
+            return Ok(());
+        }
+        self.environment.thaw();
+        self.world().update(|state| {
+            if state.runtime.restore == Restore::Waiting {
+                state.runtime.restore = Restore::Told;
+                state.note("restore");
+            }
+        });
+        let look = |state: &State| match &state.runtime.restore {
+            Restore::Failed(error) => Some(Err(format!("{}: {}", error.error_type, error.message))),
+            _ if state.ending.is_some() || state.killed => Some(Err(ended().to_string())),
+            _ => match &state.runtime.exit {
+                Some(exit) => Some(Err(format!("Runtime.ExitError: it exited with {}", exit.describe()))),
+                None => state.runtime.polled.then_some(Ok(())),
+            },
+        };
+        let end = timeout(RESTORE_LIMIT, self.world().wait(look)).await;
+        let message = match end {
+            Ok(Ok(())) => {
+                self.world().update(|state| {
+                    state.restored = true;
+                    state.note("restored");
+                });
+                return Ok(());
+            }
+            Ok(Err(_)) if self.world().read(|state| state.ending.is_some() || state.killed) => return Err(ended()),
+            Ok(Err(message)) => message,
+            Err(_elapsed) => {
+                format!("Runtime.RestoreHookUserTimeout: it did not ask for an event within {RESTORE_LIMIT:?}")
+            }
+        };
+        self.world().update(|state| state.note("restore failed"));
+        let record = self.shutdown(Reason::Failure).await;
+        let message = format!("the function could not be restored, {message}: look at what it does after restore/next");
+        Err(Error::new(ErrorKind::Restore, message).with_record(record))
+    }
+
+    /// The right to invoke, and to freeze.
+    async fn turn(&self) -> SemaphorePermit<'_> {
+        self.environment.turns.acquire().await.expect("never closed")
+    }
+
     /// Queues the event for the function and the extensions.
     fn hand_over(&self, payload: Bytes, deadline: Instant) -> Result<(u64, String, oneshot::Receiver<Answer>), Error> {
         let request_id = Uuid::new_v4().to_string();
@@ -309,26 +420,38 @@ impl Sim {
             lost = self.world().wait(lost) => lost,
             () = tokio::time::sleep_until(deadline.into()) => {
                 let limit = self.config().timeout.as_secs_f64();
-                ("Sandbox.Timedout", format!("Task timed out after {limit:.2} seconds"))
+                (TIMED_OUT, format!("Task timed out after {limit:.2} seconds"))
             }
         };
         if let Ok(answer) = answered.try_recv() {
             return answer;
         }
-        self.environment.begin_shutdown(if error_type == "Sandbox.Timedout" {
-            Reason::Timeout
-        } else {
-            Reason::Failure
-        });
+        match error_type {
+            // the code goes on running, and so does the environment
+            TIMED_OUT if self.config().is_managed() => self.world().update(|state| {
+                state.runtime.in_flight.remove(request_id);
+                state.runtime.queue.retain(|job| job.request_id != request_id);
+                state.runtime.timed_out.insert(request_id.to_owned());
+            }),
+            TIMED_OUT => self.environment.begin_shutdown(Reason::Timeout),
+            _ => self.environment.begin_shutdown(Reason::Failure),
+        }
         let error = InvocationError {
             error_type: error_type.to_owned(),
             message: format!("RequestId: {request_id} Error: {message}"),
         };
-        Answer { at: Instant::now(), payload: Value::Null, error: Some(error) }
+        Answer::failed(error)
     }
 
     /// Waits until an answered invocation is over. What keeps it from that ends the environment.
     async fn finish(&self, deadline: Instant) {
+        if self.config().is_managed() {
+            // no extension takes part in an invocation, and nothing is frozen after it
+            if self.world().read(State::has_ended) {
+                self.environment.begin_shutdown(Reason::Failure);
+            }
+            return;
+        }
         let over = |state: &State| (state.is_settled() || state.has_ended()).then_some(());
         let in_time = timeout_at(deadline.into(), self.world().wait(over)).await.is_ok();
         if !in_time {
@@ -383,3 +506,9 @@ fn trace_id() -> String {
     let parent = Uuid::new_v4().simple().to_string();
     format!("Root=1-{}-{};Parent={};Sampled=0", &id[..8], &id[8..], &parent[..16])
 }
+
+const TIMED_OUT: &str = "Sandbox.Timedout";
+/// AWS: "Lambda quotas", invocation payload, with the slack of AWS's own emulator (`interop.MaxPayloadSize`).
+const MAX_EVENT: usize = 6 * 1024 * 1024 + 100;
+/// AWS: "Runtime hooks for Lambda SnapStart", after restore.
+const RESTORE_LIMIT: Duration = Duration::from_secs(10);

@@ -77,6 +77,8 @@ pub(crate) struct State {
     pub(crate) ending: Option<Reason>,
     /// Set when everything was killed by hand: the same, without a shutdown.
     pub(crate) killed: bool,
+    /// The snapshot has been restored, as far as the environment is concerned.
+    pub(crate) restored: bool,
     /// Captured pipes that are still open.
     pub(crate) open_pipes: usize,
     pub(crate) invocations_begun: u64,
@@ -94,13 +96,38 @@ pub(crate) struct Runtime {
     pub(crate) polled: bool,
     /// It is waiting for an event.
     pub(crate) ready: bool,
+    /// How many of its requests for an event are waiting.
+    pub(crate) polls: usize,
+    pub(crate) restore: Restore,
     pub(crate) queue: VecDeque<Job>,
     /// Who waits for the answer, by request id.
     pub(crate) in_flight: HashMap<String, oneshot::Sender<Answer>>,
     /// Answered, and the next event not asked for yet: a second answer is a different mistake from an unknown id.
     pub(crate) answered: HashSet<String>,
+    /// Failed by the timeout, where the environment lives on: so is a late answer.
+    pub(crate) timed_out: HashSet<String>,
     pub(crate) init_error: Option<InvocationError>,
     pub(crate) exit: Option<Exit>,
+}
+
+impl Runtime {
+    /// It has come to the end of its init: registration is closed.
+    pub(crate) fn is_initialised(&self) -> bool {
+        self.polled || self.restore != Restore::NotAsked
+    }
+}
+
+/// Where a function is between its snapshot and the end of its restoration.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) enum Restore {
+    /// It has not asked to be told. It may never do: then there is nothing to wait for.
+    #[default]
+    NotAsked,
+    /// It waits to be restored.
+    Waiting,
+    /// It has been told, and has not asked for its first event yet.
+    Told,
+    Failed(InvocationError),
 }
 
 /// An event for the function.
@@ -119,6 +146,15 @@ pub(crate) struct Answer {
     pub(crate) at: Instant,
     pub(crate) payload: Value,
     pub(crate) error: Option<InvocationError>,
+    /// When a streamed answer began.
+    pub(crate) first_byte: Option<Instant>,
+}
+
+impl Answer {
+    /// What the caller is told where the function did not answer.
+    pub(crate) fn failed(error: InvocationError) -> Self {
+        Self { at: Instant::now(), payload: Value::Null, error: Some(error), first_byte: None }
+    }
 }
 
 #[derive(Debug)]
@@ -165,6 +201,7 @@ impl State {
             frozen: false,
             ending: None,
             killed: false,
+            restored: false,
             open_pipes: 0,
             invocations_begun: 0,
             invocations: Vec::new(),
@@ -206,7 +243,8 @@ impl State {
         if let Some((name, exit)) = self.exited_external() {
             return Some(Init::Exited { who: format!("external extension {name}"), exit: exit.describe() });
         }
-        let done = self.externals_registered() && self.runtime.polled && self.extensions.iter().all(|it| it.polled);
+        let done =
+            self.externals_registered() && self.runtime.is_initialised() && self.extensions.iter().all(|it| it.polled);
         done.then_some(Init::Done)
     }
 
@@ -218,7 +256,7 @@ impl State {
             .filter(|it| !self.is_registered(&it.name))
             .map(|it| format!("external extension {} to register under its file name", it.name))
             .collect();
-        if missing.is_empty() && !self.runtime.polled {
+        if missing.is_empty() && !self.runtime.is_initialised() {
             missing.push("the function to GET /2018-06-01/runtime/invocation/next".to_owned());
         }
         let silent = self.extensions.iter().filter(|it| !it.polled);
@@ -237,7 +275,7 @@ impl State {
     /// The last invocation is over: the function and every extension that gets INVOKE have asked for their next event
     /// (AWS: "Lambda execution environment lifecycle", invoke phase).
     pub(crate) fn is_settled(&self) -> bool {
-        self.runtime.ready
+        (self.runtime.ready || self.runtime.restore == Restore::Waiting)
             && self.extensions.iter().filter(|it| it.events.contains(&EventType::Invoke)).all(|it| it.ready)
     }
 

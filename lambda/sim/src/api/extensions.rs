@@ -26,6 +26,10 @@ pub(super) async fn register(State(shared): State<Arc<Shared>>, headers: HeaderM
         Ok(request) => request,
         Err(error) => return forbidden("InvalidRequestFormat", &error.to_string()),
     };
+    if !request.configuration_keys.is_empty() {
+        let message = "configurationKeys are deprecated; use environment variables instead";
+        return forbidden("InvalidRequestFormat", message);
+    }
     let id = match shared.world.update(|state| add(state, &shared.config, &name, &request.events)) {
         Ok(id) => id,
         Err((error_type, message)) => return forbidden(error_type, &message),
@@ -82,6 +86,8 @@ pub(super) async fn exit_error(State(shared): State<Arc<Shared>>, headers: Heade
 struct Registration {
     #[serde(default)]
     events: Vec<String>,
+    #[serde(default, rename = "configurationKeys")]
+    configuration_keys: Vec<String>,
 }
 
 /// Adds an extension to the state, or says which rule that would break.
@@ -93,13 +99,16 @@ fn add(
 ) -> Result<String, (&'static str, String)> {
     let external = state.externals.iter().any(|it| it.name == name);
     let kind = if external { ExtensionKind::External } else { ExtensionKind::Internal };
+    if config.is_managed() && kind == ExtensionKind::Internal && !events.is_empty() {
+        return Err(("Extension.InvalidEventType", "No events allowed for internal extensions".to_owned()));
+    }
     let events = events
         .iter()
         .map(|event| match (event.as_str(), kind) {
             ("INVOKE", ExtensionKind::Internal) if !config.invoke_for_internal => {
                 Err(("Extension.InvalidEventType", format!("{event}: InvokeEventNotSupportedForInternalExtension")))
             }
-            ("INVOKE", _) => Ok(EventType::Invoke),
+            ("INVOKE", _) if !config.is_managed() => Ok(EventType::Invoke),
             ("SHUTDOWN", ExtensionKind::External) => Ok(EventType::Shutdown),
             ("SHUTDOWN", ExtensionKind::Internal) => {
                 Err(("Extension.InvalidEventType", format!("{event}: ShutdownEventNotSupportedForInternalExtension")))
@@ -108,7 +117,7 @@ fn add(
         })
         .collect::<Result<Vec<_>, _>>()?;
 
-    if kind == ExtensionKind::Internal && state.runtime.polled {
+    if kind == ExtensionKind::Internal && state.runtime.is_initialised() {
         return Err(("Extension.RegistrationClosed", "Extension registration closed already".to_owned()));
     }
     if kind == ExtensionKind::Internal && state.extensions.len() >= MAX_EXTENSIONS {
