@@ -73,6 +73,25 @@ async fn main() -> std::io::Result<()> {
             });
             serve().await
         }
+        "daemon" => {
+            rustix::process::setsid()?;
+            println!("daemon {}", std::process::id());
+            std::future::pending().await
+        }
+        // two that leave the group: one of them without the environment variables, and a parent that exits at once
+        "leave-daemons" => {
+            let program = std::env::current_exe()?;
+            Command::new(&program).arg("daemon").spawn()?;
+            Command::new("sh").args(["-c", "env -i \"$0\" daemon & exec \"$0\" daemon"]).arg(&program).spawn()?;
+            Command::new("sh").args(["-c", "\"$0\" daemon &"]).arg(&program).spawn()?.wait()?;
+            let mut sigterm = signal(SignalKind::terminate())?;
+            register_and_poll("parent").await?;
+            tokio::spawn(async move {
+                sigterm.recv().await;
+                exit(0);
+            });
+            serve().await
+        }
         "exit-in-init" => exit(7),
         "init-error" => {
             let body = r#"{"errorType":"Config.Missing","errorMessage":"DATABASE_URL is not set"}"#;

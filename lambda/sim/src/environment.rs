@@ -17,6 +17,7 @@ use crate::error::{Error, ErrorKind};
 use crate::process::{Exit, Process, Spawned, read_lines};
 use crate::record::OutputLine;
 use crate::state::{External, State};
+use crate::tree::Tree;
 
 #[derive(Debug)]
 pub(crate) struct Environment {
@@ -89,6 +90,8 @@ impl Environment {
             }
             if !std::mem::replace(&mut state.frozen, true) {
                 children.signal(Signal::STOP);
+                // dropped, and found again at the thaw: nothing starts or ends meanwhile
+                Tree::stop(self.address);
                 state.note(what);
             }
             true
@@ -102,6 +105,7 @@ impl Environment {
             if std::mem::take(&mut state.frozen) {
                 state.note("thaw");
                 children.signal(Signal::CONT);
+                Tree::go_on(self.address);
             }
         });
     }
@@ -117,7 +121,10 @@ impl Environment {
                 state.note("SIGKILL to all");
             }
         });
+        // stopped before the first is killed, so that none loses the parent it is known by
+        let tree = Tree::stop(self.address);
         children.signal(Signal::KILL);
+        tree.kill();
     }
 
     /// Keeps new processes from being started, and returns the ones there are.

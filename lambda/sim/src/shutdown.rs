@@ -18,6 +18,7 @@ use crate::record::{
     EventType, ExtensionKind, ExtensionRecord, FunctionRecord, InvocationError, Reason, Record, ShutdownRecord,
 };
 use crate::state::{Answer, State, millis};
+use crate::tree::Tree;
 
 impl Environment {
     /// Begins shutdown in the background, unless it has begun. Its record ends up in the state.
@@ -54,6 +55,9 @@ impl Environment {
         let pid = function.as_ref().map(|process| process.id());
         let shutdown = self.end_function(function, reason, budget).await;
         self.end_externals(&externals, reason, begun, budget).await;
+
+        // what has left the groups ends with the environment
+        Tree::stop(self.address).kill();
 
         // the last lines are still in the pipes; one that a stray process holds open is not waited for
         let drained = self.shared.world.wait(|state| (state.open_pipes == 0).then_some(()));

@@ -30,8 +30,8 @@ use crate::state::{Answer, Init, Job, Restore, State, World, millis};
 /// # Drop
 ///
 /// Dropping it kills the process groups of the function and the external extensions at once (SIGKILL) and closes the APIs.
-/// It does not send SIGTERM and does not wait: for that, call [`shutdown`](Self::shutdown). A process that has left its
-/// group (`setsid`) is not reached.
+/// It does not send SIGTERM and does not wait: for that, call [`shutdown`](Self::shutdown). On Linux that
+/// includes processes that have left their group (`setsid`).
 #[derive(Debug)]
 pub struct Sim {
     environment: Arc<Environment>,
@@ -199,7 +199,7 @@ impl Sim {
         Ok(invocation)
     }
 
-    /// Freezes the environment between invocations: SIGSTOP to every process group, so that no timer fires and no socket is
+    /// Freezes the environment between invocations: SIGSTOP to every process, so that no timer fires and no socket is
     /// read until [`thaw`](Self::thaw), the next invocation or shutdown.
     ///
     /// Waits until the last invocation is over, as Lambda does, at most for the function's timeout.

@@ -59,7 +59,7 @@ pub(crate) fn assert_process_gone(pid: u32) {
 }
 
 // for things outside this process, which cannot be waited for
-fn assert_soon(mut holds: impl FnMut() -> bool, otherwise: &str) {
+pub(crate) fn assert_soon(mut holds: impl FnMut() -> bool, otherwise: &str) {
     let begun = Instant::now();
     while !holds() {
         assert!(begun.elapsed() < Duration::from_secs(2), "{otherwise}");
