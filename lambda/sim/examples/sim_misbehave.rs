@@ -12,6 +12,7 @@ use tokio::time::sleep;
 const REGISTER: &str = "/2020-01-01/extension/register";
 const EVENT_NEXT: &str = "/2020-01-01/extension/event/next";
 const RUNTIME: &str = "/2018-06-01/runtime";
+const TELEMETRY: &str = "/2022-07-01/telemetry";
 const STREAMING: &str = "Lambda-Runtime-Function-Response-Mode: streaming";
 
 #[tokio::main]
@@ -112,6 +113,7 @@ async fn main() -> std::io::Result<()> {
             probe().await;
             serve().await
         }
+        "subscribe-wrongly" => subscribe_wrongly().await,
         "answer-wrongly" => {
             let next = call("GET", &format!("{RUNTIME}/invocation/next"), &[], "").await;
             let id = next.header("Lambda-Runtime-Aws-Request-Id");
@@ -273,6 +275,42 @@ async fn answer_raw(headers: &[&str], chunks: &[&str]) -> std::io::Result<()> {
         println!("answer: {}", reply.split(' ').nth(1).unwrap_or_default());
     }
     Ok(())
+}
+
+/// Every way of subscribing to telemetry wrongly, each with its answer, and a right one.
+async fn subscribe_wrongly() -> ! {
+    let reply = call("POST", REGISTER, &["Lambda-Extension-Name: curious"], r#"{"events":[]}"#).await;
+    let id = format!("Lambda-Extension-Identifier: {}", reply.header("Lambda-Extension-Identifier"));
+    let unknown = "Lambda-Extension-Identifier: 00000000-0000-0000-0000-000000000000";
+    let right = r#"{"schemaVersion":"2022-07-01","types":["platform"],"buffering":{"maxItems":1000,"maxBytes":262144,"timeoutMs":25},"destination":{"protocol":"HTTP","URI":"http://sandbox.localdomain:9"}}"#;
+    let put = async |what: &str, headers: &[&str], body: &str| {
+        let reply = call("PUT", TELEMETRY, headers, body).await;
+        println!("{what}: {} {}", reply.status, reply.body);
+    };
+    for (what, from, to) in [
+        ("not JSON", right, "types"),
+        ("no such version", "2022-07-01", "2021-01-01"),
+        ("no types", r#"["platform"]"#, "[]"),
+        ("unknown type", r#"["platform"]"#, r#"["weather"]"#),
+        ("TCP", "HTTP", "TCP"),
+        ("another host", "sandbox.localdomain", "localhost"),
+        ("reserved port", "localdomain:9", "localdomain:9001"),
+        ("few items", ":1000", ":999"),
+        ("few bytes", ":262144", ":262143"),
+        ("short timeout", ":25", ":24"),
+    ] {
+        put(what, &[&id], &right.replace(from, to)).await;
+    }
+    put("no identifier", &[], right).await;
+    put("unknown identifier", &[unknown], right).await;
+    put("right", &[&id], right).await;
+    let poll = id.clone();
+    tokio::spawn(async move { call("GET", EVENT_NEXT, &[&poll], "").await });
+    let next = call("GET", &format!("{RUNTIME}/invocation/next"), &[], "").await;
+    put("after init", &[&id], right).await;
+    let id = next.header("Lambda-Runtime-Aws-Request-Id");
+    call("POST", &format!("{RUNTIME}/invocation/{id}/response"), &[], "{}").await;
+    serve().await
 }
 
 /// Registers an internal extension for no events, and asks for its next one in the background.

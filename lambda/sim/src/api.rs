@@ -5,6 +5,7 @@
 
 mod extensions;
 mod runtime;
+mod telemetry;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -74,15 +75,15 @@ fn router(shared: Arc<Shared>) -> Router {
         .route("/2020-01-01/extension/init/error", post(extensions::init_error))
         .route("/2020-01-01/extension/exit/error", post(extensions::exit_error))
         // accepted and not done, so that extensions which subscribe during init go on, as in AWS's own emulator
-        .route("/2020-08-15/logs", put(|| not_supported("Logs")))
-        .route("/2022-07-01/telemetry", put(|| not_supported("Telemetry")))
+        .route("/2020-08-15/logs", put(logs))
+        .route("/2022-07-01/telemetry", put(telemetry::subscribe))
         // the response's size is limited where it is read, with Lambda's own error
         .layer(DefaultBodyLimit::disable())
         .with_state(shared)
 }
 
-async fn not_supported(api: &str) -> Response {
-    failure(StatusCode::ACCEPTED, &format!("{api}.NotSupported"), &format!("{api} API is not supported"))
+async fn logs() -> Response {
+    failure(StatusCode::ACCEPTED, "Logs.NotSupported", "Logs API is not supported")
 }
 
 /// 202 with the body both APIs use.

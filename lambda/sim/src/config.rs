@@ -1,12 +1,14 @@
 //! What to run and how: the settings of one simulated environment.
 
 use std::ffi::{OsStr, OsString};
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::error::{Error, ErrorKind};
+use crate::record::Stream;
 
 /// What to run and how. Used by [`Sim::start`](crate::Sim::start).
 ///
@@ -264,12 +266,12 @@ impl Config {
         // a background process group that reads the terminal would be stopped by it
         command.stdin(Stdio::null());
         match self.output {
-            Output::Inherit => {}
-            Output::Capture => {
+            _ if self.reads_output() => {
                 command.stdout(Stdio::piped()).stderr(Stdio::piped());
             }
+            Output::Inherit | Output::Capture => {}
             Output::Stderr => {
-                let stderr = std::os::fd::AsFd::as_fd(&std::io::stderr()).try_clone_to_owned().map_err(|cause| {
+                let stderr = std::os::fd::AsFd::as_fd(&io::stderr()).try_clone_to_owned().map_err(|cause| {
                     Error::new(ErrorKind::Start, "cannot pass output to standard error").with_source(cause)
                 })?;
                 command.stdout(stderr);
@@ -284,12 +286,32 @@ impl Config {
         command
             .env("AWS_LAMBDA_FUNCTION_NAME", &self.function_name)
             .env("AWS_LAMBDA_FUNCTION_VERSION", FUNCTION_VERSION)
-            .env("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "128")
+            .env("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", MEMORY_MB.to_string())
             .env("AWS_LAMBDA_INITIALIZATION_TYPE", self.mode.initialization_type())
             .env("AWS_REGION", &region)
             .env("AWS_DEFAULT_REGION", &region)
             .env("TZ", ":UTC");
         Ok(command)
+    }
+
+    /// Whether the lines that are printed come past here. They have to where an extension may subscribe to them.
+    fn reads_output(&self) -> bool {
+        self.output == Output::Capture || !self.externals.is_empty()
+    }
+
+    /// Whether lines are kept for the record.
+    pub(crate) fn captures_output(&self) -> bool {
+        self.output == Output::Capture
+    }
+
+    /// Prints a line where it would have gone by itself.
+    pub(crate) fn pass_on(&self, stream: Stream, line: &str) {
+        // whoever closed it does not want the line
+        let _ = match (self.output, stream) {
+            (Output::Capture, _) => Ok(()),
+            (Output::Inherit, Stream::Stdout) => writeln!(io::stdout(), "{line}"),
+            (Output::Inherit | Output::Stderr, _) => writeln!(io::stderr(), "{line}"),
+        };
     }
 
     fn finish_env(&self, mut command: Command, api: SocketAddr) -> Command {
@@ -335,6 +357,8 @@ enum Output {
 
 pub(crate) const FUNCTION_VERSION: &str = "$LATEST";
 pub(crate) const HANDLER: &str = "bootstrap";
+/// Lambda's default.
+pub(crate) const MEMORY_MB: u32 = 128;
 /// The account number AWS uses in its own emulator.
 pub(crate) const ACCOUNT_ID: &str = "012345678912";
 /// AWS: "Lambda Extensions API", register.

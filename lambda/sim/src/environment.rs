@@ -17,6 +17,7 @@ use crate::error::{Error, ErrorKind};
 use crate::process::{Exit, Process, Spawned, read_lines};
 use crate::record::OutputLine;
 use crate::state::{External, State};
+use crate::telemetry::Category;
 use crate::tree::Tree;
 
 #[derive(Debug)]
@@ -69,7 +70,7 @@ impl Environment {
             state.runtime.ready = false;
             state.runtime.exit = Some(exit);
         };
-        self.start(command, "function", on_exit, |children, process| children.function = Some(process))
+        self.start(command, FUNCTION, on_exit, |children, process| children.function = Some(process))
     }
 
     /// Starts the function when every external extension has registered, as AWS's own emulator does.
@@ -155,16 +156,30 @@ impl Environment {
         let Spawned { process, pipes } = spawned.map_err(|cause| cannot_start(&program, cause))?;
         store(&mut children, process);
         for (stream, pipe) in pipes {
-            self.shared.world.update(|state| state.open_pipes += 1);
+            let of_function = usize::from(from == FUNCTION);
+            self.shared.world.update(|state| {
+                state.open_pipes += 1;
+                state.function_pipes += of_function;
+            });
             let (lines, end) = (Arc::clone(&self.shared), Arc::clone(&self.shared));
             let from = from.to_owned();
-            let on_line = move |line| {
+            let category = if from == FUNCTION { Category::Function } else { Category::Extension };
+            let on_line = move |line: String| {
+                lines.config.pass_on(stream, &line);
                 lines.world.update(|state| {
-                    let at_ms = state.now_ms();
-                    state.output.push(OutputLine { at_ms, from: from.clone(), stream, line });
+                    state.telemetry.tell(category, category.event_type(), line.as_str().into());
+                    if lines.config.captures_output() {
+                        let at_ms = state.now_ms();
+                        state.output.push(OutputLine { at_ms, from: from.clone(), stream, line });
+                    }
                 });
             };
-            let on_end = move || end.world.update(|state| state.open_pipes -= 1);
+            let on_end = move || {
+                end.world.update(|state| {
+                    state.open_pipes -= 1;
+                    state.function_pipes -= of_function;
+                });
+            };
             read_lines(pipe, on_line, on_end).map_err(|cause| cannot_start(&program, cause))?;
         }
         Ok(())
@@ -202,3 +217,6 @@ fn cannot_start(program: &str, cause: io::Error) -> Error {
     };
     Error::new(ErrorKind::Start, format!("cannot start {program}: {what}")).with_source(cause)
 }
+
+/// Where a line of the function's is from.
+const FUNCTION: &str = "function";

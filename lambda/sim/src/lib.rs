@@ -46,6 +46,7 @@ mod record;
 mod shutdown;
 mod sim;
 mod state;
+mod telemetry;
 mod tree;
 
 pub use config::Config;

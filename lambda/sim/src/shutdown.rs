@@ -54,6 +54,7 @@ impl Environment {
         let budget = self.budget();
         let pid = function.as_ref().map(|process| process.id());
         let shutdown = self.end_function(function, reason, budget).await;
+        self.flush_telemetry().await;
         self.end_externals(&externals, reason, begun, budget).await;
 
         // what has left the groups ends with the environment
@@ -151,6 +152,24 @@ impl Environment {
         }
     }
 
+    /// Lets the extensions have what they have subscribed to, before they are told to end. Bounded: the time is theirs.
+    async fn flush_telemetry(&self) {
+        let world = &self.shared.world;
+        if world.read(|state| state.telemetry.is_empty()) {
+            return;
+        }
+        // the function's last lines are still in its pipes
+        let read = world.wait(|state| (state.function_pipes == 0).then_some(()));
+        let _ = timeout(OUTPUT_WAIT, read).await;
+        let flushed = world.read(|state| state.telemetry.flush());
+        let _ = timeout(FLUSH_WAIT, async {
+            for caught_up in flushed {
+                let _ = caught_up.await;
+            }
+        })
+        .await;
+    }
+
     fn signal_function(&self, function: &Process, signal: Signal, name: &str) -> bool {
         // noted first: the exit that follows is noted by another thread
         self.shared.world.update(|state| state.note(name));
@@ -235,5 +254,7 @@ const SHUTDOWN_LIMIT: Duration = Duration::from_secs(2);
 /// How long a killed process may take to be gone, `maxProcessExitWait` in AWS's own emulator. Longer means that it hangs in
 /// the kernel, and then the record says that no end is known.
 const EXIT_WAIT: Duration = Duration::from_secs(2);
+/// `EventsAPI.Flush` in AWS's own emulator (`lambda-managed-instances`).
+const FLUSH_WAIT: Duration = Duration::from_secs(1);
 /// Reading what is in a pipe takes less than a millisecond; this is for a busy machine.
 const OUTPUT_WAIT: Duration = Duration::from_millis(250);

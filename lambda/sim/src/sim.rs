@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::{SemaphorePermit, oneshot};
 use tokio::task::JoinHandle;
@@ -13,7 +13,7 @@ use tokio::time::{timeout, timeout_at};
 use uuid::Uuid;
 
 use crate::api::{self, Shared};
-use crate::config::{Config, Mode};
+use crate::config::{Config, FUNCTION_VERSION, MEMORY_MB, Mode};
 use crate::environment::{Environment, epoch_ms};
 use crate::error::{Error, ErrorKind};
 use crate::record::{
@@ -72,13 +72,17 @@ impl Sim {
         let address = listener.local_addr().map_err(cannot_listen)?;
 
         let launched = Instant::now();
-        let shared = Arc::new(Shared { world: World::new(launched), config });
+        let world = World::new(launched, config.mode.initialization_type());
+        let shared = Arc::new(Shared { world, config });
         let server = tokio::spawn(api::serve(listener, Arc::clone(&shared)));
         let environment = Arc::new(Environment::new(shared, address, launched));
         // from here on, an early return drops `sim`, which kills what was started
         let sim = Self { environment: Arc::clone(&environment), server };
 
-        sim.world().update(|state| state.note("start"));
+        sim.world().update(|state| {
+            state.note("start");
+            state.tell_init_start(&sim.config().function_name);
+        });
         environment.start_externals()?;
         if sim.world().read(State::externals_registered) {
             environment.start_function()?;
@@ -110,6 +114,7 @@ impl Sim {
                 self.world().update(|state| {
                     if !std::mem::replace(&mut state.init_done, true) {
                         state.note("init done");
+                        state.tell_init_report();
                     }
                 });
                 return Ok(());
@@ -183,6 +188,7 @@ impl Sim {
         let answer = self.answer(&request_id, answered, deadline).await;
         let error_type = answer.error.as_ref().map(|error| error.error_type.as_str());
         let event = format!("{RESPONSE}{number} {}", error_type.unwrap_or("ok"));
+        let bytes = answer.bytes;
         let invocation = Invocation {
             request_id,
             ok: answer.error.is_none(),
@@ -194,8 +200,15 @@ impl Sim {
         self.world().update(|state| {
             state.note(event);
             state.invocations.push(invocation.clone());
+            if !self.config().is_managed() {
+                state.tell("platform.runtimeDone", runtime_done(&invocation, bytes));
+            }
         });
         self.finish(deadline).await;
+        self.world().update(|state| {
+            let init_ms = state.init_ms.take();
+            state.tell("platform.report", report(&invocation, begun.elapsed(), init_ms));
+        });
         Ok(invocation)
     }
 
@@ -342,11 +355,15 @@ impl Sim {
             return Ok(());
         }
         self.environment.thaw();
+        let begun = Instant::now();
         self.world().update(|state| {
             if state.runtime.restore == Restore::Waiting {
                 state.runtime.restore = Restore::Told;
                 state.note("restore");
             }
+            let config = self.config();
+            let record = json!({"functionName": config.function_name, "functionVersion": FUNCTION_VERSION});
+            state.tell("platform.restoreStart", record);
         });
         let look = |state: &State| match &state.runtime.restore {
             Restore::Failed(error) => Some(Err(format!("{}: {}", error.error_type, error.message))),
@@ -362,6 +379,9 @@ impl Sim {
                 self.world().update(|state| {
                     state.restored = true;
                     state.note("restored");
+                    state.tell("platform.restoreRuntimeDone", json!({"status": "success"}));
+                    let metrics = json!({"durationMs": millis(begun.elapsed())});
+                    state.tell("platform.restoreReport", json!({"status": "success", "metrics": metrics}));
                 });
                 return Ok(());
             }
@@ -400,6 +420,9 @@ impl Sim {
             state.invocations_begun += 1;
             let number = state.invocations_begun;
             state.note(format!("{INVOKE}{number} {request_id}"));
+            let tracing = json!({"type": "X-Amzn-Trace-Id", "value": job.trace_id});
+            let record = json!({"requestId": request_id, "version": FUNCTION_VERSION, "tracing": tracing});
+            state.tell("platform.start", record);
             for extension in state.extensions.iter_mut().filter(|it| it.events.contains(&EventType::Invoke)) {
                 extension.ready = false;
                 extension.queue.push_back(api::invoke_event(&job));
@@ -482,6 +505,7 @@ impl Sim {
 impl Drop for Sim {
     fn drop(&mut self) {
         self.environment.kill();
+        self.world().update(|state| state.telemetry.end());
         self.server.abort();
     }
 }
@@ -498,6 +522,48 @@ fn lost(state: &State) -> Option<(&'static str, String)> {
 
 fn ended() -> Error {
     Error::new(ErrorKind::Ended, "the environment has ended: see its record, and start another one")
+}
+
+/// The words of telemetry for how an invocation ended.
+fn status(invocation: &Invocation) -> &'static str {
+    match invocation.error.as_ref().map(|error| error.error_type.as_str()) {
+        None => "success",
+        Some(TIMED_OUT) => "timeout",
+        Some("Runtime.ExitError" | "Extension.Crash") => "failure",
+        Some(_) => "error",
+    }
+}
+
+fn runtime_done(invocation: &Invocation, bytes: usize) -> Value {
+    let mut record = json!({
+        "requestId": invocation.request_id,
+        "status": status(invocation),
+        "metrics": {"durationMs": invocation.ms, "producedBytes": bytes},
+    });
+    if let Some(error) = &invocation.error {
+        record["errorType"] = error.error_type.as_str().into();
+    }
+    record
+}
+
+fn report(invocation: &Invocation, took: Duration, init_ms: Option<f64>) -> Value {
+    let mut record = json!({
+        "requestId": invocation.request_id,
+        "status": status(invocation),
+        "metrics": {
+            "durationMs": millis(took),
+            "billedDurationMs": millis(took).ceil() as u64,
+            "memorySizeMB": MEMORY_MB,
+            "maxMemoryUsedMB": MEMORY_MB,
+        },
+    });
+    if let Some(init_ms) = init_ms {
+        record["metrics"]["initDurationMs"] = init_ms.into();
+    }
+    if let Some(error) = &invocation.error {
+        record["errorType"] = error.error_type.as_str().into();
+    }
+    record
 }
 
 /// In the form of an X-Ray trace header, unsampled.

@@ -4,11 +4,14 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Instant;
 
 use axum::body::Bytes;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::{oneshot, watch};
+use uuid::Uuid;
 
+use crate::config::{FUNCTION_VERSION, MEMORY_MB};
 use crate::process::Exit;
 use crate::record::{EventType, ExtensionKind, Invocation, InvocationError, OutputLine, Reason, Record, TimelineEntry};
+use crate::telemetry::{Category, Telemetry};
 
 /// The shared [`State`]. Every change wakes every waiter, who look again; no lock is held while waiting.
 #[derive(Debug)]
@@ -17,8 +20,8 @@ pub(crate) struct World {
 }
 
 impl World {
-    pub(crate) fn new(started: Instant) -> Self {
-        Self { state: watch::Sender::new(State::new(started)) }
+    pub(crate) fn new(started: Instant, initialization_type: &'static str) -> Self {
+        Self { state: watch::Sender::new(State::new(started, initialization_type)) }
     }
 
     /// Looks at the state.
@@ -81,6 +84,13 @@ pub(crate) struct State {
     pub(crate) restored: bool,
     /// Captured pipes that are still open.
     pub(crate) open_pipes: usize,
+    /// Those of them that are the function's.
+    pub(crate) function_pipes: usize,
+    pub(crate) telemetry: Telemetry,
+    /// How long init took, until the first report of an invocation has told it.
+    pub(crate) init_ms: Option<f64>,
+    /// How Lambda calls the way this environment begins.
+    initialization_type: &'static str,
     pub(crate) invocations_begun: u64,
     pub(crate) invocations: Vec<Invocation>,
     pub(crate) timeline: Vec<TimelineEntry>,
@@ -148,12 +158,14 @@ pub(crate) struct Answer {
     pub(crate) error: Option<InvocationError>,
     /// When a streamed answer began.
     pub(crate) first_byte: Option<Instant>,
+    /// How long its body was.
+    pub(crate) bytes: usize,
 }
 
 impl Answer {
     /// What the caller is told where the function did not answer.
     pub(crate) fn failed(error: InvocationError) -> Self {
-        Self { at: Instant::now(), payload: Value::Null, error: Some(error), first_byte: None }
+        Self { at: Instant::now(), payload: Value::Null, error: Some(error), first_byte: None, bytes: 0 }
     }
 }
 
@@ -190,7 +202,7 @@ pub(crate) enum Init {
 }
 
 impl State {
-    fn new(started: Instant) -> Self {
+    fn new(started: Instant, initialization_type: &'static str) -> Self {
         Self {
             started,
             runtime: Runtime::default(),
@@ -203,6 +215,10 @@ impl State {
             killed: false,
             restored: false,
             open_pipes: 0,
+            function_pipes: 0,
+            telemetry: Telemetry::default(),
+            init_ms: None,
+            initialization_type,
             invocations_begun: 0,
             invocations: Vec::new(),
             timeline: Vec::new(),
@@ -215,6 +231,53 @@ impl State {
     pub(crate) fn note(&mut self, event: impl Into<String>) {
         let entry = TimelineEntry { at_ms: self.now_ms(), event: event.into() };
         self.timeline.push(entry);
+    }
+
+    /// Tells a platform event to the extensions that have subscribed to telemetry.
+    pub(crate) fn tell(&mut self, event_type: &str, record: Value) {
+        self.telemetry.tell(Category::Platform, event_type, record);
+    }
+
+    pub(crate) fn tell_init_start(&mut self, function_name: &str) {
+        let record = json!({
+            "initializationType": self.initialization_type,
+            "phase": "init",
+            "functionName": function_name,
+            "functionVersion": FUNCTION_VERSION,
+            "instanceId": Uuid::new_v4().to_string(),
+            "instanceMaxMemory": u64::from(MEMORY_MB) * 1024 * 1024,
+        });
+        self.tell("platform.initStart", record);
+    }
+
+    pub(crate) fn tell_init_runtime_done(&mut self, error_type: Option<&str>) {
+        let mut record = json!({
+            "initializationType": self.initialization_type,
+            "phase": "init",
+            "status": if error_type.is_some() { "error" } else { "success" },
+        });
+        if let Some(error_type) = error_type {
+            record["errorType"] = error_type.into();
+        }
+        self.tell("platform.initRuntimeDone", record);
+    }
+
+    /// Init is over: the last events of it, and no new subscriptions.
+    pub(crate) fn tell_init_report(&mut self) {
+        let ready: Vec<_> =
+            self.extensions.iter().map(|it| json!({"name": it.name, "state": "Ready", "events": it.events})).collect();
+        for record in ready {
+            self.tell("platform.extension", record);
+        }
+        let record = json!({
+            "initializationType": self.initialization_type,
+            "phase": "init",
+            "status": "success",
+            "metrics": {"durationMs": self.now_ms()},
+        });
+        self.init_ms = Some(self.now_ms());
+        self.tell("platform.initReport", record);
+        self.telemetry.close();
     }
 
     pub(crate) fn now_ms(&self) -> f64 {

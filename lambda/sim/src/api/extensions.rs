@@ -143,7 +143,7 @@ fn add(
 }
 
 /// The extension that sent this request.
-fn identify(shared: &Shared, headers: &HeaderMap) -> Result<String, Box<Response>> {
+pub(super) fn identify(shared: &Shared, headers: &HeaderMap) -> Result<String, Box<Response>> {
     let id = text(headers, IDENTIFIER);
     let refusal = if id.is_empty() {
         forbidden("Extension.MissingExtensionIdentifier", "Missing Lambda-Extension-Identifier header")
@@ -175,7 +175,7 @@ fn report(shared: &Shared, headers: &HeaderMap, what: &str, store: impl FnOnce(&
     accepted()
 }
 
-fn find<'a>(state: &'a mut state::State, id: &str) -> Option<&'a mut Extension> {
+pub(super) fn find<'a>(state: &'a mut state::State, id: &str) -> Option<&'a mut Extension> {
     state.extensions.iter_mut().find(|it| it.id == id)
 }
 
@@ -183,7 +183,7 @@ fn text(headers: &HeaderMap, name: &str) -> String {
     headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned()).unwrap_or_default()
 }
 
-fn forbidden(error_type: &str, message: &str) -> Response {
+pub(super) fn forbidden(error_type: &str, message: &str) -> Response {
     failure(StatusCode::FORBIDDEN, error_type, message)
 }
 

@@ -34,6 +34,7 @@ pub(super) async fn next(State(shared): State<Arc<Shared>>) -> Response {
         runtime.ready = runtime.queue.is_empty() && runtime.in_flight.is_empty();
         if !std::mem::replace(&mut runtime.polled, true) {
             state.note("function ready");
+            state.tell_init_runtime_done(None);
         }
         None
     });
@@ -116,6 +117,7 @@ async fn receive(shared: &Shared, id: &str, headers: &HeaderMap, mut body: Body)
         payload: json_or_text(&payload),
         error: trailers.contains_key(ERROR_TYPE).then(|| error_in(&trailers)),
         first_byte: first_byte.filter(|_| streamed),
+        bytes: payload.len(),
     };
     answer(shared, id, complete).map_or_else(|refusal| refusal, |()| accepted())
 }
@@ -139,7 +141,7 @@ pub(super) async fn error(
     body: Bytes,
 ) -> Response {
     let error = error_of(&headers, &body);
-    let failed = Answer { payload: json_or_text(&body), ..Answer::failed(error) };
+    let failed = Answer { payload: json_or_text(&body), bytes: body.len(), ..Answer::failed(error) };
     answer(&shared, &id, failed).map_or_else(|refusal| refusal, |()| accepted())
 }
 
@@ -151,6 +153,7 @@ pub(super) async fn init_error(State(shared): State<Arc<Shared>>, headers: Heade
             return forbidden("init is over: report an invocation error instead");
         }
         state.note(format!("init error {}", error.error_type));
+        state.tell_init_runtime_done(Some(&error.error_type));
         state.runtime.init_error = Some(error);
         accepted()
     })
@@ -167,6 +170,7 @@ pub(super) async fn restore_next(State(shared): State<Arc<Shared>>) -> Response 
         }
         state.runtime.restore = Restore::Waiting;
         state.note("function ready for its snapshot");
+        state.tell_init_runtime_done(None);
         None
     });
     if let Some(refusal) = refusal {
