@@ -1,7 +1,7 @@
 //! An external extension: registers under its file name for INVOKE and SHUTDOWN, and prints what it is handed.
 //!
 //! Its argument makes it behave otherwise: `invoke` registers for INVOKE only, `shutdown` for SHUTDOWN only, `slow` takes 300 ms for each, `stay` does not
-//! exit after SHUTDOWN.
+//! exit after SHUTDOWN, `crash` exits with 5 on its first invocation.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -10,12 +10,14 @@ use lambda_extension::{Error, Extension, LambdaEvent, NextEvent, service_fn};
 
 static SLOW: AtomicBool = AtomicBool::new(false);
 static STAYS: AtomicBool = AtomicBool::new(false);
+static CRASHES: AtomicBool = AtomicBool::new(false);
 
 #[tokio::main]
 async fn main() -> Result<(), Error> {
     let mode = std::env::args().nth(1).unwrap_or_default();
     SLOW.store(mode == "slow", Ordering::Relaxed);
     STAYS.store(mode == "stay", Ordering::Relaxed);
+    CRASHES.store(mode == "crash", Ordering::Relaxed);
     let events: &[&str] = match mode.as_str() {
         "invoke" => &["INVOKE"],
         "shutdown" => &["SHUTDOWN"],
@@ -27,6 +29,9 @@ async fn main() -> Result<(), Error> {
 async fn handle(event: LambdaEvent) -> Result<(), Error> {
     match event.next {
         NextEvent::Invoke(event) => {
+            if CRASHES.load(Ordering::Relaxed) {
+                std::process::exit(5);
+            }
             if SLOW.load(Ordering::Relaxed) {
                 tokio::time::sleep(Duration::from_millis(300)).await;
             }

@@ -113,6 +113,19 @@ async fn main() -> std::io::Result<()> {
             probe().await;
             serve().await
         }
+        // as an external extension: says that it exits, and does, on its first invocation
+        "extension-exit" => {
+            let name = format!("Lambda-Extension-Name: {}", program_name());
+            let reply = call("POST", REGISTER, &[&name], r#"{"events":["INVOKE"]}"#).await;
+            let id = format!("Lambda-Extension-Identifier: {}", reply.header("Lambda-Extension-Identifier"));
+            call("GET", EVENT_NEXT, &[&id], "").await;
+            let error = "Lambda-Extension-Function-Error-Type: Agent.NoDisk";
+            for headers in [&[id.as_str()][..], &[&id, error][..]] {
+                let reply = call("POST", "/2020-01-01/extension/exit/error", headers, "").await;
+                println!("exit error: {} {}", reply.status, reply.body);
+            }
+            exit(6)
+        }
         "subscribe-wrongly" => subscribe_wrongly().await,
         "answer-wrongly" => {
             let next = call("GET", &format!("{RUNTIME}/invocation/next"), &[], "").await;
@@ -234,6 +247,11 @@ async fn probe() {
     say("no identifier", call("GET", EVENT_NEXT, &[], "").await);
     let unknown = "Lambda-Extension-Identifier: 00000000-0000-0000-0000-000000000000";
     say("unknown identifier", call("GET", EVENT_NEXT, &[unknown], "").await);
+}
+
+fn program_name() -> String {
+    let program = std::env::current_exe().unwrap_or_default();
+    program.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
 fn max_concurrency() -> usize {

@@ -46,6 +46,14 @@ pub(crate) struct Run {
     #[arg(long, value_name = "DUR", value_parser = humantime::parse_duration)]
     pub(crate) freeze: Option<Duration>,
 
+    /// Run as Managed Instances do: up to N invocations at once, never frozen
+    #[arg(long, value_name = "N", conflicts_with_all = ["freeze", "interval", "snap_start"])]
+    pub(crate) max_concurrency: Option<usize>,
+
+    /// Run as SnapStart does: stop at the snapshot after init, restore it for the first invocation
+    #[arg(long)]
+    pub(crate) snap_start: bool,
+
     /// The reason external extensions are given
     #[arg(long, value_name = "REASON", default_value = "spindown", value_parser = reason())]
     pub(crate) shutdown: Reason,
@@ -59,8 +67,10 @@ pub(crate) struct Run {
     timeout: Duration,
 
     /// How long init may take
-    #[arg(long, value_name = "DUR", default_value = "10s", value_parser = humantime::parse_duration)]
-    init_timeout: Duration,
+    ///
+    /// By default Lambda's limit: 10s; with --snap-start or --max-concurrency 130s, or --timeout if that is longer
+    #[arg(long, value_name = "DUR", value_parser = humantime::parse_duration)]
+    init_timeout: Option<Duration>,
 
     /// An external extension: program and arguments, split at spaces. It registers under its file name. Can be repeated
     #[arg(long = "external-extension", value_name = "CMD")]
@@ -93,7 +103,16 @@ impl Run {
     pub(crate) fn config(&self) -> Result<Config, String> {
         // clap requires one
         let (program, args) = self.command.split_first().ok_or("no command: give it after --")?;
-        let mut config = Config::new(program).args(args).timeout(self.timeout).init_timeout(self.init_timeout);
+        let mut config = Config::new(program).args(args).timeout(self.timeout);
+        if let Some(limit) = self.init_timeout {
+            config = config.init_timeout(limit);
+        }
+        if let Some(n) = self.max_concurrency {
+            config = config.managed_instances(n);
+        }
+        if self.snap_start {
+            config = config.snap_start();
+        }
         if let Some(budget) = self.budget {
             config = config.budget(budget);
         }

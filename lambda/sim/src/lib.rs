@@ -29,8 +29,11 @@
 //! - No extension registered: SIGKILL at once, no SIGTERM. Otherwise SIGTERM to the function's process group and SIGKILL
 //!   when the budget ends: 500 ms with internal extensions only, 300 ms with an external one.
 //! - External extensions are told after the function has ended, and have until 2,000 ms after shutdown began.
+//! - Those that have subscribed to telemetry are told of init, invocations and log lines, the last before they are to end.
+//! - A freeze stops the whole tree of processes, and shutdown ends it.
 //!
-//! Where these come from, and where the simulator differs from Lambda, is in the crate's README.
+//! [`Config::managed_instances`] and [`Config::snap_start`] have rules of their own. Where all of them come from, and where
+//! the simulator differs from Lambda, is in `docs/sim-fidelity.md` of the repository.
 //!
 //! # What it needs
 //!

@@ -5,9 +5,11 @@ mod cli;
 use std::io::{self, Write};
 use std::pin::pin;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Parser;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinSet;
 use winddown_sim::{Record, Sim};
 
 use crate::cli::{Cli, Command, Run};
@@ -32,7 +34,7 @@ async fn execute(run: &Run) -> Result<(), Failure> {
     // before the first process, so that no signal can leave one behind
     let mut interrupts = Interrupts::listen()?;
 
-    let sim = Sim::launch(config).await.map_err(|error| Failure::usage(error.to_string()))?;
+    let sim = Arc::new(Sim::launch(config).await.map_err(|error| Failure::usage(error.to_string()))?);
     progress("started, waiting for init");
     let mut outcome = tokio::select! {
         outcome = live(&sim, run, &events) => outcome,
@@ -56,9 +58,17 @@ async fn execute(run: &Run) -> Result<(), Failure> {
 }
 
 /// Everything between start and shutdown.
-async fn live(sim: &Sim, run: &Run, events: &[String]) -> Result<(), Failure> {
+async fn live(sim: &Arc<Sim>, run: &Run, events: &[String]) -> Result<(), Failure> {
     sim.ready().await.map_err(|error| Failure::function(error.to_string()))?;
     progress("init done");
+    if run.snap_start {
+        sim.snapshot().await.map_err(|error| Failure::function(error.to_string()))?;
+        progress("snapshot taken, restoring it");
+        sim.restore().await.map_err(|error| Failure::function(error.to_string()))?;
+    }
+    if let Some(n) = run.max_concurrency {
+        return live_at_once(sim, n, events.iter().cycle().take(events.len().saturating_mul(run.times))).await;
+    }
     // gone through lazily: it may be a long run
     let total = events.len().saturating_mul(run.times);
     let freeze_after = total.div_ceil(2);
@@ -94,6 +104,33 @@ async fn live(sim: &Sim, run: &Run, events: &[String]) -> Result<(), Failure> {
             progress("thawed");
         }
     }
+    Ok(())
+}
+
+/// The invocations of Managed Instances: `n` at a time, and the next when one is over.
+async fn live_at_once(sim: &Arc<Sim>, n: usize, events: impl Iterator<Item = &String>) -> Result<(), Failure> {
+    let mut events = events.cloned();
+    let mut running = JoinSet::new();
+    let (mut done, mut failed) = (0_usize, 0_usize);
+    loop {
+        while running.len() < n
+            && let Some(event) = events.next()
+        {
+            let sim = Arc::clone(sim);
+            running.spawn(async move { sim.invoke_raw(event).await });
+        }
+        let Some(over) = running.join_next().await else { break };
+        let invocation = over
+            .map_err(|error| Failure::function(error.to_string()))?
+            .map_err(|error| Failure::function(error.to_string()))?;
+        done += 1;
+        failed += usize::from(!invocation.ok);
+        if sim.has_ended() {
+            let why = invocation.error.map_or_else(String::new, |it| format!(": {}: {}", it.error_type, it.message));
+            return Err(Failure::function(format!("environment ended in invocation {done}{why}")));
+        }
+    }
+    progress(&format!("{done} invocations, {failed} failed"));
     Ok(())
 }
 

@@ -172,7 +172,7 @@ pub struct Invocation {
 #[non_exhaustive]
 pub struct InvocationError {
     /// The function's own error type, or Lambda's: `Sandbox.Timedout`, `Runtime.ExitError`, `Extension.Crash`,
-    /// `Function.ResponseSizeTooLarge`, `Runtime.TruncatedResponse`, `Runtime.InvalidResponseModeHeader`.
+    /// `Extension.ExitError`, `Function.ResponseSizeTooLarge`, `Runtime.TruncatedResponse`, `Runtime.InvalidResponseModeHeader`.
     pub error_type: String,
     /// The message that goes with it.
     pub message: String,

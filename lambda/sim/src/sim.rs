@@ -513,11 +513,15 @@ impl Drop for Sim {
 /// Why no answer will come, in the words of Lambda.
 fn lost(state: &State) -> Option<(&'static str, String)> {
     if let Some(exit) = &state.runtime.exit {
-        return Some(("Runtime.ExitError", format!("Runtime exited with {}", exit.describe())));
+        return Some((RUNTIME_EXIT, format!("Runtime exited with {}", exit.describe())));
     }
     // during shutdown, extensions are meant to exit
     let (name, exit) = state.exited_external().filter(|_| state.ending.is_none())?;
-    Some(("Extension.Crash", format!("extension {name} exited with {}", exit.describe())))
+    let how = format!("extension {name} exited with {}", exit.describe());
+    Some(match state.exit_error(name) {
+        Some(error) => (EXTENSION_EXIT, format!("{how} after it had reported {error}")),
+        None => (EXTENSION_CRASH, how),
+    })
 }
 
 fn ended() -> Error {
@@ -529,7 +533,7 @@ fn status(invocation: &Invocation) -> &'static str {
     match invocation.error.as_ref().map(|error| error.error_type.as_str()) {
         None => "success",
         Some(TIMED_OUT) => "timeout",
-        Some("Runtime.ExitError" | "Extension.Crash") => "failure",
+        Some(RUNTIME_EXIT | EXTENSION_EXIT | EXTENSION_CRASH) => "failure",
         Some(_) => "error",
     }
 }
@@ -574,6 +578,9 @@ fn trace_id() -> String {
 }
 
 const TIMED_OUT: &str = "Sandbox.Timedout";
+const RUNTIME_EXIT: &str = "Runtime.ExitError";
+const EXTENSION_CRASH: &str = "Extension.Crash";
+const EXTENSION_EXIT: &str = "Extension.ExitError";
 /// AWS: "Lambda quotas", invocation payload, with the slack of AWS's own emulator (`interop.MaxPayloadSize`).
 const MAX_EVENT: usize = 6 * 1024 * 1024 + 100;
 /// AWS: "Runtime hooks for Lambda SnapStart", after restore.

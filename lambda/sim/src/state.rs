@@ -182,6 +182,8 @@ pub(crate) struct Extension {
     pub(crate) queue: VecDeque<Value>,
     pub(crate) delivered: u64,
     pub(crate) init_error: Option<String>,
+    /// It has said that it is about to exit.
+    pub(crate) exit_error: Option<String>,
 }
 
 /// The process of an external extension.
@@ -333,6 +335,11 @@ impl State {
 
     pub(crate) fn exited_external(&self) -> Option<(&str, &Exit)> {
         self.externals.iter().find_map(|it| Some((it.name.as_str(), it.exit.as_ref()?)))
+    }
+
+    /// What the extension has said of its exit.
+    pub(crate) fn exit_error(&self, name: &str) -> Option<&str> {
+        self.extensions.iter().find(|it| it.name == name)?.exit_error.as_deref()
     }
 
     /// The last invocation is over: the function and every extension that gets INVOKE have asked for their next event

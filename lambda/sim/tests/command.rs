@@ -262,3 +262,38 @@ fn what_the_function_left_in_its_group_is_gone_when_the_command_is() {
     let child = line.strip_prefix("child ").and_then(|pid| pid.parse().ok()).expect("a process id");
     assert_process_gone(child);
 }
+
+#[test]
+fn managed_instances_are_given_several_invocations_at_once() {
+    let options = ["--json", "-", "--max-concurrency", "4", "--times", "8", "--invoke", r#"{"sleep_ms":100}"#];
+    let output = run(&options, &["sim_misbehave", "concurrent"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(stderr(&output).contains("8 invocations, 0 failed"), "{}", stderr(&output));
+    let record = record(&output);
+    let at = |event: &str| {
+        let timeline = record["timeline"].as_array().expect("a list");
+        let entry = timeline.iter().find(|it| it["event"].as_str().is_some_and(|it| it.starts_with(event)));
+        entry.and_then(|it| it["at_ms"].as_f64()).unwrap_or_else(|| panic!("no {event} in {timeline:?}"))
+    };
+    assert!(at("invoke 4 ") < at("response "), "four at once: {record}");
+    assert!(at("invoke 5 ") > at("response "), "and not five: {record}");
+    assert_eq!(record["shutdown"]["budget_ms"], 600);
+}
+
+#[test]
+fn a_snapshot_is_restored_before_the_first_invocation() {
+    let output = run(&["--json", "-", "--snap-start"], &["sim_misbehave", "snap"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let record = record(&output);
+    let events: Vec<_> =
+        record["timeline"].as_array().expect("a list").iter().filter_map(|it| it["event"].as_str()).collect();
+    let position = |event: &str| events.iter().position(|it| it.starts_with(event)).expect("it happened");
+    assert!(position("snapshot") < position("restored") && position("restored") < position("invoke 1"), "{events:?}");
+}
+
+#[test]
+fn managed_instances_cannot_be_frozen() {
+    let output = run(&["--max-concurrency", "2", "--freeze", "1s"], &["sim_echo"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("--freeze"), "{}", stderr(&output));
+}

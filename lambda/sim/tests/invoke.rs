@@ -71,6 +71,33 @@ async fn a_crash_fails_the_invocation_and_tells_the_external_extension() {
 }
 
 #[tokio::test]
+async fn a_crash_of_an_extension_resets_the_environment() {
+    let external = example("sim_external_extension");
+    let sim = Sim::start(function("sim_graceful").external_extension(external, ["crash"])).await.expect("init");
+    let crashed = sim.invoke(json!({"sleep_ms": 1_000})).await.expect("a live environment");
+    let error = crashed.error.expect("an error");
+    assert_eq!(error.error_type, "Extension.Crash");
+    assert!(error.message.ends_with("extension sim_external_extension exited with 5"), "{}", error.message);
+    let record = sim.shutdown(Reason::Spindown).await;
+    assert_eq!(record.shutdown.reason, Reason::Failure);
+    assert!(record.shutdown.sigterm_sent, "the function is shut down: {record}");
+}
+
+#[tokio::test]
+async fn an_extension_that_reports_its_exit_is_told_apart_from_a_crash() {
+    let external = example("sim_misbehave");
+    let sim =
+        Sim::start(function("sim_graceful").external_extension(external, ["extension-exit"])).await.expect("init");
+    let failed = sim.invoke(json!({"sleep_ms": 1_000})).await.expect("a live environment");
+    let error = failed.error.expect("an error");
+    assert_eq!(error.error_type, "Extension.ExitError");
+    assert!(error.message.contains("exited with 6 after it had reported Agent.NoDisk"), "{}", error.message);
+    let lines: Vec<_> = sim.output().into_iter().map(|line| line.line).collect();
+    assert!(lines[0].starts_with("exit error: 403 ") && lines[0].contains("Extension.MissingHeader"), "{lines:?}");
+    assert!(lines[1].starts_with("exit error: 202 "), "{lines:?}");
+}
+
+#[tokio::test]
 async fn an_extension_that_asked_for_invoke_is_handed_every_invocation() {
     let external = example("sim_external_extension");
     let sim = Sim::start(function("sim_echo").external_extension(external, [] as [&str; 0])).await.expect("init");

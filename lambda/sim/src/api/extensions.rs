@@ -79,7 +79,7 @@ pub(super) async fn init_error(State(shared): State<Arc<Shared>>, headers: Heade
 
 /// `POST /extension/exit/error`: the extension is about to exit. What follows from that follows from its exit.
 pub(super) async fn exit_error(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response {
-    report(&shared, &headers, "exit error", |_, _| {})
+    report(&shared, &headers, "exit error", |extension, error| extension.exit_error = Some(error))
 }
 
 #[derive(Deserialize)]
@@ -138,6 +138,7 @@ fn add(
         queue: VecDeque::new(),
         delivered: 0,
         init_error: None,
+        exit_error: None,
     });
     Ok(id)
 }
