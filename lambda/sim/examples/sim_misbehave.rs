@@ -126,6 +126,16 @@ async fn main() -> std::io::Result<()> {
             }
             exit(6)
         }
+        // an init of 300 ms, 1.2 s the first time: which that is, a file tells
+        "slow-init" => {
+            let first = std::fs::OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .open(std::env::var("SEEN").unwrap_or_default());
+            sleep(Duration::from_millis(if first.is_ok() { 1_200 } else { 300 })).await;
+            register_and_poll("slow").await?;
+            serve().await
+        }
         "subscribe-wrongly" => subscribe_wrongly().await,
         "answer-wrongly" => {
             let next = call("GET", &format!("{RUNTIME}/invocation/next"), &[], "").await;

@@ -54,6 +54,10 @@ pub(crate) struct Run {
     #[arg(long)]
     pub(crate) snap_start: bool,
 
+    /// After a timeout, a crash or a failed init, start the function again with the next invocation, as Lambda does
+    #[arg(long, conflicts_with = "max_concurrency")]
+    pub(crate) reinit: bool,
+
     /// The reason external extensions are given
     #[arg(long, value_name = "REASON", default_value = "spindown", value_parser = reason())]
     pub(crate) shutdown: Reason,
@@ -109,6 +113,9 @@ impl Run {
         }
         if let Some(n) = self.max_concurrency {
             config = config.managed_instances(n);
+        }
+        if self.reinit {
+            config = config.reinit();
         }
         if self.snap_start {
             config = config.snap_start();

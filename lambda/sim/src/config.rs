@@ -30,6 +30,7 @@ pub struct Config {
     pub(crate) function_name: String,
     pub(crate) invoke_for_internal: bool,
     pub(crate) abort_in_flight: bool,
+    pub(crate) reinit: bool,
     output: Output,
     env: Vec<(OsString, OsString)>,
 }
@@ -48,6 +49,7 @@ impl Config {
             function_name: "function".to_owned(),
             invoke_for_internal: true,
             abort_in_flight: false,
+            reinit: false,
             output: Output::Inherit,
             env: Vec::new(),
         }
@@ -168,6 +170,18 @@ impl Config {
         self
     }
 
+    /// After a timeout, a crash or a failed init, starts the function again with the next invocation, as Lambda does it.
+    ///
+    /// That invocation's timeout then covers init as well. A failed init, one that took more than
+    /// [`init_timeout`](Self::init_timeout) included, is no error of [`Sim::start`](crate::Sim::start) any more: if it fails again,
+    /// the invocation fails. How the earlier lives ended is in [`Record::resets`](crate::Record::resets). Without this, a
+    /// reset ends the environment. Not for Managed Instances.
+    #[must_use]
+    pub fn reinit(mut self) -> Self {
+        self.reinit = true;
+        self
+    }
+
     /// Collects what the function and the extensions print, instead of passing it through.
     ///
     /// The lines are in [`Sim::output`](crate::Sim::output) and in [`Record::output`](crate::Record::output).
@@ -214,6 +228,10 @@ impl Config {
     pub(crate) fn check(&self) -> Result<(), Error> {
         if !(1..=MAX_CONCURRENCY).contains(&self.concurrency()) {
             let message = format!("{} invocations at once: ask for 1 to {MAX_CONCURRENCY}", self.concurrency());
+            return Err(Error::new(ErrorKind::Start, message));
+        }
+        if self.reinit && self.is_managed() {
+            let message = "Managed Instances are not started again: leave out reinit, or start another environment";
             return Err(Error::new(ErrorKind::Start, message));
         }
         let mut names = Vec::new();

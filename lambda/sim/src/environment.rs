@@ -44,17 +44,59 @@ impl Environment {
         Self { shared, address, launched, turns, children: Mutex::default() }
     }
 
+    /// Starts everything.
+    ///
+    /// # Errors
+    ///
+    /// When a program cannot be started. Behind external extensions, the function's error goes to the state.
+    pub(crate) fn start_all(self: &Arc<Self>) -> Result<(), Error> {
+        self.shared.world.update(|state| state.tell_init_start(&self.shared.config.function_name));
+        self.start_externals()?;
+        if self.shared.world.read(State::externals_registered) {
+            return self.start_function();
+        }
+        tokio::spawn(Arc::clone(self).start_function_after_externals());
+        Ok(())
+    }
+
+    /// Starts everything again, after shutdown is over. `false` when the environment was not reset, but ended.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`start_all`](Self::start_all).
+    pub(crate) fn start_again(self: &Arc<Self>) -> Result<bool, Error> {
+        let mut children = self.children();
+        let again = self.shared.world.update(|state| {
+            let again = state.reset && state.record.is_some() && !state.killed;
+            if again {
+                state.begin_again();
+            }
+            again
+        });
+        if again {
+            *children = Children::default();
+        }
+        drop(children);
+        if again { self.start_all().map(|()| true) } else { Ok(false) }
+    }
+
+    fn life(&self) -> u64 {
+        self.shared.world.read(|state| state.life)
+    }
+
     /// Starts the external extensions, in the order they were given.
-    pub(crate) fn start_externals(&self) -> Result<(), Error> {
+    fn start_externals(&self) -> Result<(), Error> {
         for (program, args) in &self.shared.config.externals {
             let name = extension_name(program);
             let command = self.shared.config.extension_command(program, args, self.address)?;
             // before it runs, so that its registration finds it
             self.shared.world.update(|state| state.externals.push(External { name: name.clone(), exit: None }));
             let exited = name.clone();
+            let life = self.life();
             let on_exit = move |state: &mut State, exit: Exit| {
                 state.note(format!("extension exit {exited} {}", exit.describe()));
-                if let Some(external) = state.externals.iter_mut().find(|it| it.name == exited) {
+                let external = state.externals.iter_mut().find(|it| it.name == exited);
+                if let Some(external) = external.filter(|_| state.life == life) {
                     external.exit = Some(exit);
                 }
             };
@@ -63,18 +105,21 @@ impl Environment {
         Ok(())
     }
 
-    pub(crate) fn start_function(&self) -> Result<(), Error> {
+    fn start_function(&self) -> Result<(), Error> {
         let command = self.shared.config.function_command(self.address)?;
-        let on_exit = |state: &mut State, exit: Exit| {
+        let life = self.life();
+        let on_exit = move |state: &mut State, exit: Exit| {
             state.note(format!("exit {}", exit.describe()));
-            state.runtime.ready = false;
-            state.runtime.exit = Some(exit);
+            if state.life == life {
+                state.runtime.ready = false;
+                state.runtime.exit = Some(exit);
+            }
         };
         self.start(command, FUNCTION, on_exit, |children, process| children.function = Some(process))
     }
 
     /// Starts the function when every external extension has registered, as AWS's own emulator does.
-    pub(crate) async fn start_function_after_externals(self: Arc<Self>) {
+    async fn start_function_after_externals(self: Arc<Self>) {
         let registered = |state: &State| state.externals_registered().then_some(true);
         let go = self.shared.world.wait(|state| registered(state).or_else(|| state.init().map(|_| false))).await;
         if go && let Err(error) = self.start_function() {

@@ -56,6 +56,6 @@ pub use config::Config;
 pub use error::{Error, ErrorKind};
 pub use record::{
     EventType, ExtensionKind, ExtensionRecord, FunctionRecord, Invocation, InvocationError, OutputLine, Reason, Record,
-    ShutdownRecord, Stream, TimelineEntry,
+    Reset, ShutdownRecord, Stream, TimelineEntry,
 };
 pub use sim::Sim;

@@ -86,7 +86,7 @@ async fn live(sim: &Arc<Sim>, run: &Run, events: &[String]) -> Result<(), Failur
             };
             progress(&format!("invocation {count} of {}: {outcome}, {:.1} ms", total, invocation.ms));
         }
-        if sim.has_ended() {
+        if sim.has_ended() && !run.reinit {
             let why = invocation.error.map_or_else(
                 || {
                     "the function or an extension ended, or took longer than --timeout, after it had answered"

@@ -15,6 +15,9 @@ pub struct Record {
     pub function: FunctionRecord,
     /// How shutdown went.
     pub shutdown: ShutdownRecord,
+    /// How the environment's earlier lives ended, with [`Config::reinit`](crate::Config::reinit).
+    #[serde(default)]
+    pub resets: Vec<Reset>,
     /// The invocations, in the order they were over.
     pub invocations: Vec<Invocation>,
     /// The extensions that registered, in that order.
@@ -116,6 +119,16 @@ pub struct ShutdownRecord {
     pub took_ms: f64,
     /// Whether the function had to be killed because the budget was over.
     pub overran: bool,
+}
+
+/// How one life of an environment ended that was started again.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Reset {
+    /// How the function's process ended.
+    pub function: FunctionRecord,
+    /// How it was shut down.
+    pub shutdown: ShutdownRecord,
 }
 
 /// Why an environment is shut down, as external extensions are told.
@@ -290,6 +303,7 @@ mod tests {
                 took_ms: 4.1,
                 overran: false,
             },
+            resets: Vec::new(),
             invocations: Vec::new(),
             extensions: Vec::new(),
             timeline: events.into_iter().map(|event| TimelineEntry { at_ms: 1.0, event }).collect(),

@@ -21,6 +21,12 @@ use crate::state::{Answer, State, millis};
 use crate::tree::Tree;
 
 impl Environment {
+    /// Begins shutdown in the background, after which the environment may be started again.
+    pub(crate) fn reset(self: &Arc<Self>, reason: Reason) {
+        self.shared.world.update(|state| state.reset |= self.shared.config.reinit && state.ending.is_none());
+        self.begin_shutdown(reason);
+    }
+
     /// Begins shutdown in the background, unless it has begun. Its record ends up in the state.
     pub(crate) fn begin_shutdown(self: &Arc<Self>, reason: Reason) {
         let config = &self.shared.config;
@@ -220,6 +226,7 @@ fn record(state: &State, pid: Option<u32>, shutdown: ShutdownRecord) -> Record {
             killed: exit.is_some_and(|exit| exit.killed),
         },
         shutdown,
+        resets: state.resets.clone(),
         invocations: state.invocations.clone(),
         extensions: state
             .extensions

@@ -79,16 +79,8 @@ impl Sim {
         // from here on, an early return drops `sim`, which kills what was started
         let sim = Self { environment: Arc::clone(&environment), server };
 
-        sim.world().update(|state| {
-            state.note("start");
-            state.tell_init_start(&sim.config().function_name);
-        });
-        environment.start_externals()?;
-        if sim.world().read(State::externals_registered) {
-            environment.start_function()?;
-        } else {
-            tokio::spawn(environment.start_function_after_externals());
-        }
+        sim.world().update(|state| state.note("start"));
+        environment.start_all()?;
         Ok(sim)
     }
 
@@ -106,10 +98,25 @@ impl Sim {
     ///
     /// Can be called again.
     pub async fn ready(&self) -> Result<(), Error> {
+        if self.world().read(|state| state.reset) {
+            // the next invocation starts it again
+            return Ok(());
+        }
         let limit = self.config().init_limit();
+        let Err((kind, message)) = self.init(self.environment.launched + limit, limit).await else { return Ok(()) };
+        if kind == ErrorKind::Ended {
+            return Err(ended());
+        }
+        self.world().update(|state| state.note("init failed"));
+        self.environment.reset(Reason::Failure);
+        let record = self.ended_record().await;
+        if self.world().read(|state| state.reset) { Ok(()) } else { Err(Error::new(kind, message).with_record(record)) }
+    }
+
+    /// Waits until init is over, or says how it failed.
+    async fn init(&self, deadline: Instant, limit: Duration) -> Result<(), (ErrorKind, String)> {
         let done = |state: &State| if state.init_done { Some(Init::Done) } else { state.init() };
-        let end = timeout_at((self.environment.launched + limit).into(), self.world().wait(done)).await;
-        let (kind, message) = match end {
+        Err(match timeout_at(deadline.into(), self.world().wait(done)).await {
             Ok(Init::Done) => {
                 self.world().update(|state| {
                     if !std::mem::replace(&mut state.init_done, true) {
@@ -119,7 +126,7 @@ impl Sim {
                 });
                 return Ok(());
             }
-            Ok(Init::Ending) => return Err(ended()),
+            Ok(Init::Ending) => (ErrorKind::Ended, ended().to_string()),
             Ok(Init::NotStarted(message)) => (ErrorKind::Start, message),
             Ok(Init::Exited { who, exit }) => {
                 let how = if exit.starts_with("signal") { exit } else { format!("exit code {exit}") };
@@ -135,10 +142,46 @@ impl Sim {
                 );
                 (ErrorKind::InitTimeout, message)
             }
+        })
+    }
+
+    /// Starts a reset environment again, or returns the invocation that failed with it.
+    async fn init_again(&self, deadline: Instant) -> Result<Option<Invocation>, Error> {
+        self.ended_record().await;
+        let begun = Instant::now();
+        if !self.environment.start_again()? {
+            return Err(ended());
+        }
+        let Err((kind, message)) = self.init(deadline, self.config().timeout).await else { return Ok(None) };
+        let reported = |state: &State| state.runtime.init_error.as_ref().map(|error| error.error_type.clone());
+        let (error_type, reason) = match kind {
+            ErrorKind::Ended => return Err(ended()),
+            ErrorKind::InitTimeout => (TIMED_OUT.to_owned(), Reason::Timeout),
+            ErrorKind::InitError => {
+                let error_type = self.world().read(reported).unwrap_or_else(|| EXTENSION_INIT.to_owned());
+                (error_type, Reason::Failure)
+            }
+            _ => (RUNTIME_EXIT.to_owned(), Reason::Failure),
         };
-        self.world().update(|state| state.note("init failed"));
-        let record = self.shutdown(Reason::Failure).await;
-        Err(Error::new(kind, message).with_record(record))
+        let failed = Invocation {
+            request_id: Uuid::new_v4().to_string(),
+            ok: false,
+            ms: millis(begun.elapsed()),
+            first_byte_ms: None,
+            payload: Value::Null,
+            error: Some(InvocationError { error_type, message }),
+        };
+        self.world().update(|state| {
+            state.note("init failed");
+            state.invocations.push(failed.clone());
+        });
+        self.environment.reset(reason);
+        Ok(Some(failed))
+    }
+
+    /// The record of this life, when it is over.
+    async fn ended_record(&self) -> Record {
+        self.world().wait(|state| state.record.clone()).await
     }
 
     /// Invokes the function with a JSON event, and returns when the invocation is over: the function has answered, and it
@@ -147,7 +190,7 @@ impl Sim {
     /// A frozen environment is thawed first, and a snapshot restored. With [`Config::managed_instances`], several calls run at
     /// once; those above the limit wait their turn. An invocation that fails is not an `Err`: see [`Invocation::ok`]. After a timeout
     /// or a crash the environment is shut down in the background, as Lambda does it; [`shutdown`](Self::shutdown) waits
-    /// for that and returns its record.
+    /// for that and returns its record. With [`Config::reinit`], the next invocation starts the function again.
     ///
     /// # Errors
     ///
@@ -175,6 +218,14 @@ impl Sim {
         }
         self.ready().await?;
         let _turn = self.turn().await;
+        let limit = self.config().timeout;
+        // init that is done again is part of the invocation
+        let again = self.world().read(|state| state.reset).then(|| Instant::now() + limit);
+        if let Some(deadline) = again
+            && let Some(failed) = self.init_again(deadline).await?
+        {
+            return Ok(failed);
+        }
         self.restore_in_turn().await?;
         if !self.config().is_managed() {
             self.settle().await;
@@ -182,8 +233,7 @@ impl Sim {
         }
 
         let begun = Instant::now();
-        let limit = self.config().timeout;
-        let deadline = begun + limit;
+        let deadline = again.unwrap_or(begun + limit);
         let (number, request_id, answered) = self.hand_over(event, deadline)?;
         let answer = self.answer(&request_id, answered, deadline).await;
         let error_type = answer.error.as_ref().map(|error| error.error_type.as_str());
@@ -292,8 +342,9 @@ impl Sim {
     ///
     /// Shutdown goes on in the background, and can be waited for with another call.
     pub async fn shutdown(&self, reason: Reason) -> Record {
+        self.world().update(|state| state.reset = false);
         self.environment.begin_shutdown(reason);
-        self.world().wait(|state| state.record.clone()).await
+        self.ended_record().await
     }
 
     /// Kills everything at once (SIGKILL). [`shutdown`](Self::shutdown) still returns the record.
@@ -302,7 +353,7 @@ impl Sim {
     }
 
     /// Whether the environment has ended or is ending: by [`shutdown`](Self::shutdown), a timeout or a crash. Then only
-    /// `shutdown` is of use.
+    /// `shutdown` is of use, and [`invoke`](Self::invoke) after a reset with [`Config::reinit`].
     pub fn has_ended(&self) -> bool {
         self.world().read(State::has_ended)
     }
@@ -456,8 +507,8 @@ impl Sim {
                 state.runtime.queue.retain(|job| job.request_id != request_id);
                 state.runtime.timed_out.insert(request_id.to_owned());
             }),
-            TIMED_OUT => self.environment.begin_shutdown(Reason::Timeout),
-            _ => self.environment.begin_shutdown(Reason::Failure),
+            TIMED_OUT => self.environment.reset(Reason::Timeout),
+            _ => self.environment.reset(Reason::Failure),
         }
         let error = InvocationError {
             error_type: error_type.to_owned(),
@@ -471,16 +522,16 @@ impl Sim {
         if self.config().is_managed() {
             // no extension takes part in an invocation, and nothing is frozen after it
             if self.world().read(State::has_ended) {
-                self.environment.begin_shutdown(Reason::Failure);
+                self.environment.reset(Reason::Failure);
             }
             return;
         }
         let over = |state: &State| (state.is_settled() || state.has_ended()).then_some(());
         let in_time = timeout_at(deadline.into(), self.world().wait(over)).await.is_ok();
         if !in_time {
-            self.environment.begin_shutdown(Reason::Timeout);
+            self.environment.reset(Reason::Timeout);
         } else if self.world().read(State::has_ended) {
-            self.environment.begin_shutdown(Reason::Failure);
+            self.environment.reset(Reason::Failure);
         }
     }
 
@@ -489,7 +540,7 @@ impl Sim {
         let over = |state: &State| (state.is_settled() || state.has_ended()).then_some(());
         let limit: Duration = self.config().timeout;
         if timeout(limit, self.world().wait(over)).await.is_err() {
-            self.environment.begin_shutdown(Reason::Timeout);
+            self.environment.reset(Reason::Timeout);
         }
     }
 
@@ -580,6 +631,7 @@ fn trace_id() -> String {
 const TIMED_OUT: &str = "Sandbox.Timedout";
 const RUNTIME_EXIT: &str = "Runtime.ExitError";
 const EXTENSION_CRASH: &str = "Extension.Crash";
+const EXTENSION_INIT: &str = "Extension.InitError";
 const EXTENSION_EXIT: &str = "Extension.ExitError";
 /// AWS: "Lambda quotas", invocation payload, with the slack of AWS's own emulator (`interop.MaxPayloadSize`).
 const MAX_EVENT: usize = 6 * 1024 * 1024 + 100;

@@ -10,7 +10,9 @@ use uuid::Uuid;
 
 use crate::config::{FUNCTION_VERSION, MEMORY_MB};
 use crate::process::Exit;
-use crate::record::{EventType, ExtensionKind, Invocation, InvocationError, OutputLine, Reason, Record, TimelineEntry};
+use crate::record::{
+    EventType, ExtensionKind, Invocation, InvocationError, OutputLine, Reason, Record, Reset, TimelineEntry,
+};
 use crate::telemetry::{Category, Telemetry};
 
 /// The shared [`State`]. Every change wakes every waiter, who look again; no lock is held while waiting.
@@ -78,6 +80,12 @@ pub(crate) struct State {
     pub(crate) frozen: bool,
     /// Set when shutdown begins: nothing is started or handed out any more.
     pub(crate) ending: Option<Reason>,
+    /// That was a reset, and nobody has asked for the end of the environment.
+    pub(crate) reset: bool,
+    /// Which life of the environment this is.
+    pub(crate) life: u64,
+    /// How the earlier ones ended.
+    pub(crate) resets: Vec<Reset>,
     /// Set when everything was killed by hand: the same, without a shutdown.
     pub(crate) killed: bool,
     /// The snapshot has been restored, as far as the environment is concerned.
@@ -214,6 +222,9 @@ impl State {
             init_done: false,
             frozen: false,
             ending: None,
+            reset: false,
+            life: 0,
+            resets: Vec::new(),
             killed: false,
             restored: false,
             open_pipes: 0,
@@ -227,6 +238,21 @@ impl State {
             output: Vec::new(),
             record: None,
         }
+    }
+
+    /// Begins another life. What has happened until now stays.
+    pub(crate) fn begin_again(&mut self) {
+        if let Some(Record { function, shutdown, .. }) = self.record.take() {
+            self.resets.push(Reset { function, shutdown });
+        }
+        self.runtime = Runtime::default();
+        self.extensions.clear();
+        self.externals.clear();
+        self.telemetry = Telemetry::default();
+        (self.start_error, self.init_ms, self.ending) = (None, None, None);
+        (self.init_done, self.restored, self.reset) = (false, false, false);
+        self.life += 1;
+        self.note("start again");
     }
 
     /// Adds to the timeline.

@@ -297,3 +297,13 @@ fn managed_instances_cannot_be_frozen() {
     assert_eq!(output.status.code(), Some(2));
     assert!(stderr(&output).contains("--freeze"), "{}", stderr(&output));
 }
+
+#[test]
+fn with_reinit_a_crash_does_not_end_the_run() {
+    let options = ["--json", "-", "--reinit", "--invoke", r#"{"exit":4}"#, "--invoke", "{}"];
+    let output = run(&options, &["sim_graceful"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let record = record(&output);
+    assert_eq!(record["resets"][0]["function"]["exit_code"], 4);
+    assert_eq!(record["invocations"][1]["ok"], true);
+}
