@@ -213,7 +213,10 @@ impl Sim {
     pub async fn invoke_raw(&self, event: impl Into<Vec<u8>> + Send) -> Result<Invocation, Error> {
         let event = Bytes::from(event.into());
         if event.len() > MAX_EVENT {
-            let message = format!("an event of {} bytes: Lambda takes up to {MAX_EVENT} (413)", event.len());
+            let message = format!(
+                "413: an event of {} bytes, Lambda takes {MAX_EVENT}: send where the data is, instead",
+                event.len()
+            );
             return Err(Error::new(ErrorKind::TooLarge, message));
         }
         self.ready().await?;

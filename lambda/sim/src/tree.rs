@@ -72,6 +72,12 @@ mod linux {
     }
 
     impl Member {
+        /// Looks again once the handle is there: the number may be another process's by then.
+        fn open(pid: Pid, is_it: impl Fn() -> bool) -> Option<Self> {
+            let handle = pidfd_open(pid, PidfdFlags::empty()).ok()?;
+            is_it().then_some(Self { pid, handle })
+        }
+
         pub(super) fn signal(&self, signal: Signal) {
             // an error means that it has ended, and nobody else can have its handle
             let _ = pidfd_send_signal(&self.handle, signal);
@@ -84,26 +90,23 @@ mod linux {
         let mut ours = HashSet::new();
         let mut others = HashMap::new();
         for pid in processes() {
-            // a handle first: what is read afterwards is of the process that is signalled, and not of one with its number
-            let Ok(handle) = pidfd_open(pid, PidfdFlags::empty()) else { continue };
-            let Some(parent) = parent(pid) else { continue };
             if has(pid, variable.as_bytes()) {
                 ours.insert(pid);
-                members.push(Member { pid, handle });
-            } else {
-                others.insert(pid, (parent, handle));
+                members.extend(Member::open(pid, || has(pid, variable.as_bytes())));
+            } else if let Some(parent) = parent(pid) {
+                others.insert(pid, parent);
             }
         }
         // children, then theirs
         loop {
-            let children: Vec<_> =
-                others.iter().filter(|(_, (parent, _))| ours.contains(parent)).map(|(pid, _)| *pid).collect();
+            let children: Vec<_> = others.iter().filter(|(_, it)| ours.contains(*it)).map(|(a, b)| (*a, *b)).collect();
             if children.is_empty() {
                 return members;
             }
-            for pid in children {
+            for (pid, of) in children {
+                others.remove(&pid);
                 ours.insert(pid);
-                members.extend(others.remove(&pid).map(|(_, handle)| Member { pid, handle }));
+                members.extend(Member::open(pid, || parent(pid) == Some(of)));
             }
         }
     }

@@ -72,7 +72,8 @@ pub(super) async fn response(
 ) -> Response {
     // a task of its own: a function that hangs up half-way has still answered wrongly
     let task = tokio::spawn(async move { receive(&shared, &id, &headers, body).await });
-    task.await.unwrap_or_else(|_| failure(StatusCode::INTERNAL_SERVER_ERROR, "InternalServerError", "panic"))
+    task.await
+        .unwrap_or_else(|_| failure(StatusCode::INTERNAL_SERVER_ERROR, "InternalServerError", "Internal Server Error"))
 }
 
 async fn receive(shared: &Shared, id: &str, headers: &HeaderMap, mut body: Body) -> Response {
