@@ -38,6 +38,12 @@ enum Sign {
 ///
 /// When several rows fit, the smallest budget wins: ending early costs a little, being killed costs the goodbye.
 pub const PLATFORMS: &[Platform] = &[
+    // Not documented; the smaller of what is known for Lambda without external extensions.
+    Platform::row(
+        "lambda managed instances",
+        500,
+        &[Sign::Value("AWS_LAMBDA_INITIALIZATION_TYPE", "lambda-managed-instances")],
+    ),
     // AWS Lambda Developer Guide, "Lambda execution environment lifecycle", shutdown phase: 500 ms for a runtime with
     // an internal extension, 300 ms for the runtime when an external extension is registered too. With no extension
     // there is no SIGTERM at all.
@@ -46,12 +52,6 @@ pub const PLATFORMS: &[Platform] = &[
         "lambda with an external extension",
         300,
         &[Sign::Variable("AWS_LAMBDA_RUNTIME_API"), Sign::Entries("/opt/extensions")],
-    ),
-    // Not documented; the smaller of what is known for Lambda without external extensions.
-    Platform::row(
-        "lambda managed instances",
-        500,
-        &[Sign::Value("AWS_LAMBDA_INITIALIZATION_TYPE", "lambda-managed-instances")],
     ),
     // Cloud Run, "Container runtime contract": 10 s between SIGTERM and SIGKILL.
     Platform::row("cloud run", 10_000, &[Sign::Variable("K_SERVICE")]),
@@ -231,7 +231,8 @@ mod tests {
 
     #[test]
     fn managed_instances_leave_500_ms() {
-        let variables = &[("AWS_LAMBDA_INITIALIZATION_TYPE", "lambda-managed-instances")];
+        const VARIABLES: &[(&str, &str)] = &[LAMBDA[0], ("AWS_LAMBDA_INITIALIZATION_TYPE", "lambda-managed-instances")];
+        let variables = VARIABLES;
         assert_eq!(detected(Fake { variables, ..Fake::default() }), ("lambda managed instances".into(), 500));
     }
 

@@ -2,60 +2,44 @@
 
 use std::{
     future::Future,
-    task::{Context as Task, Poll},
+    task::{Context, Poll},
 };
 
-use lambda_runtime::{Context, LambdaEvent, LambdaInvocation};
 use tower::Service;
 
-/// What `lambda_runtime` passes down: the request as it came, and the event that the handler gets.
-pub(crate) trait Invocation {
-    fn context(&self) -> &Context;
-}
-
-impl Invocation for LambdaInvocation {
-    fn context(&self) -> &Context {
-        &self.context
-    }
-}
-
-impl<A> Invocation for LambdaEvent<A> {
-    fn context(&self) -> &Context {
-        &self.context
-    }
-}
-
-/// A service whose futures are wrapped by what is told whose invocation it is: `tower::util::MapFuture` is not.
+/// A service that is called by a function, which has what all its calls have in common: `tower::util::MapFuture` does not
+/// see the request.
+///
+/// The function is one of its own and no closure, so that this is as cloneable, and its futures are as movable between
+/// threads, as the service that it is for.
 #[derive(Debug, Clone)]
-pub(crate) struct Around<S, W> {
+pub(crate) struct Around<S, C, F> {
     inner: S,
-    wrap: W,
+    common: C,
+    call: F,
 }
 
-impl<S, W> Around<S, W> {
-    pub(crate) fn new(inner: S, wrap: W) -> Self {
-        Self { inner, wrap }
+impl<S, C, F> Around<S, C, F> {
+    pub(crate) fn new(inner: S, common: C, call: F) -> Self {
+        Self { inner, common, call }
     }
 }
 
-impl<I, S, W, G, F> Service<I> for Around<S, W>
+impl<I, S, C, F, Fut> Service<I> for Around<S, C, F>
 where
-    I: Invocation,
     S: Service<I>,
-    W: FnMut(&Context) -> G,
-    G: FnOnce(S::Future) -> F,
-    F: Future<Output = Result<S::Response, S::Error>>,
+    F: Fn(&C, &mut S, I) -> Fut,
+    Fut: Future<Output = Result<S::Response, S::Error>>,
 {
     type Response = S::Response;
     type Error = S::Error;
-    type Future = F;
+    type Future = Fut;
 
-    fn poll_ready(&mut self, task: &mut Task<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(task)
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, invocation: I) -> F {
-        let wrap = (self.wrap)(invocation.context());
-        wrap(self.inner.call(invocation))
+    fn call(&mut self, request: I) -> Fut {
+        (self.call)(&self.common, &mut self.inner, request)
     }
 }

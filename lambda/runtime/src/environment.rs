@@ -19,6 +19,11 @@ pub(crate) fn check() -> Result<(), Error> {
     check_in(|name| env::var(name).ok())
 }
 
+/// Whether the platform wants several invocations at once. `lambda_runtime` reads it in the same way.
+pub(crate) fn is_concurrent() -> bool {
+    env::var("AWS_LAMBDA_MAX_CONCURRENCY").is_ok_and(|most| most.parse::<u32>().is_ok_and(|most| most > 1))
+}
+
 fn check_in(variable: impl Fn(&str) -> Option<String>) -> Result<(), Error> {
     let config = |message: String| Error::new(ErrorKind::Config, message);
     let start_it = "start the function on Lambda, or locally with `winddown-sim run -- COMMAND`";

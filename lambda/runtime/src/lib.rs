@@ -5,13 +5,14 @@ mod environment;
 mod extension;
 mod flush;
 mod init_error;
+mod invocations;
 mod run;
 
 pub use lambda_runtime::{self, Context, LambdaEvent, service_fn};
 
 pub use crate::{
     flush::Flush,
-    run::{Function, run},
+    run::{Function, run, run_concurrent},
 };
 
 /// Says something that must be seen: through tracing where the function has set it up, else on standard error, which

@@ -1,28 +1,21 @@
 //! The function's main loop.
 
-use std::{
-    fmt,
-    future::{Future, pending},
-    panic::resume_unwind,
-    pin::pin,
-    sync::Arc,
-    time::Duration,
-};
+use std::{fmt, future::Future, pin::pin, time::Duration};
 
 use bytes::Bytes;
-use lambda_runtime::{Context, Diagnostic, IntoFunctionResponse, LambdaEvent, Runtime, layers::TracingLayer};
+use lambda_runtime::{Diagnostic, IntoFunctionResponse, LambdaEvent, Runtime, layers::TracingLayer};
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
 use tokio_stream::Stream;
 use tower::{Service, layer::layer_fn};
-use winddown_core::{BoxError, Error, ErrorKind, Lifecycle, State};
+use winddown_core::{BoxError, Error, ErrorKind, Lifecycle};
 
 use crate::{
     around::Around,
     environment,
     extension::{self, Registered, Responded},
-    flush::{Flush, Flusher, catch},
+    flush::{Flush, Flusher},
     init_error,
+    invocations::{InFlight, Invocations},
 };
 
 /// Runs a Lambda function whose resources are initialised once and drained on SIGTERM: the last line of `main`.
@@ -70,6 +63,50 @@ where
     E: Into<BoxError> + Send + fmt::Debug,
 {
     Function::new(lifecycle).run(handler).await
+}
+
+/// The same for several invocations at once, as Lambda Managed Instances have them: `AWS_LAMBDA_MAX_CONCURRENCY` says how
+/// many. Where that is not set, or 1, they come one by one, so one program runs on both.
+///
+/// The handler is cloned for each place an invocation can have; guards and what else it shares are cheap to clone. On
+/// SIGTERM no further invocation is asked for; all that are in flight may end, and their responses are posted, as far as the
+/// budget goes; then the resources are drained. An invocation that the platform hands out all the same is refused by the
+/// guards, and answered with that error.
+///
+/// ```no_run
+/// use winddown_core::{Error, Lifecycle, memory::Memory};
+/// use winddown_lambda::{LambdaEvent, lambda_runtime, run_concurrent, service_fn};
+///
+/// #[tokio::main]
+/// async fn main() -> Result<(), Error> {
+///     let lifecycle = Lifecycle::detect()?;
+///     let db = lifecycle.guard(Memory::new("db"));
+///     let handler = service_fn(move |_event: LambdaEvent<serde_json::Value>| {
+///         let db = db.clone();
+///         async move {
+///             let _session = db.get().await?;
+///             Ok::<_, lambda_runtime::Error>("done")
+///         }
+///     });
+///     run_concurrent(lifecycle, handler).await
+/// }
+/// ```
+///
+/// # Errors
+/// Those of [`run`].
+pub async fn run_concurrent<A, F, R, B, S, D, E>(lifecycle: Lifecycle, handler: F) -> Result<(), Error>
+where
+    F: Service<LambdaEvent<A>, Response = R> + Clone + Send + 'static,
+    F::Future: Future<Output = Result<R, F::Error>> + Send + 'static,
+    F::Error: Into<Diagnostic> + fmt::Debug + Send,
+    A: for<'de> Deserialize<'de> + Send + 'static,
+    R: IntoFunctionResponse<B, S> + Send + 'static,
+    B: Serialize + Send + 'static,
+    S: Stream<Item = Result<D, E>> + Unpin + Send + 'static,
+    D: Into<Bytes> + Send + 'static,
+    E: Into<BoxError> + Send + fmt::Debug + 'static,
+{
+    Function::new(lifecycle).run_concurrent(handler).await
 }
 
 /// A flush over a network takes some milliseconds; a server that has not answered by then is away.
@@ -143,20 +180,56 @@ impl Function {
         D: Into<Bytes> + Send,
         E: Into<BoxError> + Send + fmt::Debug,
     {
+        let Some(started) = self.start(false).await? else { return Ok(()) };
+        let around = &started.invocations;
+        let handler = Around::new(handler, around.clone(), Invocations::handle);
+        let layer = layer_fn(|service| Around::new(service, around.clone(), Invocations::answer));
+        let runtime = Runtime::new(handler).layer(TracingLayer::new()).layer(layer);
+        started.until_stopped(runtime.run()).await
+    }
+
+    /// Runs it with several invocations at once where the platform wants that, see [`run_concurrent`].
+    ///
+    /// # Errors
+    /// Those of [`run`].
+    pub async fn run_concurrent<A, F, R, B, S, D, E>(self, handler: F) -> Result<(), Error>
+    where
+        F: Service<LambdaEvent<A>, Response = R> + Clone + Send + 'static,
+        F::Future: Future<Output = Result<R, F::Error>> + Send + 'static,
+        F::Error: Into<Diagnostic> + fmt::Debug + Send,
+        A: for<'de> Deserialize<'de> + Send + 'static,
+        R: IntoFunctionResponse<B, S> + Send + 'static,
+        B: Serialize + Send + 'static,
+        S: Stream<Item = Result<D, E>> + Unpin + Send + 'static,
+        D: Into<Bytes> + Send + 'static,
+        E: Into<BoxError> + Send + fmt::Debug + 'static,
+    {
+        let Some(started) = self.start(true).await? else { return Ok(()) };
+        let around = &started.invocations;
+        let handler = Around::new(handler, around.clone(), Invocations::handle);
+        let layer = layer_fn(|service| Around::new(service, around.clone(), Invocations::answer));
+        let runtime = Runtime::new(handler).layer(TracingLayer::new()).layer(layer);
+        started.until_stopped(runtime.run_concurrent()).await
+    }
+
+    /// Registers the extension and initialises the resources; nothing if the stop came meanwhile, and was heeded.
+    async fn start(self, concurrent: bool) -> Result<Option<Started>, Error> {
         environment::check()?;
         let Self { lifecycle, flush, flush_within } = self;
         let flusher = Flusher::new(lifecycle.clone(), flush_within);
         let responded = Responded::default();
 
+        // Where invocations overlap there is no freeze to hold back.
+        let by_extension = flush == Flush::AfterResponse && !(concurrent && environment::is_concurrent());
+        let after_response = by_extension.then(|| (flusher.clone(), responded.clone()));
         // Beside each other, but a failed init is not kept waiting by an Extensions API that does not answer.
-        let after_response = (flush == Flush::AfterResponse).then(|| (flusher.clone(), responded.clone()));
         let mut register = pin!(extension::register(after_response));
         let mut init = pin!(lifecycle.init());
         let (initialised, registered) = tokio::select! {
             initialised = &mut init => (initialised, None),
             registered = &mut register => (init.await, Some(registered)),
         };
-        let mut extension = match initialised {
+        let extension = match initialised {
             Ok(()) => match registered {
                 Some(registered) => registered,
                 None => tokio::select! {
@@ -166,98 +239,44 @@ impl Function {
                 },
             },
             // The stop came during init, and was heeded.
-            Err(error) if lifecycle.was_stopped(&error).await => return lifecycle.ended(Ok(())).await.map(drop),
+            Err(error) if lifecycle.was_stopped(&error).await => {
+                lifecycle.ended(Ok(())).await?;
+                return Ok(None);
+            }
             Err(error) => {
                 init_error::post(&error).await;
                 return Err(error);
             }
         };
-        let told = matches!(extension, Registered::Invocations(_));
-
-        let handler = Around::new(handler, |context: &Context| {
-            let (flusher, deadline) = (flusher.clone(), context.deadline);
-            move |handling| async move {
-                let handled = catch(handling).await;
-                if flush == Flush::BeforeResponse {
-                    flusher.flush(deadline).await;
-                }
-                // `lambda_runtime` makes a response of a panic too.
-                handled.unwrap_or_else(|panic| resume_unwind(panic))
-            }
-        });
+        let extension_flushes = matches!(extension, Registered::Invocations(_));
         let in_flight = InFlight::default();
-        let track = layer_fn(|service| {
-            Around::new(service, |context: &Context| {
-                let (lifecycle, counted) = (lifecycle.clone(), in_flight.count());
-                let (flusher, deadline) = (flusher.clone(), context.deadline);
-                let (responded, request_id) = (responded.clone(), context.request_id.clone());
-                // An invocation that arrives when draining has begun runs untracked: guards refuse it, and its error is
-                // posted.
-                let tracked = lifecycle.track();
-                async move |invocation| {
-                    let result = match tracked {
-                        Ok(tracked) => tracked.scope(invocation).await,
-                        Err(_) => invocation.await,
-                    };
-                    drop(counted);
-                    match flush {
-                        Flush::AfterResponse if told => responded.to(request_id),
-                        Flush::AfterResponse => flusher.flush(deadline).await,
-                        _ => {}
-                    }
-                    if lifecycle.state() >= State::Draining {
-                        // `lambda_runtime` would ask for the next invocation now.
-                        pending::<()>().await;
-                    }
-                    result
-                }
-            })
-        });
+        let lifecycle = lifecycle.clone();
+        let invocations = Invocations { lifecycle, flush, flusher, responded, extension_flushes, in_flight };
+        Ok(Some(Started { invocations, extension }))
+    }
+}
+
+/// A function whose resources are initialised.
+struct Started {
+    invocations: Invocations,
+    extension: Registered,
+}
+
+impl Started {
+    /// Lets the runtime take invocations until draining begins, and waits for the end of the drain.
+    async fn until_stopped(self, runtime: impl Future<Output = Result<(), BoxError>>) -> Result<(), Error> {
+        let Self { invocations, mut extension } = self;
         // Boxed: with the handler's own inside, the future of a `main` would be nested deeper than the compiler follows.
-        let runtime = Box::pin(Runtime::new(handler).layer(TracingLayer::new()).layer(track).run());
+        let runtime = Box::pin(runtime);
+        let failed = |error| Error::new(ErrorKind::Work, "the Runtime API failed").with_source(error);
         let result = tokio::select! {
             biased;
-            () = stopped(&lifecycle, &in_flight) => Ok(()),
-            result = runtime => result.map_err(|error| Error::new(ErrorKind::Work, "the Runtime API failed").with_source(error)),
+            () = invocations.stopped() => Ok(()),
+            result = runtime => result.map_err(failed),
             error = extension.failed() => Err(error),
         };
         // Where an API failed nobody has begun it.
-        lifecycle.begin_drain();
-        lifecycle.ended(result).await.map(drop)
-    }
-}
-
-/// Ready when no invocation will be taken or answered any more: draining has begun, and none is in flight, or it is too
-/// late for the one that is.
-async fn stopped(lifecycle: &Lifecycle, in_flight: &InFlight) {
-    lifecycle.draining().await;
-    tokio::select! {
-        () = in_flight.none() => {}
-        _ = lifecycle.drained() => {}
-    }
-}
-
-/// How many invocations are between their event and the end of the post of their response.
-#[derive(Debug, Clone, Default)]
-struct InFlight(Arc<watch::Sender<usize>>);
-
-impl InFlight {
-    fn count(&self) -> Counted {
-        self.0.send_modify(|count| *count += 1);
-        Counted(self.clone())
-    }
-
-    async fn none(&self) {
-        // The sender is in `self`, so it cannot be closed.
-        let _ = self.0.subscribe().wait_for(|count| *count == 0).await;
-    }
-}
-
-#[derive(Debug)]
-struct Counted(InFlight);
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.0.send_modify(|count| *count -= 1);
+        invocations.lifecycle.begin_drain();
+        invocations.lifecycle.ended(result).await.map(drop)
     }
 }

@@ -1,0 +1,176 @@
+//! A Runtime API and an Extensions API of the tests' own: they hand out what a case wants, and keep what the function says.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    body::Bytes,
+    extract::{Path, State},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use serde_json::Value;
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::timeout};
+use winddown_testkit::child::{Child, Ended};
+
+/// What does not come by then never will.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+#[derive(Debug)]
+pub(crate) struct Api {
+    address: SocketAddr,
+    world: Arc<watch::Sender<World>>,
+    server: JoinHandle<()>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct World {
+    events: Vec<(usize, Value)>,
+    /// What was posted, in the order in which it came.
+    pub(crate) posted: Vec<Posted>,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Posted {
+    /// `5/response`, `5/error`.
+    pub(crate) what: String,
+    pub(crate) body: String,
+}
+
+type Shared = State<Arc<watch::Sender<World>>>;
+
+impl Api {
+    pub(crate) async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let world = Arc::new(watch::Sender::new(World::default()));
+        let router = Router::new()
+            .route("/2018-06-01/runtime/invocation/next", get(next))
+            .route("/2018-06-01/runtime/invocation/{id}/{outcome}", post(outcome))
+            .route("/2020-01-01/extension/register", post(register))
+            .route("/2020-01-01/extension/event/next", get(std::future::pending::<StatusCode>))
+            .with_state(Arc::clone(&world));
+        let server = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+        Self { address, world, server }
+    }
+
+    /// Starts the program of this name as the function.
+    pub(crate) fn function(&self, program: &str, variables: &[(&str, &str)]) -> Child {
+        let address = self.address.to_string();
+        let mut all = vec![
+            ("AWS_LAMBDA_RUNTIME_API", address.as_str()),
+            ("AWS_LAMBDA_FUNCTION_NAME", "function"),
+            ("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "128"),
+            ("AWS_LAMBDA_FUNCTION_VERSION", "$LATEST"),
+            // Nobody reads standard error before the end, so it must fit into the pipe.
+            ("RUST_BACKTRACE", "0"),
+        ];
+        all.extend(variables);
+        Child::start_with(program, &all)
+    }
+
+    /// Hands out an invocation, whose id is its number.
+    pub(crate) fn invoke(&self, id: usize, event: Value) {
+        self.world.send_modify(|world| world.events.push((id, event)));
+    }
+
+    pub(crate) async fn wait<T>(&self, what: &str, mut found: impl FnMut(&World) -> Option<T>) -> T {
+        let mut world = self.world.subscribe();
+        let waited = timeout(PATIENCE, async {
+            loop {
+                if let Some(found) = found(&world.borrow_and_update()) {
+                    return found;
+                }
+                world.changed().await.unwrap();
+            }
+        });
+        match waited.await {
+            Ok(found) => found,
+            Err(_) => panic!("{what} did not come: {:?}", self.world.borrow()),
+        }
+    }
+
+    /// What was posted as this.
+    pub(crate) async fn posted(&self, what: &str) -> Posted {
+        self.wait(what, |world| world.posted.iter().find(|posted| posted.what == what).cloned()).await
+    }
+
+    /// How many invocations nobody has asked for.
+    pub(crate) fn left(&self) -> usize {
+        self.world.borrow().events.len()
+    }
+
+    /// All that was posted.
+    pub(crate) fn all(&self) -> Vec<String> {
+        self.world.borrow().posted.iter().map(|posted| posted.what.clone()).collect()
+    }
+}
+
+impl Drop for Api {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+/// Waits until so many handlers have said that they have begun.
+pub(crate) async fn begun(mut function: Child, count: usize) -> Child {
+    let waiting = tokio::task::spawn_blocking(move || {
+        for _ in 0..count {
+            assert_eq!(function.line(), "begun\n");
+        }
+        function
+    });
+    waiting.await.unwrap()
+}
+
+/// Ends it with SIGTERM.
+pub(crate) async fn terminate(function: Child) -> Ended {
+    end(function.terminate()).await
+}
+
+pub(crate) async fn end(function: Child) -> Ended {
+    tokio::task::spawn_blocking(|| function.end()).await.unwrap()
+}
+
+async fn next(State(world): Shared) -> Response {
+    let mut changes = world.subscribe();
+    loop {
+        let mut event = None;
+        world.send_if_modified(|world| {
+            if !world.events.is_empty() {
+                event = Some(world.events.remove(0));
+            }
+            event.is_some()
+        });
+        if let Some((id, event)) = event {
+            let headers = [
+                ("lambda-runtime-aws-request-id", id.to_string()),
+                // In the year 2100.
+                ("lambda-runtime-deadline-ms", "4102444800000".to_owned()),
+                (
+                    "lambda-runtime-invoked-function-arn",
+                    "arn:aws:lambda:us-east-1:123456789012:function:function".to_owned(),
+                ),
+            ];
+            return (headers, event.to_string()).into_response();
+        }
+        changes.wait_for(|world| !world.events.is_empty()).await.unwrap();
+    }
+}
+
+async fn outcome(State(world): Shared, Path((id, outcome)): Path<(String, String)>, body: Bytes) -> StatusCode {
+    keep(&world, format!("{id}/{outcome}"), &body)
+}
+
+fn keep(world: &watch::Sender<World>, what: String, body: &[u8]) -> StatusCode {
+    let body = String::from_utf8(body.to_vec()).unwrap();
+    world.send_modify(|world| world.posted.push(Posted { what, body }));
+    StatusCode::ACCEPTED
+}
+
+async fn register() -> Response {
+    let headers = [("lambda-extension-identifier", "e0000000-0000-0000-0000-000000000000")];
+    let body = r#"{"functionName":"function","functionVersion":"$LATEST","handler":"bootstrap"}"#;
+    (headers, body).into_response()
+}

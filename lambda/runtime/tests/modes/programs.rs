@@ -1,0 +1,43 @@
+//! The functions that the cases run.
+
+use std::{process::ExitCode, time::Duration};
+
+use serde_json::Value;
+use tokio::runtime::Builder;
+use winddown_core::{Error, Lifecycle, memory::Memory};
+use winddown_lambda::{LambdaEvent, lambda_runtime, run_concurrent, service_fn};
+
+pub(crate) fn run(program: &str) -> ExitCode {
+    let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let result = runtime.unwrap().block_on(async {
+        match program {
+            "concurrent" => concurrent().await,
+            other => panic!("no program {other}"),
+        }
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs a statement for `run_ms` in each invocation, then checks out once more.
+async fn concurrent() -> Result<(), Error> {
+    let lifecycle = Lifecycle::detect()?;
+    let db = lifecycle.guard(Memory::new("db"));
+    let handler = service_fn(move |event: LambdaEvent<Value>| {
+        let db = db.clone();
+        async move {
+            println!("begun");
+            let ms = event.payload["run_ms"].as_u64().unwrap_or_default();
+            db.get().await?.run(Duration::from_millis(ms)).await?;
+            assert!(event.payload["panic"].is_null(), "the handler has a bug");
+            drop(db.get().await?);
+            Ok::<_, lambda_runtime::Error>(event.payload)
+        }
+    });
+    run_concurrent(lifecycle, handler).await
+}
