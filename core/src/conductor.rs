@@ -16,7 +16,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, mpsc as blocking},
     thread,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use tokio::{
@@ -32,6 +32,7 @@ use crate::{
     gate::Admits,
     guard::as_dependent,
     lifecycle::{Begun, Shared},
+    log_line::{self, Metrics},
     node::{Ended, Node, Order},
     notify, panics,
     plan::{ANSWER_SHARE, Plan},
@@ -402,14 +403,37 @@ fn drain_runtime() -> io::Result<Runtime> {
 pub enum ReportFormat {
     /// A table for people.
     Table,
-    /// One line of JSON for machines.
+    /// One line of JSON for machines: [`Report::to_json_line`], with `timestamp`, `level` (`INFO`, or `WARN` for a report
+    /// that is not clean) and `message`, which logs are filtered by.
     Json,
+    /// The same line in CloudWatch's embedded metric format: where CloudWatch Logs gets it, as on Lambda, it makes metrics
+    /// of it without any further call. Metrics that are custom are billed.
+    ///
+    /// Namespace `winddown`, one dimension, `FunctionName` (`AWS_LAMBDA_FUNCTION_NAME`; none where that is not set). Each
+    /// is of one drain, over all its resources:
+    ///
+    /// | metric | unit | |
+    /// | --- | --- | --- |
+    /// | `DrainTime` | Milliseconds | from the request to stop to the last resource's end |
+    /// | `BudgetShare` | Percent | the same, of the platform's budget |
+    /// | `UncleanDrains` | Count | 1 where not everything was drained, else 0 |
+    /// | `SessionsClosed` | Count | sessions that said goodbye |
+    /// | `SessionsCut` | Count | sessions that could not |
+    /// | `StatementsCancelled` | Count | statements that the server was asked to stop |
+    /// | `RecordsAccepted` | Count | records that buffers took in, in their whole life |
+    /// | `RecordsWritten` | Count | those of them that are known to be written |
+    /// | `RecordsSpilled` | Count | put elsewhere, to be written later |
+    /// | `RecordsLost` | Count | known not to be written |
+    /// | `RecordsInDoubt` | Count | handed to the sink, without an answer |
+    CloudWatch,
 }
 
 impl ReportFormat {
-    /// A table where standard error is a terminal, else one line of JSON.
+    /// A table where standard error is a terminal, unless Lambda's log format asks for JSON (`AWS_LAMBDA_LOG_FORMAT`);
+    /// else one line of JSON.
     pub fn detect() -> Self {
-        if io::IsTerminal::is_terminal(&io::stderr()) { Self::Table } else { Self::Json }
+        let is_read_by_people = io::IsTerminal::is_terminal(&io::stderr()) && !log_line::is_json_asked_for();
+        if is_read_by_people { Self::Table } else { Self::Json }
     }
 }
 
@@ -427,9 +451,11 @@ const REPORT_PATIENCE: Duration = Duration::from_secs(1);
 /// Writes the report to standard error, on a thread that is left behind if nobody reads the other end of the pipe or
 /// somebody holds the lock.
 async fn write_report(report: &Report, format: ReportFormat, at_most: Duration) {
+    let now = SystemTime::now();
     let text = match format {
         ReportFormat::Table => report.to_string(),
-        ReportFormat::Json => format!("{}\n", report.to_json_line()),
+        ReportFormat::Json => format!("{}\n", log_line::line(report, now, None)),
+        ReportFormat::CloudWatch => format!("{}\n", log_line::line(report, now, Some(Metrics::of(report, now)))),
     };
     let (sender, written) = oneshot::channel();
     let write = move || {

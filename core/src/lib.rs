@@ -19,6 +19,7 @@ mod clock;
 mod conductor;
 mod gate;
 mod init;
+mod log_line;
 mod node;
 mod notify;
 mod panics;
@@ -26,6 +27,9 @@ mod plan;
 mod sync;
 
 pub mod memory;
+
+#[doc(hidden)]
+pub use crate::log_line::warning_line;
 
 pub use crate::{
     conductor::{EXIT_AT_DEADLINE, ReportFormat},

@@ -316,7 +316,7 @@ impl ResourceReport {
     }
 }
 
-fn as_milliseconds(duration: Duration) -> f64 {
+pub(crate) fn as_milliseconds(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1000.0
 }
 

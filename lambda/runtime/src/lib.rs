@@ -21,6 +21,6 @@ fn warn(message: &str, error: &dyn std::fmt::Display) {
     if tracing::dispatcher::has_been_set() {
         tracing::warn!(%error, "{message}");
     } else {
-        eprintln!("winddown: {message}: {error}");
+        eprintln!("{}", winddown_core::warning_line(message, &error.to_string()));
     }
 }

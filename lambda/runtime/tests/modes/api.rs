@@ -27,6 +27,7 @@ pub(crate) struct Api {
 #[derive(Debug, Default)]
 pub(crate) struct World {
     events: Vec<(usize, Value)>,
+    refuses_extensions: bool,
     /// What was posted, in the order in which it came.
     pub(crate) posted: Vec<Posted>,
 }
@@ -73,6 +74,11 @@ impl Api {
     /// Hands out an invocation, whose id is its number.
     pub(crate) fn invoke(&self, id: usize, event: Value) {
         self.world.send_modify(|world| world.events.push((id, event)));
+    }
+
+    /// Lets no extension register.
+    pub(crate) fn refuse_extensions(&self) {
+        self.world.send_modify(|world| world.refuses_extensions = true);
     }
 
     pub(crate) async fn wait<T>(&self, what: &str, mut found: impl FnMut(&World) -> Option<T>) -> T {
@@ -169,7 +175,10 @@ fn keep(world: &watch::Sender<World>, what: String, body: &[u8]) -> StatusCode {
     StatusCode::ACCEPTED
 }
 
-async fn register() -> Response {
+async fn register(State(world): Shared) -> Response {
+    if world.borrow().refuses_extensions {
+        return StatusCode::FORBIDDEN.into_response();
+    }
     let headers = [("lambda-extension-identifier", "e0000000-0000-0000-0000-000000000000")];
     let body = r#"{"functionName":"function","functionVersion":"$LATEST","handler":"bootstrap"}"#;
     (headers, body).into_response()

@@ -4,7 +4,7 @@ use std::{process::ExitCode, time::Duration};
 
 use serde_json::Value;
 use tokio::runtime::Builder;
-use winddown_core::{Error, Lifecycle, memory::Memory};
+use winddown_core::{Error, Lifecycle, ReportFormat, memory::Memory};
 use winddown_lambda::{LambdaEvent, lambda_runtime, run_concurrent, service_fn};
 
 pub(crate) fn run(program: &str) -> ExitCode {
@@ -12,6 +12,7 @@ pub(crate) fn run(program: &str) -> ExitCode {
     let result = runtime.unwrap().block_on(async {
         match program {
             "concurrent" => concurrent().await,
+            "metrics" => metrics().await,
             other => panic!("no program {other}"),
         }
     });
@@ -40,4 +41,15 @@ async fn concurrent() -> Result<(), Error> {
         }
     });
     run_concurrent(lifecycle, handler).await
+}
+
+/// Its report is metrics too.
+async fn metrics() -> Result<(), Error> {
+    let lifecycle = Lifecycle::builder().report(ReportFormat::CloudWatch).build()?;
+    let db = lifecycle.guard(Memory::new("db"));
+    let handler = service_fn(async |event: LambdaEvent<Value>| {
+        let _session = db.get().await?;
+        Ok::<_, lambda_runtime::Error>(event.payload)
+    });
+    winddown_lambda::run(lifecycle, handler).await
 }

@@ -1,0 +1,270 @@
+//! A report as a line of a log, and as metrics that CloudWatch takes out of it.
+
+use std::{
+    borrow::Cow,
+    env,
+    time::{Duration, SystemTime},
+};
+
+use serde::Serialize;
+
+use crate::{Report, report::as_milliseconds};
+
+/// AWS Lambda Developer Guide, "Log-level filtering": a line without a level counts as INFO, whatever it says, and one
+/// whose time is not in RFC 3339 does too.
+#[derive(Serialize)]
+struct Line<'a> {
+    timestamp: String,
+    level: &'static str,
+    message: &'static str,
+    r#type: &'static str,
+    clean: bool,
+    #[serde(flatten)]
+    report: &'a Report,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    metrics: Option<Metrics>,
+}
+
+/// One line of JSON that was written at this time.
+pub(crate) fn line(report: &Report, at: SystemTime, metrics: Option<Metrics>) -> String {
+    let clean = report.is_clean();
+    let (level, message) = if clean { ("INFO", "drained") } else { ("WARN", "not everything was drained") };
+    let timestamp = humantime::format_rfc3339_millis(at).to_string();
+    let line = Line { timestamp, level, message, r#type: "winddown.report", clean, report, metrics };
+    serde_json::to_string(&line).expect("a report has only strings, numbers and lists")
+}
+
+/// CloudWatch's embedded metric format (Amazon CloudWatch User Guide, "Specification: Embedded metric format"): the values
+/// are at the root, `_aws` says which they are.
+#[derive(Debug, Serialize)]
+pub(crate) struct Metrics {
+    #[serde(rename = "_aws")]
+    directive: Directive,
+    #[serde(rename = "FunctionName", skip_serializing_if = "Option::is_none")]
+    function_name: Option<String>,
+    #[serde(flatten)]
+    values: Values,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Directive {
+    timestamp: u64,
+    cloud_watch_metrics: [Directives; 1],
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Directives {
+    namespace: &'static str,
+    dimensions: [Vec<&'static str>; 1],
+    metrics: [Metric; 11],
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Metric {
+    name: &'static str,
+    unit: &'static str,
+}
+
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Values {
+    drain_time: f64,
+    budget_share: f64,
+    unclean_drains: u64,
+    sessions_closed: u64,
+    sessions_cut: u64,
+    statements_cancelled: u64,
+    records_accepted: u64,
+    records_written: u64,
+    records_spilled: u64,
+    records_lost: u64,
+    records_in_doubt: u64,
+}
+
+/// In the order of [`Values`].
+const METRICS: [(&str, &str); 11] = [
+    ("DrainTime", "Milliseconds"),
+    ("BudgetShare", "Percent"),
+    ("UncleanDrains", "Count"),
+    ("SessionsClosed", "Count"),
+    ("SessionsCut", "Count"),
+    ("StatementsCancelled", "Count"),
+    ("RecordsAccepted", "Count"),
+    ("RecordsWritten", "Count"),
+    ("RecordsSpilled", "Count"),
+    ("RecordsLost", "Count"),
+    ("RecordsInDoubt", "Count"),
+];
+
+impl Metrics {
+    /// Those of a report that is written at this time, by the function that runs here.
+    pub(crate) fn of(report: &Report, at: SystemTime) -> Self {
+        Self::of_function(report, at, env::var("AWS_LAMBDA_FUNCTION_NAME").ok())
+    }
+
+    fn of_function(report: &Report, at: SystemTime, function_name: Option<String>) -> Self {
+        let mut values = Values {
+            drain_time: to_a_thousandth(as_milliseconds(report.took)),
+            budget_share: to_a_thousandth(100.0 * report.took.as_secs_f64() / report.budget.as_secs_f64()),
+            unclean_drains: u64::from(!report.is_clean()),
+            ..Values::default()
+        };
+        for resource in &report.resources {
+            values.sessions_closed += resource.sessions.closed;
+            values.sessions_cut += resource.sessions.cut;
+            values.statements_cancelled += resource.sessions.cancelled;
+            let records = resource.records.unwrap_or_default();
+            values.records_accepted += records.accepted;
+            values.records_written += records.written;
+            values.records_spilled += records.spilled;
+            values.records_lost += records.lost;
+            values.records_in_doubt += records.in_doubt;
+        }
+        // A clock before 1970 is not set at all.
+        let since_1970 = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        let directives = Directives {
+            namespace: "winddown",
+            dimensions: [function_name.iter().map(|_| "FunctionName").collect()],
+            metrics: METRICS.map(|(name, unit)| Metric { name, unit }),
+        };
+        let timestamp = u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX);
+        Self { directive: Directive { timestamp, cloud_watch_metrics: [directives] }, function_name, values }
+    }
+}
+
+fn to_a_thousandth(number: f64) -> f64 {
+    (number * 1000.0).round() / 1000.0
+}
+
+/// Whether Lambda's log format asks for JSON, whatever standard error is.
+pub(crate) fn is_json_asked_for() -> bool {
+    env::var_os("AWS_LAMBDA_LOG_FORMAT").is_some_and(|format| format == "JSON")
+}
+
+/// A line that is no report, for the log of a function: what is said, and why. JSON where Lambda's log format asks for it,
+/// so that its level is seen; else plain text.
+pub fn warning_line(message: &str, error: &str) -> String {
+    warning_line_as(is_json_asked_for(), SystemTime::now(), message, error)
+}
+
+fn warning_line_as(json: bool, at: SystemTime, message: &str, error: &str) -> String {
+    #[derive(Serialize)]
+    struct Warning<'a> {
+        timestamp: String,
+        level: &'static str,
+        message: Cow<'a, str>,
+        error: &'a str,
+    }
+    if !json {
+        return format!("winddown: {message}: {error}");
+    }
+    let message = format!("winddown: {message}").into();
+    let warning =
+        Warning { timestamp: humantime::format_rfc3339_millis(at).to_string(), level: "WARN", message, error };
+    serde_json::to_string(&warning).expect("a warning has only strings")
+}
+
+#[cfg(all(test, not(winddown_loom)))]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::{Outcome, Reason, Records, ResourceReport, Sessions, Step};
+
+    fn at() -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_millis(1_790_000_000_123)
+    }
+
+    fn resource(outcome: Outcome, sessions: Sessions, records: Option<Records>) -> ResourceReport {
+        ResourceReport {
+            name: "db".into(),
+            outcome,
+            step: Step::Done,
+            took: Duration::from_millis(5),
+            sessions,
+            stragglers: Vec::new(),
+            left_out: 0,
+            records,
+            error: None,
+            cannot: Vec::new(),
+        }
+    }
+
+    fn report(resources: Vec<ResourceReport>) -> Report {
+        Report {
+            reason: Reason::Signal("SIGTERM".into()),
+            platform: "lambda".into(),
+            budget: Duration::from_millis(500),
+            took: Duration::from_millis(125),
+            forced: false,
+            resources,
+        }
+    }
+
+    #[test]
+    fn a_line_has_what_lambda_filters_by_and_is_read_back() {
+        let clean = report(Vec::new());
+        let text = line(&clean, at(), None);
+        let read: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!((&read["level"], &read["timestamp"]), (&json!("INFO"), &json!("2026-09-21T14:13:20.123Z")));
+        assert_eq!((&read["type"], &read["clean"]), (&json!("winddown.report"), &json!(true)));
+        assert!(read.get("_aws").is_none() && !text.contains('\n'));
+        let back: Report = serde_json::from_str(&text).unwrap();
+        assert_eq!(back.to_json_line(), clean.to_json_line());
+
+        let unclean = report(vec![resource(Outcome::Hung, Sessions::default(), None)]);
+        let read: Value = serde_json::from_str(&line(&unclean, at(), None)).unwrap();
+        assert_eq!((&read["level"], &read["clean"]), (&json!("WARN"), &json!(false)));
+    }
+
+    #[test]
+    fn the_metrics_are_the_sums_over_all_resources() {
+        let records = Records { accepted: 10, written: 4, spilled: 3, lost: 2, in_doubt: 1, pending: 0 };
+        let report = report(vec![
+            resource(Outcome::Drained, Sessions { closed: 3, cut: 0, cancelled: 0 }, None),
+            resource(Outcome::Incomplete, Sessions { closed: 1, cut: 2, cancelled: 1 }, Some(records)),
+        ]);
+        let metrics = Metrics::of_function(&report, at(), Some("audit".into()));
+        let read: Value = serde_json::from_str(&line(&report, at(), Some(metrics))).unwrap();
+        let directive = &read["_aws"]["CloudWatchMetrics"][0];
+        assert_eq!(read["_aws"]["Timestamp"], json!(1_790_000_000_123_u64));
+        assert_eq!(
+            (&directive["Namespace"], &directive["Dimensions"]),
+            (&json!("winddown"), &json!([["FunctionName"]]))
+        );
+        assert_eq!(read["FunctionName"], json!("audit"));
+        // Each that is named is there, as a number.
+        for metric in directive["Metrics"].as_array().unwrap() {
+            assert!(read[metric["Name"].as_str().unwrap()].is_number(), "{metric}");
+        }
+        let values =
+            ["DrainTime", "BudgetShare", "UncleanDrains", "SessionsClosed", "SessionsCut", "StatementsCancelled"];
+        assert_eq!(values.map(|name| read[name].as_f64().unwrap()), [125.0, 25.0, 1.0, 4.0, 2.0, 1.0]);
+        let records = ["Accepted", "Written", "Spilled", "Lost", "InDoubt"];
+        assert_eq!(records.map(|name| read[format!("Records{name}")].as_u64().unwrap()), [10, 4, 3, 2, 1]);
+    }
+
+    #[test]
+    fn without_a_function_there_is_no_dimension() {
+        let report = report(Vec::new());
+        let read = serde_json::to_value(Metrics::of_function(&report, at(), None)).unwrap();
+        assert_eq!(read["_aws"]["CloudWatchMetrics"][0]["Dimensions"], json!([[]]));
+        assert!(read.get("FunctionName").is_none());
+    }
+
+    #[test]
+    fn a_warning_is_text_or_json() {
+        assert_eq!(warning_line_as(false, at(), "no extension", "refused"), "winddown: no extension: refused");
+        let read: Value = serde_json::from_str(&warning_line_as(true, at(), "no extension", "refused")).unwrap();
+        let expected = json!({
+            "timestamp": "2026-09-21T14:13:20.123Z",
+            "level": "WARN",
+            "message": "winddown: no extension",
+            "error": "refused",
+        });
+        assert_eq!(read, expected);
+    }
+}
