@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use tokio::{sync::Semaphore, task::spawn_blocking};
-use winddown_core::{Drain, Error, ErrorKind, Ledger, Records, Resource, ResourceId, ShutdownGuard};
+use winddown_core::{Drain, Error, ErrorKind, Ledger, Ledgers, Records, Resource, ResourceId, ShutdownGuard};
 
 use crate::{
     Flusher, Room, Sink, Spill,
@@ -47,6 +47,10 @@ use crate::{
 /// With one batch [in flight](Self::in_flight), the default, batches are written in the order in which their records came,
 /// but for those that a sink rejects in part. With more of them any order may come of it.
 ///
+/// # More than one life
+/// In a further [life](winddown_core::Lifecycle::begin_life) of the lifecycle it has a new queue, and its books begin at zero:
+/// each report says what became of the records of its own life.
+///
 /// # What it does not do
 /// Nothing is on disk while it runs: a crash or SIGKILL loses what is buffered. Dropping the lifecycle and all guards
 /// without a drain does too, without a count. A write has no timeout of its own while running: the sink knows best.
@@ -59,7 +63,7 @@ pub struct BatchWriter<T: Send + Sync + 'static, S: Sink<T>> {
     spill: Option<Spill<T>>,
     target: ShutdownGuard<S::Target>,
     sink: Arc<S>,
-    ledger: Arc<Ledger>,
+    ledgers: Ledgers,
 }
 
 impl<T: Send + Sync + 'static, S: Sink<T>> BatchWriter<T, S> {
@@ -76,7 +80,7 @@ impl<T: Send + Sync + 'static, S: Sink<T>> BatchWriter<T, S> {
             spill: None,
             target: target.clone(),
             sink: Arc::new(sink),
-            ledger: Arc::default(),
+            ledgers: Ledgers::default(),
         }
     }
 
@@ -181,7 +185,7 @@ impl<T: Send + Sync + 'static, S: Sink<T>> BatchWriter<T, S> {
     }
 
     pub(crate) fn records(&self) -> Records {
-        self.ledger.records()
+        self.ledgers.now().records()
     }
 
     fn checked_limits(&self) -> Result<Limits, Error> {
@@ -232,7 +236,7 @@ impl<T: Send + Sync + 'static, S: Sink<T>> Resource for BatchWriter<T, S> {
             on_lost: self.on_lost.clone(),
             on_rejected: self.on_rejected.clone(),
         };
-        let queue = Queue::new(&self.name, limits, self.sink.delivery(), Arc::clone(&self.ledger), callbacks);
+        let queue = Queue::new(&self.name, limits, self.sink.delivery(), self.ledgers.now(), callbacks);
         Flusher::start(queue, Arc::clone(&self.sink), self.target.clone(), self.spill.clone())
     }
 
@@ -258,7 +262,7 @@ impl<T: Send + Sync + 'static, S: Sink<T>> Resource for BatchWriter<T, S> {
     }
 
     fn ledger(&self) -> Option<Arc<Ledger>> {
-        Some(Arc::clone(&self.ledger))
+        Some(self.ledgers.begin_life())
     }
 }
 

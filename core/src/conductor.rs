@@ -31,7 +31,7 @@ use crate::{
     Budget, Drain, Error, ErrorKind, Outcome, Reason, Report, ResourceReport,
     gate::Admits,
     guard::as_dependent,
-    lifecycle::{Begun, Shared},
+    lifecycle::{Begun, Life, Shared},
     log_line::{self, Metrics},
     node::{Ended, Node, Order},
     notify, panics,
@@ -46,12 +46,12 @@ pub const EXIT_AT_DEADLINE: i32 = 124;
 ///
 /// # Errors
 /// [`ErrorKind::Config`] when the system refuses the signal handler, the thread or its event queue.
-pub(crate) fn start(shared: &Arc<Shared>) -> Result<(), Error> {
+pub(crate) fn start(shared: &Arc<Shared>, life: &Arc<Life>) -> Result<(), Error> {
     let failed = |error: io::Error| {
         Error::new(ErrorKind::Config, "cannot start the thread that waits for signals: raise the limits of the process")
             .with_source(error)
     };
-    let shared = Arc::clone(shared);
+    let (shared, life) = (Arc::clone(shared), Arc::clone(life));
     // The runtime is made and dropped on its thread: an async caller may do neither.
     let (sender, started) = blocking::channel();
     let run = move || {
@@ -61,13 +61,13 @@ pub(crate) fn start(shared: &Arc<Shared>) -> Result<(), Error> {
         };
         // The caller waits for exactly this.
         let _ = sender.send(Ok(()));
-        let conducted = catch_unwind(AssertUnwindSafe(|| runtime.block_on(main(&shared, signals))));
+        let conducted = catch_unwind(AssertUnwindSafe(|| runtime.block_on(main(&shared, life, signals))));
         if let Err(panic) = conducted {
             // A bug of this crate; its message has been printed. Nobody may wait for this thread any more.
             if shared.owns_process {
                 signal_hook::low_level::exit(EXIT_AT_DEADLINE);
             }
-            shared.publish_failure(&panics::error(&*panic));
+            shared.life().publish_failure(&shared, &panics::error(&*panic));
         }
     };
     thread::Builder::new().name("winddown".into()).spawn(run).map_err(failed)?;
@@ -87,29 +87,37 @@ fn prepare(owns_process: bool) -> io::Result<(Runtime, Signals)> {
 }
 
 /// Runs code that wakes the application's tasks, and may therefore block or panic, beside this thread.
-fn aside(shared: &Arc<Shared>, work: impl Fn(&Shared) + Clone + Send + 'static) {
+fn aside(life: &Arc<Life>, work: impl Fn(&Life) + Clone + Send + 'static) {
     let there = {
-        let (work, shared) = (work.clone(), Arc::clone(shared));
-        thread::Builder::new().name("winddown-wake".into()).spawn(move || work(&shared))
+        let (work, life) = (work.clone(), Arc::clone(life));
+        thread::Builder::new().name("winddown-wake".into()).spawn(move || work(&life))
     };
     if there.is_err() {
         // No more threads: better here than not at all.
-        work(shared);
+        work(life);
     }
 }
 
-async fn main(shared: &Arc<Shared>, mut signals: Signals) {
+async fn main(shared: &Arc<Shared>, mut life: Arc<Life>, mut signals: Signals) {
+    while let Some(next) = conduct_life(shared, &life, &mut signals).await {
+        life = next;
+    }
+}
+
+/// One life, from its start to the end of its drain and what comes then: the end of the process, or another life. None
+/// where the process is not this thread's business.
+async fn conduct_life(shared: &Arc<Shared>, life: &Arc<Life>, signals: &mut Signals) -> Option<Arc<Life>> {
     // When the platform said stop; a drain may also be asked for.
     let mut stop = None;
     let mut begun = tokio::select! {
         biased;
-        begun = shared.begun() => begun,
+        begun = life.begun() => begun,
         signal = signals.next() => {
             stop = Some(signal.at);
-            aside(shared, move |shared| {
-                shared.refuse(Reason::Signal(signal.name.into()), signal.at);
+            aside(life, move |life| {
+                life.refuse(Reason::Signal(signal.name.into()), signal.at);
             });
-            shared.begun().await
+            life.begun().await
         }
     };
     if let Some(stop) = stop {
@@ -133,15 +141,31 @@ async fn main(shared: &Arc<Shared>, mut signals: Signals) {
         signal_hook::low_level::exit(signal.exit_status());
     }
     if !shared.owns_process {
-        // Nobody's time is kept any more.
-        return shared.publish(report);
+        // Nobody's time is kept any more. A further life has a thread of its own for its drain.
+        life.publish(report);
+        return None;
     }
-    aside(shared, move |shared| shared.publish(Arc::clone(&report)));
+    if stop.is_some() {
+        // Before anybody is told that the drain is over, and may begin another life.
+        shared.is_the_last(life);
+    }
+    aside(life, move |life| life.publish(Arc::clone(&report)));
 
     let stop_at = match stop {
         Some(at) => at,
         // The application asked for the drain and goes on as it likes, until it is told to stop.
-        None => signals.next().await.at,
+        None => tokio::select! {
+            biased;
+            signal = signals.next() => {
+                if !shared.is_the_last(life) {
+                    // It is meant for the life that has just begun.
+                    signals.put_back(signal);
+                    return Some(shared.life_after(life).await);
+                }
+                signal.at
+            }
+            next = shared.life_after(life) => return Some(next),
+        },
     };
     stop = Some(stop_at);
     // The application ends by itself now, or never.
@@ -470,6 +494,8 @@ async fn write_report(report: &Report, format: ReportFormat, at_most: Duration) 
 
 /// SIGTERM and SIGINT, received from creation on, each with the moment of its arrival.
 struct Signals {
+    /// Received, and not for the life that was over.
+    put_back: Option<Received>,
     received: mpsc::UnboundedReceiver<Received>,
     /// Keeps the channel open where nothing is ever received.
     _open: mpsc::UnboundedSender<Received>,
@@ -497,7 +523,7 @@ impl Signals {
     /// No signal, ever: for a lifecycle that does not own the process.
     fn none() -> Self {
         let (sender, received) = mpsc::unbounded_channel();
-        Self { received, _open: sender }
+        Self { put_back: None, received, _open: sender }
     }
 
     /// Must be called inside the runtime of the thread.
@@ -525,11 +551,19 @@ impl Signals {
     /// # Cancel safety
     /// Cancel safe: no signal is lost.
     async fn next(&mut self) -> Received {
+        if let Some(signal) = self.put_back.take() {
+            return signal;
+        }
         match self.received.recv().await {
             Some(received) => received,
             // The sender is in `self`, so it cannot be closed.
             None => pending().await,
         }
+    }
+
+    /// Gives a signal to whoever asks next.
+    fn put_back(&mut self, signal: Received) {
+        self.put_back = Some(signal);
     }
 
     /// The signal that repeats a request to stop. The first one since the drain began otherwise is that request, and is

@@ -42,6 +42,9 @@ fn caller() -> Caller {
 ///
 /// Dropping guards drains nothing: draining is asynchronous and belongs to the lifecycle. A pool whose lifecycle is
 /// never drained ends as it would without winddown.
+///
+/// In a further [life](crate::Lifecycle::begin_life) of the lifecycle it is the same guard, of a pool that is made anew. The
+/// pools of earlier lives, which are closed, are let go of with the last guard.
 pub struct ShutdownGuard<R: Resource> {
     pub(crate) slot: Arc<Slot<R>>,
 }
@@ -61,11 +64,12 @@ impl<R: Resource> ShutdownGuard<R> {
     pub fn get(&self) -> impl Future<Output = Result<Checkout<R>, Error>> + Send + use<'_, R> {
         let site = Location::caller();
         async move {
-            let mut checkout = Checkout { value: None, pass: Pass::enter(&self.slot, site)? };
-            let pool = match self.slot.pool() {
+            let slot = self.slot.now();
+            let mut checkout = Checkout { value: None, pass: Pass::enter(slot, site)? };
+            let pool = match slot.pool() {
                 Some(pool) => pool,
                 // Boxed, since it happens once: inline it would make the future of every checkout larger.
-                None => Box::pin(self.init_with(&checkout.pass)).await?,
+                None => Box::pin(init_with(slot, &checkout.pass)).await?,
             };
             let result = {
                 let mut driver = pin!(self.slot.resource().checkout(pool));
@@ -86,7 +90,7 @@ impl<R: Resource> ShutdownGuard<R> {
         }
     }
 
-    /// The driver's own pool, initialised if need be. What is taken from it directly is not counted: drain knows of it
+    /// The driver's own pool, that of the life that is lived now, initialised if need be. What is taken from it directly is not counted: drain knows of it
     /// only what the driver tells.
     ///
     /// # Cancel safety
@@ -98,10 +102,11 @@ impl<R: Resource> ShutdownGuard<R> {
     pub fn pool(&self) -> impl Future<Output = Result<&R::Pool, Error>> + Send + use<'_, R> {
         let site = Location::caller();
         async move {
-            let pass = Pass::enter(&self.slot, site)?;
-            match self.slot.pool() {
+            let slot = self.slot.now();
+            let pass = Pass::enter(slot, site)?;
+            match slot.pool() {
                 Some(pool) => Ok(pool),
-                None => self.init_with(&pass).await,
+                None => init_with(slot, &pass).await,
             }
         }
     }
@@ -123,17 +128,17 @@ impl<R: Resource> ShutdownGuard<R> {
 
     /// How many checkouts are out now.
     pub fn out(&self) -> usize {
-        self.slot.gate().out()
-    }
-
-    async fn init_with(&self, pass: &Pass<R>) -> Result<&R::Pool, Error> {
-        let mut init = pin!(self.slot.initialised());
-        pass.unless_refused(|context| init.as_mut().poll(context)).await
+        self.slot.now().gate().out()
     }
 
     fn refusal(&self) -> Error {
         Error::shutting_down(self.name())
     }
+}
+
+async fn init_with<'a, R: Resource>(slot: &'a Arc<Slot<R>>, pass: &Pass<R>) -> Result<&'a R::Pool, Error> {
+    let mut init = pin!(slot.initialised());
+    pass.unless_refused(|context| init.as_mut().poll(context)).await
 }
 
 impl<R: Resource> Clone for ShutdownGuard<R> {
@@ -147,7 +152,7 @@ impl<R: Resource> fmt::Debug for ShutdownGuard<R> {
         // The resource is left out: it may hold a password.
         f.debug_struct("ShutdownGuard")
             .field("name", &self.name())
-            .field("initialised", &self.slot.pool().is_some())
+            .field("initialised", &self.slot.now().pool().is_some())
             .field("out", &self.out())
             .finish()
     }

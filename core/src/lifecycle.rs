@@ -5,7 +5,7 @@ use std::{
     future::{Future, IntoFuture, poll_fn},
     panic::{AssertUnwindSafe, Location, catch_unwind},
     pin::pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError},
     task::Poll,
     time::Duration,
 };
@@ -18,10 +18,10 @@ use crate::{
     error::BoxError,
     gate::{Admits, wake},
     guard::Pass,
-    node::{Node, Order, Slot},
+    node::{Node, Order, Renewal, Slot},
     panics,
     platform::BUDGET_VARIABLE,
-    work::{TRACKED_WORK, TrackedWork},
+    work::TrackedWork,
 };
 
 /// All resources of a process: initialises them, and drains them when the platform says stop.
@@ -50,7 +50,7 @@ pub struct Lifecycle {
     pub(crate) shared: Arc<Shared>,
 }
 
-/// Where a lifecycle stands. States only ever move down this list.
+/// Where a lifecycle stands. In one life, states only ever move down this list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum State {
@@ -71,6 +71,21 @@ pub(crate) struct Shared {
     /// Receives signals, and ends the process at the deadline.
     pub(crate) owns_process: bool,
     retry: Retry,
+    lives: watch::Sender<Lives>,
+    /// Held while a life is made, and never waited for.
+    beginning: Mutex<()>,
+}
+
+/// The life that is lived now, and whether it is the last.
+#[derive(Clone)]
+struct Lives {
+    now: Arc<Life>,
+    is_last: bool,
+}
+
+/// One life of a lifecycle: from its start to the end of its drain. A further life is another one of these, so nothing
+/// that was said of this one is ever taken back.
+pub(crate) struct Life {
     registry: Mutex<Vec<Arc<dyn Node>>>,
     tracked: Arc<Slot<TrackedWork>>,
     state: watch::Sender<State>,
@@ -90,7 +105,7 @@ fn own_process(shared: &Arc<Shared>) -> Result<(), Error> {
             "this process has a lifecycle that receives signals: use that one, or build this one with `signals(false)`",
         ));
     }
-    conductor::start(shared)?;
+    conductor::start(shared, &shared.life())?;
     *owned = true;
     Ok(())
 }
@@ -134,13 +149,13 @@ impl Lifecycle {
     /// The same under another name, where two resources would have the same one in the report.
     #[must_use = "the guard is the way to the resource"]
     pub fn guard_as<R: Resource>(&self, name: impl Into<String>, resource: R) -> ShutdownGuard<R> {
-        ShutdownGuard { slot: self.shared.register(name.into(), resource) }
+        ShutdownGuard { slot: self.shared.life().register(name.into(), resource, self.shared.retry) }
     }
 
     /// Runs this once when the lifecycle drains: an async closure, or a [`Hook`] that says when. Once draining has begun
     /// it is too late, and the hook does not run.
     pub fn on_drain(&self, name: impl Into<String>, hook: impl Into<Hook>) {
-        self.shared.register(name.into(), hook.into());
+        self.shared.life().register(name.into(), hook.into(), self.shared.retry);
     }
 
     /// Counts a piece of work that drain waits for.
@@ -149,13 +164,7 @@ impl Lifecycle {
     /// [`ErrorKind::ShuttingDown`] once draining has begun.
     #[track_caller]
     pub fn track(&self) -> Result<Tracked, Error> {
-        self.track_at(Location::caller())
-    }
-
-    fn track_at(&self, site: &'static Location<'static>) -> Result<Tracked, Error> {
-        let pass = Pass::enter(&self.shared.tracked, site)?;
-        pass.hand_out()?;
-        Ok(Tracked::new(pass))
+        self.shared.life().track(Location::caller())
     }
 
     /// Initialises every resource, all at once. If one fails, the others are drained again and the lifecycle is over.
@@ -168,59 +177,7 @@ impl Lifecycle {
     /// - [`ErrorKind::ShuttingDown`] when draining began meanwhile;
     /// - [`ErrorKind::Config`] when a resource depends on one of another lifecycle.
     pub async fn init(&self) -> Result<(), Error> {
-        Handle::try_current().map_err(|error| {
-            Error::new(ErrorKind::Init, "initialise from inside a tokio runtime").with_source(error)
-        })?;
-        let refused = || Error::new(ErrorKind::ShuttingDown, "shutting down: draining began during start");
-        if self.state() >= State::Draining {
-            return Err(refused());
-        }
-        let nodes = self.shared.nodes();
-        let foreign = nodes.iter().find(|node| {
-            let known = |id| nodes.iter().any(|other| other.facts().id == id);
-            !node.facts().depends_on.iter().all(|id| known(*id))
-        });
-        let mut outcome = match foreign {
-            None => Ok(()),
-            Some(node) => Err(Error::new(
-                ErrorKind::Config,
-                "depends on a resource of another lifecycle: make both guards with the same one",
-            )
-            .of(&node.facts().name)),
-        };
-        let mut running = JoinSet::new();
-        if outcome.is_ok() {
-            for node in nodes {
-                running.spawn(node.init());
-            }
-        }
-        while outcome.is_ok() {
-            tokio::select! {
-                biased;
-                next = running.join_next() => match next {
-                    None => break,
-                    Some(Ok(result)) => outcome = result,
-                    // The task only waits for the real one, whose panic is an error already.
-                    Some(Err(error)) => {
-                        outcome = Err(Error::new(ErrorKind::Panicked, "initialisation ended").with_source(error));
-                    }
-                },
-                () = self.draining() => return Err(refused()),
-            }
-        }
-        match outcome {
-            Ok(()) => {
-                self.shared.advance(State::Running);
-                if self.state() == State::Running { Ok(()) } else { Err(refused()) }
-            }
-            Err(error) => {
-                if self.shared.begin(Reason::InitFailed) {
-                    tracing::debug!(%error, "initialisation failed, taking back the rest");
-                }
-                self.drained().await;
-                Err(error)
-            }
-        }
+        self.shared.init(&self.shared.life()).await
     }
 
     /// Flushes every initialised resource, all at once: when this returns, what buffers and exporters held is where it
@@ -236,7 +193,7 @@ impl Lifecycle {
     /// # Errors
     /// The first error, after all have ended.
     pub async fn flush(&self) -> Result<(), Error> {
-        let mut flushing: Vec<_> = self.shared.nodes().into_iter().map(Node::flush).collect();
+        let mut flushing: Vec<_> = self.shared.life().nodes().into_iter().map(Node::flush).collect();
         let mut outcome = Ok(());
         // In this task and not in others, so that what counts as a dependent here does so there.
         poll_fn(|context| {
@@ -263,43 +220,53 @@ impl Lifecycle {
     /// # Cancel safety
     /// Cancel safe: the drain goes on.
     pub async fn drain(&self) -> Arc<Report> {
-        self.shared.begin(Reason::Requested);
-        self.drained().await
+        let life = self.shared.life();
+        self.shared.begin(&life, Reason::Requested);
+        life.drained().await
     }
 
     /// Begins to drain and does not wait for it: the application's own way to say stop. Returns whether it was this
     /// call.
     pub fn begin_drain(&self) -> bool {
-        self.shared.begin(Reason::Requested)
+        self.shared.begin(&self.shared.life(), Reason::Requested)
     }
 
     /// Ready when draining has begun: what a server's graceful shutdown waits for. A `main` that waits for nothing else returns
     /// in the middle of the drain; [`run`](Self::run) waits for its end.
     pub fn draining(&self) -> impl Future<Output = ()> + Send + 'static {
-        let mut state = self.shared.state.subscribe();
-        let shared = Arc::clone(&self.shared);
-        async move {
-            // The sender is in `shared`, so it cannot be closed.
-            let _ = state.wait_for(|state| *state >= State::Draining).await;
-            drop(shared);
-        }
+        let life = self.shared.life();
+        async move { life.draining().await }
     }
 
     /// Ready when everything is drained.
     pub async fn drained(&self) -> Arc<Report> {
-        let mut report = self.shared.report.subscribe();
-        loop {
-            if let Some(report) = &*report.borrow_and_update() {
-                return Arc::clone(report);
-            }
-            // The sender is in `self.shared`, so it cannot be closed.
-            let _ = report.changed().await;
-        }
+        self.shared.life().drained().await
+    }
+
+    /// Begins a further life, when the one before is [drained](Self::drained): for a process that has to be without sessions
+    /// for a while and goes on, as around the snapshot of Lambda's SnapStart.
+    ///
+    /// Everything that was registered is there again, not initialised: [`init`](Self::init) does that, or the first use.
+    /// Guards stay as they are and hand out again. The life has its own drain, with its own report, in which the books of
+    /// buffers begin at zero, and the signals are received in each.
+    ///
+    /// What has only one life keeps refusing, and a warning names it: pools of the application's own that were wrapped,
+    /// which nobody could open again, and telemetry that was shut down. A hook runs in the life that it was given to, or
+    /// [in each](Hook::in_each_life). What was registered while there was no life is not taken in.
+    ///
+    /// What waits for something of a life ([`draining`](Self::draining), [`drained`](Self::drained), [`run`](Self::run)) waits
+    /// for that of the life in which it was called.
+    ///
+    /// # Errors
+    /// - [`ErrorKind::ShuttingDown`] when the process was told to stop: there is no further life;
+    /// - [`ErrorKind::Config`] when the life before is not over, or another call begins one at this moment.
+    pub fn begin_life(&self) -> Result<(), Error> {
+        self.shared.begin_life()
     }
 
     /// Where it stands now.
     pub fn state(&self) -> State {
-        *self.shared.state.borrow()
+        self.shared.life().state()
     }
 
     /// The budget of this lifecycle.
@@ -342,13 +309,14 @@ impl Lifecycle {
     {
         let site = Location::caller();
         async move {
-            match self.init().await {
+            let life = self.shared.life();
+            match self.shared.init(&life).await {
                 Ok(()) => {}
-                Err(error) if self.was_stopped(&error).await => return self.ended(Ok(())).await,
+                Err(error) if life.was_stopped(&error).await => return life.ended(Ok(())).await,
                 Err(error) => return Err(error),
             }
             // Not before: a rollback of init would wait for it.
-            let result = match self.track_at(site) {
+            let result = match life.track(site) {
                 Ok(tracked) => {
                     let failed = |error: E| Error::new(ErrorKind::Work, "the work failed").with_source(error);
                     let work = async { work.into_future().await.map_err(failed) };
@@ -357,20 +325,20 @@ impl Lifecycle {
                         biased;
                         result = &mut work => result,
                         // The work never saw the stop, or did not heed it: the report names the line that ran it.
-                        _ = self.drained() => Ok(()),
+                        _ = life.drained() => Ok(()),
                     }
                 }
                 Err(_) => Ok(()),
             };
-            self.shared.begin(Reason::WorkEnded);
-            self.ended(result).await
+            self.shared.begin(&life, Reason::WorkEnded);
+            life.ended(result).await
         }
     }
 
     /// Whether an error of [`init`](Self::init) says that the platform or the application stopped it, and not that a
     /// resource failed. Waits for the end of the drain.
     pub async fn was_stopped(&self, error: &Error) -> bool {
-        error.is_shutting_down() && self.drained().await.reason != Reason::InitFailed
+        self.shared.life().was_stopped(error).await
     }
 
     /// The report, as a result: what went wrong first, or that not everything was drained.
@@ -378,6 +346,197 @@ impl Lifecycle {
     /// # Errors
     /// The error it was given, or [`ErrorKind::Incomplete`].
     pub async fn ended(&self, work: Result<(), Error>) -> Result<Arc<Report>, Error> {
+        self.shared.life().ended(work).await
+    }
+}
+
+impl Shared {
+    /// The life that is lived now.
+    pub(crate) fn life(&self) -> Arc<Life> {
+        Arc::clone(&self.lives.borrow().now)
+    }
+
+    /// Ready when another life than this has begun.
+    pub(crate) async fn life_after(&self, life: &Arc<Life>) -> Arc<Life> {
+        let mut lives = self.lives.subscribe();
+        let after = lives.wait_for(|lives| !Arc::ptr_eq(&lives.now, life)).await.map(|lives| Arc::clone(&lives.now));
+        match after {
+            Ok(life) => life,
+            // The sender is in `self`, so it cannot be closed.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Lets no further life begin after this one. Returns whether that came in time.
+    pub(crate) fn is_the_last(&self, life: &Arc<Life>) -> bool {
+        self.lives.send_if_modified(|lives| {
+            let in_time = Arc::ptr_eq(&lives.now, life);
+            lives.is_last |= in_time;
+            in_time
+        })
+    }
+
+    fn begin_life(&self) -> Result<(), Error> {
+        let ended = || Error::new(ErrorKind::ShuttingDown, "shutting down: the process was told to stop");
+        let _beginning = match self.beginning.try_lock() {
+            Ok(beginning) => beginning,
+            // A resource that panicked when it was asked about itself.
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => {
+                return Err(Error::new(ErrorKind::Config, "another call begins a life at this moment: one is enough"));
+            }
+        };
+        let Lives { now, is_last } = self.lives.borrow().clone();
+        if now.state() < State::Drained {
+            return Err(Error::new(ErrorKind::Config, "the life before is not over: drain it first"));
+        }
+        if is_last {
+            return Err(ended());
+        }
+        let nodes = now.begun.borrow().as_ref().map(|begun| Arc::clone(&begun.nodes)).unwrap_or_default();
+        let tracked = Arc::new(TrackedWork::slot(self.retry));
+        let mut registry: Vec<Arc<dyn Node>> = vec![Arc::clone(&tracked) as _];
+        let mut links = Vec::new();
+        // Without those that were tracked: nobody has a guard of them.
+        for node in nodes.iter().filter(|node| node.facts().order != Order::First) {
+            match Arc::clone(node).renew() {
+                Some(Renewal { node, link }) => {
+                    registry.push(node);
+                    links.push(link);
+                }
+                None => tracing::warn!(
+                    resource = node.facts().name,
+                    "it has only one life, which is over: it is refused, and not drained"
+                ),
+            }
+        }
+        let life = Life::new(registry, tracked);
+        let began = self.lives.send_if_modified(|lives| {
+            if lives.is_last {
+                return false;
+            }
+            // Nobody calls foreign code or waits in here: whoever asks for the life that is lived sees it with its guards.
+            links.drain(..).for_each(|link| link());
+            lives.now = Arc::new(life);
+            true
+        });
+        if began { Ok(()) } else { Err(ended()) }
+    }
+
+    /// Begins to drain, if nobody has. Returns whether it was this call.
+    pub(crate) fn begin(self: &Arc<Self>, life: &Arc<Life>, reason: Reason) -> bool {
+        let first = life.refuse(reason, Instant::now());
+        // A lifecycle that owns the process has its thread from the start.
+        if first
+            && !self.owns_process
+            && let Err(error) = conductor::start(self, life)
+        {
+            // Without a thread nothing can be drained: the report says so of every resource.
+            tracing::error!(%error, "cannot drain");
+            life.publish_failure(self, &error);
+        }
+        first
+    }
+
+    async fn init(self: &Arc<Self>, life: &Arc<Life>) -> Result<(), Error> {
+        Handle::try_current().map_err(|error| {
+            Error::new(ErrorKind::Init, "initialise from inside a tokio runtime").with_source(error)
+        })?;
+        let refused = || Error::new(ErrorKind::ShuttingDown, "shutting down: draining began during start");
+        if life.state() >= State::Draining {
+            return Err(refused());
+        }
+        let nodes = life.nodes();
+        let foreign = nodes.iter().find(|node| {
+            let known = |id| nodes.iter().any(|other| other.facts().id == id);
+            !node.facts().depends_on.iter().all(|id| known(*id))
+        });
+        let mut outcome = match foreign {
+            None => Ok(()),
+            Some(node) => Err(Error::new(
+                ErrorKind::Config,
+                "depends on a resource of another lifecycle, or on one whose only life is over: make both guards with the same one",
+            )
+            .of(&node.facts().name)),
+        };
+        let mut running = JoinSet::new();
+        if outcome.is_ok() {
+            for node in nodes {
+                running.spawn(node.init());
+            }
+        }
+        while outcome.is_ok() {
+            tokio::select! {
+                biased;
+                next = running.join_next() => match next {
+                    None => break,
+                    Some(Ok(result)) => outcome = result,
+                    // The task only waits for the real one, whose panic is an error already.
+                    Some(Err(error)) => {
+                        outcome = Err(Error::new(ErrorKind::Panicked, "initialisation ended").with_source(error));
+                    }
+                },
+                () = life.draining() => return Err(refused()),
+            }
+        }
+        match outcome {
+            Ok(()) => {
+                life.advance(State::Running);
+                if life.state() == State::Running { Ok(()) } else { Err(refused()) }
+            }
+            Err(error) => {
+                if self.begin(life, Reason::InitFailed) {
+                    tracing::debug!(%error, "initialisation failed, taking back the rest");
+                }
+                life.drained().await;
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Life {
+    fn new(registry: Vec<Arc<dyn Node>>, tracked: Arc<Slot<TrackedWork>>) -> Self {
+        Self {
+            registry: Mutex::new(registry),
+            tracked,
+            state: watch::Sender::new(State::Starting),
+            begun: watch::Sender::new(None),
+            report: watch::Sender::new(None),
+        }
+    }
+
+    fn track(&self, site: &'static Location<'static>) -> Result<Tracked, Error> {
+        let pass = Pass::enter(&self.tracked, site)?;
+        pass.hand_out()?;
+        Ok(Tracked::new(pass))
+    }
+
+    fn state(&self) -> State {
+        *self.state.borrow()
+    }
+
+    async fn draining(&self) {
+        // The sender is in `self`, so it cannot be closed.
+        let _ = self.state.subscribe().wait_for(|state| *state >= State::Draining).await;
+    }
+
+    async fn drained(&self) -> Arc<Report> {
+        let mut report = self.report.subscribe();
+        loop {
+            if let Some(report) = &*report.borrow_and_update() {
+                return Arc::clone(report);
+            }
+            // The sender is in `self`, so it cannot be closed.
+            let _ = report.changed().await;
+        }
+    }
+
+    async fn was_stopped(&self, error: &Error) -> bool {
+        error.is_shutting_down() && self.drained().await.reason != Reason::InitFailed
+    }
+
+    async fn ended(&self, work: Result<(), Error>) -> Result<Arc<Report>, Error> {
         let report = self.drained().await;
         work?;
         if report.is_clean() {
@@ -385,23 +544,6 @@ impl Lifecycle {
         } else {
             Err(Error::new(ErrorKind::Incomplete, "not everything was drained, see the report"))
         }
-    }
-}
-
-impl Shared {
-    /// Begins to drain, if nobody has. Returns whether it was this call.
-    pub(crate) fn begin(self: &Arc<Self>, reason: Reason) -> bool {
-        let first = self.refuse(reason, Instant::now());
-        // A lifecycle that owns the process has its thread from the start.
-        if first
-            && !self.owns_process
-            && let Err(error) = conductor::start(self)
-        {
-            // Without a thread nothing can be drained: the report says so of every resource.
-            tracing::error!(%error, "cannot drain");
-            self.publish_failure(&error);
-        }
-        first
     }
 
     /// From here on the application is refused everywhere (S2). Whoever waits for that is woken here, which is foreign
@@ -451,10 +593,10 @@ impl Shared {
     }
 
     /// The report of a drain that could not go on.
-    pub(crate) fn publish_failure(&self, error: &Error) {
+    pub(crate) fn publish_failure(&self, shared: &Shared, error: &Error) {
         let begun = self.begun.borrow().clone();
         if let Some(begun) = begun {
-            self.publish(Arc::new(conductor::not_reached(self, &begun, error)));
+            self.publish(Arc::new(conductor::not_reached(shared, &begun, error)));
         }
     }
 
@@ -473,9 +615,9 @@ impl Shared {
         self.registry().clone()
     }
 
-    fn register<R: Resource>(&self, name: String, resource: R) -> Arc<Slot<R>> {
+    fn register<R: Resource>(&self, name: String, resource: R, retry: Retry) -> Arc<Slot<R>> {
         // Not under the lock: the resource is asked about itself here.
-        let slot = Arc::new(Slot::new(resource, name, self.retry));
+        let slot = Arc::new(Slot::new(resource, name, retry));
         {
             let mut registry = self.registry();
             if self.begun.borrow().is_none() {
@@ -574,19 +716,16 @@ impl Builder {
             (None, Some(variable)) => variable,
             (None, None) => Budget::new(platform.budget)?,
         };
-        let tracked = Slot::in_order(TrackedWork, TRACKED_WORK.to_owned(), Order::First, retry);
-        let tracked = Arc::new(tracked);
+        let tracked = Arc::new(TrackedWork::slot(retry));
+        let life = Arc::new(Life::new(vec![Arc::clone(&tracked) as Arc<dyn Node>], tracked));
         let shared = Arc::new(Shared {
             platform,
             budget,
             report_format: report.unwrap_or_else(|| signals.then(ReportFormat::detect)),
             owns_process: signals,
             retry,
-            registry: Mutex::new(vec![Arc::clone(&tracked) as Arc<dyn Node>]),
-            tracked,
-            state: watch::Sender::new(State::Starting),
-            begun: watch::Sender::new(None),
-            report: watch::Sender::new(None),
+            lives: watch::Sender::new(Lives { now: life, is_last: false }),
+            beginning: Mutex::new(()),
         });
         if signals {
             own_process(&shared)?;
@@ -597,7 +736,7 @@ impl Builder {
 
 impl fmt::Debug for Lifecycle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names: Vec<String> = self.shared.nodes().iter().map(|node| node.facts().name.clone()).collect();
+        let names: Vec<String> = self.shared.life().nodes().iter().map(|node| node.facts().name.clone()).collect();
         f.debug_struct("Lifecycle")
             .field("state", &self.state())
             .field("platform", &self.shared.platform.name)

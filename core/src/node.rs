@@ -56,6 +56,15 @@ pub(crate) trait Node: Send + Sync {
     async fn init(self: Arc<Self>) -> Result<(), Error>;
     async fn flush(self: Arc<Self>) -> Result<(), Error>;
     async fn drain(self: Arc<Self>, drain: Drain) -> Result<Ended, Error>;
+    /// The same resource for a further life of its lifecycle; none where it has only one. Asks the resource about itself,
+    /// and is called once, when this life is over.
+    fn renew(self: Arc<Self>) -> Option<Renewal>;
+}
+
+/// A node of a further life, which guards do not see before it is linked.
+pub(crate) struct Renewal {
+    pub(crate) node: Arc<dyn Node>,
+    pub(crate) link: Box<dyn FnOnce() + Send>,
 }
 
 /// What a resource said of itself when it was registered.
@@ -79,15 +88,19 @@ pub(crate) enum Ended {
     Hung,
 }
 
-/// A resource with everything that core keeps for it.
+/// A resource with everything that core keeps for it in one life of the lifecycle. A further life has a slot of its own,
+/// so nothing here is ever taken back: a gate does not open again, a pool is not replaced. What is of an earlier life, as a
+/// checkout that never came back, stays with its slot.
 #[derive(Debug)]
 pub(crate) struct Slot<R: Resource> {
     facts: Facts,
-    resource: R,
+    resource: Arc<R>,
     pool: InitCell<R::Pool>,
     reserve: OnceLock<Duration>,
     gate: Arc<Gate>,
     retry: Retry,
+    /// The same resource in the life after this one.
+    next: OnceLock<Arc<Self>>,
 }
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
@@ -99,9 +112,14 @@ impl<R: Resource> Slot<R> {
     }
 
     pub(crate) fn in_order(resource: R, name: String, order: Order, retry: Retry) -> Self {
+        // Relaxed: only uniqueness is asked of it.
+        let id = ResourceId(NEXT_ID.fetch_add(1, Ordering::Relaxed));
+        Self::in_new_life(Arc::new(resource), id, name, order, retry)
+    }
+
+    fn in_new_life(resource: Arc<R>, id: ResourceId, name: String, order: Order, retry: Retry) -> Self {
         let facts = Facts {
-            // Relaxed: only uniqueness is asked of it.
-            id: ResourceId(NEXT_ID.fetch_add(1, Ordering::Relaxed)),
+            id,
             name,
             order,
             depends_on: resource.depends_on(),
@@ -121,7 +139,17 @@ impl<R: Resource> Slot<R> {
             reserve,
             gate: Arc::new(Gate::new(Admits::Everyone)),
             retry,
+            next: OnceLock::new(),
         }
+    }
+
+    /// The slot of the life that is lived now.
+    pub(crate) fn now(self: &Arc<Self>) -> &Arc<Self> {
+        let mut slot = self;
+        while let Some(next) = slot.next.get() {
+            slot = next;
+        }
+        slot
     }
 
     pub(crate) fn id(&self) -> ResourceId {
@@ -163,7 +191,7 @@ impl<R: Resource> Slot<R> {
         loop {
             let error = match slot.resource.init().await {
                 Ok(pool) => {
-                    // A second life of the process would measure anew; in one life there is one success.
+                    // In one life there is one success.
                     let _ = slot.reserve.set(slot.resource.reserve(&pool).min(RESERVE_MOST));
                     return Ok(pool);
                 }
@@ -216,6 +244,20 @@ impl<R: Resource> Node for Slot<R> {
         // What is not initialised holds nothing.
         let Some(pool) = self.pool() else { return Ok(()) };
         panics::catch(self.resource.flush(pool)).await.map_err(|error| error.of(self.name()))
+    }
+
+    fn renew(self: Arc<Self>) -> Option<Renewal> {
+        if !self.resource.lives_again() {
+            return None;
+        }
+        let Facts { id, name, order, .. } = &self.facts;
+        let next = Arc::new(Self::in_new_life(Arc::clone(&self.resource), *id, name.clone(), *order, self.retry));
+        let node = Arc::clone(&next) as Arc<dyn Node>;
+        let link = Box::new(move || {
+            // One life begins at a time, so nobody has set it.
+            let _ = self.next.set(next);
+        });
+        Some(Renewal { node, link })
     }
 
     /// The drain protocol, from top to bottom.

@@ -3,7 +3,7 @@
 use std::{
     borrow::Cow,
     fmt,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -465,9 +465,45 @@ impl Ledger {
     }
 }
 
+/// The books of a resource that may live more than once: each life has its own, so that nothing of one that is over can
+/// change those of the next.
+#[derive(Debug, Default)]
+pub struct Ledgers {
+    now: Mutex<Arc<Ledger>>,
+}
+
+impl Ledgers {
+    /// Those of the life that is lived now.
+    pub fn now(&self) -> Arc<Ledger> {
+        Arc::clone(&self.now.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// New ones, for a life that begins: what [`Resource::ledger`](crate::Resource::ledger) returns.
+    pub fn begin_life(&self) -> Arc<Ledger> {
+        let new = Arc::default();
+        *self.now.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&new);
+        new
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn s5_the_books_of_a_life_that_is_over_are_not_those_of_the_next() {
+        let ledgers = Ledgers::default();
+        let first = ledgers.begin_life();
+        assert!(first.accepted(2));
+        first.writing(1);
+        first.close();
+        let second = ledgers.begin_life();
+        assert!(second.accepted(1));
+        // What comes late.
+        first.written(1);
+        assert_eq!(ledgers.now().records(), Records { accepted: 1, pending: 1, ..Records::default() });
+        assert_eq!(first.records(), Records { accepted: 2, lost: 1, in_doubt: 1, ..Records::default() });
+    }
 
     #[test]
     fn s5_the_columns_add_up_at_every_moment_and_after_closing() {

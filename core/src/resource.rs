@@ -152,7 +152,17 @@ pub trait Resource: Send + Sync + 'static {
         false
     }
 
-    /// The books of a resource that buffers records.
+    /// Whether it can be initialised again after its drain, in a further life of its lifecycle: see
+    /// [`Lifecycle::begin_life`](crate::Lifecycle::begin_life). Where it cannot, its guard refuses from then on, and it is in
+    /// no further report.
+    ///
+    /// By default what was [opened](Self::opened) by the application cannot, since nobody here could open it again.
+    fn lives_again(&self) -> bool {
+        self.opened().is_none()
+    }
+
+    /// The books of a resource that buffers records. Asked for once for each life, before it is initialised in that life:
+    /// new books each time, as [`Ledgers`](crate::Ledgers) has them.
     fn ledger(&self) -> Option<Arc<Ledger>> {
         None
     }

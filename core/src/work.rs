@@ -8,14 +8,25 @@ use std::{
     time::Duration,
 };
 
-use crate::{Drain, Error, Resource, ResourceId, ShutdownGuard, error::BoxError};
+use crate::{
+    Drain, Error, Resource, ResourceId, Retry, ShutdownGuard,
+    error::BoxError,
+    node::{Order, Slot},
+};
 
 /// The name that tracked work has in reports.
-pub(crate) const TRACKED_WORK: &str = "tracked work";
+const TRACKED_WORK: &str = "tracked work";
 
 /// All the work that [`Lifecycle::track`](crate::Lifecycle::track) counts: its checkouts are the pieces of work.
 #[derive(Debug)]
 pub(crate) struct TrackedWork;
+
+impl TrackedWork {
+    /// The work that one life tracks.
+    pub(crate) fn slot(retry: Retry) -> Slot<Self> {
+        Slot::in_order(Self, TRACKED_WORK.to_owned(), Order::First, retry)
+    }
+}
 
 impl Resource for TrackedWork {
     type Pool = ();
@@ -47,7 +58,12 @@ impl Resource for TrackedWork {
     }
 }
 
-type Run = Box<dyn FnOnce() -> Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>> + Send>;
+type Running = Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>>;
+
+enum Run {
+    Once(Mutex<Option<Box<dyn FnOnce() -> Running + Send>>>),
+    InEachLife(Box<dyn Fn() -> Running + Send + Sync>),
+}
 
 /// Cleanup that has no adapter: an async closure that runs once, when the lifecycle drains.
 ///
@@ -64,21 +80,35 @@ type Run = Box<dyn FnOnce() -> Pin<Box<dyn Future<Output = Result<(), BoxError>>
 /// # }
 /// ```
 pub struct Hook {
-    run: Mutex<Option<Run>>,
+    run: Run,
     before: Vec<ResourceId>,
     last: bool,
 }
 
 impl Hook {
-    /// A hook that runs this.
+    /// A hook that runs this, once: in the drain of the life in which it is given to the lifecycle.
     pub fn new<F, Fut, T>(hook: F) -> Self
     where
         F: FnOnce() -> Fut + Send + 'static,
         Fut: Future<Output = T> + Send + 'static,
         T: HookResult,
     {
-        let run: Run = Box::new(move || Box::pin(async move { hook().await.into_result() }));
-        Self { run: Mutex::new(Some(run)), before: Vec::new(), last: false }
+        let run = Box::new(move || Box::pin(async move { hook().await.into_result() }) as Running);
+        Self { run: Run::Once(Mutex::new(Some(run))), before: Vec::new(), last: false }
+    }
+
+    /// A hook that runs this in the drain of [each life](crate::Lifecycle::begin_life).
+    pub fn in_each_life<F, Fut, T>(hook: F) -> Self
+    where
+        F: Fn() -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = T> + Send + 'static,
+        T: HookResult,
+    {
+        let run = Box::new(move || {
+            let running = hook();
+            Box::pin(async move { running.await.into_result() }) as Running
+        });
+        Self { run: Run::InEachLife(run), before: Vec::new(), last: false }
     }
 
     /// Runs before this resource is drained, so that it can still use it. Takes back [`last`](Self::last).
@@ -154,13 +184,14 @@ impl Resource for Hook {
     }
 
     async fn goodbye(&self, (): &(), _: &Drain) -> Result<(), Error> {
-        let run = self.run.lock().unwrap_or_else(PoisonError::into_inner).take();
-        match run {
-            Some(run) => {
-                run().await.map_err(|error| Error::new(crate::ErrorKind::Work, "the hook failed").with_source(error))
-            }
-            None => Ok(()),
-        }
+        let running = match &self.run {
+            Run::Once(run) => match run.lock().unwrap_or_else(PoisonError::into_inner).take() {
+                Some(run) => run(),
+                None => return Ok(()),
+            },
+            Run::InEachLife(run) => run(),
+        };
+        running.await.map_err(|error| Error::new(crate::ErrorKind::Work, "the hook failed").with_source(error))
     }
 
     fn depends_on(&self) -> Vec<ResourceId> {
@@ -169,5 +200,9 @@ impl Resource for Hook {
 
     fn drains_last(&self) -> bool {
         self.last
+    }
+
+    fn lives_again(&self) -> bool {
+        matches!(self.run, Run::InEachLife(_))
     }
 }

@@ -187,6 +187,10 @@ impl<R: Resource> Resource for Directed<R> {
         self.resource.drains_last()
     }
 
+    fn lives_again(&self) -> bool {
+        self.resource.lives_again()
+    }
+
     fn ledger(&self) -> Option<Arc<Ledger>> {
         self.resource.ledger()
     }

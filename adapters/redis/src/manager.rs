@@ -7,7 +7,7 @@ use std::{
 };
 
 use redis::aio::ConnectionManager;
-use winddown_core::{Capabilities, Drain, Error, ErrorKind, Ledger, Resource};
+use winddown_core::{Capabilities, Drain, Error, ErrorKind, Ledger, Ledgers, Resource};
 
 use crate::{
     cancel::Prepared,
@@ -28,7 +28,7 @@ pub struct Redis {
     source: Source,
     sessions: Arc<Sessions>,
     prepared: Arc<Prepared>,
-    ledger: Arc<Ledger>,
+    ledgers: Ledgers,
     round_trip: Mutex<Option<Duration>>,
 }
 
@@ -56,7 +56,7 @@ impl Redis {
             source,
             sessions: Arc::default(),
             prepared: Arc::default(),
-            ledger: Arc::default(),
+            ledgers: Ledgers::default(),
             round_trip: Mutex::default(),
         }
     }
@@ -100,7 +100,7 @@ impl Redis {
         let tls = config.tls_of(&config.driver)?;
         let sentinels =
             config.sentinels.iter().map(|sentinel| Sentinel::new(sentinel, &config)).collect::<Result<_, _>>()?;
-        let (sessions, ledger) = (Arc::clone(&self.sessions), Arc::clone(&self.ledger));
+        let (sessions, ledger) = (Arc::clone(&self.sessions), self.ledgers.now());
         Pool::new(Connector { sessions, ledger, config, tls, sentinels })
     }
 }
@@ -185,7 +185,7 @@ impl Resource for Redis {
 
     fn ledger(&self) -> Option<Arc<Ledger>> {
         match &self.source {
-            Source::Config(_) => Some(Arc::clone(&self.ledger)),
+            Source::Config(_) => Some(self.ledgers.begin_life()),
             Source::Wrapped(_) => None,
         }
     }

@@ -35,11 +35,11 @@ fn lifecycle() -> Lifecycle {
 
 /// Begins the drain in this runtime, on this clock.
 fn drain(lifecycle: &Lifecycle) -> Draining {
-    assert!(lifecycle.shared.refuse(Reason::Requested, Instant::now()));
+    assert!(lifecycle.shared.life().refuse(Reason::Requested, Instant::now()));
     let shared = Arc::clone(&lifecycle.shared);
     let began = Instant::now();
     let task = tokio::spawn(async move {
-        let begun = shared.begun().await;
+        let begun = shared.life().begun().await;
         conduct(&shared, &begun, Place::Task, pending()).await
     });
     Draining { began, task }
@@ -508,8 +508,8 @@ async fn l5_a_second_signal_ends_the_wait_at_once_and_the_report_says_who_was_ru
     let lifecycle = lifecycle();
     let db = in_use(&lifecycle, Scripted::new("db", Goodbye::Takes(ms(10)))).await;
     let _buffer = in_use(&lifecycle, Scripted::new("buffer", Goodbye::Hangs).on(&db)).await;
-    assert!(lifecycle.shared.refuse(Reason::Signal("SIGTERM".into()), Instant::now()));
-    let begun = lifecycle.shared.begun().await;
+    assert!(lifecycle.shared.life().refuse(Reason::Signal("SIGTERM".into()), Instant::now()));
+    let begun = lifecycle.shared.life().begun().await;
     let report = conduct(&lifecycle.shared, &begun, Place::Task, sleep(ms(123))).await;
     assert_eq!(report.took, ms(123));
     assert!(report.forced && !report.is_clean());
