@@ -24,6 +24,11 @@ pub(crate) fn is_concurrent() -> bool {
     env::var("AWS_LAMBDA_MAX_CONCURRENCY").is_ok_and(|most| most.parse::<u32>().is_ok_and(|most| most > 1))
 }
 
+/// Whether a snapshot is taken of this function when it is initialised. `lambda_runtime` reads it in the same way.
+pub(crate) fn is_snapshot_taken() -> bool {
+    env::var("AWS_LAMBDA_INITIALIZATION_TYPE").is_ok_and(|kind| kind == "snap-start")
+}
+
 fn check_in(variable: impl Fn(&str) -> Option<String>) -> Result<(), Error> {
     let config = |message: String| Error::new(ErrorKind::Config, message);
     let start_it = "start the function on Lambda, or locally with `winddown-sim run -- COMMAND`";

@@ -14,6 +14,7 @@ use winddown_core::{Lifecycle, State};
 use crate::{
     extension::Responded,
     flush::{Flush, Flusher, catch},
+    snapshot::Snapshot,
 };
 
 /// What all invocations of a function have in common.
@@ -26,6 +27,8 @@ pub(crate) struct Invocations {
     /// The extension flushes after the response.
     pub(crate) extension_flushes: bool,
     pub(crate) in_flight: InFlight,
+    /// There where one is taken: invocations are then of the life that begins after it.
+    pub(crate) snapshot: Option<Arc<Snapshot>>,
 }
 
 impl Invocations {
@@ -55,7 +58,7 @@ impl Invocations {
         service: &mut S,
         invocation: LambdaInvocation,
     ) -> impl Future<Output = Result<S::Response, S::Error>> + use<S> {
-        let Self { lifecycle, flush, flusher, responded, extension_flushes, in_flight } = self.clone();
+        let Self { lifecycle, flush, flusher, responded, extension_flushes, in_flight, snapshot: _ } = self.clone();
         let counted = in_flight.count();
         let (deadline, request_id) = (invocation.context.deadline, invocation.context.request_id.clone());
         // An invocation that arrives when draining has begun runs untracked: guards refuse it, and its error is posted.
@@ -83,6 +86,9 @@ impl Invocations {
     /// Ready when no invocation will be taken or answered any more: draining has begun, and none is in flight, or it is
     /// too late for those that are.
     pub(crate) async fn stopped(&self) {
+        if let Some(snapshot) = &self.snapshot {
+            snapshot.restored().await;
+        }
         self.lifecycle.draining().await;
         tokio::select! {
             () = self.in_flight.none() => {}

@@ -7,6 +7,7 @@ mod flush;
 mod init_error;
 mod invocations;
 mod run;
+mod snapshot;
 
 pub use lambda_runtime::{self, Context, LambdaEvent, service_fn};
 

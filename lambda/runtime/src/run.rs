@@ -1,6 +1,6 @@
 //! The function's main loop.
 
-use std::{fmt, future::Future, pin::pin, time::Duration};
+use std::{fmt, future::Future, pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use lambda_runtime::{Diagnostic, IntoFunctionResponse, LambdaEvent, Runtime, layers::TracingLayer};
@@ -16,6 +16,7 @@ use crate::{
     flush::{Flush, Flusher},
     init_error,
     invocations::{InFlight, Invocations},
+    snapshot::Snapshot,
 };
 
 /// Runs a Lambda function whose resources are initialised once and drained on SIGTERM: the last line of `main`.
@@ -185,7 +186,8 @@ impl Function {
         let handler = Around::new(handler, around.clone(), Invocations::handle);
         let layer = layer_fn(|service| Around::new(service, around.clone(), Invocations::answer));
         let runtime = Runtime::new(handler).layer(TracingLayer::new()).layer(layer);
-        started.until_stopped(runtime.run()).await
+        let runtime = started.with_snapshot(runtime).run();
+        started.until_stopped(runtime).await
     }
 
     /// Runs it with several invocations at once where the platform wants that, see [`run_concurrent`].
@@ -209,7 +211,8 @@ impl Function {
         let handler = Around::new(handler, around.clone(), Invocations::handle);
         let layer = layer_fn(|service| Around::new(service, around.clone(), Invocations::answer));
         let runtime = Runtime::new(handler).layer(TracingLayer::new()).layer(layer);
-        started.until_stopped(runtime.run_concurrent()).await
+        let runtime = started.with_snapshot(runtime).run_concurrent();
+        started.until_stopped(runtime).await
     }
 
     /// Registers the extension and initialises the resources; nothing if the stop came meanwhile, and was heeded.
@@ -250,8 +253,9 @@ impl Function {
         };
         let extension_flushes = matches!(extension, Registered::Invocations(_));
         let in_flight = InFlight::default();
+        let snapshot = environment::is_snapshot_taken().then(|| Snapshot::of(&lifecycle));
         let lifecycle = lifecycle.clone();
-        let invocations = Invocations { lifecycle, flush, flusher, responded, extension_flushes, in_flight };
+        let invocations = Invocations { lifecycle, flush, flusher, responded, extension_flushes, in_flight, snapshot };
         Ok(Some(Started { invocations, extension }))
     }
 }
@@ -263,12 +267,24 @@ struct Started {
 }
 
 impl Started {
+    /// Has the runtime take the lifecycle through the snapshot, where there is one.
+    fn with_snapshot<S>(&self, runtime: Runtime<S>) -> Runtime<S> {
+        match &self.invocations.snapshot {
+            Some(snapshot) => runtime.register_snapstart_resource(Arc::clone(snapshot) as _),
+            None => runtime,
+        }
+    }
+
     /// Lets the runtime take invocations until draining begins, and waits for the end of the drain.
     async fn until_stopped(self, runtime: impl Future<Output = Result<(), BoxError>>) -> Result<(), Error> {
         let Self { invocations, mut extension } = self;
         // Boxed: with the handler's own inside, the future of a `main` would be nested deeper than the compiler follows.
         let runtime = Box::pin(runtime);
-        let failed = |error| Error::new(ErrorKind::Work, "the Runtime API failed").with_source(error);
+        let failed = |error: BoxError| match error.downcast() {
+            // Of a life after a restore, and posted.
+            Ok(error) => *error,
+            Err(error) => Error::new(ErrorKind::Work, "the Runtime API failed").with_source(error),
+        };
         let result = tokio::select! {
             biased;
             () = invocations.stopped() => Ok(()),

@@ -6,7 +6,7 @@ use axum::{
     Router,
     body::Bytes,
     extract::{Path, State},
-    http::StatusCode,
+    http::{StatusCode, Uri},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
@@ -28,13 +28,16 @@ pub(crate) struct Api {
 pub(crate) struct World {
     events: Vec<(usize, Value)>,
     refuses_extensions: bool,
+    /// The function waits for its restore.
+    at_snapshot: bool,
+    restored: bool,
     /// What was posted, in the order in which it came.
     pub(crate) posted: Vec<Posted>,
 }
 
 #[derive(Debug, Clone)]
 pub(crate) struct Posted {
-    /// `5/response`, `5/error`.
+    /// `5/response`, `5/error`, `init/error`, `restore/error`.
     pub(crate) what: String,
     pub(crate) body: String,
 }
@@ -49,6 +52,9 @@ impl Api {
         let router = Router::new()
             .route("/2018-06-01/runtime/invocation/next", get(next))
             .route("/2018-06-01/runtime/invocation/{id}/{outcome}", post(outcome))
+            .route("/2018-06-01/runtime/init/error", post(failed))
+            .route("/2018-06-01/runtime/restore/error", post(failed))
+            .route("/2018-06-01/runtime/restore/next", get(restore))
             .route("/2020-01-01/extension/register", post(register))
             .route("/2020-01-01/extension/event/next", get(std::future::pending::<StatusCode>))
             .with_state(Arc::clone(&world));
@@ -74,6 +80,16 @@ impl Api {
     /// Hands out an invocation, whose id is its number.
     pub(crate) fn invoke(&self, id: usize, event: Value) {
         self.world.send_modify(|world| world.events.push((id, event)));
+    }
+
+    /// Ready when the function is ready for its snapshot.
+    pub(crate) async fn at_snapshot(&self) {
+        self.wait("the snapshot", |world| world.at_snapshot.then_some(())).await;
+    }
+
+    /// Answers the function that waits for its restore.
+    pub(crate) fn restore(&self) {
+        self.world.send_modify(|world| world.restored = true);
     }
 
     /// Lets no extension register.
@@ -167,6 +183,16 @@ async fn next(State(world): Shared) -> Response {
 
 async fn outcome(State(world): Shared, Path((id, outcome)): Path<(String, String)>, body: Bytes) -> StatusCode {
     keep(&world, format!("{id}/{outcome}"), &body)
+}
+
+async fn failed(State(world): Shared, uri: Uri, body: Bytes) -> StatusCode {
+    keep(&world, uri.path().trim_start_matches("/2018-06-01/runtime/").to_owned(), &body)
+}
+
+async fn restore(State(world): Shared) -> StatusCode {
+    world.send_modify(|world| world.at_snapshot = true);
+    world.subscribe().wait_for(|world| world.restored).await.unwrap();
+    StatusCode::OK
 }
 
 fn keep(world: &watch::Sender<World>, what: String, body: &[u8]) -> StatusCode {

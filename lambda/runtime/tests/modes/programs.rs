@@ -2,9 +2,12 @@
 
 use std::{process::ExitCode, time::Duration};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::runtime::Builder;
-use winddown_core::{Error, Lifecycle, ReportFormat, memory::Memory};
+use winddown_core::{
+    Error, Lifecycle, ReportFormat, Retry,
+    memory::{Memory, Server},
+};
 use winddown_lambda::{LambdaEvent, lambda_runtime, run_concurrent, service_fn};
 
 pub(crate) fn run(program: &str) -> ExitCode {
@@ -13,6 +16,7 @@ pub(crate) fn run(program: &str) -> ExitCode {
         match program {
             "concurrent" => concurrent().await,
             "metrics" => metrics().await,
+            "restored" => restored().await,
             other => panic!("no program {other}"),
         }
     });
@@ -50,6 +54,26 @@ async fn metrics() -> Result<(), Error> {
     let handler = service_fn(async |event: LambdaEvent<Value>| {
         let _session = db.get().await?;
         Ok::<_, lambda_runtime::Error>(event.payload)
+    });
+    winddown_lambda::run(lifecycle, handler).await
+}
+
+/// Says with each answer how many sessions its database has now, and how many have said goodbye.
+async fn restored() -> Result<(), Error> {
+    let lifecycle = Lifecycle::builder().retry(Retry::never()).build()?;
+    let server = Server::new();
+    let db = lifecycle.guard(Memory::on(&server, "db"));
+    if std::env::var_os("SERVER_ENDS").is_some() {
+        // After the snapshot, before the restore.
+        let (server, draining) = (server.clone(), lifecycle.draining());
+        tokio::spawn(async move {
+            draining.await;
+            server.kill();
+        });
+    }
+    let handler = service_fn(async |_: LambdaEvent<Value>| {
+        let _session = db.get().await?;
+        Ok::<_, lambda_runtime::Error>(json!({ "sessions": server.sessions(), "goodbyes": server.goodbyes() }))
     });
     winddown_lambda::run(lifecycle, handler).await
 }
