@@ -503,6 +503,36 @@ mod draining {
     }
 
     #[tokio::test]
+    async fn s5_each_life_has_a_queue_and_books_of_its_own() {
+        let Setup { far, buffer, lifecycle, server, .. } = setup(only_when_asked).await;
+        for life in 0..3 {
+            push_all(&buffer, life * 10..life * 10 + 5).await;
+            let report = lifecycle.drain().await;
+            assert!(report.is_clean(), "{report}");
+            assert_eq!(books(&report), records(5, 5, 0, 0), "in life {life}");
+            assert_eq!(server.sessions(), 0);
+            assert!(buffer.push(99).await.is_err());
+            lifecycle.begin_life().unwrap();
+        }
+        assert_eq!(far.stored(), [0, 1, 2, 3, 4, 10, 11, 12, 13, 14, 20, 21, 22, 23, 24]);
+    }
+
+    #[tokio::test]
+    async fn s5_what_comes_late_in_a_life_that_is_over_changes_no_books() {
+        let Setup { far, buffer, lifecycle, .. } = setup(|writer| only_when_asked(writer).batch_size(1)).await;
+        far.answers([Answer::Block(Duration::from_millis(600))]);
+        buffer.push(0).await.unwrap();
+        let first = lifecycle.drain().await;
+        assert_eq!(books(&first), records(1, 0, 0, 1), "{first}");
+        lifecycle.begin_life().unwrap();
+        push_all(&buffer, 1..4).await;
+        // The sink of the first life answers now.
+        sleep(Duration::from_millis(500)).await;
+        let second = lifecycle.drain().await;
+        assert_eq!(books(&second), records(3, 3, 0, 0), "{second}");
+    }
+
+    #[tokio::test]
     async fn an_empty_buffer_takes_no_time() {
         let Setup { lifecycle, .. } = setup(|writer| writer).await;
         let report = lifecycle.drain().await;
