@@ -230,10 +230,23 @@ mod tests {
     }
 
     #[test]
+    fn extensions_are_what_the_folder_has() {
+        let folder = std::env::temp_dir().join(format!("winddown-extensions-{}", std::process::id()));
+        let text = folder.to_str().unwrap();
+        assert!(!RealEnvironment.has_entries(text), "there is no folder");
+        std::fs::create_dir(&folder).unwrap();
+        assert!(!RealEnvironment.has_entries(text), "it is empty");
+        std::fs::write(folder.join("extension"), "").unwrap();
+        assert!(RealEnvironment.has_entries(text));
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
     fn managed_instances_leave_500_ms() {
         const VARIABLES: &[(&str, &str)] = &[LAMBDA[0], ("AWS_LAMBDA_INITIALIZATION_TYPE", "lambda-managed-instances")];
         let variables = VARIABLES;
         assert_eq!(detected(Fake { variables, ..Fake::default() }), ("lambda managed instances".into(), 500));
+        assert_eq!(detected(Fake { variables, extensions: true, ..Fake::default() }).1, 300);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use axum::{
     Router,
     body::Bytes,
     extract::{Path, State},
-    http::{StatusCode, Uri},
+    http::{HeaderMap, StatusCode, Uri},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
@@ -40,6 +40,7 @@ pub(crate) struct Posted {
     /// `5/response`, `5/error`, `init/error`, `restore/error`.
     pub(crate) what: String,
     pub(crate) body: String,
+    pub(crate) is_streamed: bool,
 }
 
 type Shared = State<Arc<watch::Sender<World>>>;
@@ -181,12 +182,17 @@ async fn next(State(world): Shared) -> Response {
     }
 }
 
-async fn outcome(State(world): Shared, Path((id, outcome)): Path<(String, String)>, body: Bytes) -> StatusCode {
-    keep(&world, format!("{id}/{outcome}"), &body)
+async fn outcome(
+    State(world): Shared,
+    Path((id, outcome)): Path<(String, String)>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> StatusCode {
+    keep(&world, format!("{id}/{outcome}"), &headers, &body)
 }
 
-async fn failed(State(world): Shared, uri: Uri, body: Bytes) -> StatusCode {
-    keep(&world, uri.path().trim_start_matches("/2018-06-01/runtime/").to_owned(), &body)
+async fn failed(State(world): Shared, uri: Uri, headers: HeaderMap, body: Bytes) -> StatusCode {
+    keep(&world, uri.path().trim_start_matches("/2018-06-01/runtime/").to_owned(), &headers, &body)
 }
 
 async fn restore(State(world): Shared) -> StatusCode {
@@ -195,9 +201,10 @@ async fn restore(State(world): Shared) -> StatusCode {
     StatusCode::OK
 }
 
-fn keep(world: &watch::Sender<World>, what: String, body: &[u8]) -> StatusCode {
+fn keep(world: &watch::Sender<World>, what: String, headers: &HeaderMap, body: &[u8]) -> StatusCode {
+    let is_streamed = headers.get("lambda-runtime-function-response-mode").is_some_and(|mode| mode == "streaming");
     let body = String::from_utf8(body.to_vec()).unwrap();
-    world.send_modify(|world| world.posted.push(Posted { what, body }));
+    world.send_modify(|world| world.posted.push(Posted { what, body, is_streamed }));
     StatusCode::ACCEPTED
 }
 

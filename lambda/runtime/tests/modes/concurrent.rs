@@ -16,6 +16,7 @@ cases![
     an_invocation_that_comes_too_late_is_refused_with_an_error,
     without_a_concurrency_they_come_one_by_one,
     what_does_not_end_within_the_budget_is_left,
+    a_handler_that_runs_into_its_timeout_leaves_the_pool_to_the_others,
 ];
 
 const EIGHT: &[(&str, &str)] =
@@ -108,4 +109,23 @@ async fn what_does_not_end_within_the_budget_is_left() {
     let report = ended.report();
     assert!(!report.is_clean(), "{report}");
     assert_eq!(report.resource("tracked work").unwrap().left_out, 1, "{report}");
+}
+
+/// On Managed Instances a handler runs on after its timeout.
+async fn a_handler_that_runs_into_its_timeout_leaves_the_pool_to_the_others() {
+    let api = Api::start().await;
+    let function = api.function("concurrent", EIGHT);
+    api.invoke(0, json!({ "run_ms": 60_000 }));
+    let function = begun(function, 1).await;
+    for id in 1..=40 {
+        api.invoke(id, json!({ "run_ms": 1 }));
+    }
+    for id in 1..=40 {
+        api.posted(&format!("{id}/response")).await;
+    }
+    let ended = terminate(function).await;
+    let report = ended.report();
+    let db = report.resource("db").unwrap();
+    assert_eq!(db.sessions.cancelled, 1, "its statement does not run on: {report}");
+    assert!(ended.took < Duration::from_millis(500), "{:?}", ended.took);
 }

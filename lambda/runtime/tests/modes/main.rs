@@ -5,6 +5,7 @@ mod api;
 mod concurrent;
 mod log;
 mod programs;
+mod responses;
 mod snapshot;
 
 use std::process::ExitCode;
@@ -27,7 +28,7 @@ fn main() -> ExitCode {
     if let Some(program) = winddown_testkit::child::role() {
         return programs::run(&program);
     }
-    let trials = [concurrent::ALL, log::ALL, snapshot::ALL].concat().into_iter().map(|(name, case)| {
+    let trials = [concurrent::ALL, log::ALL, responses::ALL, snapshot::ALL].concat().into_iter().map(|(name, case)| {
         Trial::test(name, move || {
             case();
             Ok(())

@@ -2,13 +2,21 @@
 
 use std::{process::ExitCode, time::Duration};
 
+use lambda_http::{Adapter, Request, RequestExt};
 use serde_json::{Value, json};
 use tokio::runtime::Builder;
 use winddown_core::{
     Error, Lifecycle, ReportFormat, Retry,
     memory::{Memory, Server},
 };
-use winddown_lambda::{LambdaEvent, lambda_runtime, run_concurrent, service_fn};
+use winddown_lambda::{
+    LambdaEvent,
+    lambda_runtime::{
+        self,
+        streaming::{Body, Response, channel},
+    },
+    run_concurrent, service_fn,
+};
 
 pub(crate) fn run(program: &str) -> ExitCode {
     let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build();
@@ -17,6 +25,8 @@ pub(crate) fn run(program: &str) -> ExitCode {
             "concurrent" => concurrent().await,
             "metrics" => metrics().await,
             "restored" => restored().await,
+            "streaming" => streaming().await,
+            "http" => http().await,
             other => panic!("no program {other}"),
         }
     });
@@ -76,4 +86,41 @@ async fn restored() -> Result<(), Error> {
         Ok::<_, lambda_runtime::Error>(json!({ "sessions": server.sessions(), "goodbyes": server.goodbyes() }))
     });
     winddown_lambda::run(lifecycle, handler).await
+}
+
+/// Streams three chunks, 60 ms apart, each after a statement on the session that the stream holds.
+async fn streaming() -> Result<(), Error> {
+    let lifecycle = Lifecycle::detect()?;
+    let db = lifecycle.guard(Memory::new("db"));
+    let handler = service_fn(async |_: LambdaEvent<Value>| {
+        let session = db.get().await?;
+        let (mut sender, body) = channel();
+        tokio::spawn(async move {
+            println!("begun");
+            for chunk in ["one ", "two ", "three"] {
+                session.run(Duration::from_millis(60)).await?;
+                sender.send_data(chunk.into()).await?;
+            }
+            Ok::<_, lambda_runtime::Error>(())
+        });
+        Ok::<Response<Body>, lambda_runtime::Error>(Response::from(body))
+    });
+    winddown_lambda::run(lifecycle, handler).await
+}
+
+async fn http() -> Result<(), Error> {
+    let lifecycle = Lifecycle::detect()?;
+    let db = lifecycle.guard(Memory::new("db"));
+    let handler = service_fn(move |request: Request| {
+        let db = db.clone();
+        async move {
+            let _session = db.get().await?;
+            Ok::<_, lambda_http::Error>(format!("{} {}", request.method(), request.raw_http_path()))
+        }
+    });
+    let handler = Adapter::from(handler);
+    match std::env::var_os("AWS_LAMBDA_MAX_CONCURRENCY") {
+        Some(_) => run_concurrent(lifecycle, handler).await,
+        None => winddown_lambda::run(lifecycle, handler).await,
+    }
 }
