@@ -71,7 +71,7 @@ fn function() -> Config {
 }
 
 /// Runs a scene on a runtime of its own.
-fn play<T>(scene: impl Future<Output = T>) -> T {
+pub(crate) fn play<T>(scene: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap().block_on(scene)
 }
 

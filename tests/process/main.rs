@@ -4,6 +4,7 @@
 //! cases run under libtest-mimic.
 
 mod cases;
+mod foreign;
 mod lambda;
 mod programs;
 
@@ -15,13 +16,13 @@ fn main() -> ExitCode {
     if let Some(program) = winddown_testkit::child::role() {
         return programs::run(&program);
     }
-    let trials = [cases::ALL, lambda::ALL].concat().into_iter().map(|(name, case)| {
+    let trials = [cases::ALL, lambda::ALL, foreign::ALL].concat().into_iter().map(|(name, case)| {
         let trial = Trial::test(name, move || {
             case();
             Ok(())
         });
         // What needs something of the machine can be left out, and only by saying so.
-        let left_out = lambda::left_out(name);
+        let left_out = lambda::left_out(name).or_else(|| foreign::left_out(name));
         if let Some(reason) = &left_out {
             println!("{name} is left out: {reason}");
         }

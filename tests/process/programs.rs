@@ -5,6 +5,7 @@ use std::{
     future::pending,
     hint,
     io::Write,
+    net::TcpStream,
     process::ExitCode,
     sync::{Arc, Barrier},
     thread,
@@ -63,6 +64,7 @@ pub(crate) fn run(program: &str) -> ExitCode {
             "unreadable" => unreadable().await,
             "lambda" => lambda().await,
             "flushing" => flushing().await,
+            "plain" => plain().await,
             "telemetry_hangs" => telemetry_hangs().await,
             other => panic!("no program {other}"),
         }
@@ -388,6 +390,33 @@ async fn flushing() -> Result<(), Error> {
         function = function.flush_within(Duration::from_millis(ms.parse().unwrap()));
     }
     function.run(handler).await
+}
+
+/// A function without winddown, with the hook of `lambda_runtime`. It says through one connection what it does.
+async fn plain() -> Result<(), Error> {
+    let connection = Arc::new(TcpStream::connect(env::var("SERVER").unwrap()).unwrap());
+    let say = move |line: &str| (&*connection).write_all(line.as_bytes()).unwrap();
+    say("hello\n");
+    let (tick, bye, query) = (say.clone(), say.clone(), say);
+    thread::spawn(move || {
+        loop {
+            tick("tick\n");
+            thread::sleep(Duration::from_millis(20));
+        }
+    });
+    let hook = async move || {
+        if let Ok(ms) = env::var("HOOK_MS") {
+            sleep(Duration::from_millis(ms.parse().unwrap())).await;
+        }
+        bye("bye\n");
+    };
+    lambda_runtime::spawn_graceful_shutdown_handler(hook).await;
+    let handler = service_fn(async |event: LambdaEvent<serde_json::Value>| {
+        query("query\n");
+        Ok::<_, lambda_runtime::Error>(event.payload)
+    });
+    lambda_runtime::run(handler).await.unwrap();
+    Ok(())
 }
 
 /// An exporter and a log that never come to an end.

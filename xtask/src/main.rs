@@ -7,8 +7,10 @@ mod containers;
 mod counts;
 mod debian;
 mod deny;
+mod foreign;
 mod images;
 mod lint;
+mod python;
 mod rie;
 mod run;
 mod summary;
@@ -57,6 +59,10 @@ enum Task {
     },
     /// Fetches AWS's Runtime Interface Emulator, unless it is here already, and prints its path
     Rie,
+    /// Finds Node.js, after installing it where it is missing and that can be done, and prints where it is
+    Node,
+    /// Makes a Python that has the package awslambdaric, unless it is here already, and prints its path
+    Awslambdaric,
 }
 
 fn main() -> ExitCode {
@@ -82,6 +88,14 @@ fn run(task: Task) -> Result<bool> {
         Task::Images { rebuild } => images::make(&workspace, rebuild).map(|()| true),
         Task::Rie => {
             println!("{}", rie::fetch(&workspace)?.display());
+            Ok(true)
+        }
+        Task::Node => {
+            println!("{}", foreign::node()?.display());
+            Ok(true)
+        }
+        Task::Awslambdaric => {
+            println!("{}", foreign::python(&workspace)?.display());
             Ok(true)
         }
     }

@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::{debian, run, workspace::Workspace};
+use crate::{python, run, workspace::Workspace};
 
 /// Where the tests find the emulator. A caller may set it to an emulator of their own.
 pub(crate) const PATH_VARIABLE: &str = "WINDDOWN_RIE";
@@ -63,7 +63,7 @@ pub(crate) fn fetch(workspace: &Workspace) -> Result<PathBuf> {
 
 fn download(folder: &Path, emulator: &Path) -> Result<()> {
     let member = member()?;
-    let python = python_with_pip()?;
+    let python = python::with_pip(SKIP_VARIABLE)?;
 
     // in the same folder, so that the last step is a rename
     let scratch = tempfile::tempdir_in(folder).context("cannot make a temporary folder")?;
@@ -111,22 +111,4 @@ fn member() -> Result<&'static str> {
             bail!("AWS's emulator is not made for {system} on {processor}: set {SKIP_VARIABLE}=1 to do without")
         }
     }
-}
-
-/// A Python that has pip. Debian's is installed where that can be done without asking anyone.
-fn python_with_pip() -> Result<PathBuf> {
-    if let Some(python) = find_python() {
-        return Ok(python);
-    }
-    if !debian::can_install() {
-        bail!("python3 with pip is needed: install it (Debian: python3-pip), or set {SKIP_VARIABLE}=1 to do without");
-    }
-    debian::install(&["python3-pip"])?;
-    find_python().context("python3-pip is installed, yet no python3 has pip")
-}
-
-/// The second is where Debian puts its own, which another one may hide.
-fn find_python() -> Option<PathBuf> {
-    let has_pip = |python: &PathBuf| run::works(Command::new(python).args(["-m", "pip", "--version"]));
-    ["python3", "/usr/bin/python3"].into_iter().map(PathBuf::from).find(has_pip)
 }

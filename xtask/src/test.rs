@@ -7,7 +7,7 @@ use anyhow::Result;
 use crate::{
     containers::Containers,
     counts::Counts,
-    rie, run,
+    foreign, rie, run,
     summary::{Outcome, Row, Summary},
     workspace::Workspace,
 };
@@ -15,14 +15,22 @@ use crate::{
 /// Sets up and runs every test. Steps after a failed one still run, so that one run shows everything.
 pub(crate) fn test(workspace: &Workspace, filter: Option<&str>) -> Result<bool> {
     let mut summary = Summary::default();
-    let (row, emulator) = set_up(workspace);
+    let emulator = || Ok(vec![(rie::PATH_VARIABLE, rie::fetch(workspace)?)]);
+    let (row, mut programs) = set_up("emulator", rie::skipped(), emulator);
+    summary.push(row);
+    let languages = || {
+        let python = (foreign::PYTHON_VARIABLE, foreign::python(workspace)?);
+        Ok(vec![(foreign::NODE_VARIABLE, foreign::node()?), python])
+    };
+    let (row, more) = set_up("languages", foreign::skipped(), languages);
+    programs.extend(more);
     summary.push(row);
     let (row, containers) = Containers::set_up(workspace);
     summary.push(row);
 
     // without a choice of targets: that includes doc tests, and builds the examples as the programs that tests start
     let mut all = workspace.cargo(["test", "--locked", "--workspace", "--all-features", "--no-fail-fast"]);
-    summary.push(counted("tests", all.envs(containers.env()), emulator.as_ref(), filter));
+    summary.push(counted("tests", all.envs(containers.env()).envs(programs), filter));
     if let Some(row) = containers.sweep() {
         summary.push(row);
     }
@@ -41,7 +49,7 @@ pub(crate) fn test(workspace: &Workspace, filter: Option<&str>) -> Result<bool> 
         .env("CARGO_TARGET_DIR", workspace.target.join("loom"))
         // without a bound the search takes minutes; with fewer than four it misses a caller that resumes too late
         .env("LOOM_MAX_PREEMPTIONS", "5");
-    summary.push(counted("model checker", &mut models, None, filter));
+    summary.push(counted("model checker", &mut models, filter));
 
     Ok(close(&summary))
 }
@@ -69,30 +77,30 @@ pub(crate) fn with_flags(variable: &str, more: &str) -> String {
     }
 }
 
-/// Gets what the tests need and a build does not bring along.
-fn set_up(workspace: &Workspace) -> (Row, Option<PathBuf>) {
+/// What the tests need and a build does not bring along: the variables that say where it is.
+type Programs = Vec<(&'static str, PathBuf)>;
+
+/// Gets one of them, or several that go together.
+fn set_up(step: &str, skipped: Option<String>, fetch: impl FnOnce() -> Result<Programs>) -> (Row, Programs) {
     let start = Instant::now();
-    let (outcome, emulator) = match rie::skipped() {
+    let (outcome, programs) = match skipped {
         Some(why) => {
             eprintln!("{why}");
-            (Outcome::Skipped(why), None)
+            (Outcome::Skipped(why), Programs::new())
         }
-        None => match rie::fetch(workspace) {
-            Ok(path) => (Outcome::Passed, Some(path)),
+        None => match fetch() {
+            Ok(programs) => (Outcome::Passed, programs),
             Err(error) => {
                 eprintln!("error: {error:#}");
-                (Outcome::Failed(format!("{error:#}")), None)
+                (Outcome::Failed(format!("{error:#}")), Programs::new())
             }
         },
     };
-    (Row { step: "set-up".into(), took: start.elapsed(), counts: None, harnesses: Vec::new(), outcome }, emulator)
+    (Row { step: step.into(), took: start.elapsed(), counts: None, harnesses: Vec::new(), outcome }, programs)
 }
 
 /// Runs a step; one that a filter left without tests has not failed, unless all steps are (see [`close`]).
-fn counted(step: &str, command: &mut Command, emulator: Option<&PathBuf>, filter: Option<&str>) -> Row {
-    if let Some(path) = emulator {
-        command.env(rie::PATH_VARIABLE, path);
-    }
+fn counted(step: &str, command: &mut Command, filter: Option<&str>) -> Row {
     let Some(filter) = filter else { return run::test_step(step, command) };
     let mut row = run::test_step(step, command.args(["--", filter]));
     if row.outcome == Outcome::Failed(run::RAN_NO_TEST.into()) {
