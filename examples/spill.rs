@@ -5,10 +5,10 @@
 //! cargo run --example spill --features sqlite
 //! ```
 
-use std::{path::Path, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use winddown::{
-    Lifecycle,
+    Lifecycle, Report,
     buffer::{BatchWriter, Push, Spill, replay},
     sqlite::{Config, Insert, Sqlite, rusqlite},
 };
@@ -21,9 +21,7 @@ async fn main() -> anyhow::Result<()> {
     let (database, spills) = (directory.path().join("audit.db"), directory.path().join("spills"));
     rusqlite::Connection::open(&database)?.execute_batch("CREATE TABLE audit(id INTEGER, what TEXT)")?;
 
-    let other = rusqlite::Connection::open(&database)?;
-    println!("{}", life(&database, &spills, &other).await?);
-    other.execute_batch("ROLLBACK")?;
+    println!("{}", life(&database, &spills).await?);
 
     // The next process, or somebody with a shell: whatever a spill file has is written, once, however often it is tried.
     let lifecycle = Lifecycle::builder().signals(false).build()?;
@@ -32,24 +30,28 @@ async fn main() -> anyhow::Result<()> {
     println!("replayed {} records from {} file", replayed.written, replayed.files);
     lifecycle.drain().await;
 
-    let rows: i64 = other.query_row("SELECT count(DISTINCT id) FROM audit", [], |row| row.get(0))?;
+    let database = rusqlite::Connection::open(&database)?;
+    let rows: i64 = database.query_row("SELECT count(DISTINCT id) FROM audit", [], |row| row.get(0))?;
     anyhow::ensure!(rows == RECORDS, "{rows} rows of {RECORDS}");
     println!("{rows} of {RECORDS} records are in the database");
     Ok(())
 }
 
 /// A process that pushes records, is told to end within half a second, and cannot write one of them.
-async fn life(database: &Path, spills: &Path, other: &rusqlite::Connection) -> anyhow::Result<String> {
+async fn life(database: &Path, spills: &Path) -> anyhow::Result<Arc<Report>> {
     let lifecycle = Lifecycle::builder().signals(false).budget(Duration::from_millis(500)).build()?;
     let db = lifecycle.guard(Sqlite::new(Config::new(database)));
     let audit = lifecycle.guard(BatchWriter::new(&db, sink()).name("audit").spill(Spill::directory(spills)));
     lifecycle.init().await?;
-    // Somebody else writes, and does not come to an end.
+    // Somebody else writes, and does not come to an end before this process does.
+    let other = rusqlite::Connection::open(database)?;
     other.execute_batch("BEGIN IMMEDIATE")?;
     for id in 0..RECORDS {
         audit.push((id, format!("did {id}"))).await?;
     }
-    Ok(lifecycle.drain().await.to_string())
+    let report = lifecycle.drain().await;
+    other.execute_batch("ROLLBACK")?;
+    Ok(report)
 }
 
 fn sink() -> Insert {

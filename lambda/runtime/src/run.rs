@@ -186,7 +186,8 @@ impl Function {
         let handler = Around::new(handler, around.clone(), Invocations::handle);
         let layer = layer_fn(|service| Around::new(service, around.clone(), Invocations::answer));
         let runtime = Runtime::new(handler).layer(TracingLayer::new()).layer(layer);
-        let runtime = started.with_snapshot(runtime).run();
+        // Boxed: with the handler's own inside, the future of a `main` would be nested deeper than the compiler follows.
+        let runtime = Box::pin(started.with_snapshot(runtime).run());
         started.until_stopped(runtime).await
     }
 
@@ -211,7 +212,7 @@ impl Function {
         let handler = Around::new(handler, around.clone(), Invocations::handle);
         let layer = layer_fn(|service| Around::new(service, around.clone(), Invocations::answer));
         let runtime = Runtime::new(handler).layer(TracingLayer::new()).layer(layer);
-        let runtime = started.with_snapshot(runtime).run_concurrent();
+        let runtime = Box::pin(started.with_snapshot(runtime).run_concurrent());
         started.until_stopped(runtime).await
     }
 
@@ -276,10 +277,8 @@ impl Started {
     }
 
     /// Lets the runtime take invocations until draining begins, and waits for the end of the drain.
-    async fn until_stopped(self, runtime: impl Future<Output = Result<(), BoxError>>) -> Result<(), Error> {
+    async fn until_stopped(self, runtime: impl Future<Output = Result<(), BoxError>> + Unpin) -> Result<(), Error> {
         let Self { invocations, mut extension } = self;
-        // Boxed: with the handler's own inside, the future of a `main` would be nested deeper than the compiler follows.
-        let runtime = Box::pin(runtime);
         let failed = |error: BoxError| match error.downcast() {
             // Of a life after a restore, and posted.
             Ok(error) => *error,
