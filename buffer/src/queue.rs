@@ -244,7 +244,8 @@ impl<T> Queue<T> {
         let mut left: Vec<Packed<T>> = mem::take(&mut state.ready).into();
         self.ledger.writing(left.iter().map(|packed| packed.batch.len() as u64).sum());
         if self.delivery != Delivery::AtMostOnce {
-            left.append(&mut state.out);
+            // Whether the sink has it, nobody will hear.
+            left.extend(state.out.drain(..).map(|packed| Packed { unknown: true, ..packed }));
             state.given_up = true;
         }
         left.sort_unstable_by_key(|packed| packed.first);
