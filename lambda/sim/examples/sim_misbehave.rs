@@ -126,6 +126,13 @@ async fn main() -> std::io::Result<()> {
             }
             exit(6)
         }
+        // exits with 8 when its first invocation is over
+        "exit-when-idle" => {
+            answer_raw(&[], &["2\r\n{}\r\n", "0\r\n\r\n"]).await?;
+            tokio::spawn(serve());
+            sleep(Duration::from_millis(100)).await;
+            exit(8)
+        }
         // an init of 300 ms, 1.2 s the first time: which that is, a file tells
         "slow-init" => {
             let first = std::fs::OpenOptions::new()

@@ -222,6 +222,10 @@ impl Sim {
         self.ready().await?;
         let _turn = self.turn().await;
         let limit = self.config().timeout;
+        if self.config().reinit && self.world().read(State::has_ended_by_itself) {
+            // between invocations: nobody has noticed yet
+            self.environment.reset(Reason::Failure);
+        }
         // init that is done again is part of the invocation
         let again = self.world().read(|state| state.reset).then(|| Instant::now() + limit);
         if let Some(deadline) = again

@@ -380,6 +380,11 @@ impl State {
         self.ending.is_some() || self.killed || self.runtime.exit.is_some() || self.exited_external().is_some()
     }
 
+    /// A process has exited, and nothing has been done about it.
+    pub(crate) fn has_ended_by_itself(&self) -> bool {
+        self.has_ended() && self.ending.is_none() && !self.killed
+    }
+
     fn is_registered(&self, name: &str) -> bool {
         self.extensions.iter().any(|it| it.kind == ExtensionKind::External && it.name == name)
     }

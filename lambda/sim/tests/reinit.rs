@@ -87,3 +87,19 @@ async fn after_shutdown_nothing_is_started_again() {
     sim.shutdown(Reason::Spindown).await;
     assert_eq!(sim.invoke(json!({})).await.expect_err("it has ended").kind(), ErrorKind::Ended);
 }
+
+#[tokio::test]
+async fn a_function_that_exits_between_invocations_is_started_again() {
+    let sim = Sim::start(misbehave("exit-when-idle").reinit()).await.expect("init");
+    for _ in 0..2 {
+        assert!(sim.invoke(json!({})).await.expect("a live environment").ok);
+        // it prints nothing more: the end of its output is the end of it
+        assert!(sim.wait_for_line(|line| line.line == "never printed").await.is_none());
+        while !sim.has_ended() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+    let record = sim.shutdown(Reason::Spindown).await;
+    assert_eq!(record.resets.len(), 1, "the second was not followed by an invocation");
+    assert_eq!(record.resets[0].function.exit_code, Some(8));
+}
