@@ -46,6 +46,7 @@ pub fn all<H: Harness>() -> Vec<Case<H>> {
         case!(a_statement_whose_future_was_dropped_is_let_end_in_time, Shared, []),
         case!(s6_the_numbers_of_the_report_are_the_server_s, Shared, [Slots]),
         case!(s3_it_is_drained_once_however_often_that_is_asked_for, Shared, []),
+        case!(s3_s6_each_life_opens_its_own_sessions_and_ends_them, Shared, []),
         case!(s3_dropped_without_a_drain_it_is_not_drained, Shared, []),
         case!(c3_goodbyes_run_concurrently, Own, [Slow, Slots]),
         case!(s6_l2_a_frozen_application_does_not_make_the_report_untrue, Shared, []),

@@ -197,6 +197,25 @@ pub async fn s3_it_is_drained_once_however_often_that_is_asked_for<H: Harness>(h
     assert_no_complaints(harness).await;
 }
 
+/// S3, S6: each life of the lifecycle opens sessions of its own and ends them; between two lives the server lists none.
+pub async fn s3_s6_each_life_opens_its_own_sessions_and_ends_them<H: Harness>(harness: &H) {
+    let scene = Scene::new(harness);
+    for life in 1..=3 {
+        drop(scene.out(harness, 2).await);
+        let listed = sessions(harness).await;
+        assert!(listed >= 1, "in life {life}");
+        scene.drain(harness).await.assert_clean(listed);
+        assert_eq!(scene.director.goodbye().reached(), life);
+        ok(scene.lifecycle.begin_life());
+        assert_eq!(sessions(harness).await, 0, "nothing is opened before it is asked for");
+        if !scene.db.resource().lives_again() {
+            assert!(scene.db.get().await.is_err_and(|error| error.is_shutting_down()));
+            return;
+        }
+    }
+    assert_no_complaints(harness).await;
+}
+
 /// S3: dropping is no drain. What was dropped ends as it would without winddown, hangs nothing, and leaves the server to
 /// the next one.
 pub async fn s3_dropped_without_a_drain_it_is_not_drained<H: Harness>(harness: &H) {

@@ -25,6 +25,7 @@ pub(crate) fn run(program: &str) -> ExitCode {
             "concurrent" => concurrent().await,
             "metrics" => metrics().await,
             "restored" => restored().await,
+            "many_lives" => many_lives().await,
             "streaming" => streaming().await,
             "http" => http().await,
             other => panic!("no program {other}"),
@@ -123,4 +124,28 @@ async fn http() -> Result<(), Error> {
         Some(_) => run_concurrent(lifecycle, handler).await,
         None => winddown_lambda::run(lifecycle, handler).await,
     }
+}
+
+/// Lives and lives again until it is told to stop; then says how many sessions are left.
+async fn many_lives() -> Result<(), Error> {
+    let lifecycle = Lifecycle::builder().report(None).build()?;
+    let server = Server::new();
+    let db = lifecycle.guard(Memory::on(&server, "db"));
+    println!("begun");
+    loop {
+        match lifecycle.init().await {
+            Ok(()) => {}
+            Err(error) if lifecycle.was_stopped(&error).await => break,
+            Err(error) => return Err(error),
+        }
+        // Refused where the signal is there.
+        let _ = db.get().await;
+        lifecycle.drain().await;
+        if let Err(error) = lifecycle.begin_life() {
+            assert!(error.is_shutting_down(), "{error}");
+            break;
+        }
+    }
+    println!("{} sessions", server.sessions());
+    lifecycle.ended(Ok(())).await.map(drop)
 }

@@ -7,7 +7,7 @@ use winddown_core::{Reason, Report};
 use winddown_testkit::child::{Ended, report};
 
 use crate::{
-    api::{Api, end, terminate},
+    api::{Api, begun, end, terminate},
     cases,
 };
 
@@ -17,6 +17,7 @@ cases![
     an_init_that_fails_after_the_restore_is_posted,
     a_function_that_is_told_to_stop_at_its_snapshot_ends_inside_the_budget,
     elsewhere_nothing_is_drained_before_the_end,
+    a_signal_is_heeded_whichever_life_it_meets,
 ];
 
 const SNAPSHOT: &[(&str, &str)] = &[("AWS_LAMBDA_INITIALIZATION_TYPE", "snap-start")];
@@ -53,7 +54,7 @@ async fn a_restored_function_is_drained_on_sigterm_with_an_invocation_in_flight(
     api.at_snapshot().await;
     api.restore();
     api.invoke(0, json!({ "run_ms": 150 }));
-    let ended = terminate(crate::api::begun(function, 1).await).await;
+    let ended = terminate(begun(function, 1).await).await;
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     api.posted("0/response").await;
     let [before, after] = reports(&ended).try_into().unwrap();
@@ -90,4 +91,15 @@ async fn elsewhere_nothing_is_drained_before_the_end() {
     assert_eq!(api.posted("0/response").await.body, json!({ "goodbyes": 0, "sessions": 1 }).to_string());
     let ended = terminate(function).await;
     assert_eq!(reports(&ended).len(), 1);
+}
+
+async fn a_signal_is_heeded_whichever_life_it_meets() {
+    let api = Api::start().await;
+    for round in 0..30 {
+        let function = begun(api.function("many_lives", &[("WINDDOWN_BUDGET_MS", "5000")]), 1).await;
+        tokio::time::sleep(Duration::from_micros(round * 300)).await;
+        let ended = terminate(function).await;
+        assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), "0 sessions\n"), "{}", ended.stderr);
+        assert!(ended.took < Duration::from_millis(2500), "by itself, and not at its last moment: {:?}", ended.took);
+    }
 }
