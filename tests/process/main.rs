@@ -4,9 +4,11 @@
 //! cases run under libtest-mimic.
 
 mod cases;
+mod differential;
 mod foreign;
 mod lambda;
 mod programs;
+mod scripted;
 
 use std::process::ExitCode;
 
@@ -16,7 +18,7 @@ fn main() -> ExitCode {
     if let Some(program) = winddown_testkit::child::role() {
         return programs::run(&program);
     }
-    let trials = [cases::ALL, lambda::ALL, foreign::ALL].concat().into_iter().map(|(name, case)| {
+    let trials = [cases::ALL, lambda::ALL, foreign::ALL, differential::ALL].concat().into_iter().map(|(name, case)| {
         let trial = Trial::test(name, move || {
             case();
             Ok(())

@@ -33,6 +33,8 @@ use winddown::{
 
 use winddown_testkit::child::ready;
 
+use crate::scripted;
+
 /// Longer than any budget here.
 const FOR_EVER: Duration = Duration::from_secs(3600);
 
@@ -65,6 +67,8 @@ pub(crate) fn run(program: &str) -> ExitCode {
             "lambda" => lambda().await,
             "flushing" => flushing().await,
             "plain" => plain().await,
+            "scripted" => scripted::function().await,
+            "scripted_extension" => scripted::extension(),
             "telemetry_hangs" => telemetry_hangs().await,
             other => panic!("no program {other}"),
         }
