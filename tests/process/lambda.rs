@@ -8,6 +8,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     path::PathBuf,
     process::{Child, Command, Stdio},
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -22,6 +23,7 @@ use winddown::{
 use winddown_testkit::{
     child::{self, ROLE},
     containers,
+    soak::rounds,
 };
 
 use crate::cases::{Database, cases};
@@ -40,6 +42,8 @@ cases![
     a_database_that_is_away_keeps_an_invocation_waiting_for_no_longer_than_it_is_told,
     a_flush_leaves_an_invocation_half_of_its_time,
     a_flush_leaves_a_drain_most_of_its_budget,
+    soak_what_is_in_flight_on_managed_instances_is_answered_and_drained,
+    each_life_of_a_snapshot_opens_its_own_sessions,
     the_quickstart_keeps_its_promise,
     the_quickstart_fails_when_the_promise_does_not_hold,
     the_example_with_postgresql_keeps_its_promise,
@@ -347,6 +351,63 @@ fn a_flush_leaves_a_drain_most_of_its_budget() {
         ended_well(&record);
         assert_eq!(function.database.rows(), 1);
     });
+}
+
+/// Eight at once, each of which needs 100 ms more when SIGTERM comes.
+fn soak_what_is_in_flight_on_managed_instances_is_answered_and_drained() {
+    const AT_ONCE: usize = 8;
+    let rounds = rounds(100, 10);
+    for round in 0..rounds {
+        let config = Config::new(env::current_exe().unwrap()).env(ROLE, "concurrent").capture_output();
+        let record = play(async {
+            let sim = Arc::new(Sim::start(config.managed_instances(AT_ONCE)).await.unwrap());
+            let invocations: Vec<_> = (0..AT_ONCE)
+                .map(|_| {
+                    let sim = Arc::clone(&sim);
+                    tokio::spawn(async move { sim.invoke(json!({ "run_ms": 100 })).await })
+                })
+                .collect();
+            let begun = |sim: &Sim| sim.output().iter().filter(|output| output.line == "begun").count();
+            // The last to begin is ready after each of the others: the call looks again at every line.
+            let all = sim.wait_for_line(|output| output.line == "begun" && begun(&sim) == AT_ONCE);
+            all.await.unwrap();
+            let record = sim.shutdown(Reason::Spindown).await;
+            for invocation in invocations {
+                let invocation = invocation.await.unwrap().unwrap();
+                assert!(invocation.ok, "round {round}: {:?}", invocation.error);
+            }
+            record
+        });
+        assert!(record.ended_by_itself(), "round {round}: {record}\n{:?}", record.output);
+        assert_eq!(record.invocations.iter().filter(|invocation| invocation.ok).count(), AT_ONCE);
+        let report = report(&record);
+        assert!(report.is_clean(), "round {round}: {report}");
+        assert_eq!(report.resource("db").unwrap().sessions.closed, AT_ONCE as u64, "round {round}: {report}");
+    }
+    println!("{rounds} of {rounds} times {AT_ONCE} in flight were answered, and their sessions closed");
+}
+
+/// Two environments, each restored from its own snapshot: see `Sim::snapshot` for why these are two.
+fn each_life_of_a_snapshot_opens_its_own_sessions() {
+    for _ in 0..2 {
+        let record = play(async {
+            let sim = Sim::start(function().snap_start()).await.unwrap();
+            sim.snapshot().await.unwrap();
+            sim.restore().await.unwrap();
+            for number in 0..3 {
+                assert!(sim.invoke(json!({ "number": number })).await.unwrap().ok);
+            }
+            sim.shutdown(Reason::Spindown).await
+        });
+        assert!(record.ended_by_itself(), "{record}\n{:?}", record.output);
+        let reports: Vec<_> = record.output.iter().filter_map(|output| child::report(&output.line)).collect();
+        let [snapshot, end] = reports.as_slice() else { panic!("{} reports in {:?}", reports.len(), record.output) };
+        for report in [snapshot, end] {
+            assert!(report.is_clean(), "{report}");
+            let db = report.resource("db").unwrap();
+            assert_eq!((db.outcome, db.sessions.closed), (Outcome::Drained, 1), "each life has a session: {report}");
+        }
+    }
 }
 
 fn quickstart(invocations: u32) -> (std::process::Output, Value) {

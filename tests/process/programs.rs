@@ -65,6 +65,7 @@ pub(crate) fn run(program: &str) -> ExitCode {
             "chatty" => chatty().await,
             "unreadable" => unreadable().await,
             "lambda" => lambda().await,
+            "concurrent" => concurrent().await,
             "flushing" => flushing().await,
             "plain" => plain().await,
             "scripted" => scripted::function().await,
@@ -368,6 +369,22 @@ async fn lambda() -> Result<(), Error> {
         Ok::<_, lambda_runtime::Error>(event.payload)
     });
     winddown::lambda::run(lifecycle, handler).await
+}
+
+/// A function that takes several invocations at once, each with a session of its own.
+async fn concurrent() -> Result<(), Error> {
+    let lifecycle = Lifecycle::detect()?;
+    let db = lifecycle.guard(Memory::new("db").size(8));
+    let handler = service_fn(move |event: LambdaEvent<serde_json::Value>| {
+        let db = db.clone();
+        async move {
+            let session = db.get().await?;
+            println!("begun");
+            session.run(Duration::from_millis(event.payload["run_ms"].as_u64().unwrap_or_default())).await?;
+            Ok::<_, lambda_runtime::Error>(event.payload)
+        }
+    });
+    winddown::lambda::run_concurrent(lifecycle, handler).await
 }
 
 /// A function that buffers a record for each invocation. `FLUSH` says when it is flushed, else that is the default.
