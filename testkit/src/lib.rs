@@ -6,6 +6,7 @@ pub mod certificates;
 pub mod child;
 pub mod containers;
 mod directed;
+pub mod frozen;
 mod harness;
 mod logs;
 pub mod proxy;

@@ -8,7 +8,10 @@ use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     path::PathBuf,
     process::{Child, Command, Stdio},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -367,9 +370,10 @@ fn soak_what_is_in_flight_on_managed_instances_is_answered_and_drained() {
                     tokio::spawn(async move { sim.invoke(json!({ "run_ms": 100 })).await })
                 })
                 .collect();
-            let begun = |sim: &Sim| sim.output().iter().filter(|output| output.line == "begun").count();
-            // The last to begin is ready after each of the others: the call looks again at every line.
-            let all = sim.wait_for_line(|output| output.line == "begun" && begun(&sim) == AT_ONCE);
+            // Each line is looked at once, until the one that is wanted.
+            let begun = AtomicUsize::new(0);
+            let all = sim
+                .wait_for_line(|output| output.line == "begun" && begun.fetch_add(1, Ordering::Relaxed) + 1 == AT_ONCE);
             all.await.unwrap();
             let record = sim.shutdown(Reason::Spindown).await;
             for invocation in invocations {

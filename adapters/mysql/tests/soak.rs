@@ -10,8 +10,9 @@ use mysql_async::prelude::Queryable as _;
 use winddown_core::{BoxError, Error};
 use winddown_mysql::{Insert, Mysql, mysql_async};
 use winddown_testkit::{
-    Harness as _, ServerUse,
+    CheckoutOf, Harness as _, ServerUse,
     buffered::{self, Buffered},
+    frozen::{self, Frozen},
     soak,
 };
 
@@ -19,13 +20,15 @@ use crate::server::{MariaDb, MySql, Tenancy, Version};
 
 fn main() -> ExitCode {
     // Both of them speak the same to their server.
-    if let Some(ended) = buffered::program::<Tenancy<MySql>>() {
+    if let Some(ended) = buffered::program::<Tenancy<MySql>>().or_else(frozen::program::<Tenancy<MySql>>) {
         return ended;
     }
     let mut trials = soak::trials::<Tenancy<MySql>>();
     trials.extend(soak::trials::<Tenancy<MariaDb>>());
     trials.extend(buffered::trials::<Tenancy<MySql>>());
+    trials.extend(frozen::trials::<Tenancy<MySql>>());
     trials.extend(buffered::trials::<Tenancy<MariaDb>>());
+    trials.extend(frozen::trials::<Tenancy<MariaDb>>());
     const NAME: &str = "aborted_clients_does_not_rise_by_drains_of_idle_sessions";
     trials.push(soak::trial::<Tenancy<MySql>>(NAME, ServerUse::Own, |server| Box::pin(not_one_is_lost(server))));
     trials.push(soak::trial::<Tenancy<MariaDb>>(NAME, ServerUse::Own, |server| Box::pin(not_one_is_lost(server))));
@@ -71,5 +74,11 @@ impl<V: Version> Buffered for Tenancy<V> {
 
     fn from_env() -> Result<Mysql, Error> {
         Mysql::from_env()
+    }
+}
+
+impl<V: Version> Frozen for Tenancy<V> {
+    async fn query(connection: &mut CheckoutOf<Self>) -> Result<(), BoxError> {
+        Ok(connection.query_drop("SELECT 1").await?)
     }
 }

@@ -9,8 +9,9 @@ use std::process::ExitCode;
 use winddown_core::{BoxError, Error};
 use winddown_postgres::{Copy, Postgres};
 use winddown_testkit::{
-    Harness as _,
+    CheckoutOf, Harness as _,
     buffered::{self, Buffered},
+    frozen::{self, Frozen},
     soak,
 };
 
@@ -19,11 +20,12 @@ use crate::server::{PostgreSql, Seventeen, Tenant};
 type Server = PostgreSql<Seventeen>;
 
 fn main() -> ExitCode {
-    if let Some(ended) = buffered::program::<Server>() {
+    if let Some(ended) = buffered::program::<Server>().or_else(frozen::program::<Server>) {
         return ended;
     }
     let mut trials = soak::trials::<Server>();
     trials.extend(buffered::trials::<Server>());
+    trials.extend(frozen::trials::<Server>());
     soak::run(trials, Server::stop_shared)
 }
 
@@ -55,5 +57,12 @@ impl Buffered for Server {
 
     fn from_env() -> Result<Postgres, Error> {
         Postgres::from_env()
+    }
+}
+
+impl Frozen for Server {
+    async fn query(client: &mut CheckoutOf<Self>) -> Result<(), BoxError> {
+        client.query_one("SELECT 1", &[]).await?;
+        Ok(())
     }
 }

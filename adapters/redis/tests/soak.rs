@@ -13,10 +13,11 @@ use std::process::ExitCode;
 use winddown_core::{BoxError, Error};
 use winddown_redis::{Redis, Stream, redis};
 use winddown_testkit::{
-    Harness as _, ServerUse, Shared,
+    CheckoutOf, Harness as _, ServerUse, Shared,
     buffered::{self, Buffered},
     child,
     containers::Setup,
+    frozen::{self, Frozen},
     soak,
 };
 
@@ -43,7 +44,7 @@ impl Version for Durable {
 }
 
 fn main() -> ExitCode {
-    if let Some(ended) = buffered::program::<DurableServer>() {
+    if let Some(ended) = buffered::program::<DurableServer>().or_else(frozen::program::<DurableServer>) {
         return ended;
     }
     if let Some(program) = child::role() {
@@ -58,6 +59,7 @@ fn main() -> ExitCode {
     ];
     trials.extend(signals.map(|(name, claim)| soak::trial(name, ServerUse::Own, claim)));
     trials.extend(buffered::trials::<DurableServer>());
+    trials.extend(frozen::trials::<DurableServer>());
     soak::run(trials, Server::stop_shared)
 }
 
@@ -92,5 +94,11 @@ impl Buffered for DurableServer {
 
     fn from_env() -> Result<Redis, Error> {
         Redis::from_env()
+    }
+}
+
+impl Frozen for DurableServer {
+    async fn query(connection: &mut CheckoutOf<Self>) -> Result<(), BoxError> {
+        Ok(redis::cmd("PING").exec_async(connection).await?)
     }
 }

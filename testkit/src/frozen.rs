@@ -1,0 +1,150 @@
+//! Claims about processes that are frozen while their server ends their sessions, for any harness: real processes, stopped by
+//! SIGSTOP for longer than a session may be idle without a check. The very first query after the thaw has to succeed.
+//!
+//! A test binary gives its trials to [`soak::run`](crate::soak::run), and its `main` begins with [`program`].
+
+use std::{
+    future::Future,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use libtest_mimic::Trial;
+use rustix::process::Signal;
+use tokio::{
+    runtime::Builder,
+    signal::unix::{SignalKind, signal},
+    time::sleep,
+};
+use winddown_core::{BoxError, Error, Lifecycle};
+
+use crate::{
+    CheckoutOf, ServerUse, Setup,
+    buffered::Buffered,
+    cases::scene::Scene,
+    child::{self, Child},
+    soak::{rounds, trial},
+};
+
+/// A harness whose resource can be used in a process of its own.
+pub trait Frozen: Buffered {
+    /// One query, in that process.
+    fn query(checkout: &mut CheckoutOf<Self>) -> impl Future<Output = Result<(), BoxError>> + Send;
+}
+
+const QUERIES: &str = "queries";
+
+/// So many processes at once, with one session each.
+const AT_ONCE: usize = 20;
+
+/// Every adapter checks a session that was idle for 1 s.
+const FROZEN: Duration = Duration::from_millis(1200);
+
+/// How many checkouts follow each other.
+const CHECKOUTS: u64 = 50;
+
+/// Runs the program that this process is, if it is the one here.
+#[must_use]
+pub fn program<H: Frozen>() -> Option<ExitCode> {
+    child::role().filter(|role| role == QUERIES)?;
+    let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    Some(match runtime.map_err(BoxError::from).and_then(|runtime| runtime.block_on(queries::<H>())) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    })
+}
+
+/// Queries once, and once more for each SIGUSR1, and says how that went.
+async fn queries<H: Frozen>() -> Result<(), BoxError> {
+    let lifecycle = Lifecycle::detect()?;
+    let db = lifecycle.guard_as("db", H::from_env()?);
+    let mut asked = signal(SignalKind::user_defined1())?;
+    H::query(&mut *db.get().await?).await?;
+    child::ready();
+    let draining = lifecycle.draining();
+    let work = async {
+        let serve = async {
+            while asked.recv().await.is_some() {
+                let outcome = async { H::query(&mut *db.get().await?).await }.await;
+                println!("{}", outcome.map_or_else(|error| error.to_string(), |()| "answered".to_owned()));
+            }
+        };
+        tokio::select! {
+            () = draining => {}
+            () = serve => {}
+        }
+        Ok::<_, Error>(())
+    };
+    lifecycle.run(work).await?;
+    Ok(())
+}
+
+/// The claims. They want a server of their own, which counts what goes over the wire.
+#[must_use]
+pub fn trials<H: Frozen>() -> Vec<Trial> {
+    vec![
+        trial::<H>("the_first_query_after_a_freeze_succeeds", ServerUse::Own, |h| Box::pin(thawed(h))),
+        trial::<H>("checkouts_within_a_second_cost_no_round_trip", ServerUse::Own, |h| Box::pin(in_a_row(h))),
+    ]
+}
+
+/// 200 freezes, or 20.
+async fn thawed<H: Frozen>(harness: &H) -> Result<String, BoxError> {
+    let rounds = rounds(200, AT_ONCE);
+    for _ in 0..rounds / AT_ONCE {
+        let environment = harness.environment();
+        let children: Vec<_> = (0..AT_ONCE).map(|_| Child::start_with(QUERIES, &environment)).collect();
+        let frozen: Vec<_> = children.into_iter().map(|child| child.ready().signal(Signal::STOP)).collect();
+        harness.close_idle().await?;
+        sleep(FROZEN).await;
+        // The question is there when they go on, as an invocation is.
+        for child in frozen {
+            let mut child = child.signal(Signal::USR1).signal(Signal::CONT);
+            let said = child.line();
+            if said != "answered\n" {
+                return Err(format!("the first query after the thaw: {said}").into());
+            }
+            let ended = child.terminate().end();
+            if ended.code != Some(0) || !ended.report().is_clean() {
+                return Err(format!("it did not end well: {}", ended.stderr).into());
+            }
+        }
+    }
+    Ok(format!("{rounds} of {rounds} first queries after a freeze of {FROZEN:?} were answered"))
+}
+
+/// What is warm is not checked.
+async fn in_a_row<H: Frozen>(harness: &H) -> Result<String, BoxError> {
+    let proxy = harness.proxy().ok_or("nothing counts between this resource and its server")?;
+    let scene = Scene::with(harness, Duration::from_secs(10), &Setup { size: 1, ..Setup::default() });
+    let mut checkout = scene.get().await;
+    harness.ping(&mut checkout).await?;
+    let before = proxy.round_trips();
+    for _ in 0..CHECKOUTS {
+        harness.ping(&mut checkout).await?;
+    }
+    drop(checkout);
+    let queries = proxy.round_trips() - before;
+    let (before, began) = (proxy.round_trips(), Instant::now());
+    for _ in 0..CHECKOUTS {
+        harness.ping(&mut *scene.get().await).await?;
+    }
+    let (counted, took) = (proxy.round_trips() - before, began.elapsed());
+    scene.lifecycle.drain().await;
+    if took > Duration::from_secs(1) {
+        return Err(format!("that was no second: {took:?}").into());
+    }
+    // A driver that closes a statement does not wait for the answer, which may be counted by itself or not. A check at each
+    // checkout would add as many as there are.
+    if counted > queries + CHECKOUTS / 5 || queries < CHECKOUTS {
+        return Err(
+            format!("{counted} round trips for {CHECKOUTS} checkouts, {queries} for their queries alone").into()
+        );
+    }
+    Ok(format!(
+        "{CHECKOUTS} checkouts with a query each in {took:.0?}: {counted} round trips; {queries} for the queries alone"
+    ))
+}
