@@ -82,13 +82,16 @@ async fn queries<H: Frozen>() -> Result<(), BoxError> {
     Ok(())
 }
 
-/// The claims. They want a server of their own, which counts what goes over the wire.
+/// The first query after a freeze.
 #[must_use]
-pub fn trials<H: Frozen>() -> Vec<Trial> {
-    vec![
-        trial::<H>("the_first_query_after_a_freeze_succeeds", ServerUse::Own, |h| Box::pin(thawed(h))),
-        trial::<H>("checkouts_within_a_second_cost_no_round_trip", ServerUse::Own, |h| Box::pin(in_a_row(h))),
-    ]
+pub fn thawing<H: Frozen>() -> Trial {
+    trial::<H>("the_first_query_after_a_freeze_succeeds", ServerUse::Own, |h| Box::pin(thawed(h)))
+}
+
+/// Checkouts that follow each other: for drivers that ask the server nothing when a session is given back.
+#[must_use]
+pub fn warm<H: Frozen>() -> Trial {
+    trial::<H>("checkouts_within_a_second_cost_no_round_trip", ServerUse::Own, |h| Box::pin(in_a_row(h)))
 }
 
 /// 200 freezes, or 20.

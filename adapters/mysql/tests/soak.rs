@@ -26,9 +26,9 @@ fn main() -> ExitCode {
     let mut trials = soak::trials::<Tenancy<MySql>>();
     trials.extend(soak::trials::<Tenancy<MariaDb>>());
     trials.extend(buffered::trials::<Tenancy<MySql>>());
-    trials.extend(frozen::trials::<Tenancy<MySql>>());
+    trials.push(frozen::thawing::<Tenancy<MySql>>());
     trials.extend(buffered::trials::<Tenancy<MariaDb>>());
-    trials.extend(frozen::trials::<Tenancy<MariaDb>>());
+    trials.push(frozen::thawing::<Tenancy<MariaDb>>());
     const NAME: &str = "aborted_clients_does_not_rise_by_drains_of_idle_sessions";
     trials.push(soak::trial::<Tenancy<MySql>>(NAME, ServerUse::Own, |server| Box::pin(not_one_is_lost(server))));
     trials.push(soak::trial::<Tenancy<MariaDb>>(NAME, ServerUse::Own, |server| Box::pin(not_one_is_lost(server))));

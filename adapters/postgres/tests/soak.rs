@@ -25,7 +25,7 @@ fn main() -> ExitCode {
     }
     let mut trials = soak::trials::<Server>();
     trials.extend(buffered::trials::<Server>());
-    trials.extend(frozen::trials::<Server>());
+    trials.extend([frozen::thawing::<Server>(), frozen::warm::<Server>()]);
     soak::run(trials, Server::stop_shared)
 }
 

@@ -59,7 +59,7 @@ fn main() -> ExitCode {
     ];
     trials.extend(signals.map(|(name, claim)| soak::trial(name, ServerUse::Own, claim)));
     trials.extend(buffered::trials::<DurableServer>());
-    trials.extend(frozen::trials::<DurableServer>());
+    trials.extend([frozen::thawing::<DurableServer>(), frozen::warm::<DurableServer>()]);
     soak::run(trials, Server::stop_shared)
 }
 
