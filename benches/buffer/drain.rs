@@ -10,17 +10,20 @@ use winddown::{
     postgres::{Config, Copy, Postgres},
 };
 
-use crate::{Size, median, records};
+use crate::{COLUMNS, Size, median, records};
 
-const BUDGET: Duration = Duration::from_millis(300);
+pub(crate) const BUDGET: Duration = Duration::from_millis(300);
 const RECORDS: usize = 10_000;
+
+/// Each is a commit, and a disk that others use too takes its time for one.
+const BATCH: usize = 5_000;
 
 pub(crate) async fn run(size: &Size, url: &str, print: impl Fn(String)) -> Result<()> {
     let mut took = Vec::new();
     for _ in 0..size.rounds {
-        let url = url.to_owned();
+        let (url, budget) = (url.to_owned(), size.budget);
         // A function has one thread.
-        took.push(tokio::task::spawn_blocking(move || drain(&url)).await??);
+        took.push(tokio::task::spawn_blocking(move || drain(&url, budget)).await??);
     }
     let (longest, took) = (took.iter().copied().max().context("there is a round")?, median(took));
     let share = |time: Duration| 100.0 * time.as_secs_f64() / BUDGET.as_secs_f64();
@@ -33,12 +36,12 @@ pub(crate) async fn run(size: &Size, url: &str, print: impl Fn(String)) -> Resul
     Ok(())
 }
 
-fn drain(url: &str) -> Result<Duration> {
+fn drain(url: &str, budget: Duration) -> Result<Duration> {
     let runtime = Builder::new_current_thread().enable_all().build()?;
-    let lifecycle = Lifecycle::builder().signals(false).budget(BUDGET).build()?;
+    let lifecycle = Lifecycle::builder().signals(false).budget(budget).build()?;
     runtime.block_on(async {
         let db = lifecycle.guard(Postgres::new(url.parse::<Config>()?));
-        let buffer = lifecycle.guard(BatchWriter::new(&db, Copy::into("audit", ["id", "what"])));
+        let buffer = lifecycle.guard(BatchWriter::new(&db, Copy::into("audit", COLUMNS)).batch_size(BATCH));
         lifecycle.init().await?;
         for record in records(RECORDS) {
             // Nothing is written before the drain: this thread does not wait.

@@ -10,7 +10,7 @@ use winddown::{
     memory::Memory,
 };
 
-use crate::{Record, Size, lifecycle};
+use crate::{Record, Size, lifecycle, record};
 
 const CAPACITY: usize = 16 << 20;
 const BATCH: usize = 5_000;
@@ -32,13 +32,13 @@ pub(crate) fn run(size: &Size, print: impl Fn(String)) -> Result<()> {
         let buffer = lifecycle.guard(
             BatchWriter::new(&target, slow)
                 .capacity(CAPACITY)
-                .heap_size(|(_, what): &Record| what.capacity())
+                .heap_size(|(_, _, who, what, _): &Record| who.capacity() + what.capacity())
                 .batch_size(BATCH)
                 .in_flight(IN_FLIGHT),
         );
         result = runtime.block_on(async {
             for id in 0..size.memory as i64 {
-                buffer.push((id, format!("user {id} has looked at page {}", id % 977))).await?;
+                buffer.push(record(id)).await?;
             }
             anyhow::Ok(buffer.flush().await?)
         });

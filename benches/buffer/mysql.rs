@@ -1,4 +1,4 @@
-//! `Insert` behind a buffer, and the same rows by hand: inserts of a thousand rows each in one transaction, in turns.
+//! `Insert` behind a buffer, and the same rows by hand, in turns: inserts of a thousand rows, and as many commits.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use winddown::{
     },
 };
 
-use crate::{Record, Size, lifecycle, median, per_second, records, write};
+use crate::{COLUMNS, Record, Size, lifecycle, median, per_second, quicker, records, write};
 
 const BATCH: usize = 5_000;
 const IN_FLIGHT: usize = 2;
@@ -19,10 +19,10 @@ const BY_HAND: usize = 1_000;
 
 pub(crate) async fn run(size: &Size, url: &str, print: impl Fn(String)) -> Result<()> {
     let mut conn = Conn::new(Opts::from_url(url)?).await?;
-    conn.query_drop("CREATE TABLE audit(id BIGINT, what TEXT)").await?;
+    conn.query_drop("CREATE TABLE audit(id BIGINT, at BIGINT, who TEXT, what TEXT, took INT)").await?;
     let lifecycle = lifecycle()?;
     let db = lifecycle.guard(Mysql::new(url.parse::<Config>()?));
-    let sink = Insert::into("audit", ["id", "what"]);
+    let sink = Insert::into("audit", COLUMNS);
     let buffer = lifecycle.guard(BatchWriter::new(&db, sink).batch_size(BATCH).in_flight(IN_FLIGHT));
     // Opens its sessions, prepares, and makes the table of keys.
     write(&buffer, records(2 * BATCH * IN_FLIGHT)).await?;
@@ -46,24 +46,29 @@ pub(crate) async fn run(size: &Size, url: &str, print: impl Fn(String)) -> Resul
     let report = lifecycle.drain().await;
     ensure!(report.is_clean(), "{report}");
 
+    let ratio = quicker(&ours, &by_hand);
     let (ours, by_hand) = (per_second(size.mysql, median(ours)), per_second(size.mysql, median(by_hand)));
     print(format!(
         "mysql: {ours:.0} rows/s through the buffer ({BATCH} a batch, {IN_FLIGHT} in flight), {by_hand:.0} by inserts of \
-         {BY_HAND} rows by hand, in one transaction"
+         {BY_HAND} rows by hand, in as many transactions"
     ));
-    print(format!("mysql: {:.2} of inserts by hand (target: at least 0.90)", ours / by_hand));
+    print(format!("mysql: {ratio:.2} of inserts by hand (target: at least 0.90)"));
     Ok(())
 }
 
 async fn insert(conn: &mut Conn, records: &[Record]) -> Result<Duration> {
-    let rows = vec!["(?, ?)"; BY_HAND].join(", ");
-    let statement = conn.prep(format!("INSERT INTO audit (id, what) VALUES {rows}")).await?;
+    let rows = vec!["(?, ?, ?, ?, ?)"; BY_HAND].join(", ");
+    let statement = conn.prep(format!("INSERT INTO audit (id, at, who, what, took) VALUES {rows}")).await?;
     let began = Instant::now();
-    let mut transaction = conn.start_transaction(TxOpts::default()).await?;
-    for part in records.chunks(BY_HAND) {
-        let values = part.iter().flat_map(|(id, what)| [id.into(), what.into()]).collect();
-        transaction.exec_drop(&statement, Params::Positional(values)).await?;
+    for batch in records.chunks(BATCH) {
+        let mut transaction = conn.start_transaction(TxOpts::default()).await?;
+        for part in batch.chunks(BY_HAND) {
+            let values = part
+                .iter()
+                .flat_map(|(id, at, who, what, took)| [id.into(), at.into(), who.into(), what.into(), took.into()]);
+            transaction.exec_drop(&statement, Params::Positional(values.collect())).await?;
+        }
+        transaction.commit().await?;
     }
-    transaction.commit().await?;
     Ok(began.elapsed())
 }
