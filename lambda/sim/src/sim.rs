@@ -377,6 +377,8 @@ impl Sim {
 
     /// Waits for a captured line that is `wanted`, and returns the first; lines printed before the call count.
     ///
+    /// `wanted` must not call this simulator: it runs while what has happened is locked, and could wait for ever.
+    ///
     /// `None` when nothing more will come: every process has closed its output, or output is not captured.
     pub async fn wait_for_line(&self, wanted: impl Fn(&OutputLine) -> bool + Send + Sync) -> Option<OutputLine> {
         let mut seen = 0;
