@@ -3,7 +3,7 @@
 //! All targets are printed next to what was measured, in one run of `cargo xtask bench buffer`:
 //! - PostgreSQL: a `BatchWriter` with `Copy` against one bare `COPY` of the same rows by the driver (at least 0.9 of its
 //!   throughput), and against inserts of one row each (at least 20 times theirs);
-//! - MySQL: a `BatchWriter` with `Insert` against a hand-written `INSERT` of many rows (at least 0.9);
+//! - MySQL: a `BatchWriter` with `Insert` against hand-written inserts of many rows, with as many commits (at least 0.9);
 //! - `push` on one thread: at most 150 ns for each record, and no allocation but the record's own;
 //! - memory: at most 1.1 times the stated bound, while the target is slow;
 //! - a drain of 10 000 records to PostgreSQL: within Lambda's 300 ms.
@@ -29,6 +29,13 @@ type Record = (i64, i64, String, String, i32);
 
 const COLUMNS: [&str; 5] = ["id", "at", "who", "what", "took"];
 
+/// Two batches are written while a third is collected.
+const IN_FLIGHT: usize = 2;
+
+/// Large, for each is a commit of its own.
+const BATCH: usize = 20_000;
+const BATCH_BYTES: usize = 4 << 20;
+
 /// How much is measured.
 struct Size {
     rounds: usize,
@@ -47,7 +54,7 @@ const FULL: Size = Size {
     rounds: 15,
     rows: 400_000,
     single: 2_000,
-    mysql: 100_000,
+    mysql: 200_000,
     pushes: 2_000_000,
     memory: 10_000_000,
     budget: drain::BUDGET,

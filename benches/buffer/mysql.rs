@@ -11,10 +11,10 @@ use winddown::{
     },
 };
 
-use crate::{COLUMNS, Record, Size, lifecycle, median, per_second, quicker, records, write};
+use crate::{
+    BATCH, BATCH_BYTES, COLUMNS, IN_FLIGHT, Record, Size, lifecycle, median, per_second, quicker, records, write,
+};
 
-const BATCH: usize = 5_000;
-const IN_FLIGHT: usize = 2;
 const BY_HAND: usize = 1_000;
 
 pub(crate) async fn run(size: &Size, url: &str, print: impl Fn(String)) -> Result<()> {
@@ -23,7 +23,8 @@ pub(crate) async fn run(size: &Size, url: &str, print: impl Fn(String)) -> Resul
     let lifecycle = lifecycle()?;
     let db = lifecycle.guard(Mysql::new(url.parse::<Config>()?));
     let sink = Insert::into("audit", COLUMNS);
-    let buffer = lifecycle.guard(BatchWriter::new(&db, sink).batch_size(BATCH).in_flight(IN_FLIGHT));
+    let buffer =
+        lifecycle.guard(BatchWriter::new(&db, sink).batch_size(BATCH).batch_bytes(BATCH_BYTES).in_flight(IN_FLIGHT));
     // Opens its sessions, prepares, and makes the table of keys.
     write(&buffer, records(2 * BATCH * IN_FLIGHT)).await?;
 

@@ -14,14 +14,9 @@ use winddown::{
     },
 };
 
-use crate::{COLUMNS, Record, Size, lifecycle, median, per_second, quicker, records, write};
-
-/// Two batches are written while a third is collected.
-const IN_FLIGHT: usize = 2;
-
-/// Each is a commit of its own, which the bare COPY has one of.
-const BATCH: usize = 20_000;
-const BATCH_BYTES: usize = 4 << 20;
+use crate::{
+    BATCH, BATCH_BYTES, COLUMNS, IN_FLIGHT, Record, Size, lifecycle, median, per_second, quicker, records, write,
+};
 
 pub(crate) async fn run(size: &Size, url: &str, print: impl Fn(String)) -> Result<()> {
     let (client, connection) = tokio_postgres::connect(url, NoTls).await?;
