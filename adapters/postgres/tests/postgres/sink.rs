@@ -406,7 +406,7 @@ async fn cut_while_it_sleeps(scene: &Scene, sink: &Either, batch: &Batch<Record>
 
 pub(crate) async fn a_batch_is_in_doubt_only_if_the_connection_broke_during_its_commit() {
     let at_commit = "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS
-                         $$ BEGIN PERFORM pg_sleep(1); RETURN new; END $$;
+                         $$ BEGIN PERFORM pg_sleep(3); RETURN new; END $$;
                      CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON audit DEFERRABLE INITIALLY DEFERRED
                          FOR EACH ROW EXECUTE FUNCTION slow()";
     for sink in audit() {
@@ -702,9 +702,12 @@ pub(crate) async fn a_batch_takes_few_round_trips() {
             // Prepares, makes the table of keys, and deletes old ones.
             sink.write(&mut checkout, &batch([id])).await.unwrap();
         }
+        // So that no answer comes before all is on its way that does not wait for it.
+        proxy.set_delay(Duration::from_millis(100));
         let before = proxy.round_trips();
         sink.write(&mut checkout, &batch([2])).await.unwrap();
         assert_eq!(proxy.round_trips() - before, 2, "{sink:?}");
+        proxy.set_delay(Duration::ZERO);
         drop(checkout);
         scene.end().await;
     }
