@@ -4,15 +4,16 @@
 #[expect(dead_code, reason = "other tests need more of it")]
 mod server;
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
 use mysql_async::prelude::Queryable as _;
 use winddown_core::{BoxError, Error};
 use winddown_mysql::{Insert, Mysql, mysql_async};
 use winddown_testkit::{
-    CheckoutOf, Harness as _, ServerUse,
+    CheckoutOf, Harness as _, ServerUse, Setup,
     buffered::{self, Buffered},
     frozen::{self, Frozen},
+    scene::lifecycle,
     soak,
 };
 
@@ -29,6 +30,8 @@ fn main() -> ExitCode {
     trials.push(frozen::thawing::<Tenancy<MySql>>());
     trials.extend(buffered::trials::<Tenancy<MariaDb>>());
     trials.push(frozen::thawing::<Tenancy<MariaDb>>());
+    const WARM: &str = "checkouts_within_a_second_cost_what_those_of_the_drivers_pool_cost";
+    trials.push(soak::trial::<Tenancy<MySql>>(WARM, ServerUse::Own, |server| Box::pin(warm(server))));
     const NAME: &str = "aborted_clients_does_not_rise_by_drains_of_idle_sessions";
     trials.push(soak::trial::<Tenancy<MySql>>(NAME, ServerUse::Own, |server| Box::pin(not_one_is_lost(server))));
     trials.push(soak::trial::<Tenancy<MariaDb>>(NAME, ServerUse::Own, |server| Box::pin(not_one_is_lost(server))));
@@ -46,6 +49,36 @@ async fn not_one_is_lost<V: Version>(server: &Tenancy<V>) -> Result<String, BoxE
         0 => Ok(format!("{figures}; Aborted_clients is still {before}")),
         lost => Err(format!("the server counts {lost} more clients that it has lost").into()),
     }
+}
+
+/// The driver resets each session that is given back, which is a round trip: its own pool does so, too, and nothing is added.
+async fn warm<V: Version>(server: &Tenancy<V>) -> Result<String, BoxError> {
+    const CHECKOUTS: u64 = 50;
+    let proxy = server.proxy().ok_or("nothing counts between this resource and its server")?;
+    let lifecycle = lifecycle(Duration::from_secs(10));
+    let db = lifecycle.guard_as("db", server.resource(&Setup::default()));
+    db.get().await?.query_drop("DO 1").await?;
+    let before = proxy.round_trips();
+    for _ in 0..CHECKOUTS {
+        db.get().await?.query_drop("DO 1").await?;
+    }
+    let ours = proxy.round_trips() - before;
+    lifecycle.drain().await;
+
+    let [(_, url)] = &server.environment()[..] else { return Err("one variable says all".into()) };
+    let bare = mysql_async::Pool::from_url(url)?;
+    bare.get_conn().await?.query_drop("DO 1").await?;
+    let before = proxy.round_trips();
+    for _ in 0..CHECKOUTS {
+        bare.get_conn().await?.query_drop("DO 1").await?;
+    }
+    let theirs = proxy.round_trips() - before;
+    bare.disconnect().await?;
+    // What the last one is given back with may be counted or not.
+    if ours > theirs + 2 || ours < CHECKOUTS {
+        return Err(format!("{ours} round trips for {CHECKOUTS} checkouts, {theirs} by the driver's own pool").into());
+    }
+    Ok(format!("{CHECKOUTS} checkouts with a query each: {ours} round trips, {theirs} by the driver's own pool"))
 }
 
 impl<V: Version> Buffered for Tenancy<V> {
