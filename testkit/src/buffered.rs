@@ -91,17 +91,8 @@ const REPLAYS: &str = "replays";
 #[must_use]
 pub fn program<H: Buffered>() -> Option<ExitCode> {
     let role = child::role().filter(|role| [PUSHES, REPLAYS].contains(&role.as_str()))?;
-    let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    let outcome = runtime.map_err(BoxError::from).and_then(|runtime| {
-        runtime.block_on(async { if role == PUSHES { pushes::<H>().await } else { replays::<H>().await } })
-    });
-    Some(match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{error}");
-            ExitCode::FAILURE
-        }
-    })
+    let program = async { if role == PUSHES { pushes::<H>().await } else { replays::<H>().await } };
+    Some(child::run(Builder::new_multi_thread().worker_threads(2), program))
 }
 
 fn variable(name: &str) -> Result<String, BoxError> {

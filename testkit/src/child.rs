@@ -7,16 +7,18 @@
 use std::{
     env,
     ffi::OsStr,
+    future::Future,
     io::{BufRead, BufReader, Read},
     os::unix::process::ExitStatusExt,
-    process::{ChildStderr, Command, Stdio},
+    process::{ChildStderr, Command, ExitCode, Stdio},
     sync::mpsc,
     thread,
     time::{Duration, Instant},
 };
 
 use rustix::process::{Pid, Signal, kill_process};
-use winddown_core::Report;
+use tokio::runtime::Builder;
+use winddown_core::{BoxError, Report};
 
 /// Set for a child: which program it is.
 pub const ROLE: &str = "WINDDOWN_TEST_PROGRAM";
@@ -28,6 +30,18 @@ const PATIENCE: Duration = Duration::from_secs(60);
 #[must_use]
 pub fn role() -> Option<String> {
     env::var(ROLE).ok()
+}
+
+/// Runs a program on the runtime that this builds, to its end: its error is printed, and is the exit code of a failure.
+pub fn run<F: Future<Output = Result<(), BoxError>>>(runtime: &mut Builder, program: F) -> ExitCode {
+    let runtime = runtime.enable_all().build().map_err(BoxError::from);
+    match runtime.and_then(|runtime| runtime.block_on(program)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// Tells the parent that the program has come to the point of its case.

@@ -47,14 +47,7 @@ const CHECKOUTS: u64 = 50;
 #[must_use]
 pub fn program<H: Frozen>() -> Option<ExitCode> {
     child::role().filter(|role| role == QUERIES)?;
-    let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    Some(match runtime.map_err(BoxError::from).and_then(|runtime| runtime.block_on(queries::<H>())) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{error}");
-            ExitCode::FAILURE
-        }
-    })
+    Some(child::run(Builder::new_multi_thread().worker_threads(2), queries::<H>()))
 }
 
 /// Queries once, and once more for each SIGUSR1, and says how that went.

@@ -26,25 +26,16 @@ const BUDGET: Duration = Duration::from_millis(300);
 const LONG_BUDGET: Duration = Duration::from_millis(1000);
 
 pub(crate) fn run(program: &str) -> ExitCode {
-    let runtime = match program {
-        "one_thread" => Builder::new_current_thread().enable_all().build(),
-        _ => Builder::new_multi_thread().worker_threads(2).enable_all().build(),
+    let mut runtime = match program {
+        "one_thread" => Builder::new_current_thread(),
+        _ => Builder::new_multi_thread(),
     };
-    let outcome = runtime.map_err(BoxError::from).and_then(|runtime| {
-        runtime.block_on(async {
-            match program {
-                "abandons" => abandons().await,
-                _ => counts().await,
-            }
-        })
-    });
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{error}");
-            ExitCode::FAILURE
+    child::run(runtime.worker_threads(2), async {
+        match program {
+            "abandons" => abandons().await,
+            _ => counts().await,
         }
-    }
+    })
 }
 
 /// Sends commands that want no answer, as fast as they are accepted, and says how many were.
