@@ -198,6 +198,31 @@ async fn a_partition_tells_nobody_and_heals_with_its_connections() {
 }
 
 #[tokio::test]
+async fn an_address_is_kept_for_a_container_that_is_away() {
+    needs_containers!();
+    let network = Network::create().await.unwrap();
+    let mut server = Setup::redis("8").network(&network).start().await.unwrap();
+    let newcomer = || tokio::spawn(Setup::redis("8").network(&network).start());
+
+    server.partition().await.unwrap();
+    let mut second = newcomer();
+    assert!(timeout(QUIET, &mut second).await.is_err(), "it does not start yet");
+    server.heal().await.unwrap();
+    let second = second.await.unwrap().unwrap();
+
+    server.kill().await.unwrap();
+    let third = newcomer();
+    server.start_again().await.unwrap();
+    let third = third.await.unwrap().unwrap();
+    assert!(server.ip() != second.ip() && server.ip() != third.ip() && second.ip() != third.ip());
+
+    // one that does not come back is not waited for
+    second.kill().await.unwrap();
+    second.remove().await.unwrap();
+    newcomer().await.unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn a_server_that_ends_before_it_is_ready_is_an_error_with_its_log() {
     needs_containers!();
     let ended = setup().env("POSTGRES_PASSWORD", "").start().await.unwrap_err();

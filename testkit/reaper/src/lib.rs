@@ -28,15 +28,18 @@ pub const RUN_VARIABLE: &str = "WINDDOWN_TEST_RUN";
 
 /// Removes everything with the label `$1`, containers first: a network goes when nobody is on it.
 ///
-/// Another try is for what could not be removed, which is mostly what somebody else is just removing.
+/// Containers one by one: Docker Engine 20.10 can lock up for good when two leave the same network at once
+/// (<https://github.com/moby/moby/issues/46661>). Another try is for what could not be removed, which is mostly what
+/// somebody else is just removing.
 const SWEEP: &str = r#"
 for try in 1 2 3 4 5 6 7 8 9 10; do
     containers=$(docker ps --all --quiet --no-trunc --filter "label=$1") || exit 1
     networks=$(docker network ls --quiet --no-trunc --filter "label=$1") || exit 1
     [ -n "$containers$networks" ] || exit 0
-    { [ -z "$containers" ] || docker rm --force --volumes $containers; } &&
-        { [ -z "$networks" ] || docker network rm $networks; } ||
-        sleep 0.5
+    left=
+    for container in $containers; do docker rm --force --volumes "$container" || left=1; done
+    for network in $networks; do docker network rm "$network" || left=1; done
+    [ -z "$left" ] || sleep 0.5
 done
 exit 1
 "#;

@@ -2,7 +2,7 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -21,7 +21,10 @@ use testcontainers::{
 };
 use tokio_stream::StreamExt;
 
-use super::{engine, log, network::Network};
+use super::{
+    engine, log,
+    network::{Away, Network},
+};
 
 /// A container. It is removed when this is dropped; [`remove`](Self::remove) also waits for it.
 #[derive(Debug)]
@@ -42,6 +45,8 @@ struct Shared {
     ip: Ipv4Addr,
     ready: Vec<String>,
     limit: Duration,
+    /// While it is away from its network, to which it may come back.
+    away: Mutex<Option<Away>>,
 }
 
 /// What came of a command in a container.
@@ -65,7 +70,7 @@ impl Container {
     ) -> Result<Self> {
         let id = started.id().to_owned();
         let ip = address(&docker, &id, network.name()).await?;
-        let shared = Shared { docker, id, network, ip, ready, limit };
+        let shared = Shared { docker, id, network, ip, ready, limit, away: Mutex::default() };
         Ok(Self { started: Some(started), shared: Arc::new(shared), earlier: 0 })
     }
 
@@ -179,9 +184,13 @@ impl Container {
     /// When the engine refuses.
     pub async fn kill(&self) -> Result<()> {
         self.run(async |shared| {
-            let options = KillContainerOptionsBuilder::new().signal("SIGKILL").build();
-            shared.docker.kill_container(&shared.id, Some(options)).await.context("cannot kill")?;
-            shared.wait_for_end().await
+            let killing = async {
+                shared.is_away(true);
+                let options = KillContainerOptionsBuilder::new().signal("SIGKILL").build();
+                shared.docker.kill_container(&shared.id, Some(options)).await.context("cannot kill")?;
+                shared.wait_for_end().await
+            };
+            shared.network.in_turn("kill a container", killing).await
         })
         .await
     }
@@ -193,8 +202,13 @@ impl Container {
     /// When the engine refuses.
     pub async fn stop(&self) -> Result<()> {
         self.run(async |shared| {
-            let options = StopContainerOptionsBuilder::new().build();
-            shared.docker.stop_container(&shared.id, Some(options)).await.context("cannot stop")
+            let stopping = async {
+                shared.is_away(true);
+                let options = StopContainerOptionsBuilder::new().build();
+                shared.docker.stop_container(&shared.id, Some(options)).await.context("cannot stop")?;
+                shared.wait_until_off_network().await
+            };
+            shared.network.in_turn("stop a container", stopping).await
         })
         .await
     }
@@ -209,11 +223,16 @@ impl Container {
         self.earlier = self
             .run(async |shared| {
                 let earlier = log::read(&shared.docker, &shared.id).await?.lines().count();
-                // else it would get the next address that is free
-                shared.network.disconnect(&shared.id).await?;
-                shared.network.connect(&shared.id, shared.ip).await?;
-                let options = None::<StartContainerOptions>;
-                shared.docker.start_container(&shared.id, options).await.context("cannot start again")?;
+                let starting = async {
+                    // else it would get the next address that is free
+                    shared.network.disconnect(&shared.id).await?;
+                    shared.network.connect(&shared.id, shared.ip).await?;
+                    let options = None::<StartContainerOptions>;
+                    shared.docker.start_container(&shared.id, options).await.context("cannot start again")?;
+                    shared.is_away(false);
+                    Ok(())
+                };
+                shared.network.in_turn("start a container again", starting).await?;
                 log::wait(&shared.docker, &shared.id, &shared.ready, earlier, shared.limit).await?;
                 Ok(earlier)
             })
@@ -230,7 +249,14 @@ impl Container {
     ///
     /// When the engine refuses.
     pub async fn partition(&self) -> Result<()> {
-        self.run(async |shared| shared.network.disconnect(&shared.id).await).await
+        self.run(async |shared| {
+            let taking_off = async {
+                shared.is_away(true);
+                shared.network.disconnect(&shared.id).await
+            };
+            shared.network.in_turn("take a container off its network", taking_off).await
+        })
+        .await
     }
 
     /// Ends [`partition`](Self::partition). The address is the same, and what was sent meanwhile is sent again.
@@ -239,7 +265,15 @@ impl Container {
     ///
     /// When the engine refuses.
     pub async fn heal(&self) -> Result<()> {
-        self.run(async |shared| shared.network.connect(&shared.id, shared.ip).await).await
+        self.run(async |shared| {
+            let putting_back = async {
+                shared.network.connect(&shared.id, shared.ip).await?;
+                shared.is_away(false);
+                Ok(())
+            };
+            shared.network.in_turn("put a container back on its network", putting_back).await
+        })
+        .await
     }
 
     /// Removes it and waits until it is gone.
@@ -249,7 +283,7 @@ impl Container {
     /// When the engine refuses.
     pub async fn remove(mut self) -> Result<()> {
         let started = self.started.take().context("a container is removed once")?;
-        engine::run(async move { started.rm().await.context("cannot remove a container") }).await
+        self.run(async move |shared| shared.remove(started).await).await
     }
 
     async fn run<T, W, F>(&self, work: W) -> Result<T>
@@ -267,19 +301,39 @@ impl Drop for Container {
         let Some(started) = self.started.take() else { return };
         let shared = Arc::clone(&self.shared);
         engine::spawn(async move {
-            // an error is left to the reaper
-            drop(started.rm().await);
-            // the network goes after what is on it
-            drop(shared);
+            // an error is left to the reaper; the network goes after what is on it, with the last of `shared`
+            drop(shared.remove(started).await);
         });
     }
 }
 
 impl Shared {
+    async fn remove(&self, started: ContainerAsync<GenericImage>) -> Result<()> {
+        let removing = async { started.rm().await.context("cannot remove a container") };
+        let removed = self.network.in_turn("remove a container", removing).await;
+        // it does not come back, whether it is gone or not
+        self.is_away(false);
+        removed
+    }
+
+    /// Notes it, in the container's turn.
+    fn is_away(&self, away: bool) {
+        let mut noted = self.away.lock().unwrap_or_else(PoisonError::into_inner);
+        if away != noted.is_some() {
+            *noted = away.then(|| self.network.leave());
+        }
+    }
+
     async fn wait_for_end(&self) -> Result<()> {
         let mut ends = self.docker.wait_container(&self.id, None::<WaitContainerOptions>);
         // a code that is not 0 comes as an error, and is what was asked for
         drop(ends.next().await);
+        self.wait_until_off_network().await
+    }
+
+    /// The engine says that a container has ended before it has taken it off its network, and answers this after.
+    async fn wait_until_off_network(&self) -> Result<()> {
+        self.docker.inspect_container(&self.id, None::<InspectContainerOptions>).await.context("cannot inspect")?;
         Ok(())
     }
 }

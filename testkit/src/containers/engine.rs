@@ -1,11 +1,26 @@
 //! The engine, and a runtime of our own for everything that is said to it.
 
-use std::sync::OnceLock;
+use std::{
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use testcontainers::{bollard::Docker, core::client::docker_client_instance};
-use tokio::runtime::{Builder, Runtime};
+use tokio::{
+    runtime::{Builder, Runtime},
+    time::timeout,
+};
 use winddown_reaper::{OWNER_LABEL, RUN_LABEL, Reaper, this_process, this_run};
+
+/// What the engine may take for one thing that it is to do, on a machine that is busy building: it hangs otherwise.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Whether it has hung.
+static HANGS: AtomicBool = AtomicBool::new(false);
 
 /// Does work on a runtime that belongs to no test.
 ///
@@ -22,8 +37,29 @@ pub(super) fn spawn(work: impl Future<Output = ()> + Send + 'static) {
     }
 }
 
+/// Has the engine do something, in time.
+///
+/// One that hangs does so for all that come later, and still answers questions: after the first time nothing is waited
+/// for any more, or a run of some hundred tests would take hours to say so.
+pub(super) async fn act<T>(what: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
+    check()?;
+    timeout(LIMIT, work).await.unwrap_or_else(|_| {
+        HANGS.store(true, Ordering::SeqCst);
+        Err(anyhow!("the container engine hangs: it was to {what}, and was not done after {LIMIT:?}; restart it"))
+    })
+}
+
+/// An error if it is known to hang.
+pub(super) fn check() -> Result<()> {
+    if HANGS.load(Ordering::SeqCst) {
+        bail!("the container engine hangs, as an earlier test has seen: restart it");
+    }
+    Ok(())
+}
+
 /// A client of the engine. Only inside [`run`].
 pub(super) async fn connect() -> Result<Docker> {
+    check()?;
     reap()?;
     let docker = docker_client_instance().await?;
     docker.ping().await.context("the container engine does not answer: run `cargo xtask images`, which starts it")?;
@@ -51,4 +87,23 @@ fn reap() -> Result<()> {
     let start = || Reaper::start(OWNER_LABEL, &this_process()).map_err(|error| error.to_string());
     REAPER.get_or_init(start).as_ref().map_err(|error| anyhow!("nobody could remove the containers: {error}"))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_engine_that_hangs_is_waited_for_once() {
+        let began = tokio::time::Instant::now();
+        assert_eq!(act("do it", async { Ok(7) }).await.unwrap(), 7);
+        let error = act::<()>("make a network", pending()).await.unwrap_err().to_string();
+        assert!(error.contains("hangs") && error.contains("make a network") && error.contains("restart"), "{error}");
+        assert_eq!(began.elapsed(), LIMIT);
+        assert!(act("do it", async { Ok(7) }).await.is_err());
+        assert!(run(connect()).await.is_err());
+        assert_eq!(began.elapsed(), LIMIT);
+    }
 }

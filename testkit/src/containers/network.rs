@@ -11,6 +11,7 @@ use testcontainers::bollard::{
         NetworkDisconnectRequest,
     },
 };
+use tokio::sync::{Semaphore, watch};
 
 use super::engine;
 
@@ -37,10 +38,18 @@ impl Network {
 
     /// As [`Network::create`], where there is a client already.
     pub(super) async fn make(docker: &Docker) -> Result<Self> {
+        engine::act("make a network", Self::try_subnets(docker)).await
+    }
+
+    async fn try_subnets(docker: &Docker) -> Result<Self> {
         let name = format!("winddown-{}-{:08x}", std::process::id(), fastrand::u32(..));
         for _ in 0..TRIES {
             match docker.create_network(request(&name, &subnet())).await {
-                Ok(_) => return Ok(Self { shared: Arc::new(Shared { name, docker: docker.clone() }) }),
+                Ok(_) => {
+                    let (turns, away) = (Semaphore::new(1), watch::Sender::new(0));
+                    let shared = Shared { name, docker: docker.clone(), turns, away };
+                    return Ok(Self { shared: Arc::new(shared) });
+                }
                 // another run has taken it
                 Err(Error::DockerResponseServerError { message, .. }) if message.contains("overlap") => {}
                 Err(error) => return Err(error).context("cannot make a container network"),
@@ -53,6 +62,34 @@ impl Network {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.shared.name
+    }
+
+    /// Has the engine do something by which a container comes to the network or leaves it, one at a time.
+    ///
+    /// Docker Engine 20.10 can lock up for good when two do so at once on the same network
+    /// (<https://github.com/moby/moby/issues/46661>).
+    pub(super) async fn in_turn<T>(&self, what: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let _turn = self.shared.turns.acquire().await.context("a network's turns do not end before it")?;
+        engine::act(what, work).await
+    }
+
+    /// The same for a container that is new here, once none is away: the engine would give it the address of one who is.
+    pub(super) async fn enter<T>(&self, what: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let mut away = self.shared.away.subscribe();
+        loop {
+            away.wait_for(|away| *away == 0).await.context("a network does not end before its users")?;
+            let _turn = self.shared.turns.acquire().await.context("a network's turns do not end before it")?;
+            // Whoever goes away does so in a turn.
+            if *away.borrow_and_update() == 0 {
+                return engine::act(what, work).await;
+            }
+        }
+    }
+
+    /// A container is about to leave, in its turn, and may come back to its address until what this returns is dropped.
+    pub(super) fn leave(&self) -> Away {
+        self.shared.away.send_modify(|away| *away += 1);
+        Away(Arc::clone(&self.shared))
     }
 
     /// Takes a container off: nothing that is sent to it arrives, and nothing it sends.
@@ -74,6 +111,21 @@ impl Network {
 struct Shared {
     name: String,
     docker: Docker,
+    /// One: see [`Network::in_turn`].
+    turns: Semaphore,
+    /// How many containers have left and may come back.
+    away: watch::Sender<usize>,
+}
+
+/// A container that is away from its network.
+#[derive(Debug)]
+#[must_use = "dropped it is back, or gone for good"]
+pub(super) struct Away(Arc<Shared>);
+
+impl Drop for Away {
+    fn drop(&mut self) {
+        self.0.away.send_modify(|away| *away -= 1);
+    }
 }
 
 impl Drop for Shared {

@@ -99,7 +99,8 @@ impl Setup {
         self
     }
 
-    /// A network that it shares with other containers, instead of one of its own.
+    /// A network that it shares with other containers, instead of one of its own. While one of those is killed, stopped or
+    /// partitioned, and not removed, [`start`](Self::start) waits: its address is kept for it.
     pub fn network(mut self, network: &Network) -> Self {
         self.network = Some(network.clone());
         self
@@ -120,7 +121,8 @@ impl Setup {
                 None => Network::make(&docker).await?,
             };
             let name = format!("{}:{}", self.image, self.version);
-            let started = self.request(&network).start().await;
+            let starting = async { Ok(self.request(&network).start().await?) };
+            let started = network.enter("start a container", starting).await;
             let started: ContainerAsync<GenericImage> = started.with_context(|| format!("cannot start {name}"))?;
             let container = Container::new(started, docker, network, self.ready, self.limit).await?;
             container.wait_until_ready().await.with_context(|| format!("{name} is not ready"))?;
