@@ -29,7 +29,6 @@ pub struct LogSearch {
 #[derive(Debug)]
 struct Search {
     needle: String,
-    lines: AtomicUsize,
     found: Mutex<Vec<String>>,
 }
 
@@ -37,7 +36,8 @@ impl LogSearch {
     /// Looks for this text from here on.
     ///
     /// # Panics
-    /// When the process has a subscriber or a logger already: nothing could be seen.
+    /// When the process has a subscriber or a logger already, or a line that is logged here does not arrive: nothing could
+    /// be seen.
     pub fn begin(needle: &str) -> Self {
         static INSTALL: Once = Once::new();
         INSTALL.call_once(|| {
@@ -46,16 +46,20 @@ impl LogSearch {
             log::set_logger(&LOGGER).expect("nobody else logs in this process");
             log::set_max_level(log::LevelFilter::Trace);
         });
-        let search =
-            Arc::new(Search { needle: needle.to_owned(), lines: AtomicUsize::new(0), found: Mutex::default() });
+        // A search that sees nothing finds nothing.
+        let text = format!("a search begins: {:016x}", fastrand::u64(..));
+        let probe = Self::listen(&text);
+        tracing::trace!("{text}");
+        log::trace!("{text}");
+        assert_eq!(probe.found().len(), 2, "what is logged does not arrive");
+        Self::listen(needle)
+    }
+
+    fn listen(needle: &str) -> Self {
+        let search = Arc::new(Search { needle: needle.to_owned(), found: Mutex::default() });
         searches().lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&search));
         SEARCHING.fetch_add(1, Ordering::SeqCst);
         Self { search }
-    }
-
-    /// How many lines were searched.
-    pub fn lines(&self) -> usize {
-        self.search.lines.load(Ordering::SeqCst)
     }
 
     /// The lines that have the text in them.
@@ -85,7 +89,6 @@ fn searching() -> bool {
 
 fn look_at(line: &str) {
     for search in searches().lock().unwrap_or_else(PoisonError::into_inner).iter() {
-        search.lines.fetch_add(1, Ordering::SeqCst);
         if line.contains(&search.needle) {
             search.found.lock().unwrap_or_else(PoisonError::into_inner).push(line.to_owned());
         }

@@ -131,7 +131,7 @@ impl Drained {
 /// What a harness's method returned, or the end of the case.
 #[track_caller]
 pub(crate) fn ok<T, E: std::fmt::Display>(result: Result<T, E>) -> T {
-    result.unwrap_or_else(|error| panic!("the harness failed: {error}"))
+    result.unwrap_or_else(|error| panic!("the harness failed: {error:#}"))
 }
 
 /// How many sessions the server lists now.

@@ -32,5 +32,4 @@ pub async fn no_password_in_debug_report_error_or_log<H: Harness>(harness: &H) {
     }
     let found = search.found();
     assert!(found.is_empty(), "the password is in the log: {found:#?}");
-    assert!(search.lines() > 0, "core and drivers log something");
 }
