@@ -114,4 +114,8 @@ impl<V: Version> Frozen for Tenancy<V> {
     async fn query(connection: &mut CheckoutOf<Self>) -> Result<(), BoxError> {
         Ok(connection.query_drop("SELECT 1").await?)
     }
+
+    async fn idle_timeout(&self, timeout: Duration) -> Result<(), BoxError> {
+        self.execute(&format!("SET GLOBAL wait_timeout = {}", timeout.as_secs())).await
+    }
 }

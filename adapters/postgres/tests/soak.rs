@@ -4,7 +4,7 @@
 #[expect(dead_code, reason = "other tests need more of it")]
 mod server;
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
 use winddown_core::{BoxError, Error};
 use winddown_postgres::{Copy, Postgres};
@@ -64,5 +64,10 @@ impl Frozen for Server {
     async fn query(client: &mut CheckoutOf<Self>) -> Result<(), BoxError> {
         client.query_one("SELECT 1", &[]).await?;
         Ok(())
+    }
+
+    async fn idle_timeout(&self, timeout: Duration) -> Result<(), BoxError> {
+        let sql = format!("ALTER ROLE {} SET idle_session_timeout = '{}s'", self.tenant.name, timeout.as_secs());
+        self.execute(&sql).await
     }
 }

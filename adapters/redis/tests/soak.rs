@@ -8,7 +8,7 @@ mod server;
 #[path = "soak/signals.rs"]
 mod signals;
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
 use winddown_core::{BoxError, Error};
 use winddown_redis::{Redis, Stream, redis};
@@ -21,7 +21,7 @@ use winddown_testkit::{
     soak,
 };
 
-use crate::server::{OfItsOwn, Redis8, RedisServer, Version};
+use crate::server::{Listed, OfItsOwn, Redis8, RedisServer, Version};
 
 type Server = RedisServer<Redis8, OfItsOwn>;
 type DurableServer = RedisServer<Durable, OfItsOwn>;
@@ -100,5 +100,15 @@ impl Buffered for DurableServer {
 impl Frozen for DurableServer {
     async fn query(connection: &mut CheckoutOf<Self>) -> Result<(), BoxError> {
         Ok(redis::cmd("PING").exec_async(connection).await?)
+    }
+
+    async fn idle_timeout(&self, timeout: Duration) -> Result<(), BoxError> {
+        let mut superuser = self.server.superuser().await?;
+        Ok(redis::cmd("CONFIG").arg("SET").arg("timeout").arg(timeout.as_secs()).exec_async(&mut superuser).await?)
+    }
+
+    async fn left(&self) -> Result<usize, BoxError> {
+        // The timeout is for everybody.
+        Ok(Listed::of(&self.tenant, &mut self.server.superuser().await?).await?.len())
     }
 }
