@@ -22,8 +22,10 @@ pub(crate) fn make(base: &Base, folder: &Path, rebuild: bool) -> Result<()> {
     super::timed(&format!("{}: debootstrap", base.tag()), || {
         // in a folder that lets programs run, which a folder for temporary files need not
         let root = tempfile::tempdir_in(folder).context("cannot make a temporary folder")?;
-        let mut debootstrap = Command::new("debootstrap");
-        debootstrap.args(["--variant=minbase", &base.suite]).arg(root.path()).arg(&mirror);
+        // It mounts /proc and /sys in the folder. In its own namespace they are gone when it is, however that came about, and
+        // whoever removes the folder removes nothing of the machine's.
+        let mut debootstrap = Command::new("unshare");
+        debootstrap.args(["--mount", "debootstrap", "--variant=minbase", &base.suite]).arg(root.path()).arg(&mirror);
         // where it looks for the programs that it runs inside
         debootstrap.env("PATH", with_system_folders());
         run::logged(&mut debootstrap, &folder.join(format!("base-{}.log", base.suite)))?;
