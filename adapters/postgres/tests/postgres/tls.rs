@@ -204,17 +204,20 @@ pub(crate) async fn tls_can_be_negotiated_directly() {
     let full = format!("sslmode=verify-full&sslrootcert={ours}");
     let proxy = Proxy::start(server.server.address).await.unwrap();
     let host = proxy.address().to_string();
-    let mut trips = Vec::new();
-    for negotiation in ["postgres", "direct"] {
-        let scene =
-            Scene::new(Postgres::open(&url(&server, &host, &format!("{full}&sslnegotiation={negotiation}"))).unwrap());
-        drop(scene.out(1).await);
-        let before = proxy.round_trips();
-        let out = scene.out(2).await;
-        trips.push(proxy.round_trips() - before);
-        assert!(is_encrypted(&out[1]).await);
-        drop(out);
-        scene.drain().await.assert_clean(2);
+    let mut trips = [u64::MAX; 2];
+    // The fewest of some: an answer that arrives in pieces may be counted as more.
+    for _ in 0..5 {
+        for (fewest, negotiation) in trips.iter_mut().zip(["postgres", "direct"]) {
+            let url = url(&server, &host, &format!("{full}&sslnegotiation={negotiation}"));
+            let scene = Scene::new(Postgres::open(&url).unwrap());
+            drop(scene.out(1).await);
+            let before = proxy.round_trips();
+            let out = scene.out(2).await;
+            *fewest = (*fewest).min(proxy.round_trips() - before);
+            assert!(is_encrypted(&out[1]).await);
+            drop(out);
+            scene.drain().await.assert_clean(2);
+        }
     }
     // Nobody asks first whether there is TLS.
     assert_eq!(trips[1], trips[0] - 1, "{trips:?}");
