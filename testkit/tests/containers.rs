@@ -275,7 +275,9 @@ async fn holds_a_paused_container() {
 
 /// Starts the test above in a process of its own; returns it once its container runs, with its name as an owner.
 fn holder(configure: impl FnOnce(&mut Command)) -> (Child, String) {
-    let mut command = Command::new(env::current_exe().unwrap());
+    // A shell has what it runs in the background ignore Ctrl-C, and so does what that starts.
+    let mut command = Command::new("env");
+    command.arg("--default-signal=INT").arg(env::current_exe().unwrap());
     command.args(["--exact", "holds_a_paused_container", "--ignored", "--nocapture"]);
     configure(&mut command);
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
