@@ -14,7 +14,6 @@ use rustix::process::Signal;
 use tokio::{
     runtime::Builder,
     signal::unix::{SignalKind, signal},
-    time::sleep,
 };
 use winddown_core::{BoxError, Error, Lifecycle};
 
@@ -23,6 +22,7 @@ use crate::{
     buffered::Buffered,
     cases::scene::Scene,
     child::{self, Child},
+    shared::gone_within,
     soak::{rounds, trial},
 };
 
@@ -108,13 +108,8 @@ async fn thawed<H: Frozen>(harness: &H) -> Result<String, BoxError> {
         let children: Vec<_> = (0..AT_ONCE).map(|_| Child::start_with(QUERIES, &environment)).collect();
         let frozen: Vec<_> = children.into_iter().map(|child| child.ready().signal(Signal::STOP)).collect();
         ended_while_frozen += harness.left().await?;
-        let began = Instant::now();
-        // Nothing but asking tells when a server has ended a session.
-        while harness.left().await? > 0 {
-            if began.elapsed() > SEEN_WITHIN {
-                return Err(format!("the server has not ended sessions that were idle for {SEEN_WITHIN:?}").into());
-            }
-            sleep(Duration::from_millis(50)).await;
+        if gone_within(SEEN_WITHIN, || harness.left()).await? > 0 {
+            return Err(format!("the server has not ended sessions that were idle for {SEEN_WITHIN:?}").into());
         }
         // The question is there when they go on, as an invocation is.
         for child in frozen {

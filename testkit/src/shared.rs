@@ -53,15 +53,23 @@ impl<S: Send + Sync> Default for Shared<S> {
     }
 }
 
-/// How many sessions are left when those that were cut have had a moment to end: the server has no event for that.
+/// How many sessions are left when those that were cut have had a moment to end.
 ///
 /// # Errors
 /// The one of `sessions`.
 pub async fn gone<F: Future<Output = Result<usize, BoxError>>>(sessions: impl Fn() -> F) -> Result<usize, BoxError> {
+    gone_within(MOMENT, sessions).await
+}
+
+/// How many are left when there are none, or after this time: the server has no event for that.
+pub(crate) async fn gone_within<F: Future<Output = Result<usize, BoxError>>>(
+    limit: Duration,
+    sessions: impl Fn() -> F,
+) -> Result<usize, BoxError> {
     let began = Instant::now();
     loop {
         let left = sessions().await?;
-        if left == 0 || began.elapsed() > MOMENT {
+        if left == 0 || began.elapsed() > limit {
             return Ok(left);
         }
         tokio::time::sleep(Duration::from_millis(50)).await;

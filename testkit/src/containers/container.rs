@@ -185,12 +185,11 @@ impl Container {
     pub async fn kill(&self) -> Result<()> {
         self.run(async |shared| {
             let killing = async {
-                shared.is_away(true);
                 let options = KillContainerOptionsBuilder::new().signal("SIGKILL").build();
                 shared.docker.kill_container(&shared.id, Some(options)).await.context("cannot kill")?;
                 shared.wait_for_end().await
             };
-            shared.network.in_turn("kill a container", killing).await
+            shared.leave("kill a container", killing).await
         })
         .await
     }
@@ -203,12 +202,11 @@ impl Container {
     pub async fn stop(&self) -> Result<()> {
         self.run(async |shared| {
             let stopping = async {
-                shared.is_away(true);
                 let options = StopContainerOptionsBuilder::new().build();
                 shared.docker.stop_container(&shared.id, Some(options)).await.context("cannot stop")?;
                 shared.wait_until_off_network().await
             };
-            shared.network.in_turn("stop a container", stopping).await
+            shared.leave("stop a container", stopping).await
         })
         .await
     }
@@ -228,11 +226,9 @@ impl Container {
                     shared.network.disconnect(&shared.id).await?;
                     shared.network.connect(&shared.id, shared.ip).await?;
                     let options = None::<StartContainerOptions>;
-                    shared.docker.start_container(&shared.id, options).await.context("cannot start again")?;
-                    shared.is_away(false);
-                    Ok(())
+                    shared.docker.start_container(&shared.id, options).await.context("cannot start again")
                 };
-                shared.network.in_turn("start a container again", starting).await?;
+                shared.come_back("start a container again", starting).await?;
                 log::wait(&shared.docker, &shared.id, &shared.ready, earlier, shared.limit).await?;
                 Ok(earlier)
             })
@@ -250,11 +246,7 @@ impl Container {
     /// When the engine refuses.
     pub async fn partition(&self) -> Result<()> {
         self.run(async |shared| {
-            let taking_off = async {
-                shared.is_away(true);
-                shared.network.disconnect(&shared.id).await
-            };
-            shared.network.in_turn("take a container off its network", taking_off).await
+            shared.leave("take a container off its network", shared.network.disconnect(&shared.id)).await
         })
         .await
     }
@@ -266,12 +258,8 @@ impl Container {
     /// When the engine refuses.
     pub async fn heal(&self) -> Result<()> {
         self.run(async |shared| {
-            let putting_back = async {
-                shared.network.connect(&shared.id, shared.ip).await?;
-                shared.is_away(false);
-                Ok(())
-            };
-            shared.network.in_turn("put a container back on its network", putting_back).await
+            let putting_back = shared.network.connect(&shared.id, shared.ip);
+            shared.come_back("put a container back on its network", putting_back).await
         })
         .await
     }
@@ -314,6 +302,25 @@ impl Shared {
         // it does not come back, whether it is gone or not
         self.is_away(false);
         removed
+    }
+
+    /// Has the engine take it off its network, in its turn; from then on it is away.
+    async fn leave(&self, what: &str, work: impl Future<Output = Result<()>>) -> Result<()> {
+        let leaving = async {
+            self.is_away(true);
+            work.await
+        };
+        self.network.in_turn(what, leaving).await
+    }
+
+    /// Has the engine put it back, in its turn; if that went well it is not away any more.
+    async fn come_back(&self, what: &str, work: impl Future<Output = Result<()>>) -> Result<()> {
+        let coming_back = async {
+            work.await?;
+            self.is_away(false);
+            Ok(())
+        };
+        self.network.in_turn(what, coming_back).await
     }
 
     /// Notes it, in the container's turn.

@@ -11,7 +11,7 @@ use testcontainers::bollard::{
         NetworkDisconnectRequest,
     },
 };
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
 
 use super::engine;
 
@@ -69,8 +69,12 @@ impl Network {
     /// Docker Engine 20.10 can lock up for good when two do so at once on the same network
     /// (<https://github.com/moby/moby/issues/46661>).
     pub(super) async fn in_turn<T>(&self, what: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
-        let _turn = self.shared.turns.acquire().await.context("a network's turns do not end before it")?;
+        let _turn = self.turn().await?;
         engine::act(what, work).await
+    }
+
+    async fn turn(&self) -> Result<SemaphorePermit<'_>> {
+        self.shared.turns.acquire().await.context("a network's turns do not end before it")
     }
 
     /// The same for a container that is new here, once none is away: the engine would give it the address of one who is.
@@ -78,7 +82,7 @@ impl Network {
         let mut away = self.shared.away.subscribe();
         loop {
             away.wait_for(|away| *away == 0).await.context("a network does not end before its users")?;
-            let _turn = self.shared.turns.acquire().await.context("a network's turns do not end before it")?;
+            let _turn = self.turn().await?;
             // Whoever goes away does so in a turn.
             if *away.borrow_and_update() == 0 {
                 return engine::act(what, work).await;
