@@ -27,7 +27,7 @@ mod network;
 mod setup;
 
 pub use self::{
-    container::{Container, Output},
+    container::{Container, Freezer, Output},
     network::Network,
     setup::Setup,
 };

@@ -12,6 +12,7 @@ mod logs;
 pub mod proxy;
 pub mod scene;
 mod shared;
+pub mod slow;
 pub mod soak;
 mod suite;
 pub mod trials;

@@ -24,6 +24,7 @@ use crate::{
     cases::scene::{Scene, abandon_statement, while_running},
     containers, gone,
     scene::until,
+    slow,
 };
 
 /// Set to anything: full size.
@@ -49,7 +50,8 @@ pub fn trials<H: Harness>() -> Vec<Trial> {
         ("l1_a_drain_behind_a_cut_network_ends_by_its_deadline", ServerUse::Own, |h| Box::pin(cut_off(h))),
         ("a_drained_lifecycle_leaves_no_task_thread_or_socket", ServerUse::Shared, |h| Box::pin(leaves_nothing(h))),
     ];
-    claims.into_iter().map(|(name, server, claim)| trial(name, server, claim)).collect()
+    let trials = claims.into_iter().map(|(name, server, claim)| trial(name, server, claim));
+    trials.chain(slow::trials::<H>()).collect()
 }
 
 /// A trial of one claim, called `soak_HARNESS_NAME`.

@@ -13,6 +13,7 @@ use testcontainers::{
         Docker,
         container::LogOutput,
         exec::{CreateExecOptions, StartExecResults},
+        models::ContainerUpdateBody,
         query_parameters::{
             InspectContainerOptions, KillContainerOptionsBuilder, StartContainerOptions, StopContainerOptionsBuilder,
             WaitContainerOptions,
@@ -175,6 +176,32 @@ impl Container {
         self.run(async |shared| shared.docker.unpause_container(&shared.id).await.context("cannot resume")).await
     }
 
+    /// What freezes it for moments, while others use it.
+    #[must_use]
+    pub fn freezer(&self) -> Freezer {
+        Freezer(Arc::clone(&self.shared))
+    }
+
+    /// Gives it so many cores at most, or as many as there are.
+    ///
+    /// # Errors
+    ///
+    /// When the engine refuses.
+    pub async fn limit_cores(&self, cores: Option<f64>) -> Result<()> {
+        const PERIOD: f64 = 100_000.0;
+        self.run(async move |shared| {
+            // A quota below zero is none.
+            let quota = cores.map_or(-1, |cores| (cores * PERIOD) as i64);
+            let limits = ContainerUpdateBody {
+                cpu_period: Some(PERIOD as i64),
+                cpu_quota: Some(quota),
+                ..ContainerUpdateBody::default()
+            };
+            shared.docker.update_container(&shared.id, limits).await.context("cannot limit its cores")
+        })
+        .await
+    }
+
     /// Ends its server with SIGKILL and waits until it is gone.
     ///
     /// Its address goes with it: whether a client sees its connections reset, or nothing any more, is a race.
@@ -281,6 +308,31 @@ impl Container {
         F: Future<Output = Result<T>> + Send + 'static,
     {
         engine::run(work(Arc::clone(&self.shared))).await
+    }
+}
+
+/// Freezes a container for moments: see [`Container::freezer`].
+#[derive(Clone, Debug)]
+pub struct Freezer(Arc<Shared>);
+
+impl Freezer {
+    /// Freezes its processes for so long.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped, it ends as it would have.
+    ///
+    /// # Errors
+    ///
+    /// When the engine refuses.
+    pub async fn freeze_for(&self, time: Duration) -> Result<()> {
+        let shared = Arc::clone(&self.0);
+        engine::run(async move {
+            shared.docker.pause_container(&shared.id).await.context("cannot pause")?;
+            tokio::time::sleep(time).await;
+            shared.docker.unpause_container(&shared.id).await.context("cannot resume")
+        })
+        .await
     }
 }
 
