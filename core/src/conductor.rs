@@ -200,7 +200,8 @@ pub(crate) async fn conduct(shared: &Shared, begun: &Begun, place: Place, forced
                 rows[i].begin();
                 let deadlines = plan.deadlines[i];
                 let answer_by = deadlines.end + plan.answer;
-                let drain = Drain { deadlines, gate: Arc::clone(nodes[i].gate()), tally: Arc::clone(&rows[i].tally) };
+                let (gate, tally) = (Arc::clone(nodes[i].gate()), Arc::clone(&rows[i].tally));
+                let drain = Drain { deadlines, grace: plan.graces[i], gate, tally };
                 let answer = place.drain(Arc::clone(&nodes[i]), drain, released.clone());
                 running.spawn(async move {
                     let finished = timeout_at(answer_by, answer).await;
@@ -327,7 +328,7 @@ impl Row {
                 Ok(Ended::NotInitialised) => (Outcome::NotInitialised, error),
                 Ok(Ended::Drained) => {
                     let lost = records.is_some_and(|records| records.written != records.accepted);
-                    let incomplete = lost || left_out > 0 || sessions.cut > 0;
+                    let incomplete = lost || left_out > 0 || sessions.cut > 0 || sessions.left_behind > 0;
                     (if incomplete { Outcome::Incomplete } else { Outcome::Drained }, error)
                 }
                 Ok(Ended::Hung) => (Outcome::Hung, error),

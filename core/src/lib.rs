@@ -10,6 +10,7 @@ mod work;
 
 // What an adapter implements, and what it is given for that.
 mod credentials;
+mod latency;
 mod name;
 mod resource;
 mod rested;
@@ -37,6 +38,7 @@ pub use crate::{
     error::{BoxError, Error, ErrorKind},
     guard::{Checkout, ShutdownGuard, Tracked, as_dependent},
     init::Retry,
+    latency::Latency,
     lifecycle::{Builder, Lifecycle, State},
     name::client_name,
     platform::{BUDGET_VARIABLE, Budget, PLATFORMS, Platform},

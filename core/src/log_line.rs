@@ -224,8 +224,12 @@ mod tests {
     fn the_metrics_are_the_sums_over_all_resources() {
         let records = Records { accepted: 10, written: 4, spilled: 3, lost: 2, in_doubt: 1, pending: 0 };
         let report = report(vec![
-            resource(Outcome::Drained, Sessions { closed: 3, cut: 0, cancelled: 0 }, None),
-            resource(Outcome::Incomplete, Sessions { closed: 1, cut: 2, cancelled: 1 }, Some(records)),
+            resource(Outcome::Drained, Sessions { closed: 3, ..Sessions::default() }, None),
+            resource(
+                Outcome::Incomplete,
+                Sessions { closed: 1, cut: 2, cancelled: 1, ..Sessions::default() },
+                Some(records),
+            ),
         ]);
         let metrics = Metrics::of_function(&report, at(), Some("audit".into()));
         let read: Value = serde_json::from_str(&line(&report, at(), Some(metrics))).unwrap();

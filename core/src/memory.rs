@@ -287,6 +287,8 @@ struct PoolState {
     idle: Vec<MemorySession>,
     /// Every session that has not said goodbye: idle, checked out, or saying it.
     open: Vec<u64>,
+    /// Those of them that say it now: nobody has them any more.
+    leaving: Vec<u64>,
     waiting: Vec<Waker>,
     closed: bool,
     /// Nobody says goodbye any more: what comes back ends without one.
@@ -456,21 +458,37 @@ impl Resource for Memory {
         pool.state().closed = true;
         let mut leaving = JoinSet::new();
         let mut settled = false;
+        // When what nobody waits for has had its time, for each group that has come back.
+        let mut graces = Vec::new();
         loop {
             let (idle, open) = {
                 let mut state = pool.state();
-                (std::mem::take(&mut state.idle), state.open.len())
+                let idle = std::mem::take(&mut state.idle);
+                state.leaving.extend(idle.iter().map(|session| session.inner.id));
+                (idle, state.open.len())
             };
             // A caller that was connecting may open one more session until it has left.
             if open == 0 && settled {
                 return Ok(());
             }
+            if !idle.is_empty() {
+                graces.push(Instant::now() + drain.grace());
+            }
             for session in idle {
                 leaving.spawn(session.goodbye());
             }
             tokio::select! {
+                // Whose future was dropped runs on where its session waits to say goodbye.
+                () = sleep_until(graces.first().copied().unwrap_or_else(Instant::now)), if !graces.is_empty() => {
+                    graces.remove(0);
+                    let leaving = pool.state().leaving.clone();
+                    drain.cancelled(self.server.cancel_all(&leaving));
+                }
                 Some(Ok(id)) = leaving.join_next() => {
-                    pool.state().open.retain(|open| *open != id);
+                    let mut state = pool.state();
+                    state.open.retain(|open| *open != id);
+                    state.leaving.retain(|leaving| *leaving != id);
+                    drop(state);
                     drain.closed(1);
                 }
                 () = pool.came_back.notified() => {}

@@ -14,26 +14,18 @@ use async_trait::async_trait;
 use tokio::time::{Instant, timeout_at};
 
 use crate::{
-    Capabilities, Drain, Error, Ledger, Resource, ResourceId, Step,
+    Capabilities, Drain, Error, Latency, Ledger, Resource, ResourceId, Step,
     gate::{Admits, Gate, wake},
     guard::{Pass, as_dependent},
     init::{InitCell, Retry},
     panics,
+    plan::{RESERVE_FLOOR, Reserve},
     resource::Deadlines,
 };
-
-/// Cancelling and the last goodbyes get at least this: a round trip to a server in the same region with room to spare.
-const RESERVE_FLOOR: Duration = Duration::from_millis(50);
 
 /// How long an initialisation that is under way may still take. A server that is there has answered by then; one that
 /// is not must not use up the 30 s of a platform that gives them.
 const INIT_PATIENCE: Duration = Duration::from_secs(1);
-
-/// No server is that slow; a resource that says so must not upset the arithmetic of the others.
-const RESERVE_MOST: Duration = Duration::from_secs(60);
-
-/// Connecting, cancelling, and a goodbye that is answered are about this many round trips.
-const RESERVE_ROUND_TRIPS: u32 = 8;
 
 /// When a node is drained, relative to the others that do not depend on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,7 +44,7 @@ pub(crate) trait Node: Send + Sync {
     fn facts(&self) -> &Facts;
     fn gate(&self) -> &Arc<Gate>;
     /// The time to keep for cancelling and for the last goodbyes; none where nothing is initialised.
-    fn reserve(&self) -> Duration;
+    fn reserve(&self) -> Reserve;
     async fn init(self: Arc<Self>) -> Result<(), Error>;
     async fn flush(self: Arc<Self>) -> Result<(), Error>;
     async fn drain(self: Arc<Self>, drain: Drain) -> Result<Ended, Error>;
@@ -75,6 +67,7 @@ pub(crate) struct Facts {
     pub(crate) order: Order,
     pub(crate) depends_on: Vec<ResourceId>,
     pub(crate) capabilities: Capabilities,
+    pub(crate) latency: Option<Arc<Latency>>,
     pub(crate) ledger: Option<Arc<Ledger>>,
 }
 
@@ -124,13 +117,14 @@ impl<R: Resource> Slot<R> {
             order,
             depends_on: resource.depends_on(),
             capabilities: resource.capabilities(),
+            latency: resource.latency(),
             ledger: resource.ledger(),
         };
         let opened = resource.opened();
         let reserve = OnceLock::new();
         if let Some(pool) = &opened {
             // The lock is new, so this cannot fail.
-            let _ = reserve.set(resource.reserve(pool).min(RESERVE_MOST));
+            let _ = reserve.set(resource.reserve(pool));
         }
         Self {
             facts,
@@ -192,7 +186,7 @@ impl<R: Resource> Slot<R> {
             let error = match slot.resource.init().await {
                 Ok(pool) => {
                     // In one life there is one success.
-                    let _ = slot.reserve.set(slot.resource.reserve(&pool).min(RESERVE_MOST));
+                    let _ = slot.reserve.set(slot.resource.reserve(&pool));
                     return Ok(pool);
                 }
                 Err(error) => error,
@@ -208,15 +202,6 @@ impl<R: Resource> Slot<R> {
     }
 }
 
-pub(crate) fn reserve_for(round_trip: Option<Duration>) -> Duration {
-    match round_trip {
-        // Nothing to ask anyone.
-        Some(Duration::ZERO) => Duration::ZERO,
-        None => RESERVE_FLOOR,
-        Some(round_trip) => round_trip.saturating_mul(RESERVE_ROUND_TRIPS).clamp(RESERVE_FLOOR, RESERVE_MOST),
-    }
-}
-
 #[async_trait]
 impl<R: Resource> Node for Slot<R> {
     fn facts(&self) -> &Facts {
@@ -227,12 +212,13 @@ impl<R: Resource> Node for Slot<R> {
         &self.gate
     }
 
-    fn reserve(&self) -> Duration {
+    fn reserve(&self) -> Reserve {
+        let latency = self.facts.latency.as_deref().map(Latency::expected);
         match self.reserve.get() {
-            Some(reserve) => *reserve,
+            Some(least) => Reserve::new(*least, latency),
             // It may succeed yet, and then has to be drained.
-            None if self.pool.is_running() => RESERVE_FLOOR,
-            None => Duration::ZERO,
+            None if self.pool.is_running() => Reserve::new(RESERVE_FLOOR, latency),
+            None => Reserve::NONE,
         }
     }
 

@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use crate::{Budget, ResourceId, node::Node, resource::Deadlines};
+use crate::{Budget, Latency, ResourceId, node::Node, resource::Deadlines};
 
 /// The order and the deadlines of one drain.
 ///
@@ -14,6 +14,8 @@ use crate::{Budget, ResourceId, node::Node, resource::Deadlines};
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub(crate) deadlines: Vec<Deadlines>,
+    /// For each node, how long what nobody waits for may go on.
+    pub(crate) graces: Vec<Duration>,
     /// How long after its end a resource's thread may still answer. Kept free before those that are drained after it.
     pub(crate) answer: Duration,
     /// For each node, the nodes that must be over before it begins (S4).
@@ -32,26 +34,108 @@ impl Plan {
         let deadline = now + budget.usable();
         let answer = budget.margin() / ANSWER_SHARE;
         let dependents = dependents(nodes);
-        let reserves: Vec<Duration> = nodes.iter().map(|node| node.reserve()).collect();
-        let below = below(&dependents, &reserves, answer);
-
-        // All reserves together take at most half of the time: a long chain of dependencies must not leave those at
-        // its top with nothing.
-        let longest = below.iter().zip(&reserves).map(|(below, own)| *below + *own).max().unwrap_or_default();
         let half = deadline.saturating_duration_since(now) / 2;
-        let scale = if longest > half { half.as_secs_f64() / longest.as_secs_f64() } else { 1.0 };
+        let reserves: Vec<Reserve> = nodes.iter().map(|node| node.reserve()).collect();
+        let Shares { reserves, answer } = share(&dependents, &reserves, answer, half);
+        let below = below(&dependents, &reserves, answer);
 
         let deadlines = below
             .iter()
             .zip(&reserves)
             .map(|(below, reserve)| {
-                let reserve = reserve.mul_f64(scale);
-                let end = deadline - below.mul_f64(scale);
-                Deadlines { settle: end - reserve, cut: end - reserve / CUT_SHARE, end }
+                let end = deadline - *below;
+                Deadlines { settle: end - *reserve, cut: end - *reserve / CUT_SHARE, end }
             })
             .collect();
-        Self { deadlines, answer: answer.mul_f64(scale), dependents }
+        let graces = nodes.iter().map(|node| grace(node.facts().latency.as_deref(), half)).collect();
+        Self { deadlines, graces, answer, dependents }
     }
+}
+
+/// How much time one resource has at its end, for cancelling and for the last goodbyes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Reserve {
+    /// What it needs.
+    need: Duration,
+    /// What it is given where there is time: a server answers late when it must not.
+    wish: Duration,
+}
+
+/// Cancelling and the last goodbyes get at least this: a round trip to a server in the same region with room to spare.
+pub(crate) const RESERVE_FLOOR: Duration = Duration::from_millis(50);
+
+/// What a server is given for them where the budget has it: it may have to write to a disk that is busy, or wait for a core,
+/// before it says that a statement is over. A statement that would have ended by itself in this time is rare in comparison.
+const RESERVE_WISH: Duration = Duration::from_millis(500);
+
+/// No server is that slow; a resource that says so must not upset the arithmetic of the others.
+const RESERVE_MOST: Duration = Duration::from_secs(60);
+
+/// Connecting, cancelling, and a goodbye that is answered are about this many round trips.
+const RESERVE_ANSWERS: u32 = 8;
+
+/// What is about to end by itself has ended after so many answers.
+const GRACE_ANSWERS: u32 = 4;
+
+/// What is given at the least to what nobody waits for: the time slice of a busy machine.
+const GRACE_FLOOR: Duration = Duration::from_millis(10);
+
+/// And at the most, of half of the time.
+const GRACE_SHARE: u32 = 4;
+
+impl Reserve {
+    /// Where there is nothing to do.
+    pub(crate) const NONE: Self = Self { need: Duration::ZERO, wish: Duration::ZERO };
+
+    /// What the resource asks for, and what its server's answers take, if it has one.
+    pub(crate) fn new(least: Duration, latency: Option<Duration>) -> Self {
+        let least = least.min(RESERVE_MOST);
+        let Some(latency) = latency else { return Self { need: least, wish: least } };
+        let need = latency.saturating_mul(RESERVE_ANSWERS).min(RESERVE_MOST).max(least);
+        Self { need, wish: need.max(RESERVE_WISH) }
+    }
+}
+
+/// How long what nobody waits for may go on.
+fn grace(latency: Option<&Latency>, half: Duration) -> Duration {
+    let answers = latency.map(Latency::expected).unwrap_or_default().saturating_mul(GRACE_ANSWERS);
+    answers.max(GRACE_FLOOR).min(half / GRACE_SHARE)
+}
+
+/// What each resource is given, and how long its thread may take to answer.
+struct Shares {
+    reserves: Vec<Duration>,
+    answer: Duration,
+}
+
+/// All reserves along a chain together take at most half of the time: a long chain of dependencies must not leave those at its
+/// top with nothing. What is needed comes first, and what is wished for as far as there is room.
+fn share(dependents: &[Vec<usize>], reserves: &[Reserve], answer: Duration, half: Duration) -> Shares {
+    let longest = |reserves: &[Duration]| {
+        let below = below(dependents, reserves, answer);
+        below.iter().zip(reserves).map(|(below, own)| *below + *own).max().unwrap_or_default()
+    };
+    let needs: Vec<_> = reserves.iter().map(|reserve| reserve.need).collect();
+    let needed = longest(&needs);
+    if needed > half {
+        let scaled = |time: Duration| part(time, half, needed);
+        return Shares { reserves: needs.into_iter().map(scaled).collect(), answer: scaled(answer) };
+    }
+    let wishes: Vec<_> = reserves.iter().map(|reserve| reserve.wish).collect();
+    let wished = longest(&wishes);
+    if wished <= half {
+        return Shares { reserves: wishes, answer };
+    }
+    // The length of a chain grows in proportion, so this much of the difference has room in every one.
+    let more = |reserve: &Reserve| part(reserve.wish - reserve.need, half - needed, wished - needed);
+    Shares { reserves: reserves.iter().map(|reserve| reserve.need + more(reserve)).collect(), answer }
+}
+
+/// This time, in the proportion of two others.
+fn part(time: Duration, of: Duration, whole: Duration) -> Duration {
+    let nanos = time.as_nanos() * of.as_nanos() / whole.as_nanos().max(1);
+    // At most half of a budget.
+    Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
 }
 
 /// Who depends on whom, turned round: for each node those that are drained before it.

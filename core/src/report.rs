@@ -129,6 +129,14 @@ pub struct Sessions {
     pub cut: u64,
     /// Statements that the server was asked to stop.
     pub cancelled: u64,
+    /// Sessions that the drain opened itself, to ask a server or to cancel, and did not see end. None of them is in another
+    /// column: nobody had one of these.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub left_behind: u64,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// What became of a buffer's records. Always `accepted = written + spilled + lost + in_doubt + pending`, and `pending` is
@@ -284,7 +292,7 @@ impl ResourceReport {
         if matches!(self.outcome, Outcome::Hung | Outcome::Panicked | Outcome::Failed) {
             parts.push(format!("at {}", self.step));
         }
-        let Sessions { closed, cut, cancelled } = self.sessions;
+        let Sessions { closed, cut, cancelled, left_behind } = self.sessions;
         let mut count = |number: u64, what: &str| {
             if number > 0 {
                 parts.push(format!("{number} {what}"));
@@ -293,6 +301,7 @@ impl ResourceReport {
         count(closed, "closed");
         count(cancelled, "cancelled");
         count(cut, "cut");
+        count(left_behind, "of the drain's own left behind");
         if let Some(Records { accepted, written, spilled, lost, in_doubt, pending }) = self.records {
             parts.push(format!("{accepted} records accepted, {written} written, {lost} lost"));
             let mut count = |number: u64, what: &str| {

@@ -11,9 +11,9 @@ use std::{
 use tokio::{task::JoinSet, time::Instant};
 
 use crate::{
-    Error, ErrorKind,
+    Error, ErrorKind, Latency,
     gate::Gate,
-    node::reserve_for,
+    plan::RESERVE_FLOOR,
     report::{Ledger, Step, Tally},
 };
 
@@ -79,6 +79,8 @@ pub trait Resource: Send + Sync + 'static {
     /// Called once, after checkouts are refused. The adapter
     /// - says goodbye to every idle session at once, concurrently, without waiting for those that are out;
     /// - says goodbye to each one that comes back, when it comes back;
+    /// - asks the server to stop what nobody waits for any more, once that has lasted for [`Drain::grace`]: a statement whose
+    ///   future was dropped, and whose checkout is back, would hold up the drain for as long as it takes (L6);
     /// - from [`Drain::cut`] on cuts what is left;
     /// - counts with [`Drain::closed`] what the server has closed its side of, and with [`Drain::was_cut`] the rest;
     /// - returns when every checkout is back ([`Drain::settled`]) and no session is left: a caller that was connecting
@@ -125,19 +127,22 @@ pub trait Resource: Send + Sync + 'static {
         Capabilities::ALL
     }
 
-    /// How long one round trip to the server takes, as seen at init. Sizes the time kept for cancelling and for the
-    /// last goodbyes; `Some(Duration::ZERO)` where there is nobody to ask, and no time to keep.
-    fn round_trip(&self, pool: &Self::Pool) -> Option<Duration> {
-        let _ = pool;
+    /// How long the server takes to answer, as the adapter sees it from the first session on; none where there is no server.
+    /// Asked for once for each life, before it is initialised in that life.
+    ///
+    /// With it, time is kept for cancelling and for the last goodbyes: eight answers as the server gives them now, and half a
+    /// second where the budget has that much, but of a short budget half at most.
+    fn latency(&self) -> Option<Arc<Latency>> {
         None
     }
 
-    /// The time to keep for what comes when settling has ended: cancelling and the last goodbyes, or whatever this resource
-    /// does with what it could not end in order. Half of the budget is for that at most, of all resources together.
+    /// The time to keep at the least for what comes when settling has ended: cancelling and the last goodbyes, or whatever this
+    /// resource does with what it could not end in order. Half of the budget is for that at most, of all resources together.
     ///
-    /// By default some [round trips](Self::round_trip), at least 50 ms, and nothing where there is nobody to ask.
+    /// By default 50 ms. What a [server](Self::latency) needs is added by itself.
     fn reserve(&self, pool: &Self::Pool) -> Duration {
-        reserve_for(self.round_trip(pool))
+        let _ = pool;
+        RESERVE_FLOOR
     }
 
     /// The resources this one uses, and must therefore be drained before (S4): the
@@ -240,6 +245,7 @@ impl Capabilities {
 /// sure of it, not at the end.
 pub struct Drain {
     pub(crate) deadlines: Deadlines,
+    pub(crate) grace: Duration,
     pub(crate) gate: Arc<Gate>,
     pub(crate) tally: Arc<Tally>,
 }
@@ -259,6 +265,12 @@ impl Drain {
     /// When the resource is left as it is, whatever it does.
     pub fn deadline(&self) -> Instant {
         self.deadlines.end
+    }
+
+    /// How long what nobody waits for may go on, from when draining begins or its checkout comes back: what is about to end is
+    /// let end. Some answers of the server, as [`Resource::latency`] knows it.
+    pub fn grace(&self) -> Duration {
+        self.grace
     }
 
     /// Ready when every checkout is back.
@@ -285,6 +297,12 @@ impl Drain {
     /// So many sessions were cut, or are left to the end of the process.
     pub fn was_cut(&self, sessions: usize) {
         self.tally.change(|known| known.sessions.cut += sessions as u64);
+    }
+
+    /// So many sessions that the drain itself opened were not seen to end: those that ask a server, or cancel. They are of none of
+    /// the pool's, and in no other count.
+    pub fn left_behind(&self, sessions: usize) {
+        self.tally.change(|known| known.sessions.left_behind += sessions as u64);
     }
 
     /// Quotes an error in the report, without making the outcome a failure.

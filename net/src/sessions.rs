@@ -5,9 +5,9 @@
 //! application's runtime does.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fmt,
-    future::{Future, poll_fn},
+    future::{Future, pending, poll_fn},
     mem,
     pin::Pin,
     sync::{
@@ -18,13 +18,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use tokio::{
     runtime::Handle,
     sync::Notify,
     task::{AbortHandle, JoinHandle, JoinSet},
-    time::{sleep_until, timeout},
+    time::{sleep, sleep_until, timeout},
 };
-use winddown_core::{Drain, Error};
+use winddown_core::{Drain, Error, Latency};
 
 use crate::Link;
 
@@ -52,6 +53,9 @@ pub struct Sessions<P> {
     state: Mutex<State<P>>,
     /// A session was opened or has ended.
     changed: Notify,
+    latency: Arc<Latency>,
+    /// Something on a session is not waited for any more.
+    abandoned: Notify,
 }
 
 struct State<P> {
@@ -61,8 +65,23 @@ struct State<P> {
     /// While draining: those that the drain has not taken over yet.
     fresh: Vec<Arc<Session<P>>>,
     ended: Ended,
-    /// How long the last one took to open, from when its socket was connected.
-    opening: Option<Duration>,
+}
+
+impl<P> State<P> {
+    /// The one place where the end of a session is recorded: it is taken out of the book for it, so there is no second time.
+    fn end(&mut self, id: u64, end: End) {
+        if self.open.remove(&id).is_none() {
+            return;
+        }
+        match end {
+            End::Closed => self.ended.closed += 1,
+            End::NeverOpened => {}
+            End::Failed(error) => {
+                self.ended.cut += 1;
+                self.ended.error = Some(error);
+            }
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -104,6 +123,8 @@ pub struct Session<P> {
     task: Mutex<Option<AbortHandle>>,
     /// The drain polls it now.
     taken: AtomicBool,
+    /// Nobody has the client of it any more.
+    abandoned: AtomicBool,
     began: Instant,
     part: P,
 }
@@ -111,8 +132,8 @@ pub struct Session<P> {
 impl<P> Default for Sessions<P> {
     fn default() -> Self {
         let (open, ended) = (HashMap::new(), Ended::default());
-        let state = State { phase: Phase::Open, last: 0, open, fresh: Vec::new(), ended, opening: None };
-        Self { state: Mutex::new(state), changed: Notify::new() }
+        let state = State { phase: Phase::Open, last: 0, open, fresh: Vec::new(), ended };
+        Self { state: Mutex::new(state), changed: Notify::new(), latency: Arc::default(), abandoned: Notify::new() }
     }
 }
 
@@ -141,9 +162,9 @@ impl<P: Send + Sync + 'static> Sessions<P> {
         self.state().phase == Phase::Over
     }
 
-    /// How long the last session took to open, from when its socket was connected.
-    pub fn opening(&self) -> Option<Duration> {
-        self.state().opening
+    /// What the sessions have shown of how long their servers take to answer.
+    pub fn latency(&self) -> &Arc<Latency> {
+        &self.latency
     }
 
     fn news(&self) -> News<P> {
@@ -185,6 +206,7 @@ impl<P: Send + Sync + 'static> Sessions<P> {
             life: Mutex::new(Some(life(Weak::clone(session)))),
             task: Mutex::new(None),
             taken: AtomicBool::new(false),
+            abandoned: AtomicBool::new(false),
             began: Instant::now(),
             part,
         });
@@ -197,20 +219,16 @@ impl<P: Send + Sync + 'static> Sessions<P> {
         Some(session)
     }
 
-    fn over(&self, id: u64, end: End) {
+    /// Nothing is opened any more; what has ended since the drain last asked, and what has not.
+    fn close_book(&self) -> (Ended, Vec<Arc<Session<P>>>) {
         let mut state = self.state();
-        if state.open.remove(&id).is_none() {
-            return;
-        }
-        match end {
-            End::Closed => state.ended.closed += 1,
-            End::NeverOpened => {}
-            End::Failed(error) => {
-                state.ended.cut += 1;
-                state.ended.error = Some(error);
-            }
-        }
-        drop(state);
+        state.phase = Phase::Over;
+        let (ended, left) = (mem::take(&mut state.ended), mem::take(&mut state.open));
+        (ended, left.into_values().collect())
+    }
+
+    fn over(&self, id: u64, end: End) {
+        self.state().end(id, end);
         self.changed.notify_one();
     }
 }
@@ -275,7 +293,53 @@ impl<P: Send + Sync + 'static> Draining<'_, P> {
     }
 }
 
-/// Counts what is left as cut when it is dropped: at the end of a goodbye, also where the deadline drops that.
+impl<P: Send + Sync + 'static> Draining<'_, P> {
+    /// Has `stop` end what nobody waits for any more, on each session that `is_left` says it of, when that has lasted for the
+    /// drain's grace; until settling ends. What `stop` returns is counted as cancelled. It ends one thing, and is called again
+    /// while the session stays so, but not once it has failed, which is noted. Never ready.
+    ///
+    /// # Cancel safety
+    /// Cancel safe; what was counted stands.
+    pub async fn stop_abandoned<F>(
+        &self,
+        drain: &Drain,
+        is_left: impl Fn(&Session<P>) -> bool + Copy,
+        stop: impl Fn(Arc<Session<P>>) -> F + Copy,
+    ) where
+        F: Future<Output = Result<usize, Error>>,
+    {
+        let sessions = self.0;
+        // No tasks: what `stop` holds is given back at the moment when this is dropped.
+        let mut stopping = FuturesUnordered::new();
+        let mut looked_after = HashSet::new();
+        loop {
+            for session in sessions.open() {
+                if is_left(&session) && looked_after.insert(session.id) {
+                    stopping.push(async move {
+                        sleep(drain.grace()).await;
+                        // It may have ended by itself.
+                        let stopped = if is_left(&session) { stop(Arc::clone(&session)).await } else { Ok(0) };
+                        (session.id, stopped)
+                    });
+                }
+            }
+            tokio::select! {
+                () = sessions.abandoned.notified() => {}
+                Some((id, stopped)) = stopping.next() => match stopped {
+                    Ok(statements) => {
+                        looked_after.remove(&id);
+                        drain.cancelled(statements);
+                    }
+                    Err(error) => drain.note(&error),
+                },
+                // From here on all that runs is stopped.
+                () = drain.settle_ended() => return pending().await,
+            }
+        }
+    }
+}
+
+/// Counts what is left as cut, and cuts it, when it is dropped: at the end of a goodbye, also where the deadline drops that.
 struct Rest<'a, P: Send + Sync + 'static> {
     sessions: &'a Sessions<P>,
     drain: &'a Drain,
@@ -283,9 +347,12 @@ struct Rest<'a, P: Send + Sync + 'static> {
 
 impl<P: Send + Sync + 'static> Drop for Rest<'_, P> {
     fn drop(&mut self) {
-        let News { ended, open, .. } = self.sessions.news();
+        let (ended, left) = self.sessions.close_book();
         count(self.drain, ended);
-        self.drain.was_cut(open);
+        self.drain.was_cut(left.len());
+        for session in left {
+            session.cut();
+        }
     }
 }
 
@@ -300,12 +367,8 @@ fn count(drain: &Drain, ended: Ended) {
 
 impl<P: Send + Sync + 'static> Drop for Draining<'_, P> {
     fn drop(&mut self) {
-        let open = {
-            let mut state = self.0.state();
-            state.phase = Phase::Over;
-            mem::take(&mut state.open)
-        };
-        for session in open.into_values() {
+        let (_, left) = self.0.close_book();
+        for session in left {
             session.cut();
         }
     }
@@ -390,10 +453,30 @@ impl<P: Send + Sync + 'static> Session<P> {
         Held(Some(task))
     }
 
+    /// Nobody has the client of it any more: nobody waits for what it does.
+    pub fn abandon(&self) {
+        // SeqCst: as for `taken`.
+        self.abandoned.store(true, Ordering::SeqCst);
+        self.is_left();
+    }
+
+    /// Somebody has given up waiting for something on it: a drain looks whether it is to be stopped.
+    pub fn is_left(&self) {
+        if let Some(sessions) = self.sessions.upgrade() {
+            sessions.abandoned.notify_one();
+        }
+    }
+
+    /// Whether nobody has the client of it any more.
+    pub fn is_abandoned(&self) -> bool {
+        self.abandoned.load(Ordering::SeqCst)
+    }
+
     /// It is open now: notes how long that took.
     pub fn is_open(&self) {
         if let Some(sessions) = self.sessions.upgrade() {
-            sessions.state().opening = Some(self.began.elapsed());
+            // Connecting is over by then; what follows is about four answers of the server.
+            sessions.latency.saw(self.began.elapsed() / 4);
         }
     }
 

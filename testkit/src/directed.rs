@@ -8,7 +8,7 @@ use std::{
 };
 
 use tokio::sync::watch;
-use winddown_core::{Capabilities, Drain, Error, Ledger, Resource, ResourceId};
+use winddown_core::{Capabilities, Drain, Error, Latency, Ledger, Resource, ResourceId};
 
 /// Any resource, with its steps counted, held and made to fail by a [`Director`]. What is not directed is the
 /// resource's own.
@@ -170,8 +170,8 @@ impl<R: Resource> Resource for Directed<R> {
         self.resource.capabilities()
     }
 
-    fn round_trip(&self, pool: &R::Pool) -> Option<Duration> {
-        self.resource.round_trip(pool)
+    fn latency(&self) -> Option<Arc<Latency>> {
+        self.resource.latency()
     }
 
     fn reserve(&self, pool: &R::Pool) -> Duration {

@@ -9,7 +9,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use deadpool::managed::{self, Metrics, Object, RecycleError, RecycleResult};
@@ -274,7 +274,9 @@ impl managed::Manager for Manager {
             }
         } else if self.rested.is_suspect(metrics.recycled.unwrap_or(metrics.created)) {
             // What the server has closed meanwhile is known to the kernel, and fails at once.
+            let asked = Instant::now();
             let answer = timeout(self.check_timeout, session.ping()).await;
+            self.connector.sessions.latency.saw(asked.elapsed());
             if !matches!(answer, Ok(Ok(()))) {
                 tracing::debug!("a connection did not answer after a rest, replacing it");
                 return Err(RecycleError::message("the server has closed the connection"));

@@ -51,21 +51,26 @@ pub(crate) async fn say(connector: &Arc<Connector>, empty: impl Fn() + Send, dra
     // Later than that there is no time to open a session first: all reserves together are at most half of the time.
     let now = Instant::now();
     let half = now + drain.deadline().saturating_duration_since(now) / 2;
+    let grace = now + drain.grace();
     loop {
         empty();
-        let News { returned, ended, open, held, servers } = sessions.news();
+        let News { returned, ended, open, held, abandoned, servers } = sessions.news();
         count(drain, ended);
+        if !returned.is_empty() {
+            sessions.want(|wanted| wanted.left += returned.len());
+        }
         for (key, conn) in returned {
             leaving.spawn(leave(Arc::clone(sessions), key, conn));
         }
         if settled && held == 0 {
             sessions.want(|wanted| wanted.watch = true);
         }
-        let Wanted { prepare, .. } = *wanted.borrow();
-        if prepare || wanted.borrow().asks() {
+        let now_wanted = *wanted.borrow();
+        let Wanted { prepare, .. } = now_wanted;
+        if prepare || now_wanted.asks() || (now_wanted.abandoned && abandoned) {
             for server in servers {
                 if watched.insert(server.index) {
-                    watching.spawn(Watch::new(connector, server).run());
+                    watching.spawn(Watch::new(connector, server, drain.grace()).run());
                 }
             }
         }
@@ -83,6 +88,7 @@ pub(crate) async fn say(connector: &Arc<Connector>, empty: impl Fn() + Send, dra
             },
             () = drain.settled(), if !settled => settled = true,
             () = sleep_until(half), if !prepare => sessions.want(|wanted| wanted.prepare = true),
+            () = sleep_until(grace), if !now_wanted.abandoned => sessions.want(|wanted| wanted.abandoned = true),
             () = drain.cut(), if limit.is_none() => {
                 sessions.want(|wanted| wanted.cut = true);
                 // Half of the time is for the server's answers, the rest for saying how that went.
@@ -103,9 +109,8 @@ struct Rest<'a> {
 
 impl Drop for Rest<'_> {
     fn drop(&mut self) {
-        let News { ended, open, .. } = self.sessions.news();
-        count(self.drain, ended);
-        self.drain.was_cut(open + self.sessions.watchers());
+        count(self.drain, self.sessions.close_book());
+        self.drain.left_behind(self.sessions.watchers());
     }
 }
 
@@ -133,6 +138,8 @@ struct Watch {
     server: Arc<Server>,
     wanted: watch::Receiver<Wanted>,
     watcher: Option<Watcher>,
+    /// How long what nobody waits for may go on.
+    grace: Duration,
     /// Whose statements were stopped.
     cancelled: HashSet<u32>,
     /// Which of those that the driver has dropped wait for it nevertheless, and since when.
@@ -144,8 +151,9 @@ struct Watch {
 }
 
 impl Watch {
-    fn new(connector: &Arc<Connector>, server: Arc<Server>) -> Self {
+    fn new(connector: &Arc<Connector>, server: Arc<Server>, grace: Duration) -> Self {
         Self {
+            grace,
             connector: Arc::clone(connector),
             wanted: connector.sessions.wanted(),
             server,
@@ -198,7 +206,7 @@ impl Watch {
             // What is to be asked may be something else by then.
             self.watcher = Some(open(&self.connector, &self.server).await?);
             self.connector.sessions.watcher_came();
-        } else if wanted.asks() {
+        } else if wanted.asks() || (wanted.abandoned && asked.iter().any(|asked| asked.is_leaving || asked.has_left)) {
             self.ask(wanted, asked).await?;
             self.pause().await;
         } else {
@@ -229,7 +237,7 @@ impl Watch {
         let mut doomed = Vec::new();
         for asked in &here {
             let found = listed.iter().find(|listed| listed.id == asked.id);
-            sessions.saw(Key { server, id: asked.id }, found.is_some());
+            sessions.saw(Key { server, id: asked.id }, found.copied());
             let Some(found) = found else {
                 self.progress = Instant::now();
                 continue;
@@ -240,7 +248,7 @@ impl Watch {
             };
             if wanted.cut || is_forsaken {
                 doomed.push(asked.id);
-            } else if wanted.cancel && found.is_busy {
+            } else if found.is_busy && (wanted.cancel || asked.is_abandoned_for(self.grace)) {
                 // Also of one that is to say goodbye: what is left of its results may take its time.
                 busy.push(asked.id);
             }

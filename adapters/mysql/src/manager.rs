@@ -1,22 +1,17 @@
 //! The resource: how sessions are opened, handed out, checked, given back and ended.
 
-use std::{
-    fmt,
-    sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
-};
+use std::{fmt, sync::Arc, time::Instant};
 
 use deadpool::Runtime;
 use mysql_async::{Opts, OptsBuilder, Pool as DriverPool, prelude::Queryable as _};
 use rustls::crypto::{CryptoProvider, ring};
-use winddown_core::{Drain, Error, ErrorKind, Resource, Rested, client_name};
+use winddown_core::{Drain, Error, ErrorKind, Latency, Resource, Rested, client_name};
 
 use crate::{
     config::Config,
     connect::{Connection, Connector, Manager, Pool},
     error, farewell,
     sessions::Sessions,
-    watcher::UNLISTING,
     wrapped::Wrapped,
 };
 
@@ -26,7 +21,6 @@ use crate::{
 pub struct Mysql {
     config: Config,
     sessions: Arc<Sessions>,
-    round_trip: Mutex<Option<Duration>>,
 }
 
 impl Mysql {
@@ -40,7 +34,7 @@ impl Mysql {
 
     /// The database of this configuration, ours or the driver's. Nothing is opened yet.
     pub fn new(config: impl Into<Config>) -> Self {
-        Self { config: config.into(), sessions: Arc::default(), round_trip: Mutex::default() }
+        Self { config: config.into(), sessions: Arc::default() }
     }
 
     /// The database whose URL is in `MYSQL_URL`. Nothing is opened yet.
@@ -108,11 +102,7 @@ impl Resource for Mysql {
         let mut connection = pool.get().await.map_err(error::first)?;
         let asked = Instant::now();
         connection.ping().await.map_err(error::open)?;
-        // Statements are cancelled by a session that is opened for it, asks, waits for those that were cancelled to leave, and
-        // then leaves itself; and on a slow machine the work at either end outweighs the way between them.
-        let opening = self.sessions.took().unwrap_or_default();
-        let round_trip = asked.elapsed().max(opening) + UNLISTING.1;
-        *self.round_trip.lock().unwrap_or_else(PoisonError::into_inner) = Some(round_trip);
+        self.sessions.latency.saw(asked.elapsed());
         Ok(pool)
     }
 
@@ -140,8 +130,8 @@ impl Resource for Mysql {
         Ok(())
     }
 
-    fn round_trip(&self, _: &Pool) -> Option<Duration> {
-        *self.round_trip.lock().unwrap_or_else(PoisonError::into_inner)
+    fn latency(&self) -> Option<Arc<Latency>> {
+        Some(Arc::clone(&self.sessions.latency))
     }
 }
 

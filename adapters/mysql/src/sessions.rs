@@ -18,11 +18,12 @@ use tokio::{
     sync::{Notify, watch},
     time::timeout,
 };
-use winddown_core::Error;
+use winddown_core::{Error, ErrorKind, Latency};
 
 use crate::{
     connect::{Address, Connection},
     error,
+    watcher::Listed,
 };
 
 /// How long a session that nobody wants any more may go on opening, or take to say goodbye.
@@ -37,6 +38,8 @@ pub(crate) struct Sessions {
     pub(crate) answered: Notify,
     /// What the drain wants of those who watch the servers.
     wanted: watch::Sender<Wanted>,
+    /// How long the servers take to answer.
+    pub(crate) latency: Arc<Latency>,
 }
 
 #[derive(Default)]
@@ -57,8 +60,33 @@ struct State {
     ended: Ended,
     /// How many of those who watch have a session that was not seen to end.
     watchers: usize,
-    /// How long the last one took to open.
-    took: Option<Duration>,
+}
+
+impl State {
+    /// The one place where the end of a session is recorded: it is taken out of the book for it, so there is no second time.
+    fn end(&mut self, key: Key, end: End) {
+        if self.open.remove(&key).is_none() {
+            return;
+        }
+        match end {
+            End::Uncounted => {}
+            End::Closed => self.ended.closed += 1,
+            End::Cut(error) => {
+                self.ended.cut += 1;
+                self.ended.error = error.or(self.ended.error.take());
+            }
+        }
+    }
+}
+
+/// How a session ended.
+enum End {
+    /// The server does not list it any more, and did not have to be told.
+    Closed,
+    /// In any other way; with an error, if there is one.
+    Cut(Option<Error>),
+    /// Before the drain.
+    Uncounted,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -79,9 +107,11 @@ pub(crate) struct Wanted {
     pub(crate) watch: bool,
     /// Stop whatever runs.
     pub(crate) cancel: bool,
+    /// Stop what nobody waits for: that has had its time.
+    pub(crate) abandoned: bool,
     /// End whatever is listed.
     pub(crate) cut: bool,
-    /// How many have said goodbye: each is a reason to look.
+    /// How many nobody has any more, and how many of those have said goodbye: each is a reason to look.
     pub(crate) left: usize,
 }
 
@@ -119,8 +149,10 @@ struct Entry {
     /// By what name the server knows itself. Others may be behind the same address, with sessions of the same number.
     host: Option<Arc<str>>,
     standing: Standing,
-    /// The server listed it while draining.
-    seen: bool,
+    /// When somebody last waited for it.
+    waited_for: Instant,
+    /// What the server said of it, if it listed it while draining.
+    seen: Option<Listed>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -147,6 +179,8 @@ pub(crate) struct News {
     pub(crate) open: usize,
     /// How many of them somebody has, or is about to have.
     pub(crate) held: usize,
+    /// Whether nobody has some of them.
+    pub(crate) abandoned: bool,
     /// Where they are.
     pub(crate) servers: Vec<Arc<Server>>,
 }
@@ -172,12 +206,22 @@ pub(crate) struct Asked {
     pub(crate) is_leaving: bool,
     /// The driver has dropped its connection.
     pub(crate) has_left: bool,
+    /// When somebody last waited for what it does.
+    pub(crate) waited_for: Instant,
+}
+
+impl Asked {
+    /// Nobody has waited for what it does for that long.
+    pub(crate) fn is_abandoned_for(&self, grace: Duration) -> bool {
+        (self.is_leaving || self.has_left) && self.waited_for.elapsed() >= grace
+    }
 }
 
 impl Default for Sessions {
     fn default() -> Self {
         let (changed, answered) = (Notify::new(), Notify::new());
-        Self { state: Mutex::default(), changed, answered, wanted: watch::Sender::new(Wanted::default()) }
+        let (wanted, latency) = (watch::Sender::new(Wanted::default()), Arc::default());
+        Self { state: Mutex::default(), changed, answered, wanted, latency }
     }
 }
 
@@ -201,11 +245,6 @@ impl Sessions {
         }
         state.opening += 1;
         Some(Opening { entered: state.entered, began: Instant::now(), sessions: Arc::clone(self) })
-    }
-
-    /// How long the last session took to open.
-    pub(crate) fn took(&self) -> Option<Duration> {
-        self.state().took
     }
 
     /// The sessions that the driver has dropped from this server, if they are so many that it should be asked which of
@@ -236,12 +275,16 @@ impl Sessions {
             if let Some(entry) = state.open.get_mut(&key)
                 && entry.standing == Standing::Held
             {
-                entry.standing = Standing::Left;
+                (entry.standing, entry.waited_for) = (Standing::Left, Instant::now());
             }
             Some(conn)
         };
+        let is_draining = state.phase == Phase::Draining;
         drop(state);
         self.changed.notify_one();
+        if is_draining {
+            self.want(|wanted| wanted.left += 1);
+        }
         // The driver would close the socket, and nothing else: it forgets its goodbye where a connection is dropped.
         if let Some(conn) = dropped.filter(|conn| !conn.is_disconnected())
             && let Ok(runtime) = Handle::try_current()
@@ -255,7 +298,7 @@ impl Sessions {
         let mut state = self.state();
         for (key, entry) in &mut state.open {
             if key.id == id && is_disconnected && entry.standing == Standing::Held {
-                entry.standing = Standing::Left;
+                (entry.standing, entry.waited_for) = (Standing::Left, Instant::now());
             }
         }
         drop(state);
@@ -325,12 +368,13 @@ impl Sessions {
         let (returned, ended) = (mem::take(&mut state.returned), mem::take(&mut state.ended));
         for (key, _) in &returned {
             if let Some(entry) = state.open.get_mut(key) {
-                entry.standing = Standing::Leaving;
+                (entry.standing, entry.waited_for) = (Standing::Leaving, Instant::now());
             }
         }
+        let abandoned = state.open.values().any(|entry| matches!(entry.standing, Standing::Leaving | Standing::Left));
         let held = state.open.values().filter(|entry| entry.standing == Standing::Held).count() + state.opening;
         let servers = state.servers.iter().filter(|server| state.open.keys().any(|key| key.server == server.index));
-        News { returned, ended, open: state.open.len(), held, servers: servers.cloned().collect() }
+        News { returned, ended, open: state.open.len(), held, abandoned, servers: servers.cloned().collect() }
     }
 
     pub(crate) fn wanted(&self) -> watch::Receiver<Wanted> {
@@ -358,28 +402,29 @@ impl Sessions {
             host: entry.host.clone(),
             is_leaving: entry.standing == Standing::Leaving,
             has_left: entry.has_left(),
+            waited_for: entry.waited_for,
         });
         asked.collect()
     }
 
     /// The server was asked about a session, and this is what it said.
-    pub(crate) fn saw(&self, key: Key, is_listed: bool) {
+    pub(crate) fn saw(&self, key: Key, listed: Option<Listed>) {
         let mut state = self.state();
         let Some(entry) = state.open.get_mut(&key) else { return };
-        if is_listed {
-            entry.seen = true;
+        if listed.is_some() {
+            entry.seen = listed;
             return;
         }
-        let (standing, seen) = (entry.standing, entry.seen);
-        state.open.remove(&key);
-        match standing {
-            Standing::Leaving => state.ended.closed += 1,
-            Standing::Left if seen => state.ended.closed += 1,
-            Standing::Held if seen && state.driver_ends => state.ended.closed += 1,
-            Standing::Failed | Standing::Killed => state.ended.cut += 1,
-            // It had ended before, or the server has ended it.
-            Standing::Held | Standing::Left => {}
-        }
+        let end = match (entry.standing, entry.seen) {
+            (Standing::Leaving, _) | (Standing::Left, Some(_)) => End::Closed,
+            (Standing::Failed | Standing::Killed, _) => End::Cut(None),
+            // The server has ended it while somebody had it: in order if that was no loss.
+            (Standing::Held, Some(seen)) if state.driver_ends || !seen.is_busy => End::Closed,
+            (Standing::Held, Some(_)) => End::Cut(Some(ended_by_server())),
+            // It had ended before.
+            (Standing::Held | Standing::Left, None) => End::Uncounted,
+        };
+        state.end(key, end);
         drop(state);
         self.changed.notify_one();
     }
@@ -410,6 +455,21 @@ impl Sessions {
         }
     }
 
+    /// Nothing is opened any more, and what is still in the book is cut.
+    pub(crate) fn close_book(&self) -> Ended {
+        let (ended, returned) = {
+            let mut state = self.state();
+            state.phase = Phase::Over;
+            let open: Vec<Key> = state.open.keys().copied().collect();
+            for key in open {
+                state.end(key, End::Cut(None));
+            }
+            (mem::take(&mut state.ended), mem::take(&mut state.returned))
+        };
+        drop(returned);
+        ended
+    }
+
     /// Somebody who watches has opened a session, which is in nobody's way until it is left behind.
     pub(crate) fn watcher_came(&self) {
         self.state().watchers += 1;
@@ -428,10 +488,7 @@ impl Sessions {
     pub(crate) fn unseen(&self, keys: impl IntoIterator<Item = Key>, why: &Error) {
         let mut state = self.state();
         for key in keys {
-            if state.open.remove(&key).is_some() {
-                state.ended.cut += 1;
-                state.ended.error = Some(why.clone());
-            }
+            state.end(key, End::Cut(Some(why.clone())));
         }
         drop(state);
         self.answered.notify_one();
@@ -450,6 +507,10 @@ impl fmt::Debug for Sessions {
         let state = self.state();
         f.debug_struct("Sessions").field("phase", &state.phase).field("open", &state.open.len()).finish()
     }
+}
+
+fn ended_by_server() -> Error {
+    Error::new(ErrorKind::Incomplete, "the server has ended a session in the middle of a statement")
 }
 
 /// A session that is being opened.
@@ -477,14 +538,15 @@ impl Opening {
         let key = Key { server: server.index, id };
         let entered = state.entered;
         state.entered += 1;
-        state.open.insert(key, Entry { entered, host: None, standing: Standing::Held, seen: false });
+        let (standing, waited_for) = (Standing::Held, Instant::now());
+        state.open.insert(key, Entry { entered, host: None, standing, waited_for, seen: None });
         key
     }
 
     /// The server has said what it is, and the session is open.
     pub(crate) fn is_open_on(&self, key: Key, host: &str) {
+        self.sessions.latency.saw(self.began.elapsed());
         let mut state = self.sessions.state();
-        state.took = Some(self.began.elapsed());
         let host: Arc<str> = host.into();
         // A server numbers its sessions in order. One that was opened before this one was begun and has a higher number
         // is from before the server was started again, and its number may be somebody else's now.
@@ -510,12 +572,6 @@ pub(crate) struct Draining<'a>(&'a Sessions);
 
 impl Drop for Draining<'_> {
     fn drop(&mut self) {
-        let returned = {
-            let mut state = self.0.state();
-            state.phase = Phase::Over;
-            state.open.clear();
-            mem::take(&mut state.returned)
-        };
-        drop(returned);
+        self.0.close_book();
     }
 }

@@ -24,7 +24,7 @@ pub(crate) const HOST: &str = "CONCAT(@@hostname, ':', @@port)";
 /// What a server still does when it has closed the last session's socket, until it does not list that session any more, is
 /// the work of microseconds; nobody is left to ask whether it is done. It is given as long as its goodbye took, within
 /// these limits.
-pub(crate) const UNLISTING: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(10));
+const UNLISTING: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(10));
 
 /// A session as the server lists it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc};
 
 use mysql_async::{Conn, Opts, Pool};
 use tokio::{task::JoinSet, time::timeout};
-use winddown_core::{Capabilities, Drain, Error, ErrorKind, Resource};
+use winddown_core::{Capabilities, Drain, Error, ErrorKind, Latency, Resource};
 
 use crate::{
     connect::Connector,
@@ -94,6 +94,10 @@ impl Resource for Wrapped {
 
     fn capabilities(&self) -> Capabilities {
         Capabilities::ALL.without_all_sessions()
+    }
+
+    fn latency(&self) -> Option<Arc<Latency>> {
+        Some(Arc::clone(&self.connector.sessions.latency))
     }
 }
 

@@ -1,20 +1,16 @@
 //! The resource: how sessions are opened, handed out, checked, given back and ended.
 
-use std::{
-    fmt,
-    sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
-};
+use std::{fmt, sync::Arc, time::Instant};
 
 use deadpool_postgres::{Client, Hook, HookError, Manager, ManagerConfig, Pool, Runtime, StatementCache};
 use tokio::{task::JoinSet, time::timeout};
-use winddown_core::{Capabilities, Drain, Error, ErrorKind, Resource, Rested, client_name};
+use winddown_core::{Capabilities, Drain, Error, ErrorKind, Latency, Resource, Rested, client_name};
 
 use crate::{
     config::Config,
     connect::Connector,
     error::{self, error},
-    sessions::{Sessions, end},
+    sessions::{Session, Sessions, end, stop},
     tls::Tls,
     wrapped::Wrapped,
 };
@@ -25,7 +21,6 @@ use crate::{
 pub struct Postgres {
     source: Source,
     sessions: Arc<Sessions>,
-    round_trip: Mutex<Option<Duration>>,
 }
 
 enum Source {
@@ -46,11 +41,7 @@ impl Postgres {
     pub fn new(config: impl Into<Config>) -> Self {
         let config = config.into();
         let rested = Arc::new(Rested::new(config.check_after));
-        Self {
-            source: Source::Config { config: Box::new(config), rested },
-            sessions: Arc::default(),
-            round_trip: Mutex::default(),
-        }
+        Self { source: Source::Config { config: Box::new(config), rested }, sessions: Arc::default() }
     }
 
     /// The database whose URL is in `DATABASE_URL`. Nothing is opened yet.
@@ -67,7 +58,7 @@ impl Postgres {
     /// not clean then. Statements of checkouts that the guard has handed out, and of idle connections, are cancelled.
     /// Use [`Postgres::new`] where you can: it takes the same configuration.
     pub fn wrap(pool: Pool) -> Self {
-        Self { source: Source::Wrapped(Wrapped::new(pool)), sessions: Arc::default(), round_trip: Mutex::default() }
+        Self { source: Source::Wrapped(Wrapped::new(pool)), sessions: Arc::default() }
     }
 
     fn open_pool(&self, config: &Config, rested: &Arc<Rested<StatementCache>>) -> Result<Pool, Error> {
@@ -135,10 +126,7 @@ impl Resource for Postgres {
         let client = pool.get().await.map_err(|failure| error::open(failure.into()))?;
         let asked = Instant::now();
         client.simple_query("").await.map_err(|failure| error::open(failure.into()))?;
-        // Cancelling opens a connection, and on a slow machine the work at either end outweighs the way between them: what
-        // opening one has taken, at a quarter for each of the round trips it makes, tells of both.
-        let opening = self.sessions.opening().unwrap_or_default() / 4;
-        *self.round_trip.lock().unwrap_or_else(PoisonError::into_inner) = Some(asked.elapsed().max(opening));
+        self.sessions.latency().saw(asked.elapsed());
         Ok(pool)
     }
 
@@ -155,7 +143,9 @@ impl Resource for Postgres {
             let client = client.map_err(|failure| error(ErrorKind::Checkout, "no connection", failure.into()))?;
             match &self.source {
                 Source::Config { config, rested } if rested.is_to_be_checked(&client.statement_cache) => {
+                    let asked = Instant::now();
                     if let Ok(Ok(_)) = timeout(config.check_timeout, client.simple_query("")).await {
+                        self.sessions.latency().saw(asked.elapsed());
                         return Ok(client);
                     }
                     tracing::debug!("a connection did not answer after a rest, replacing it");
@@ -187,7 +177,11 @@ impl Resource for Postgres {
         empty();
         pool.close();
         // Once more when all are back: a caller that waited for a connection and has gone leaves it in the closed pool.
-        draining.goodbye(drain, empty, end).await;
+        let is_left = |session: &Session| session.is_abandoned() && session.part().is_busy();
+        tokio::select! {
+            () = draining.goodbye(drain, empty, end) => {}
+            () = draining.stop_abandoned(drain, is_left, stop) => {}
+        }
         Ok(())
     }
 
@@ -211,8 +205,8 @@ impl Resource for Postgres {
         }
     }
 
-    fn round_trip(&self, _: &Pool) -> Option<Duration> {
-        *self.round_trip.lock().unwrap_or_else(PoisonError::into_inner)
+    fn latency(&self) -> Option<Arc<Latency>> {
+        Some(Arc::clone(self.sessions.latency()))
     }
 }
 

@@ -4,20 +4,21 @@
 //! for anything to happen. The connection is kept in the book of sessions, which the drain takes over.
 
 use std::{
-    future::{Future, poll_fn},
+    future::{Future, pending, poll_fn},
     io,
     pin::{Pin, pin},
     sync::{Arc, OnceLock, Weak},
     task::Poll,
+    time::Duration,
 };
 
-use tokio::{sync::oneshot, task::JoinHandle};
+use tokio::{sync::oneshot, task::JoinHandle, time::timeout};
 use tokio_postgres::{
     CancelToken, Client, SimpleQueryMessage,
     config::{SslMode, SslNegotiation, TargetSessionAttrs},
 };
 use winddown_core::{Error, ErrorKind};
-use winddown_net::{Address, End, Options, Socket, dial};
+use winddown_net::{Address, End, Held, Options, Socket, dial};
 
 use crate::{
     error::Failure,
@@ -97,12 +98,44 @@ pub(crate) async fn open_on(
     match opened.await {
         Ok(opened) => opened.map(|client| {
             session.is_open();
-            (client, task.let_go())
+            // The driver's pool aborts this task when it lets go of the client, and tells nobody else.
+            let holder = Holder { session, _task: task };
+            let held = async move {
+                let _holder = holder;
+                pending().await
+            };
+            (client, tokio::spawn(held))
         }),
         // Cut while it was being opened.
         Err(_) => Err(driver_error(io::ErrorKind::ConnectionAborted.into()).await),
     }
 }
+
+/// Stands for whoever has the client of a session.
+struct Holder {
+    session: Arc<Session>,
+    _task: Held,
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        self.session.abandon();
+    }
+}
+
+/// Stops the statement of a session, and waits until the server has ended it: then there may be another one. How many were
+/// stopped.
+pub(crate) async fn stop(session: Arc<Session>) -> Result<usize, Error> {
+    let Some(opened) = session.part().opened.get() else { return Ok(0) };
+    let answers = opened.activity.answers();
+    session.part().cancel().await?;
+    // A request that came between two statements has stopped none.
+    let stopped = timeout(STOP_PATIENCE, opened.activity.answered_since(answers)).await;
+    Ok(usize::from(stopped.is_ok()))
+}
+
+/// How long a statement may take to end that the server was asked to stop, until it is asked again.
+const STOP_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Ends a session that was taken over although somebody still holds its client: stops its statement if there is one,
 /// and says goodbye.

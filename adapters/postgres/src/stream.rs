@@ -14,7 +14,10 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::Notify,
+};
 use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect, TlsStream};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
@@ -33,6 +36,9 @@ pub(crate) struct Activity {
     terminated: AtomicBool,
     leave: AtomicBool,
     left: AtomicBool,
+    /// How many requests the server has answered to the end.
+    answers: AtomicUsize,
+    answered: Notify,
 }
 
 // Relaxed, everywhere here: each value stands alone, and the lock of the session orders them for whoever decides by them.
@@ -40,6 +46,22 @@ impl Activity {
     /// Whether the server works on something, or waits for the rest of it.
     pub(crate) fn is_busy(&self) -> bool {
         self.in_flight.load(Ordering::Relaxed) > 0 || self.copying.load(Ordering::Relaxed)
+    }
+
+    /// How many requests the server has answered to the end.
+    pub(crate) fn answers(&self) -> usize {
+        self.answers.load(Ordering::Relaxed)
+    }
+
+    /// Ready when there are more answers than these.
+    pub(crate) async fn answered_since(&self, answers: usize) {
+        loop {
+            let next = self.answered.notified();
+            if self.answers() != answers {
+                return;
+            }
+            next.await;
+        }
     }
 
     /// As soon as nothing is in flight the stream says goodbye itself, whatever the driver wants to say. It takes effect when
@@ -143,6 +165,8 @@ impl Stream {
             b'Z' => {
                 answered();
                 activity.copying.store(false, Ordering::Relaxed);
+                activity.answers.fetch_add(1, Ordering::Relaxed);
+                activity.answered.notify_waiters();
             }
             // CopyInResponse: the Sync of that request is ignored, and the rows are followed by another.
             b'G' => {

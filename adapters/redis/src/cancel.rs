@@ -8,12 +8,15 @@ use std::{
 
 use futures_util::future::join_all;
 use redis::{Cmd, RedisError, Value, cmd};
-use tokio::time::{Instant, timeout_at};
+use tokio::{
+    sync::Mutex as AsyncMutex,
+    time::{Instant, timeout_at},
+};
 use winddown_core::{Drain, Error, ErrorKind};
 use winddown_net::Address;
 
 use crate::{
-    connect::Dialogue,
+    connect::{Dialogue, Endpoint},
     error::{closed, error},
     sessions::{Session, Sessions},
 };
@@ -25,15 +28,80 @@ const PAUSE: Duration = Duration::from_millis(2);
 /// then, so that none must be when time is short.
 const PREPARE_AFTER: Duration = Duration::from_millis(10);
 
-/// Connections with servers that may have to be asked to end something.
+/// Connections with servers that may have to be asked to end something: one for each server, opened once.
 #[derive(Default)]
 pub(crate) struct Prepared {
-    dialogues: Mutex<HashMap<Address, Dialogue>>,
+    lines: Mutex<HashMap<Address, Arc<AsyncMutex<Line>>>>,
+}
+
+/// The connection with one server. Who has a question waits for who is asking.
+#[derive(Default)]
+struct Line {
+    dialogue: Option<Dialogue>,
+    /// It was asked something, and the answer was not waited for: of no more use, but to be closed.
+    is_asking: bool,
+    spoilt: Vec<Dialogue>,
+}
+
+impl Line {
+    /// Asks the server of this endpoint, over the connection that there is, or a new one where there is none or it is of no use.
+    async fn ask(&mut self, endpoint: &Endpoint, questions: &[Cmd]) -> Result<Vec<Value>, Error> {
+        if questions.is_empty() {
+            return Ok(Vec::new());
+        }
+        if self.is_asking {
+            self.spoilt.extend(self.dialogue.take());
+        }
+        let was_prepared = self.dialogue.is_some();
+        self.open(endpoint).await?;
+        match self.ask_once(questions).await {
+            Ok(answers) => Ok(answers),
+            // The server has ended it meanwhile.
+            Err(_) if was_prepared => {
+                self.open(endpoint).await?;
+                self.ask_once(questions).await.map_err(cannot_ask)
+            }
+            Err(source) => Err(cannot_ask(source)),
+        }
+    }
+
+    async fn open(&mut self, endpoint: &Endpoint) -> Result<(), Error> {
+        if self.dialogue.is_none() {
+            self.dialogue = Some(endpoint.dialogue().await?);
+            self.is_asking = false;
+        }
+        Ok(())
+    }
+
+    async fn ask_once(&mut self, questions: &[Cmd]) -> Result<Vec<Value>, RedisError> {
+        let dialogue = self.dialogue.as_mut().ok_or_else(closed)?;
+        self.is_asking = true;
+        let answers = dialogue.ask(questions).await;
+        self.is_asking = false;
+        if answers.is_err() {
+            self.dialogue = None;
+        }
+        answers
+    }
+}
+
+fn cannot_ask(source: RedisError) -> Error {
+    error(ErrorKind::Incomplete, "cannot end a command that waits at the server", source)
 }
 
 impl Prepared {
-    fn dialogues(&self) -> MutexGuard<'_, HashMap<Address, Dialogue>> {
-        self.dialogues.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lines(&self) -> MutexGuard<'_, HashMap<Address, Arc<AsyncMutex<Line>>>> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn line(&self, address: &Address) -> Arc<AsyncMutex<Line>> {
+        Arc::clone(self.lines().entry(address.clone()).or_default())
+    }
+
+    async fn ask(&self, endpoint: &Endpoint, questions: &[Cmd]) -> Result<Vec<Value>, Error> {
+        let line = self.line(&endpoint.address);
+        let mut line = line.lock().await;
+        line.ask(endpoint, questions).await
     }
 
     /// Opens one with each server of a session that stays busy. Never ready.
@@ -49,23 +117,29 @@ impl Prepared {
             |(answers, session): (usize, Arc<Session>)| (session.part().answers() == answers).then_some(session);
         let servers = by_server(busy(waiting.into_iter().filter_map(stays).collect()));
         join_all(servers.into_iter().map(|(address, sessions)| async move {
+            let line = self.line(&address);
+            let mut line = line.lock().await;
             // Where it cannot be opened now it is tried again when it is needed, and what is wrong is told then.
-            if let Ok(dialogue) = sessions[0].part().endpoint.dialogue().await {
-                self.dialogues().insert(address, dialogue);
-            }
+            let _ = line.open(&sessions[0].part().endpoint).await;
         }))
         .await;
         std::future::pending().await
     }
 
-    /// Closes those that were not needed, and waits until the servers have closed their sides, but not longer than half of
-    /// what is left of the drain.
+    /// Closes all, and waits until the servers have closed their sides, but not longer than half of what is left of the drain.
+    /// What has not ended then is in the report.
     pub(crate) async fn close(&self, drain: &Drain) {
-        let left = std::mem::take(&mut *self.dialogues());
+        let lines = std::mem::take(&mut *self.lines());
         let now = Instant::now();
         let limit = now + drain.deadline().saturating_duration_since(now) / 2;
-        // Nothing depends on how they end, but that they have: the servers are to list none of ours.
-        let _ = timeout_at(limit, join_all(left.into_values().map(Dialogue::close))).await;
+        let closing = lines.into_values().map(|line| async move {
+            let Line { dialogue, spoilt, .. } = std::mem::take(&mut *line.lock().await);
+            let closing = dialogue.into_iter().chain(spoilt).map(|dialogue| timeout_at(limit, dialogue.close()));
+            let closed = join_all(closing).await;
+            // One that broke is as good as closed: its server sees that, or is gone.
+            closed.iter().filter(|closed| closed.is_err()).count()
+        });
+        drain.left_behind(join_all(closing).await.into_iter().sum());
     }
 
     /// Has the servers of these sessions end whatever waits there, until nothing of them is unanswered. What is queued behind a
@@ -82,28 +156,55 @@ impl Prepared {
         stopped: impl Fn(usize) + Send + Sync,
     ) -> Result<(), Error> {
         let servers = by_server(busy(sessions));
-        let stopping = servers.iter().map(|(address, sessions)| self.stop_at(address, sessions, &stopped));
+        let stopping = servers.values().map(|sessions| self.stop_at(sessions, &stopped));
         join_all(stopping).await.into_iter().collect()
     }
 
-    async fn stop_at(
-        &self,
-        address: &Address,
-        sessions: &[Arc<Session>],
-        stopped: &(impl Fn(usize) + Send + Sync),
-    ) -> Result<(), Error> {
-        let prepared = self.dialogues().remove(address);
-        if let Some(mut dialogue) = prepared
-            && stop_over(&mut dialogue, sessions, stopped).await.is_ok()
-        {
-            let _ = dialogue.close().await;
-            return Ok(());
+    async fn stop_at(&self, sessions: &[Arc<Session>], stopped: &(impl Fn(usize) + Send + Sync)) -> Result<(), Error> {
+        let endpoint = &sessions[0].part().endpoint;
+        loop {
+            let busy = sessions.iter().filter(|session| session.part().is_busy() && !session.is_over());
+            let busy: Vec<i64> = busy.filter_map(|session| session.part().id()).collect();
+            if busy.is_empty() {
+                return Ok(());
+            }
+            let questions: Vec<Cmd> = busy.iter().flat_map(|id| [unblock(*id), list(*id)]).collect();
+            let answers = self.ask(endpoint, &questions).await?;
+            let mut killed = Vec::new();
+            for (id, answer) in busy.into_iter().zip(answers.chunks(2)) {
+                match answer {
+                    [Value::Int(1), _] => stopped(1),
+                    // It waits, and cannot be told to stop: as one does for whom all clients were paused.
+                    [Value::Int(_), listed] if is_blocked(listed) => killed.push(kill(id)),
+                    [Value::Int(_), _] => {}
+                    [Value::ServerError(refusal), ..] => return Err(cannot_ask(refusal.clone().into())),
+                    _ => return Err(cannot_ask(closed())),
+                }
+            }
+            let answers = self.ask(endpoint, &killed).await?;
+            stopped(answers.iter().filter(|answer| matches!(answer, Value::Int(1))).count());
+            tokio::time::sleep(PAUSE).await;
         }
-        // None was prepared, or it was of no use any more.
-        let mut dialogue = sessions[0].part().endpoint.dialogue().await?;
-        let result = stop_over(&mut dialogue, sessions, stopped).await;
-        let _ = dialogue.close().await;
-        result.map_err(|source| error(ErrorKind::Incomplete, "cannot end a command that waits at the server", source))
+    }
+
+    /// Ends what waits at the server of this session and nobody waits for; how many. Only what can be unblocked: others may have
+    /// something queued behind it. What the server works on ends by itself.
+    ///
+    /// # Errors
+    /// That of a server that could not be asked, or refuses.
+    pub(crate) async fn stop_abandoned(&self, session: Arc<Session>) -> Result<usize, Error> {
+        let part = session.part();
+        let Some(id) = part.id() else { return Ok(0) };
+        let answers = part.answers();
+        while part.is_abandoned() && part.answers() == answers && !session.is_over() {
+            match &self.ask(&part.endpoint, &[unblock(id)]).await?[..] {
+                [Value::Int(1)] => return Ok(1),
+                [Value::Int(_)] => tokio::time::sleep(PAUSE).await,
+                [Value::ServerError(refusal)] => return Err(cannot_ask(refusal.clone().into())),
+                _ => return Err(cannot_ask(closed())),
+            }
+        }
+        Ok(0)
     }
 }
 
@@ -118,36 +219,6 @@ fn by_server(sessions: Vec<Arc<Session>>) -> HashMap<Address, Vec<Arc<Session>>>
 fn busy(mut sessions: Vec<Arc<Session>>) -> Vec<Arc<Session>> {
     sessions.retain(|session| session.part().is_busy() && !session.is_over());
     sessions
-}
-
-async fn stop_over(
-    dialogue: &mut Dialogue,
-    sessions: &[Arc<Session>],
-    stopped: &(impl Fn(usize) + Send + Sync),
-) -> Result<(), RedisError> {
-    loop {
-        let busy = sessions.iter().filter(|session| session.part().is_busy() && !session.is_over());
-        let busy: Vec<i64> = busy.filter_map(|session| session.part().id()).collect();
-        if busy.is_empty() {
-            return Ok(());
-        }
-        let questions: Vec<Cmd> = busy.iter().flat_map(|id| [unblock(*id), list(*id)]).collect();
-        let answers = dialogue.ask(&questions).await?;
-        let mut killed = Vec::new();
-        for (id, answer) in busy.into_iter().zip(answers.chunks(2)) {
-            match answer {
-                [Value::Int(1), _] => stopped(1),
-                // It waits, and cannot be told to stop: as one does for whom all clients were paused.
-                [Value::Int(_), listed] if is_blocked(listed) => killed.push(kill(id)),
-                [Value::Int(_), _] => {}
-                [Value::ServerError(refusal), ..] => return Err(refusal.clone().into()),
-                _ => return Err(closed()),
-            }
-        }
-        let answers = dialogue.ask(&killed).await?;
-        stopped(answers.iter().filter(|answer| matches!(answer, Value::Int(1))).count());
-        tokio::time::sleep(PAUSE).await;
-    }
 }
 
 /// Its caller gets an error of the server, `UNBLOCKED`.

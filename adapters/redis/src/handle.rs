@@ -22,7 +22,7 @@ use winddown_net::Held;
 use crate::{
     error::closed,
     ledger::Entry,
-    mailbox::{Mailbox, Request, Verdict},
+    mailbox::{Mailbox, Request, Verdict, Waiting},
     sessions::Session,
 };
 
@@ -168,8 +168,11 @@ impl Handle {
                 let _ = give.send(result);
                 verdict
             }));
-            self.line.mailbox.put(|| Some(Request { work, count, entry: None, _permit: permit }))?;
-            answer.await.unwrap_or_else(|_| Err(closed()))
+            let put = self.line.mailbox.put(|| Some(Request { work, count, entry: None, _permit: permit }))?;
+            let waiting = Waiting::new(&self.line.mailbox, &self.line.session, put);
+            let answer = answer.await.unwrap_or_else(|_| Err(closed()));
+            waiting.is_over();
+            answer
         })
         .await
     }
@@ -192,7 +195,8 @@ impl Handle {
         self.line.mailbox.put(|| {
             let entry = Some(Entry::accept(&self.line.settings.ledger)?);
             Some(Request { work, count: 1, entry, _permit: permit })
-        })
+        })?;
+        Ok(())
     }
 
     /// Waits until there is room for so much more in the window.

@@ -15,7 +15,7 @@ use std::{
 use redis::RedisResult;
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::{error::closed, ledger::Entry};
+use crate::{error::closed, ledger::Entry, sessions::Session};
 
 /// What callers want of a session, in order.
 #[derive(Default)]
@@ -30,6 +30,8 @@ pub(crate) struct Mailbox {
 struct MailboxState {
     requests: Vec<Request>,
     closed: bool,
+    /// Whose callers have gone: by how many requests came in before each.
+    gone: Vec<usize>,
     /// The session's, while it waits for more.
     waker: Option<Waker>,
 }
@@ -74,22 +76,38 @@ impl Mailbox {
         self.answered.load(Ordering::Acquire)
     }
 
-    /// Puts a request in, unless the session takes nothing any more. It is made at the moment when it is sure that it will be
-    /// taken; `None` if its caller does not want it then.
-    pub(crate) fn put(&self, request: impl FnOnce() -> Option<Request>) -> RedisResult<()> {
+    /// Whether nobody waits for what the server works on. It answers in order, so that is the first that is not answered.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        let state = self.state();
+        !state.gone.is_empty() && state.gone.contains(&self.answers())
+    }
+
+    /// The caller of this request has gone.
+    fn caller_has_gone(&self, number: usize) {
+        let mut state = self.state();
+        let answers = self.answers();
+        state.gone.retain(|gone| *gone >= answers);
+        if number >= answers {
+            state.gone.push(number);
+        }
+    }
+
+    /// Puts a request in, unless the session takes nothing any more; how many came in before it. It is made at the moment when
+    /// it is sure that it will be taken; `None` if its caller does not want it then.
+    pub(crate) fn put(&self, request: impl FnOnce() -> Option<Request>) -> RedisResult<usize> {
         let mut state = self.state();
         if state.closed {
             return Err(closed());
         }
         let Some(request) = request() else { return Err(closed()) };
         state.requests.push(request);
-        self.taken.fetch_add(1, Ordering::Relaxed);
+        let number = self.taken.fetch_add(1, Ordering::Relaxed);
         let waker = state.waker.take();
         drop(state);
         if let Some(waker) = waker {
             waker.wake();
         }
-        Ok(())
+        Ok(number)
     }
 
     /// Nothing is put in any more.
@@ -127,6 +145,32 @@ impl Mailbox {
 
     pub(crate) fn answered(&self) {
         self.answered.fetch_add(1, Ordering::Release);
+    }
+}
+
+/// A caller that waits for the answer to its request. Dropped before that is there, it has gone.
+pub(crate) struct Waiting<'a> {
+    mailbox: &'a Mailbox,
+    session: &'a Session,
+    number: usize,
+}
+
+impl<'a> Waiting<'a> {
+    /// For this request, by how many came in before it.
+    pub(crate) fn new(mailbox: &'a Mailbox, session: &'a Session, number: usize) -> Self {
+        Self { mailbox, session, number }
+    }
+
+    /// The answer is there.
+    pub(crate) fn is_over(self) {
+        mem::forget(self);
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.mailbox.caller_has_gone(self.number);
+        self.session.is_left();
     }
 }
 

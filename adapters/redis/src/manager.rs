@@ -1,13 +1,9 @@
 //! The resource: how sessions are opened, handed out, checked, given back and ended.
 
-use std::{
-    fmt,
-    sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
-};
+use std::{fmt, sync::Arc, time::Instant};
 
 use redis::aio::ConnectionManager;
-use winddown_core::{Capabilities, Drain, Error, ErrorKind, Ledger, Ledgers, Resource};
+use winddown_core::{Capabilities, Drain, Error, ErrorKind, Latency, Ledger, Ledgers, Resource};
 
 use crate::{
     cancel::Prepared,
@@ -29,7 +25,6 @@ pub struct Redis {
     sessions: Arc<Sessions>,
     prepared: Arc<Prepared>,
     ledgers: Ledgers,
-    round_trip: Mutex<Option<Duration>>,
 }
 
 enum Source {
@@ -52,13 +47,7 @@ impl Redis {
     }
 
     fn of(source: Source) -> Self {
-        Self {
-            source,
-            sessions: Arc::default(),
-            prepared: Arc::default(),
-            ledgers: Ledgers::default(),
-            round_trip: Mutex::default(),
-        }
+        Self { source, sessions: Arc::default(), prepared: Arc::default(), ledgers: Ledgers::default() }
     }
 
     /// The primary that these sentinels know by this name, with the defaults of [`Config::sentinel`]. Nothing is opened yet.
@@ -125,10 +114,7 @@ impl Resource for Redis {
         let asked = Instant::now();
         let answer: Result<(), _> = redis::cmd("PING").query_async(&mut connection).await;
         answer.map_err(|source| error(ErrorKind::Init, "the server does not answer", source))?;
-        // Cancelling opens a connection, and on a slow machine the work at either end outweighs the way between them: what
-        // opening one has taken, at a quarter for each of the round trips it makes, tells of both.
-        let opening = self.sessions.opening().unwrap_or_default() / 4;
-        *self.round_trip.lock().unwrap_or_else(PoisonError::into_inner) = Some(asked.elapsed().max(opening));
+        self.sessions.latency().saw(asked.elapsed());
         drop(connection);
         Ok(pool)
     }
@@ -158,16 +144,21 @@ impl Resource for Redis {
         let draining = self.sessions.begin_drain();
         pool.close();
         let end = |session| end(session, Arc::clone(&self.prepared));
+        let stop = |session| self.prepared.stop_abandoned(session);
         tokio::select! {
             () = draining.goodbye(drain, || pool.settled(), end) => {}
             () = self.prepared.prepare(&self.sessions) => {}
+            () = draining.stop_abandoned(drain, |session| session.part().is_abandoned(), stop) => {}
         }
         self.prepared.close(drain).await;
         Ok(())
     }
 
     async fn cancel(&self, _: &Pool, drain: &Drain) -> Result<(), Error> {
-        self.prepared.stop(self.sessions.open(), |commands| drain.cancelled(commands)).await
+        self.prepared.stop(self.sessions.open(), |commands| drain.cancelled(commands)).await?;
+        // The goodbye may have closed what it had before this has asked.
+        self.prepared.close(drain).await;
+        Ok(())
     }
 
     fn capabilities(&self) -> Capabilities {
@@ -179,8 +170,8 @@ impl Resource for Redis {
         }
     }
 
-    fn round_trip(&self, _: &Pool) -> Option<Duration> {
-        *self.round_trip.lock().unwrap_or_else(PoisonError::into_inner)
+    fn latency(&self) -> Option<Arc<Latency>> {
+        Some(Arc::clone(self.sessions.latency()))
     }
 
     fn ledger(&self) -> Option<Arc<Ledger>> {

@@ -51,6 +51,11 @@ impl Part {
         self.mailbox.unanswered() > 0
     }
 
+    /// Whether nobody waits for what the server works on.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.mailbox.is_abandoned()
+    }
+
     /// How many requests were answered so far.
     pub(crate) fn answers(&self) -> usize {
         self.mailbox.answers()

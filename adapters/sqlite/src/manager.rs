@@ -1,25 +1,21 @@
 //! The resource: how sessions are opened, handed out, given back and closed.
 
-use std::{
-    fmt,
-    ops::Deref,
-    path::PathBuf,
-    sync::{Arc, atomic::Ordering},
-    thread,
-    time::{Duration, Instant},
-};
+use std::{fmt, ops::Deref, path::PathBuf, sync::Arc, thread, time::Instant};
 
 use deadpool_sqlite::{
     Hook, HookError, InteractError, Object, Pool, Runtime,
     rusqlite::{self, InterruptHandle},
 };
-use tokio::task::{JoinSet, spawn_blocking};
-use winddown_core::{Capabilities, Drain, Error, ErrorKind, Resource};
+use tokio::{
+    task::{JoinSet, spawn_blocking},
+    time::sleep_until,
+};
+use winddown_core::{Capabilities, Drain, Error, ErrorKind, Latency, Resource};
 
 use crate::{
     config::Config,
     error::{self, error},
-    sessions::{News, Phase, Running, Sessions, sweep},
+    sessions::{Abandoned, Caller, News, Phase, Running, Sessions, sweep},
 };
 
 /// A database file as a resource.
@@ -121,6 +117,7 @@ fn prepare(connection: &rusqlite::Connection, config: &Config, sessions: &Arc<Se
     if sessions.state().phase != Phase::Open {
         return Err(HookError::message("shutting down"));
     }
+    let began = Instant::now();
     let set = || {
         connection.busy_timeout(*busy_timeout)?;
         let mode: String = connection.query_row("PRAGMA journal_mode = wal", [], |row| row.get(0))?;
@@ -129,7 +126,9 @@ fn prepare(connection: &rusqlite::Connection, config: &Config, sessions: &Arc<Se
         }
         Ok(mode)
     };
-    match set().map_err(HookError::Backend)?.as_str() {
+    let mode = set().map_err(HookError::Backend)?;
+    sessions.latency.saw(began.elapsed());
+    match mode.as_str() {
         "wal" => Ok(()),
         _ => Err(HookError::message(format!(
             "{} cannot have a write-ahead log, give the path of a file on a local disk",
@@ -186,9 +185,18 @@ impl Resource for Sqlite {
         pool.close();
         sessions.state().returned.extend(idle);
 
+        let began = Instant::now();
+        let mut interrupting = JoinSet::new();
         let mut settled = false;
         let mut result = Ok(());
         loop {
+            let Abandoned { interrupts, fresh, next } = sessions.abandoned(began, drain.grace());
+            drain.cancelled(fresh);
+            if !interrupts.is_empty() {
+                // Not here: as in `cancel`.
+                interrupting.spawn_blocking(interrupt(interrupts));
+            }
+            let next = next.map(tokio::time::Instant::from_std);
             let News { returned, ended, open, stuck } = sessions.news();
             drain.closed(ended);
             for session in returned {
@@ -206,6 +214,7 @@ impl Resource for Sqlite {
                     result = result.and(closed);
                 }
                 () = sessions.changed.notified() => {}
+                () = sleep_until(next.unwrap_or_else(tokio::time::Instant::now)), if next.is_some() => {}
                 () = drain.settled(), if !settled => settled = true,
                 () = drain.cut() => {
                     // One that was between two statements when it was cancelled may be in the next by now. On a thread
@@ -236,7 +245,7 @@ impl Resource for Sqlite {
     }
 
     async fn cancel(&self, _: &Pool, drain: &Drain) -> Result<(), Error> {
-        drain.cancelled(self.sessions.running.load(Ordering::SeqCst));
+        drain.cancelled(self.sessions.count_running());
         // Not here: it waits for a connection that is just being closed.
         let asked = spawn_blocking(interrupt(self.sessions.interruptible())).await;
         asked.map_err(|error| Error::new(ErrorKind::Panicked, "interrupting panicked").with_source(error))
@@ -246,9 +255,9 @@ impl Resource for Sqlite {
         if self.is_wrapped() { Capabilities::ALL.without_all_sessions() } else { Capabilities::ALL }
     }
 
-    fn round_trip(&self, _: &Pool) -> Option<Duration> {
-        // There is no server, but an interrupt and a last checkpoint take their time: the least that core keeps.
-        None
+    fn latency(&self) -> Option<Arc<Latency>> {
+        // There is no server, but an interrupt and a last checkpoint wait for the disk, as opening the file does.
+        Some(Arc::clone(&self.sessions.latency))
     }
 }
 
@@ -279,7 +288,8 @@ impl Connection {
     /// `interact`, but that drain counts what runs: a statement that it has to interrupt is in the report.
     ///
     /// # Cancel safety
-    /// The closure runs to its end also when this future is dropped; the connection is not used by anybody else before.
+    /// The closure runs on when this future is dropped, and the connection is not used by anybody else before its end. A drain
+    /// interrupts what it does then: nobody waits for it.
     ///
     /// # Errors
     /// When the closure panics. The connection is then of no more use, and the pool replaces it.
@@ -288,9 +298,10 @@ impl Connection {
         F: FnOnce(&mut rusqlite::Connection) -> R + Send + 'static,
         R: Send + 'static,
     {
-        let sessions = Arc::clone(&self.sessions);
+        let caller = Caller::new(&self.sessions);
+        let (sessions, abandoned) = (Arc::clone(&self.sessions), caller.abandoned());
         let counted = move |connection: &mut rusqlite::Connection| {
-            let _running = Running::new(&sessions);
+            let _running = Running::new(&sessions, connection.get_interrupt_handle(), abandoned);
             f(connection)
         };
         self.object.interact(counted).await

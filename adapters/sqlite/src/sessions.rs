@@ -12,10 +12,7 @@ use std::{
     mem,
     ops::Deref,
     path::{Path, PathBuf},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -24,7 +21,7 @@ use deadpool_sqlite::{
     rusqlite::{self, ErrorCode, InterruptHandle, OpenFlags, functions::FunctionFlags},
 };
 use tokio::{runtime::Handle, sync::Notify};
-use winddown_core::{Error, ErrorKind};
+use winddown_core::{Error, ErrorKind, Latency};
 
 use crate::error::{Failure, error};
 
@@ -36,8 +33,10 @@ pub(crate) type Session = <Object as Deref>::Target;
 pub(crate) struct Sessions {
     pub(crate) state: Mutex<State>,
     pub(crate) changed: Notify,
+    /// How long opening a connection takes.
+    pub(crate) latency: Arc<Latency>,
     /// Closures that run now, also those whose future was dropped.
-    pub(crate) running: AtomicUsize,
+    calls: Mutex<Calls>,
     /// Held while one connection closes: two that close at the same moment each take the other for one that stays, and
     /// both leave the log.
     pub(crate) turn: Mutex<()>,
@@ -253,20 +252,112 @@ impl Drop for Over<'_> {
     }
 }
 
+/// Closures that run now, by number.
+#[derive(Default)]
+struct Calls {
+    last: u64,
+    running: HashMap<u64, Call>,
+}
+
+/// One closure that runs.
+struct Call {
+    interrupt: Arc<InterruptHandle>,
+    /// When its future was dropped.
+    abandoned: Arc<OnceLock<Instant>>,
+    /// When it was last interrupted for that.
+    interrupted: Option<Instant>,
+    /// It is counted as cancelled.
+    is_counted: bool,
+}
+
+/// What there is to do about closures that nobody waits for.
+pub(crate) struct Abandoned {
+    /// To be interrupted now.
+    pub(crate) interrupts: Vec<Arc<InterruptHandle>>,
+    /// How many of them for the first time.
+    pub(crate) fresh: usize,
+    /// When to look again.
+    pub(crate) next: Option<Instant>,
+}
+
+impl Sessions {
+    fn calls(&self) -> MutexGuard<'_, Calls> {
+        // As for the state.
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts the closures that run as cancelled; how many were not yet.
+    pub(crate) fn count_running(&self) -> usize {
+        let mut calls = self.calls();
+        calls.running.values_mut().filter_map(|call| (!mem::replace(&mut call.is_counted, true)).then_some(())).count()
+    }
+
+    /// What is to be done about closures that nobody has waited for since this moment, or later: each is interrupted when it has
+    /// gone on for this long, and again each time that it has, since a statement that it begins then knows of nothing.
+    pub(crate) fn abandoned(&self, since: Instant, grace: Duration) -> Abandoned {
+        let now = Instant::now();
+        let mut found = Abandoned { interrupts: Vec::new(), fresh: 0, next: None };
+        for call in self.calls().running.values_mut() {
+            let Some(abandoned) = call.abandoned.get() else { continue };
+            let mut due = call.interrupted.unwrap_or((*abandoned).max(since)) + grace;
+            if due <= now {
+                found.interrupts.push(Arc::clone(&call.interrupt));
+                found.fresh += usize::from(!mem::replace(&mut call.is_counted, true));
+                call.interrupted = Some(now);
+                due = now + grace;
+            }
+            found.next = Some(found.next.map_or(due, |next| next.min(due)));
+        }
+        found
+    }
+}
+
 /// Counts one closure that runs.
-pub(crate) struct Running<'a>(&'a Sessions);
+pub(crate) struct Running<'a> {
+    sessions: &'a Sessions,
+    number: u64,
+}
 
 impl<'a> Running<'a> {
-    pub(crate) fn new(sessions: &'a Sessions) -> Self {
-        // SeqCst, here and below: a count for a report, read from another thread; nothing depends on it.
-        sessions.running.fetch_add(1, Ordering::SeqCst);
-        Self(sessions)
+    pub(crate) fn new(sessions: &'a Sessions, interrupt: InterruptHandle, abandoned: Arc<OnceLock<Instant>>) -> Self {
+        let mut calls = sessions.calls();
+        calls.last += 1;
+        let number = calls.last;
+        let call = Call { interrupt: Arc::new(interrupt), abandoned, interrupted: None, is_counted: false };
+        calls.running.insert(number, call);
+        Self { sessions, number }
     }
 }
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
-        self.0.running.fetch_sub(1, Ordering::SeqCst);
+        let over = self.sessions.calls().running.remove(&self.number);
+        drop(over);
+    }
+}
+
+/// The future of a closure. When it is dropped nobody waits for the closure any more, if that is not over.
+pub(crate) struct Caller {
+    sessions: Arc<Sessions>,
+    abandoned: Arc<OnceLock<Instant>>,
+}
+
+impl Caller {
+    pub(crate) fn new(sessions: &Arc<Sessions>) -> Self {
+        Self { sessions: Arc::clone(sessions), abandoned: Arc::default() }
+    }
+
+    /// When it was dropped, as its closure sees it.
+    pub(crate) fn abandoned(&self) -> Arc<OnceLock<Instant>> {
+        Arc::clone(&self.abandoned)
+    }
+}
+
+impl Drop for Caller {
+    fn drop(&mut self) {
+        // Set once, here.
+        let _ = self.abandoned.set(Instant::now());
+        self.sessions.changed.notify_one();
     }
 }
 

@@ -106,8 +106,8 @@ impl Resource for Patient {
         self.0.capabilities()
     }
 
-    fn round_trip(&self, _: &Self::Pool) -> Option<Duration> {
-        Some(Duration::from_millis(250))
+    fn reserve(&self, _: &Self::Pool) -> Duration {
+        Duration::from_secs(2)
     }
 }
 

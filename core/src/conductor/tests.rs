@@ -14,7 +14,7 @@ use tokio::{
 
 use super::{Place, conduct};
 use crate::{
-    Drain, Error, ErrorKind, Hook, Lifecycle, Outcome, Reason, Records, Report, Resource, ResourceId, Retry,
+    Drain, Error, ErrorKind, Hook, Latency, Lifecycle, Outcome, Reason, Records, Report, Resource, ResourceId, Retry,
     ShutdownGuard, Step,
     memory::{Memory, Server},
     report::Ledger,
@@ -75,7 +75,7 @@ struct Scripted {
     name: &'static str,
     goodbye: Goodbye,
     depends_on: Vec<ResourceId>,
-    round_trip: Option<Duration>,
+    latency: Option<Arc<Latency>>,
     cancel_fails: bool,
     log: Log,
     start: Instant,
@@ -84,6 +84,7 @@ struct Scripted {
 #[derive(Clone, Copy)]
 enum Goodbye {
     Takes(Duration),
+    TakesTheGrace,
     UntilCut,
     Hangs,
     Panics,
@@ -93,7 +94,16 @@ enum Goodbye {
 impl Scripted {
     fn new(name: &'static str, goodbye: Goodbye) -> Self {
         let (log, start) = (Log::default(), Instant::now());
-        Self { name, goodbye, depends_on: Vec::new(), round_trip: None, cancel_fails: false, log, start }
+        let depends_on = Vec::new();
+        Self { name, goodbye, depends_on, latency: None, cancel_fails: false, log, start }
+    }
+
+    /// With a server whose answers take so long.
+    fn with_server(mut self, answers: Duration) -> Self {
+        let latency = Latency::default();
+        latency.saw(answers);
+        self.latency = Some(Arc::new(latency));
+        self
     }
 
     fn on(mut self, guard: &ShutdownGuard<Self>) -> Self {
@@ -131,6 +141,7 @@ impl Resource for Scripted {
         self.log(self.name);
         match self.goodbye {
             Goodbye::Takes(time) => sleep(time).await,
+            Goodbye::TakesTheGrace => sleep(drain.grace()).await,
             Goodbye::UntilCut => {
                 drain.cut().await;
                 drain.was_cut(1);
@@ -154,8 +165,8 @@ impl Resource for Scripted {
         Ok(())
     }
 
-    fn round_trip(&self, (): &()) -> Option<Duration> {
-        self.round_trip
+    fn latency(&self) -> Option<Arc<Latency>> {
+        self.latency.clone()
     }
 
     fn depends_on(&self) -> Vec<ResourceId> {
@@ -226,25 +237,90 @@ async fn a_cancel_that_fails_is_quoted_and_the_outcome_stays_that_of_the_goodbye
 #[tokio::test(start_paused = true)]
 async fn a_slow_server_is_given_a_larger_reserve() {
     let lifecycle = lifecycle();
-    let resource = Scripted { round_trip: Some(ms(20)), ..Scripted::new("a", Goodbye::Hangs) };
+    let lifecycle = Lifecycle::builder().signals(false).budget(ms(10_000)).build().unwrap();
+    let a = in_use(&lifecycle, Scripted::new("a", Goodbye::Hangs).with_server(ms(100))).await;
+    let draining = drain(&lifecycle);
+    draining.at(8949).await;
+    assert_eq!(a.resource().logged("cancel"), []);
+    draining.at(8951).await;
+    assert_eq!(a.resource().logged("cancel"), [8950], "8 answers of 100 ms before 9750 ms");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_has_become_slow_since_init_is_given_more() {
+    let lifecycle = Lifecycle::builder().signals(false).budget(ms(10_000)).build().unwrap();
+    let a = in_use(&lifecycle, Scripted::new("a", Goodbye::Hangs).with_server(ms(1))).await;
+    a.resource().latency.as_ref().unwrap().saw(ms(200));
+    let draining = drain(&lifecycle);
+    draining.at(8151).await;
+    assert_eq!(a.resource().logged("cancel"), [8150], "8 answers of 200 ms before 9750 ms");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_quick_server_is_given_half_a_second_for_it_may_be_slow_then() {
+    let lifecycle = Lifecycle::builder().signals(false).budget(ms(10_000)).build().unwrap();
+    let a = in_use(&lifecycle, Scripted::new("a", Goodbye::Hangs).with_server(ms(1))).await;
+    let draining = drain(&lifecycle);
+    draining.at(9249).await;
+    assert_eq!(a.resource().logged("cancel"), []);
+    draining.at(9251).await;
+    assert_eq!(a.resource().logged("cancel"), [9250], "half a second before 9750 ms");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_is_given_half_of_a_short_budget() {
+    let lifecycle = Lifecycle::builder().signals(false).budget(ms(500)).build().unwrap();
+    let resource = Scripted::new("a", Goodbye::UntilCut).with_server(ms(1));
     let a = in_use(&lifecycle, resource).await;
     let draining = drain(&lifecycle);
-    draining.at(739).await;
+    draining.at(237).await;
     assert_eq!(a.resource().logged("cancel"), []);
-    draining.at(741).await;
-    assert_eq!(a.resource().logged("cancel"), [740], "8 round trips of 20 ms before 900 ms");
+    draining.at(239).await;
+    assert_eq!(a.resource().logged("cancel"), [238], "half of 450 ms, less 12.5 ms for the answer of tracked work");
+    draining.at(396).await;
+    assert_eq!(a.resource().logged("cut"), []);
+    draining.at(398).await;
+    assert_eq!(a.resource().logged("cut"), [397], "a quarter of 212.5 ms before 450 ms");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_server_is_given_besides_costs_nobody_else_what_it_needs() {
+    let lifecycle = Lifecycle::builder().signals(false).budget(ms(500)).build().unwrap();
+    let db = in_use(&lifecycle, Scripted::new("db", Goodbye::Takes(ms(0))).with_server(ms(1))).await;
+    let _buffer = in_use(&lifecycle, Scripted::new("buffer", Goodbye::Hangs).on(&db)).await;
+    let draining = drain(&lifecycle);
+    draining.at(239).await;
+    assert_eq!(db.resource().logged("cancel"), [238], "the buffer's own, with the 50 ms that it needs");
+    let report = draining.report().await;
+    // Of the half, 225 ms, the buffer has these 50 ms, and two threads 12.5 ms each to answer.
+    let took = report.resource("buffer").unwrap().took;
+    assert_eq!(took, ms(288), "150 ms for db and 12.5 ms before 450 ms");
+}
+
+#[tokio::test(start_paused = true)]
+async fn l6_what_nobody_waits_for_is_given_some_answers_of_the_server_and_not_much_of_the_time() {
+    for (answers, grace) in [(None, 10), (Some(ms(1)), 10), (Some(ms(20)), 80), (Some(ms(1000)), 113)] {
+        let lifecycle = lifecycle();
+        let resource = Scripted::new("a", Goodbye::TakesTheGrace);
+        let resource = match answers {
+            None => resource,
+            Some(answers) => resource.with_server(answers),
+        };
+        let a = in_use(&lifecycle, resource).await;
+        drain(&lifecycle).report().await;
+        assert_eq!(a.resource().logged("over"), [grace], "{answers:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_cut_comes_when_a_quarter_of_the_reserve_is_left() {
     let lifecycle = lifecycle();
-    let resource = Scripted { round_trip: Some(ms(10)), ..Scripted::new("a", Goodbye::UntilCut) };
-    let a = in_use(&lifecycle, resource).await;
+    let a = in_use(&lifecycle, Scripted::new("a", Goodbye::UntilCut)).await;
     let draining = drain(&lifecycle);
-    draining.at(879).await;
+    draining.at(886).await;
     assert_eq!(a.resource().logged("cut"), []);
-    draining.at(881).await;
-    assert_eq!(a.resource().logged("cut"), [880], "a quarter of 80 ms before 900 ms");
+    draining.at(889).await;
+    assert_eq!(a.resource().logged("cut"), [888], "a quarter of 50 ms before 900 ms");
     let report = draining.report().await;
     let a = report.resource("a").unwrap();
     assert_eq!((a.outcome, a.sessions.cut), (Outcome::Incomplete, 1));

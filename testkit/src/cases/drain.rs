@@ -142,16 +142,40 @@ pub async fn a_statement_whose_future_was_dropped_is_stopped_on_the_server<H: Ha
     assert_eq!(ok(harness.rows().await), 0, "it did not run to its end");
 }
 
-/// The same where there is time: it is waited for, as if its future were there.
-pub async fn a_statement_whose_future_was_dropped_is_let_end_in_time<H: Harness>(harness: &H) {
+/// L6: nobody waits for it, so it holds up nothing, however much time there is.
+pub async fn l6_a_statement_whose_future_was_dropped_is_stopped_when_draining_begins<H: Harness>(harness: &H) {
     let scene = Scene::new(harness);
+    let can = scene.db.resource().capabilities();
     let checkout = scene.get().await;
-    abandon_statement(harness, checkout, Duration::from_millis(1500)).await;
+    abandon_statement(harness, checkout, ENDLESS).await;
     let listed = sessions(harness).await;
     let drained = scene.drain(harness).await;
     drained.assert_clean(listed);
-    assert_eq!(drained.row().sessions.cancelled, 0, "{}", drained.report);
-    assert_eq!(ok(harness.rows().await), 1, "the server has what it was told to write");
+    assert!(can.cancel, "what cannot be cancelled is no case of this");
+    assert_eq!(drained.row().sessions.cancelled, 1, "{}", drained.report);
+    assert_eq!(ok(harness.rows().await), 0, "it did not run to its end");
+}
+
+/// L6: a checkout that is out is waited for, and what nobody waits for is stopped meanwhile: also what comes back in the middle
+/// of a statement.
+pub async fn l6_it_is_stopped_while_others_are_waited_for<H: Harness>(harness: &H) {
+    let scene = Scene::new(harness);
+    let mut out = scene.out(harness, 3).await;
+    let (mut held, before, during) = (out.remove(0), out.remove(0), out.remove(0));
+    abandon_statement(harness, before, ENDLESS).await;
+    let listed = sessions(harness).await;
+    let (drained, ()) = tokio::join!(scene.drain(harness), async {
+        scene.director.goodbye().reached_by(1).await;
+        until("the first is stopped", || async { ok(harness.running().await) == 0 }).await;
+        abandon_statement(harness, during, ENDLESS).await;
+        until("the second is stopped", || async { ok(harness.running().await) == 0 }).await;
+        // Of use to its holder all the same.
+        ok(harness.ping(&mut held).await);
+        drop(held);
+    });
+    drained.assert_clean(listed);
+    assert_eq!(drained.row().sessions.cancelled, 2, "{}", drained.report);
+    assert_eq!(ok(harness.rows().await), 0, "neither ran to its end");
 }
 
 /// S6: one of each kind at once: idle, returned in time, a straggler, a dropped future. The report has the server's own
