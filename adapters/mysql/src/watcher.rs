@@ -3,7 +3,10 @@
 //! In MySQL and in MariaDB a session is on the server's list until after its socket was closed, so that the end of a
 //! connection proves nothing: another session has to ask. It is opened when it is needed, on the drain's own runtime.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::HashSet,
+    time::{Duration, Instant},
+};
 
 use mysql_async::{
     Conn, Opts, Row,
@@ -46,19 +49,32 @@ pub(crate) async fn rows<T: FromRow + Send + 'static>(
 }
 
 /// Which of these sessions the server lists, of those that belong to the user who asks.
+///
+/// By the statement, not the table `information_schema.processlist`: for each question to that both servers make a temporary
+/// table on disk (`Created_tmp_disk_tables` counts it), and a disk may be busy. Without a privilege it lists the user's own.
 pub(crate) async fn listed(conn: &mut Conn, ids: &[u32]) -> Result<Vec<Listed>, mysql_async::Error> {
-    let own = conn.id();
-    let numbers: Vec<String> = ids.iter().chain([&own]).map(ToString::to_string).collect();
-    let numbers = numbers.join(",");
-    let sql = format!("SELECT ID, USER, COMMAND FROM information_schema.processlist WHERE ID IN ({numbers})");
-    let rows: Vec<(u32, String, String)> = rows(conn, &sql).await?;
-    let user = rows.iter().find(|(id, ..)| *id == own).map(|(_, user, ..)| user.clone());
-    let listed = rows.into_iter().filter(|(id, by, ..)| *id != own && Some(by) == user.as_ref());
+    let own = u64::from(conn.id());
+    let ids: HashSet<u64> = ids.iter().map(|id| u64::from(*id)).collect();
+    let mut rows: Vec<Row> = rows(conn, "SHOW PROCESSLIST").await?;
+    let mut found: Vec<(u64, String, String)> = Vec::new();
+    for row in &mut rows {
+        // A server whose columns are others has answered nothing that is of use.
+        let (Some(Ok(id)), Some(Ok(user)), Some(Ok(command))) =
+            (row.take_opt("Id"), row.take_opt("User"), row.take_opt("Command"))
+        else {
+            return Err(mysql_async::Error::Other("the server's process list is not as expected".into()));
+        };
+        found.push((id, user, command));
+    }
+    let user = found.iter().find(|(id, ..)| *id == own).map(|(_, user, _)| user.clone());
+    let listed = found.into_iter().filter(|(id, by, _)| ids.contains(id) && Some(by) == user.as_ref());
     Ok(listed
-        .map(|(id, _, command)| Listed {
-            id,
-            is_busy: matches!(command.as_str(), "Query" | "Execute" | "Fetch"),
-            rests: command == "Sleep",
+        .filter_map(|(id, _, command)| {
+            Some(Listed {
+                id: u32::try_from(id).ok()?,
+                is_busy: matches!(command.as_str(), "Query" | "Execute" | "Fetch"),
+                rests: command == "Sleep",
+            })
         })
         .collect())
 }
