@@ -313,7 +313,9 @@ impl Session {
             // The driver rolls back and reads results before it sends anything.
             self.ping().await
         };
+        let asked = Instant::now();
         self.is_tidy = matches!(timeout(TIDY_PATIENCE, tidying).await, Ok(Ok(())));
+        self.sessions.latency.saw(asked.elapsed());
         self.is_tidy
     }
 }
