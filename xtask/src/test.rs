@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::Result;
 
-use self::binary::Binary;
+use self::binary::{Binary, Pace};
 use crate::{
     containers::Containers,
     foreign, images,
@@ -36,6 +36,8 @@ pub(crate) struct Wanted<'a> {
 /// How the tests are built and told to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Size {
+    /// Without containers, and without what takes a build of its own.
+    Quick,
     Everyday,
     /// The long ones, in release, and as long as they can be.
     Soak,
@@ -44,18 +46,18 @@ enum Size {
 /// Sets up and runs the tests. What fails hides nothing but what it makes impossible.
 pub(crate) fn test(workspace: &Workspace, wanted: Wanted<'_>) -> Result<bool> {
     let mut summary = Summary::default();
-    let run = Run { workspace, filter: wanted.filter, size: Size::Everyday, set_up: SetUp::default() };
-    let mut more = Vec::new();
-    if let Some(binaries) = run.prepare(wanted.quick, &mut summary) {
-        more = run.binaries(binaries, wanted.quick);
-        if more.is_empty() || wanted.filter.is_none() {
-            more.splice(0..0, run.by_cargo(wanted.quick));
+    let size = if wanted.quick { Size::Quick } else { Size::Everyday };
+    let run = Run { workspace, filter: wanted.filter, size, set_up: SetUp::default() };
+    let binaries = run.prepare(&mut summary);
+    // what takes longest comes first: cargo does one thing after the other
+    let mut jobs = if wanted.lint { lint::jobs(workspace) } else { Vec::new() };
+    if let Some(binaries) = binaries {
+        if wanted.filter.is_none() || binaries.is_empty() {
+            jobs.extend(run.by_cargo());
         }
+        jobs.extend(run.binaries(binaries));
     }
-    if wanted.lint {
-        more.splice(0..0, lint::jobs(workspace));
-    }
-    summary.extend(jobs::run_all(more));
+    summary.extend(jobs::run_all(jobs));
     run.finish(summary)
 }
 
@@ -64,8 +66,8 @@ pub(crate) fn soak(workspace: &Workspace) -> Result<bool> {
     let mut summary = Summary::default();
     // the long tests are called so, and are longer when asked
     let run = Run { workspace, filter: Some("soak"), size: Size::Soak, set_up: SetUp::default() };
-    if let Some(binaries) = run.prepare(false, &mut summary) {
-        summary.extend(jobs::run_all(run.binaries(binaries, false)));
+    if let Some(binaries) = run.prepare(&mut summary) {
+        summary.extend(jobs::run_all(run.binaries(binaries)));
     }
     run.finish(summary)
 }
@@ -89,7 +91,7 @@ struct SetUp {
 
 impl Run<'_> {
     /// Sets up everything, side by side. Gives the binaries that have a test to run, if they could be built.
-    fn prepare(&self, quick: bool, summary: &mut Summary) -> Option<Vec<Binary>> {
+    fn prepare(&self, summary: &mut Summary) -> Option<Vec<Binary>> {
         let emulator = Job::new("emulator", Class::Waits, |_| {
             self.programs(rie::skipped(), || Ok(vec![(rie::PATH_VARIABLE, rie::fetch(self.workspace)?.into())]))
         });
@@ -101,18 +103,18 @@ impl Run<'_> {
         });
         let build = Job::new("build", Class::Locks(CARGO_LOCK), |progress| self.build(progress));
         let mut jobs = vec![build];
-        if self.size == Size::Everyday {
+        if self.size != Size::Soak {
             jobs.extend([emulator, languages]);
         }
         // whether a filter leaves a test that needs one is known when they are built
-        let images_first = self.filter.is_none() && !quick;
+        let images_first = self.filter.is_none() && self.size != Size::Quick;
         if images_first {
             jobs.push(self.images());
         }
         summary.extend(jobs::run_all(jobs));
         let binaries: Vec<_> =
             self.set_up.binaries.get()?.iter().filter(|binary| self.wants(binary)).cloned().collect();
-        if !images_first && !quick && binaries.iter().any(|binary| binary.kind.starts_containers) {
+        if !images_first && self.size != Size::Quick && binaries.iter().any(|binary| binary.kind.starts_containers) {
             summary.extend(jobs::run_all(vec![self.images()]));
         }
         Some(binaries)
@@ -147,7 +149,7 @@ impl Run<'_> {
         // the second is quick: everything but the benches themselves is there
         let steps: &[&[&str]] = match self.size {
             Size::Everyday if self.filter.is_none() => &[&[], &["--bench", "*"]],
-            Size::Everyday => &[&[]],
+            Size::Everyday | Size::Quick => &[&[]],
             Size::Soak => &[&["--release", "--tests"]],
         };
         let mut binaries = Vec::new();
@@ -171,25 +173,29 @@ impl Run<'_> {
     /// Whether a binary has anything to run. One that cannot say so has: it fails then.
     fn wants(&self, binary: &Binary) -> bool {
         match &binary.tests {
-            Ok(tests) if binary.is_bench() => tests.is_empty() && self.filter.is_none(),
+            Ok(_) if binary.is_bench() => self.filter.is_none(),
             Ok(tests) => !tests.is_empty(),
             Err(_) => true,
         }
     }
 
     /// A job for each binary.
-    fn binaries(&self, binaries: Vec<Binary>, quick: bool) -> Vec<Job<'_>> {
-        let wanted = binaries.into_iter().filter(|binary| !quick || !binary.is_bench());
-        wanted.map(|binary| binary.job(self.filter, &self.env(quick))).collect()
+    fn binaries(&self, binaries: Vec<Binary>) -> Vec<Job<'_>> {
+        let pace = (self.size == Size::Soak).then_some(Pace::SOAK);
+        let job = |binary: Binary| {
+            let pace = pace.unwrap_or_else(|| Pace::of(binary.kind));
+            binary.job(pace, self.filter, &self.env())
+        };
+        binaries.into_iter().map(job).collect()
     }
 
     /// The tests that only cargo can run: those of the documentation, and those that are built in another way.
-    fn by_cargo(&self, quick: bool) -> Vec<Job<'_>> {
+    fn by_cargo(&self) -> Vec<Job<'_>> {
         let filter: Vec<_> = self.filter.iter().flat_map(|filter| ["--", *filter]).collect();
         let mut docs = self.workspace.cargo_aside(["test", "--locked", "--workspace", "--all-features", "--doc"]);
-        docs.args(&filter).envs(self.env(quick));
+        docs.args(&filter).envs(self.env());
         let docs = binary::counted("doc tests", Class::Locks(CARGO_LOCK), docs, self.filter);
-        if quick {
+        if self.size == Size::Quick {
             return vec![docs];
         }
 
@@ -207,16 +213,15 @@ impl Run<'_> {
     }
 
     /// What the tests have to be told.
-    fn env(&self, quick: bool) -> Vec<(&'static str, OsString)> {
+    fn env(&self) -> Vec<(&'static str, OsString)> {
         let mut env = self.set_up.programs.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(containers) = self.set_up.containers.get() {
             env.extend(containers.env().map(|(name, value)| (name, value.into())));
         }
-        if quick {
-            env.push((images::SKIP_VARIABLE, "1".into()));
-        }
-        if self.size == Size::Soak {
-            env.push(("WINDDOWN_SOAK", "1".into()));
+        match self.size {
+            Size::Quick => env.push((images::SKIP_VARIABLE, "1".into())),
+            Size::Everyday => {}
+            Size::Soak => env.push(("WINDDOWN_SOAK", "1".into())),
         }
         env
     }

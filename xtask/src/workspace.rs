@@ -42,8 +42,8 @@ pub(crate) struct Member {
 /// How a test binary uses the machine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Kind {
-    mostly_waits: bool,
-    measures: bool,
+    pub(crate) mostly_waits: bool,
+    pub(crate) measures: bool,
     pub(crate) starts_containers: bool,
 }
 

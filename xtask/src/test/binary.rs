@@ -5,6 +5,7 @@ use std::{
     path::PathBuf,
     process::{Command, Stdio},
     thread,
+    time::Duration,
 };
 
 use cargo_metadata::{Artifact, TargetKind};
@@ -25,6 +26,32 @@ const RAN_NO_TEST: &str = "ran no test";
 
 /// How many tests of a binary run at once that mostly waits.
 const WAITING: usize = 16;
+
+/// What a long test may take at full size, with all others of its binary.
+const SOAK_LIMIT: Duration = Duration::from_secs(2 * 60 * 60);
+
+/// When a binary's tests run, and how many at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Pace {
+    class: Class,
+    at_once: usize,
+    limit: Duration,
+}
+
+impl Pace {
+    /// One long test after the other: they print figures.
+    pub(crate) const SOAK: Self = Self { class: Class::Alone, at_once: 1, limit: SOAK_LIMIT };
+
+    /// Everyday's.
+    pub(crate) fn of(kind: Kind) -> Self {
+        let class = kind.class();
+        let at_once = match class {
+            Class::Waits => WAITING,
+            Class::Works | Class::Locks(_) | Class::Alone => thread::available_parallelism().map_or(1, usize::from),
+        };
+        Self { class, at_once, limit: LIMIT }
+    }
+}
 
 /// A program with tests, or a bench.
 #[derive(Clone, Debug)]
@@ -76,8 +103,8 @@ impl Binary {
     }
 
     /// What runs it, in this environment.
-    pub(crate) fn job<'a>(self, filter: Option<&str>, env: &[(&'static str, OsString)]) -> Job<'a> {
-        let class = self.kind.class();
+    pub(crate) fn job<'a>(self, pace: Pace, filter: Option<&str>, env: &[(&'static str, OsString)]) -> Job<'a> {
+        let Pace { class, at_once, limit } = pace;
         let mut command = self.command();
         command.envs(env.iter().map(|(name, value)| (name, value)));
         if self.is_bench {
@@ -85,15 +112,11 @@ impl Binary {
         }
         let tests = match self.tests {
             Ok(tests) => tests,
-            Err(why) => return Job::new(self.name, Class::Waits, move |_| Done::failed(why)),
-        };
-        let at_once = match class {
-            Class::Waits => WAITING,
-            _ => thread::available_parallelism().map_or(1, usize::from),
+            Err(why) => return Job::new(self.name, class, move |_| Done::failed(why)),
         };
         command.args(filter).arg(format!("--test-threads={at_once}"));
         let name = self.name.clone();
-        Job::new(self.name, class, move |progress| match progress.run(&mut command, LIMIT) {
+        Job::new(self.name, class, move |progress| match progress.run(&mut command, limit) {
             Err(why) => Done::failed(format!("{why:#}")),
             Ok(ran) => {
                 let lines = ran.of(Source::Out).map(|line| (line.at, line.text.as_str()));
@@ -147,4 +170,66 @@ fn judged(name: &str, ran: &Ran, command: &Command, times: Times) -> Done {
     }
     let Times { took, unended: _ } = times;
     Done { outcome, seen: Some(seen), failures, times: took, output: done.output }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{counts::Counts, process};
+
+    const ENDED: &str = "echo 'test result: ok. 2 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out'";
+
+    fn judge(script: &str, unended: &[&str]) -> Done {
+        let mut command = Command::new("sh");
+        let ran = process::collect(command.args(["-c", script]), LIMIT, process::GRACE, |_| {}).unwrap();
+        let unended = unended.iter().map(|name| (*name).to_owned()).collect();
+        judged("job", &ran, &command, Times { unended, ..Times::default() })
+    }
+
+    #[test]
+    fn a_job_s_tests_are_counted_over_all_its_binaries() {
+        let done = judge(&format!("{ENDED}; {ENDED}"), &[]);
+        assert_eq!(done.seen.unwrap().counts, Counts { passed: 4, failed: 0, ignored: 2 });
+        assert_eq!(done.outcome, Outcome::Passed);
+    }
+
+    #[test]
+    fn what_is_said_aside_is_not_counted() {
+        let done = judge(&format!("{ENDED}; {ENDED} >&2"), &[]);
+        assert_eq!(done.seen.unwrap().counts.passed, 2);
+    }
+
+    #[test]
+    fn a_job_that_ran_no_test_fails() {
+        let nothing = ENDED.replace("2 passed", "0 passed").replace("1 ignored", "0 ignored");
+        assert_eq!(judge(&nothing, &[]).outcome, Outcome::Failed(RAN_NO_TEST.into()));
+    }
+
+    #[test]
+    fn one_whose_tests_are_all_ignored_says_so() {
+        let ignored = ENDED.replace("2 passed", "0 passed");
+        assert_eq!(judge(&ignored, &[]).outcome, Outcome::Skipped("all its tests are ignored".into()));
+    }
+
+    #[test]
+    fn a_job_with_a_bad_status_fails_whatever_its_tests_said() {
+        assert_eq!(judge(&format!("{ENDED}; exit 3"), &[]).outcome, Outcome::Failed("exit status: 3".into()));
+    }
+
+    #[test]
+    fn tests_that_a_crash_has_cut_short_are_named() {
+        let done = judge("echo about to crash >&2; exit 134", &["a::one", "b"]);
+        let [Failure { name, message }] = &done.failures[..] else { panic!("{:?}", done.failures) };
+        assert_eq!(name, "job");
+        assert!(message.starts_with("exit status: 134; these tests had begun: a::one, b\n"), "{message}");
+        assert!(message.ends_with("about to crash"), "{message}");
+    }
+
+    #[test]
+    fn binaries_that_wait_have_many_tests_at_once() {
+        assert_eq!(Pace::of(Kind::default()).class, Class::Works);
+        assert!(Pace::of(Kind::default()).at_once >= 1);
+        let waits = Kind { mostly_waits: true, ..Kind::default() };
+        assert_eq!(Pace::of(waits), Pace { class: Class::Waits, at_once: WAITING, limit: LIMIT });
+    }
 }
