@@ -1,6 +1,6 @@
 //! Containers in a run of the tests: their images before it, and nothing of them after it.
 
-use std::{env, io, process::Command, time::Instant};
+use std::{env, io, process::Command};
 
 use winddown_reaper::{RUN_LABEL, RUN_VARIABLE, Reaper, sweep_orphans, this_process};
 
@@ -20,23 +20,14 @@ pub(crate) struct Containers {
 
 impl Containers {
     /// Removes what earlier runs left, and makes the images that the tests start containers from.
-    pub(crate) fn set_up(workspace: &Workspace) -> (Row, Self) {
-        let start = Instant::now();
-        let (outcome, containers) = match images::skipped() {
-            Some(why) => {
-                eprintln!("{why}");
-                (Outcome::Skipped(why), Self::none())
-            }
+    pub(crate) fn set_up(workspace: &Workspace) -> (Outcome, Self) {
+        match images::skipped() {
+            Some(why) => (Outcome::Skipped(why), Self::none()),
             None => match images::make(workspace, false).and_then(|()| Ok(Self::start()?)) {
                 Ok(containers) => (Outcome::Passed, containers),
-                Err(error) => {
-                    eprintln!("error: {error:#}");
-                    (Outcome::Failed(format!("{error:#}")), Self::none())
-                }
+                Err(error) => (Outcome::Failed(format!("{error:#}")), Self::none()),
             },
-        };
-        let row = Row { took: start.elapsed(), outcome, ..Row::failed("images", String::new()) };
-        (row, containers)
+        }
     }
 
     fn none() -> Self {

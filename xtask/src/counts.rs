@@ -1,6 +1,6 @@
 //! How many tests ran, read from what libtest and the conformance suite print.
 
-use std::ops::AddAssign;
+use std::{fmt, ops::AddAssign};
 
 /// Tests of one binary, one step or one run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -24,6 +24,13 @@ impl Counts {
     /// Tests that ran, whatever came of it.
     pub(crate) fn ran(&self) -> u64 {
         self.passed + self.failed
+    }
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { passed, failed, ignored } = self;
+        write!(f, "{passed} passed, {failed} failed, {ignored} skipped")
     }
 }
 
@@ -58,7 +65,7 @@ impl Harness {
     }
 }
 
-/// What a stream of bytes has said so far.
+/// What a job's tests have said.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Seen {
     /// Of all binaries.
@@ -66,49 +73,18 @@ pub(crate) struct Seen {
     pub(crate) harnesses: Vec<Harness>,
 }
 
-/// Cuts a stream of bytes into lines and adds up the closing lines among them.
-#[derive(Debug, Default)]
-pub(crate) struct Counter {
-    unfinished: Vec<u8>,
-    seen: Seen,
-}
-
-impl Counter {
-    /// Takes the next piece of the stream, which may begin and end anywhere. Returns whether it said anything.
-    pub(crate) fn push(&mut self, piece: &[u8]) -> bool {
-        let mut said = false;
-        for part in piece.split_inclusive(|byte| *byte == b'\n') {
-            self.unfinished.extend_from_slice(part);
-            if part.ends_with(b"\n") {
-                // tests may print what is no text; such a line is not the one looked for
-                if let Ok(line) = std::str::from_utf8(&self.unfinished) {
-                    said |= self.seen.read(line);
-                }
-                self.unfinished.clear();
-            }
-        }
-        said
-    }
-
-    /// What has been counted so far.
-    pub(crate) fn seen(&self) -> &Seen {
-        &self.seen
-    }
-}
-
 impl Seen {
-    fn read(&mut self, line: &str) -> bool {
-        if let Some(counts) = Counts::parse(line) {
-            self.counts += counts;
-            return true;
-        }
-        match Harness::parse(line) {
-            None => false,
-            Some(harness) => {
-                self.harnesses.push(harness);
-                true
+    /// Adds up the closing lines among these.
+    pub(crate) fn read<'a>(lines: impl IntoIterator<Item = &'a str>) -> Self {
+        let mut seen = Self::default();
+        for line in lines {
+            if let Some(counts) = Counts::parse(line) {
+                seen.counts += counts;
+            } else if let Some(harness) = Harness::parse(line) {
+                seen.harnesses.push(harness);
             }
         }
+        seen
     }
 }
 
@@ -144,17 +120,9 @@ mod tests {
     }
 
     #[test]
-    fn pieces_of_any_size_add_up_to_the_same_counts() {
-        let mut output = format!("running 15 tests\n\n{PASSED}\r\n\u{2713} ").into_bytes();
-        output.extend_from_slice(b"\xff not text \xfe\n");
-        output.extend_from_slice(format!("{FAILED}\n").as_bytes());
-        for size in [1, 2, 7, 64, output.len()] {
-            let mut counter = Counter::default();
-            output.chunks(size).for_each(|piece| {
-                counter.push(piece);
-            });
-            assert_eq!(counter.seen().counts, Counts { passed: 16, failed: 2, ignored: 3 }, "pieces of {size} bytes");
-        }
+    fn the_counts_of_all_binaries_are_added() {
+        let lines = ["running 15 tests\n", PASSED, "\u{fffd} not text\n", FAILED];
+        assert_eq!(Seen::read(lines).counts, Counts { passed: 16, failed: 2, ignored: 3 });
     }
 
     #[test]
@@ -162,8 +130,7 @@ mod tests {
         let lines = "conformance: postgres_17: 40 passed, 1 failed, 0 skipped; 0 do not apply\n\
                      conformance: sqlite: 24 passed, 0 failed, 3 skipped; 2 do not apply: kill (no server), slow (a; b: c)\n\
                      conformance: half: 24 passed\n";
-        let mut counter = Counter::default();
-        assert!(counter.push(lines.as_bytes()));
+        let seen = Seen::read(lines.lines());
         let harness = |name: &str, passed, failed, ignored, why: &str| Harness {
             name: name.into(),
             counts: Counts { passed, failed, ignored },
@@ -171,14 +138,7 @@ mod tests {
         };
         let expected =
             [harness("postgres_17", 40, 1, 0, "0"), harness("sqlite", 24, 0, 3, "2: kill (no server), slow (a; b: c)")];
-        assert_eq!(counter.seen().harnesses, expected);
-        assert_eq!(counter.seen().counts, Counts::default(), "libtest's own line counts them");
-    }
-
-    #[test]
-    fn a_line_cut_short_is_not_counted() {
-        let mut counter = Counter::default();
-        counter.push(PASSED.as_bytes());
-        assert_eq!(counter.seen().counts, Counts::default());
+        assert_eq!(seen.harnesses, expected);
+        assert_eq!(seen.counts, Counts::default(), "libtest's own line counts them");
     }
 }

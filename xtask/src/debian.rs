@@ -1,10 +1,17 @@
 //! Debian's packages: what a command needs is installed where that can be done without asking anyone.
 
-use std::{path::Path, process::Command};
+use std::{
+    path::Path,
+    process::Command,
+    sync::{Mutex, PoisonError},
+};
 
 use anyhow::{Context, Result};
 
 use crate::run;
+
+/// Jobs of one run may need packages at once, and apt lets one of them in. For other processes it can be told to wait.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// Whether this machine has Debian's packages, and we may install them.
 pub(crate) fn can_install() -> bool {
@@ -14,9 +21,10 @@ pub(crate) fn can_install() -> bool {
 /// Installs packages. Only where [`can_install`] says so.
 pub(crate) fn install(packages: &[&str]) -> Result<()> {
     let wanted = || format!("cannot install {}", packages.join(" "));
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     update().with_context(wanted)?;
     let mut install = Command::new("apt-get");
-    install.args(["install", "--yes", "--no-install-recommends"]).args(packages);
+    install.args(["-o", "DPkg::Lock::Timeout=300", "install", "--yes", "--no-install-recommends"]).args(packages);
     run::status_aside(install.env("DEBIAN_FRONTEND", "noninteractive")).with_context(wanted)
 }
 
@@ -26,7 +34,9 @@ pub(crate) fn mirror() -> Result<String> {
         return Ok(mirror);
     }
     // what a source calls itself is only known once its lists are here
+    let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     update()?;
+    drop(turn);
     find_mirror()?.context("apt knows no source of Debian's packages")
 }
 

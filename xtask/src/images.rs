@@ -16,16 +16,24 @@ use std::{
     io::Write,
     path::Path,
     process::{Command, Stdio},
+    sync::{
+        Mutex, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
     time::Instant,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
 use self::pins::{Image, Pins};
 use crate::{run, workspace::Workspace};
 
 /// Set to run without containers.
-const SKIP_VARIABLE: &str = "WINDDOWN_SKIP_CONTAINERS";
+pub(crate) const SKIP_VARIABLE: &str = "WINDDOWN_SKIP_CONTAINERS";
+
+/// How many are made at a time. Half of one's time goes to downloads and the disk.
+const AT_ONCE: usize = 3;
 
 /// Why the images are left out, when it was asked for.
 pub(crate) fn skipped() -> Option<String> {
@@ -44,18 +52,16 @@ pub(crate) fn make(workspace: &Workspace, rebuild: bool) -> Result<()> {
     lock.lock().context("cannot lock the images' folder")?;
 
     engine::ensure(&folder)?;
-    let mut maker = Maker { pins: &pins, folder: &folder, rebuild, registry: true };
+    let maker =
+        Maker { pins: &pins, folder: &folder, rebuild, registry: AtomicBool::new(true), mirror: OnceLock::new() };
     let mut made = 0;
     let mut failed = Vec::new();
-    for image in &pins.images {
-        match maker.make(image) {
+    for (image, outcome) in pins.images.iter().zip(at_once(AT_ONCE, &pins.images, |image| maker.make(image))) {
+        match outcome {
             Ok(false) => {}
             Ok(true) => made += 1,
             // the others are of use without it
-            Err(error) => {
-                eprintln!("error: {}: {error:#}", image.tag());
-                failed.push(format!("{} ({error:#})", image.tag()));
-            }
+            Err(error) => failed.push(format!("{} ({error:#})", image.tag())),
         }
     }
     if made > 0 {
@@ -71,24 +77,46 @@ pub(crate) fn make(workspace: &Workspace, rebuild: bool) -> Result<()> {
     Ok(())
 }
 
-/// Makes one image after the other.
+/// Does the same with each of these, a few at a time. What comes of it is in their order.
+fn at_once<T: Sync, R: Send + Sync>(limit: usize, all: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let results: Vec<_> = all.iter().map(|_| OnceLock::new()).collect();
+    let queue = Mutex::new(all.iter().zip(&results));
+    thread::scope(|scope| {
+        for _ in 0..limit {
+            scope.spawn(|| {
+                loop {
+                    // not held while one is at work
+                    let next = queue.lock().expect("nobody panics with it").next();
+                    let Some((one, result)) = next else { return };
+                    // each has one place, and is taken once
+                    let _ = result.set(work(one));
+                }
+            });
+        }
+    });
+    results.into_iter().map(|result| result.into_inner().expect("a panic has ended the scope")).collect()
+}
+
+/// Makes images, several at a time.
 struct Maker<'a> {
     pins: &'a Pins,
     folder: &'a Path,
     rebuild: bool,
     /// Whether a registry is worth another try: one that did not answer once is not waited for again.
-    registry: bool,
+    registry: AtomicBool,
+    /// Where Debian's packages come from, once it was asked for; the error is of text, for all to have it.
+    mirror: OnceLock<Result<String, String>>,
 }
 
 impl Maker<'_> {
     /// Makes an image; whether it had to be.
-    fn make(&mut self, image: &Image) -> Result<bool> {
+    fn make(&self, image: &Image) -> Result<bool> {
         let digest = self.pins.digest(image)?;
         if !self.rebuild && label::of(&image.tag())?.as_deref() == Some(&digest) {
             return Ok(false);
         }
-        if self.registry
-            && let Some(reference) = &image.official
+        if let Some(reference) = &image.official
+            && self.registry.load(Ordering::Relaxed)
         {
             let official = timed(&format!("{}: {reference} from its registry", image.tag()), || {
                 official::pull(reference)?;
@@ -97,14 +125,18 @@ impl Maker<'_> {
             match official {
                 Ok(()) => return Ok(true),
                 Err(why) => {
-                    self.registry = false;
-                    eprintln!("images: no container registry ({why:#}), so from Debian's packages");
+                    if self.registry.swap(false, Ordering::Relaxed) {
+                        eprintln!("images: no container registry ({why:#}), so from Debian's packages");
+                    }
                 }
             }
         }
-        let base = self.pins.base(image);
-        base::make(base, self.folder, self.rebuild)?;
-        timed(&format!("{}: {}", image.tag(), image.packages.join(" ")), || self.build(image, &digest))?;
+        let mirror = self.mirror.get_or_init(|| base::debian_mirror().map_err(|error| format!("{error:#}")));
+        let mirror = mirror.as_ref().map_err(|error| anyhow!("{error}"))?;
+        timed(&format!("{}: {}", image.tag(), image.packages.join(" ")), || {
+            base::make(self.pins, image, mirror, self.folder, self.rebuild)?;
+            self.build(image, &digest)
+        })?;
         Ok(true)
     }
 
@@ -130,16 +162,10 @@ impl Maker<'_> {
 
     fn build(&self, image: &Image, digest: &str) -> Result<()> {
         let recipe = self.pins.recipe(image);
-        // the host's network: the mirror is one that this machine can reach
-        let mut build = docker(["build", "--network", "host", "--label", &format!("{}={digest}", label::NAME)]);
+        let mut build = docker(["build", "--network", "none", "--label", &format!("{}={digest}", label::NAME)]);
         build.arg("--file").arg(recipe.join("Containerfile"));
-        let base = self.pins.base(image).tag();
-        for (name, value) in [
-            ("BASE", base.as_str()),
-            ("PACKAGES", &image.packages.join(" ")),
-            ("NAME", &image.name),
-            ("VERSION", &image.version),
-        ] {
+        let base = image.base_tag();
+        for (name, value) in [("BASE", base.as_str()), ("NAME", &image.name), ("VERSION", &image.version)] {
             build.arg("--build-arg").arg(format!("{name}={value}"));
         }
         if self.rebuild {
@@ -166,4 +192,22 @@ fn timed<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let end = if result.is_ok() { "done" } else { "not done" };
     eprintln!("images: {what} {end}, {:.1} s", start.elapsed().as_secs_f64());
     result
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+
+    use super::*;
+
+    #[test]
+    fn a_few_are_at_work_at_once_and_results_keep_the_order() {
+        let both = Barrier::new(2);
+        let squares = at_once(2, &[1, 2, 3, 4], |number| {
+            // over only when another one is here too
+            both.wait();
+            number * number
+        });
+        assert_eq!(squares, [1, 4, 9, 16]);
+    }
 }

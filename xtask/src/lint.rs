@@ -1,60 +1,84 @@
 //! `cargo xtask lint`.
 
-use std::time::Instant;
-
 use anyhow::Result;
 
 use crate::{
-    deny, run,
-    summary::{Row, Summary},
+    deny,
+    jobs::{self, Done, Job},
+    leftovers, run,
+    schedule::Class,
+    summary::{Outcome, Summary},
     test::with_flags,
-    workspace::Workspace,
+    workspace::{CARGO_LOCK, Workspace},
 };
+
+/// cargo-deny is built once for both that need it.
+const DENY_LOCK: &str = "cargo-deny";
 
 /// Runs every check. As with the tests, a failed one does not hide the others.
 pub(crate) fn lint(workspace: &Workspace) -> Result<bool> {
     let mut summary = Summary::default();
-
-    summary.push(component("format", "fmt", "rustfmt", workspace, &["--all", "--check"]));
-    let all = ["--locked", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"];
-    summary.push(component("clippy", "clippy", "clippy", workspace, &all));
-
-    // the facade with nothing and with each feature alone: all features together hide one that needs another
-    let alone = ["--locked", "-p", "winddown", "--no-default-features"];
-    let none = [&alone[..], &["--", "-D", "warnings"]].concat();
-    summary.push(component("no feature", "clippy", "clippy", workspace, &none));
-    for feature in &workspace.facade_features {
-        let one = [&alone[..], &["--features", feature, "--", "-D", "warnings"]].concat();
-        summary.push(component(&format!("feature {feature} alone"), "clippy", "clippy", workspace, &one));
-    }
-
-    let mut doc = workspace.cargo(["doc", "--locked", "--workspace", "--all-features", "--no-deps"]);
-    doc.env("RUSTDOCFLAGS", with_flags("RUSTDOCFLAGS", "-D warnings"));
-    summary.push(run::step("documentation", &mut doc));
-
-    let start = Instant::now();
-    summary.push(match deny::find(workspace) {
-        Ok(program) => run::step("dependencies", &mut deny::check(&program, workspace)),
-        // the one check that may be left out: building the tool is slow, and it is not on every machine
-        Err(error) => {
-            let why = format!("{error:#}");
-            eprintln!("cargo-deny is left out: {why}");
-            Row { took: start.elapsed(), ..Row::skipped("dependencies", why) }
-        }
-    });
-    let why = "the advisory database is not on a package registry";
-    summary.push(Row::skipped("advisories", why.into()));
-
+    summary.extend(jobs::run_all(jobs(workspace)));
     println!("\n{summary}");
+    print!("{}", summary.failures());
     Ok(summary.passed())
 }
 
+/// A job for each check.
+pub(crate) fn jobs(workspace: &Workspace) -> Vec<Job<'_>> {
+    let mut jobs = vec![
+        Job::new("leftovers", Class::Works, |_| leftover(workspace)),
+        component("format", Class::Works, "fmt", "rustfmt", workspace, &["--all", "--check"]),
+        Job::new("dependencies", Class::Locks(DENY_LOCK), |progress| deny::check(workspace, progress)),
+        Job::new("advisories", Class::Locks(DENY_LOCK), |progress| deny::advisories(workspace, progress)),
+    ];
+    let all = ["--locked", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"];
+    jobs.push(component("clippy", Class::Locks(CARGO_LOCK), "clippy", "clippy", workspace, &all));
+    jobs.extend(features_alone(workspace));
+
+    let mut doc = workspace.cargo_aside(["doc", "--locked", "--workspace", "--all-features", "--no-deps"]);
+    doc.env("RUSTDOCFLAGS", with_flags("RUSTDOCFLAGS", "-D warnings"));
+    jobs.push(Job::command("documentation", Class::Locks(CARGO_LOCK), doc));
+    jobs
+}
+
+/// The facade with nothing and with each feature alone: all features together hide one that needs another, since each
+/// brings crates with features that the others then find. Clippy has seen the code itself.
+fn features_alone(workspace: &Workspace) -> impl Iterator<Item = Job<'_>> {
+    let alone = workspace.facade_features.iter().filter(|feature| *feature != "full").map(String::as_str);
+    std::iter::once("").chain(alone).map(|feature| {
+        let mut check = workspace.cargo_aside(["check", "--locked", "-p", "winddown", "--no-default-features"]);
+        check.args(["--features", feature]).env("RUSTFLAGS", with_flags("RUSTFLAGS", "-D warnings"));
+        let name = if feature.is_empty() { "no feature".to_owned() } else { format!("feature {feature} alone") };
+        Job::command(name, Class::Locks(CARGO_LOCK), check)
+    })
+}
+
+fn leftover(workspace: &Workspace) -> Done {
+    match leftovers::find(workspace) {
+        Err(error) => Done::failed(format!("{error:#}")),
+        Ok(found) if found.is_empty() => Done::new(Outcome::Passed),
+        Ok(found) => {
+            let output: Vec<_> = found.iter().map(ToString::to_string).collect();
+            Done { output: output.join("\n"), ..Done::failed(format!("{} found", found.len())) }
+        }
+    }
+}
+
 /// Runs a cargo command that comes as a component of the toolchain.
-fn component(step: &str, command: &str, component: &str, workspace: &Workspace, arguments: &[&str]) -> Row {
+fn component<'a>(
+    step: &'static str,
+    class: Class,
+    command: &'static str,
+    component: &'static str,
+    workspace: &'a Workspace,
+    arguments: &[&str],
+) -> Job<'a> {
     if !run::works(&mut workspace.cargo([command, "--version"])) {
         let why = format!("{component} is missing: run `rustup component add {component}`");
-        return Row::failed(step, why);
+        return Job::new(step, class, |_| Done::failed(why));
     }
-    let mut command = workspace.cargo([command]);
-    run::step(step, command.args(arguments))
+    let mut cargo = workspace.cargo_aside([command]);
+    cargo.args(arguments);
+    Job::command(step, class, cargo)
 }

@@ -1,18 +1,25 @@
 //! The project's own commands.
 //!
-//! `cargo xtask test` is all a developer needs before sending work; `cargo xtask lint` is the rest of what CI runs.
+//! `cargo xtask test` is all a developer needs before sending work; `cargo xtask ci` is that and `cargo xtask lint`, as CI
+//! runs them.
 
 mod bench;
 mod containers;
 mod counts;
 mod debian;
 mod deny;
+mod failures;
 mod foreign;
+mod groups;
 mod images;
+mod jobs;
+mod leftovers;
 mod lint;
+mod process;
 mod python;
 mod rie;
 mod run;
+mod schedule;
 mod summary;
 mod test;
 mod workspace;
@@ -22,7 +29,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::workspace::Workspace;
+use crate::{test::Wanted, workspace::Workspace};
 
 /// The project's own commands.
 #[derive(Debug, Parser)]
@@ -36,11 +43,16 @@ struct Arguments {
 enum Task {
     /// Sets up what the tests need, then runs them all: unit, integration, benches once, docs, model checker
     Test {
-        /// Only tests whose name contains this
+        /// Only tests whose name contains this; images are made only if one of them may need one
         filter: Option<String>,
+        /// Only what needs no container: no image is made, and no bench and no model checker is run
+        #[arg(long)]
+        quick: bool,
     },
-    /// Formatting, clippy (also with each feature alone), documentation, licences of the dependencies
+    /// Formatting, clippy, each feature alone, documentation, dependencies, leftovers such as links to nowhere
     Lint,
+    /// Tests and lints, side by side where they are not in each other's way: what CI runs
+    Ci,
     /// Benchmarks: all, or one
     Bench {
         /// The bench target
@@ -80,8 +92,12 @@ fn main() -> ExitCode {
 /// Whether all went well; an error only where a command could not go on at all.
 fn run(task: Task) -> Result<bool> {
     let workspace = Workspace::find()?;
+    groups::end_on_signals()?;
     match task {
-        Task::Test { filter } => test::test(&workspace, filter.as_deref()),
+        Task::Test { filter, quick } => {
+            test::test(&workspace, Wanted { filter: filter.as_deref(), quick, ..Wanted::default() })
+        }
+        Task::Ci => test::test(&workspace, Wanted { lint: true, ..Wanted::default() }),
         Task::Lint => lint::lint(&workspace),
         Task::Bench { name, arguments } => bench::bench(&workspace, name.as_deref(), &arguments),
         Task::Soak => test::soak(&workspace),

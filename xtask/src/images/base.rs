@@ -1,99 +1,118 @@
-//! A minimal Debian as an image: what the Debian-built images stand on where no registry has one.
+//! A minimal Debian with a server's packages as an image: what the Debian-built images stand on where no registry has one.
+//!
+//! Each in one go, from packages to the engine: installing them while an engine builds an image takes several times as
+//! long, as that looks at every file of every layer.
 
-use std::{
-    env, fs,
-    os::unix::fs::PermissionsExt,
-    path::Path,
-    process::{Command, Stdio},
+use std::{env, path::Path, process::Command};
+
+use anyhow::{Result, bail};
+
+use super::{
+    docker, label,
+    pins::{Image, Pins},
 };
-
-use anyhow::{Context, Result, bail};
-
-use super::{docker, label, pins::Base};
 use crate::{debian, run};
 
-/// Makes a base, unless it is there.
-pub(crate) fn make(base: &Base, folder: &Path, rebuild: bool) -> Result<()> {
-    let digest = base.digest();
-    if !rebuild && label::of(&base.tag())?.as_deref() == Some(&digest) {
+/// The program that makes them.
+const PROGRAM: &str = "mmdebstrap";
+
+/// What nobody reads in a server under test.
+const LEFT_OUT: [&str; 3] = ["/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/man/*"];
+
+/// Makes the base of an image, unless it is there.
+pub(crate) fn make(pins: &Pins, image: &Image, mirror: &str, folder: &Path, rebuild: bool) -> Result<()> {
+    let digest = pins.base_digest(image);
+    if !rebuild && label::of(&image.base_tag())?.as_deref() == Some(&digest) {
         return Ok(());
     }
-    let mirror = debian_mirror()?;
-    super::timed(&format!("{}: debootstrap", base.tag()), || {
-        // in a folder that lets programs run, which a folder for temporary files need not
-        let root = tempfile::tempdir_in(folder).context("cannot make a temporary folder")?;
-        // It mounts /proc and /sys in the folder. In its own namespace they are gone when it is, however that came about, and
-        // whoever removes the folder removes nothing of the machine's.
-        let mut debootstrap = Command::new("unshare");
-        debootstrap.args(["--mount", "debootstrap", "--variant=minbase", &base.suite]).arg(root.path()).arg(&mirror);
-        // where it looks for the programs that it runs inside
-        debootstrap.env("PATH", with_system_folders());
-        run::logged(&mut debootstrap, &folder.join(format!("base-{}.log", base.suite)))?;
-        settings(base, root.path())?;
-        import(base, &digest, root.path())
-    })
+    let log = folder.join(format!("base-{}-{}.log", image.name, image.version));
+    let mut packages = Command::new(PROGRAM);
+    packages.args(arguments(pins, image, mirror)).env("PATH", with_system_folders());
+    let change = format!("LABEL {}={digest}", label::NAME);
+    // the archive goes from one to the other, without a file in between
+    let id = run::logged_into(&mut packages, &log, |archive| {
+        run::output(docker(["import", "--change", &change, "-"]).stdin(archive))
+    })?;
+    // Only now: an archive that was cut short can be imported too.
+    run::status(&mut docker(["tag", id.trim(), &image.base_tag()]))
 }
 
 /// The machine's own mirror, with the program that needs it installed.
-fn debian_mirror() -> Result<String> {
+pub(crate) fn debian_mirror() -> Result<String> {
     if !debian::can_install() {
         bail!("no registry answers, and images from Debian's packages can only be made on Debian, as root");
     }
-    let mut debootstrap = Command::new("debootstrap");
-    if !run::works(debootstrap.arg("--version")) {
-        debian::install(&["debootstrap"])?;
+    if !run::works(Command::new(PROGRAM).arg("--version")) {
+        debian::install(&[PROGRAM])?;
     }
     debian::mirror()
 }
 
-/// What installing packages in the image needs.
-fn settings(base: &Base, root: &Path) -> Result<()> {
-    let write = |path: &str, text: &str| {
-        let path = root.join(path);
-        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
-    };
-    // no package starts its service while the image is made
-    write("usr/sbin/policy-rc.d", "#!/bin/sh\nexit 101\n")?;
-    let executable = fs::Permissions::from_mode(0o755);
-    fs::set_permissions(root.join("usr/sbin/policy-rc.d"), executable).context("cannot make policy-rc.d executable")?;
-    // an image that is not finished is thrown away anyhow
-    write("etc/dpkg/dpkg.cfg.d/image", "force-unsafe-io\n")?;
-    write(
-        "etc/apt/apt.conf.d/image",
-        "DPkg::Options \"--force-confold\";\nAPT::Keep-Downloaded-Packages \"false\";\n",
-    )?;
-    if !base.check_valid_until {
-        write("etc/apt/apt.conf.d/valid-until", "Acquire::Check-Valid-Until \"false\";\n")?;
+/// One archive on standard output, of everything that the packages need and no more.
+fn arguments(pins: &Pins, image: &Image, mirror: &str) -> Vec<String> {
+    let mut arguments = vec![
+        // in a place of its own where it mounts, so that nothing is left mounted however it ends
+        "--mode=root".to_owned(),
+        "--variant=minbase".to_owned(),
+        "--format=tar".to_owned(),
+        format!("--include={}", image.packages.join(",")),
+        "--aptopt=Acquire::Languages \"none\"".to_owned(),
+        // what is not finished is thrown away anyhow
+        "--dpkgopt=force-unsafe-io".to_owned(),
+        "--dpkgopt=force-confold".to_owned(),
+    ];
+    arguments.extend(LEFT_OUT.iter().map(|path| format!("--dpkgopt=path-exclude={path}")));
+    arguments.push("--dpkgopt=path-include=/usr/share/doc/*/copyright".to_owned());
+    if !pins.suite(image).check_valid_until {
+        arguments.push("--aptopt=Acquire::Check-Valid-Until \"false\"".to_owned());
     }
-    // several hundred files that are at their newest when the first package is installed
-    let archives = root.join("var/cache/apt/archives");
-    fs::remove_dir_all(&archives).context("cannot remove the packages that were unpacked")?;
-    fs::create_dir_all(archives.join("partial")).context("cannot make apt's folder")
+    for (path, text) in &image.files {
+        let (path, text) = (quoted(&format!("/{path}")), quoted(text));
+        arguments
+            .push(format!("--essential-hook=mkdir -p \"$(dirname \"$1\"{path})\" && printf %s {text} >\"$1\"{path}"));
+    }
+    arguments.extend([image.suite.clone(), "-".to_owned(), mirror.to_owned()]);
+    arguments
 }
 
-/// Hands the folder to the engine, without a file in between.
-fn import(base: &Base, digest: &str, root: &Path) -> Result<()> {
-    let mut tar = Command::new("tar")
-        .arg("--directory")
-        .arg(root)
-        .args(["--create", "."])
-        .stdout(Stdio::piped())
-        .spawn()
-        .context("cannot start tar")?;
-    let archive = tar.stdout.take().context("tar has no output")?;
-    let change = format!("LABEL {}={digest}", label::NAME);
-    let mut import = docker(["import", "--change", &change, "-", &base.tag()]);
-    let imported = run::status(import.stdin(archive).stdout(Stdio::null()));
-    let packed = tar.wait().context("cannot wait for tar")?;
-    imported?;
-    if !packed.success() {
-        bail!("tar ended with {packed}");
-    }
-    Ok(())
+/// A text as one word of a shell.
+fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''"))
 }
 
 /// `PATH` with the folders of an administrator's programs, which not every root has.
 fn with_system_folders() -> String {
     let path = env::var("PATH").unwrap_or_default();
     format!("{path}:/usr/local/sbin:/usr/sbin:/sbin")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_is_one_word_of_a_shell_whatever_is_in_it() {
+        for text in ["", "plain", "two words", "it's", "$HOME `id` \"x\" \\\n"] {
+            let mut shell = Command::new("sh");
+            shell.args(["-c", &format!("printf %s {}", quoted(text))]);
+            assert_eq!(run::output(&mut shell).unwrap(), text);
+        }
+    }
+
+    #[test]
+    fn a_suite_with_stale_dates_and_a_file_before_the_packages_are_asked_for() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("server")).unwrap();
+        std::fs::write(folder.path().join("server/Containerfile"), "FROM scratch").unwrap();
+        let text = "[suites.sid]\ncheck_valid_until = false\n[[image]]\nname = \"server\"\nversion = \"1\"\n\
+                    recipe = \"server\"\nsuite = \"sid\"\npackages = [\"a=1.*\", \"b\"]\n\
+                    files = { \"etc/a.conf\" = \"x = 1\\n\" }\n";
+        std::fs::write(folder.path().join("images.toml"), text).unwrap();
+        let pins = Pins::read(folder.path()).unwrap();
+        let arguments = arguments(&pins, &pins.images[0], "http://mirror.invalid/");
+        assert!(arguments.contains(&"--include=a=1.*,b".to_owned()), "{arguments:?}");
+        assert!(arguments.iter().any(|argument| argument.contains("Check-Valid-Until")), "{arguments:?}");
+        assert!(arguments.iter().any(|argument| argument.contains("'/etc/a.conf'")), "{arguments:?}");
+        assert_eq!(arguments[arguments.len() - 3..], ["sid", "-", "http://mirror.invalid/"]);
+    }
 }

@@ -14,13 +14,13 @@ use sha2::{Digest, Sha256};
 const REPOSITORY: &str = "winddown-test";
 
 /// Changed when the code that makes images makes others from the same recipe.
-const EDITION: &str = "1";
+const EDITION: &str = "2";
 
 /// All images and what they stand on.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Pins {
-    bases: BTreeMap<String, Base>,
+    suites: BTreeMap<String, Suite>,
     #[serde(rename = "image")]
     pub(crate) images: Vec<Image>,
     /// Where the recipes are.
@@ -28,11 +28,10 @@ pub(crate) struct Pins {
     folder: PathBuf,
 }
 
-/// A minimal Debian.
+/// A Debian that packages are taken from.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Base {
-    pub(crate) suite: String,
+pub(crate) struct Suite {
     /// Whether the suite's index has a date that means something.
     pub(crate) check_valid_until: bool,
 }
@@ -45,20 +44,23 @@ pub(crate) struct Image {
     pub(crate) version: String,
     pub(crate) official: Option<String>,
     recipe: String,
-    base: String,
+    pub(crate) suite: String,
     pub(crate) packages: Vec<String>,
+    /// What is in the image before the packages are: paths without a slash in front, and what is in them.
+    #[serde(default)]
+    pub(crate) files: BTreeMap<String, String>,
 }
 
 impl Pins {
-    /// Reads the pins and checks that each image has its base and its recipe.
+    /// Reads the pins and checks that each image has its suite and its recipe.
     pub(crate) fn read(folder: &Path) -> Result<Self> {
         let path = folder.join("images.toml");
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         let mut pins: Self = toml::from_str(&text).with_context(|| format!("cannot read {}", path.display()))?;
         pins.folder = folder.to_owned();
         for image in &pins.images {
-            if !pins.bases.contains_key(&image.base) {
-                bail!("{} stands on the base {:?}, which is not in {}", image.tag(), image.base, path.display());
+            if !pins.suites.contains_key(&image.suite) {
+                bail!("{} is of the suite {:?}, which is not in {}", image.tag(), image.suite, path.display());
             }
             if !pins.recipe(image).join("Containerfile").is_file() {
                 bail!("{} has no Containerfile in {}", image.tag(), pins.recipe(image).display());
@@ -67,9 +69,9 @@ impl Pins {
         Ok(pins)
     }
 
-    /// The base an image stands on.
-    pub(crate) fn base(&self, image: &Image) -> &Base {
-        &self.bases[&image.base]
+    /// The suite that an image's packages are taken from.
+    pub(crate) fn suite(&self, image: &Image) -> &Suite {
+        &self.suites[&image.suite]
     }
 
     /// The folder with an image's recipe.
@@ -77,12 +79,23 @@ impl Pins {
         self.folder.join(&image.recipe)
     }
 
-    /// Stands for everything an image is made of: its pins, its recipe, its base.
-    pub(crate) fn digest(&self, image: &Image) -> Result<String> {
-        let Image { name, version, official, recipe: _, base: _, packages } = image;
+    /// Stands for everything that an image's packages and files are: what its recipe builds on.
+    pub(crate) fn base_digest(&self, image: &Image) -> String {
+        let Suite { check_valid_until } = self.suite(image);
         let mut hash = Fields::new();
-        hash.field(self.base(image).digest());
-        hash.field(name).field(version).field(official.as_deref().unwrap_or_default()).field(packages.join(" "));
+        hash.field(&image.suite).field([u8::from(*check_valid_until)]).field(image.packages.join(" "));
+        for (path, text) in &image.files {
+            hash.field(path).field(text);
+        }
+        hash.digest()
+    }
+
+    /// Stands for everything an image is made of: its pins and its recipe.
+    pub(crate) fn digest(&self, image: &Image) -> Result<String> {
+        let Image { name, version, official, recipe: _, suite: _, packages: _, files: _ } = image;
+        let mut hash = Fields::new();
+        hash.field(self.base_digest(image));
+        hash.field(name).field(version).field(official.as_deref().unwrap_or_default());
 
         let recipe = self.recipe(image);
         let unreadable = || format!("cannot read {}", recipe.display());
@@ -96,23 +109,15 @@ impl Pins {
     }
 }
 
-impl Base {
-    /// What it is called here.
-    pub(crate) fn tag(&self) -> String {
-        format!("{REPOSITORY}/base:{}", self.suite)
-    }
-
-    /// Stands for everything it is made of, as far as we decide it.
-    pub(crate) fn digest(&self) -> String {
-        let mut hash = Fields::new();
-        hash.field(&self.suite).field([u8::from(self.check_valid_until)]).digest()
-    }
-}
-
 impl Image {
     /// What it is called here, whichever way it came.
     pub(crate) fn tag(&self) -> String {
         format!("{REPOSITORY}/{}:{}", self.name, self.version)
+    }
+
+    /// What Debian with its packages is called, which its recipe builds on.
+    pub(crate) fn base_tag(&self) -> String {
+        format!("{REPOSITORY}/base:{}-{}", self.name, self.version)
     }
 }
 
@@ -144,15 +149,14 @@ mod tests {
     use super::*;
 
     const TEXT: &str = r#"
-        [bases.stable]
-        suite = "stable"
+        [suites.stable]
         check_valid_until = true
 
         [[image]]
         name = "server"
         version = "1"
         recipe = "server"
-        base = "stable"
+        suite = "stable"
         packages = ["server=1.*"]
     "#;
 
@@ -186,7 +190,9 @@ mod tests {
         for changed in [
             TEXT.replace("server=1.*", "server=1.2.*"),
             TEXT.replace("version = \"1\"", "version = \"2\""),
-            TEXT.replace("suite = \"stable\"", "suite = \"testing\""),
+            TEXT.replace("stable", "testing"),
+            TEXT.replace("true", "false"),
+            TEXT.replace("recipe =", "files = { \"etc/server\" = \"x\" }\nrecipe ="),
             TEXT.replace("recipe =", "official = \"server:1\"\nrecipe ="),
         ] {
             assert_ne!(digest(&before), digest(&folder(&changed)), "{changed}");
@@ -199,8 +205,8 @@ mod tests {
     #[test]
     fn what_an_image_lacks_is_named() {
         let error = |text: &str| Pins::read(folder(text).path()).unwrap_err().to_string();
-        let base = error(&TEXT.replace("base = \"stable\"", "base = \"other\""));
-        assert!(base.contains("winddown-test/server:1 stands on the base \"other\""), "{base}");
+        let suite = error(&TEXT.replace("suite = \"stable\"", "suite = \"other\""));
+        assert!(suite.contains("winddown-test/server:1 is of the suite \"other\""), "{suite}");
         let recipe = error(&TEXT.replace("recipe = \"server\"", "recipe = \"other\""));
         assert!(recipe.contains("winddown-test/server:1 has no Containerfile"), "{recipe}");
     }
