@@ -19,6 +19,7 @@ use testcontainers::{
         },
     },
 };
+use tokio::sync::Mutex as AsyncMutex;
 use tokio_stream::StreamExt;
 
 use super::{
@@ -47,6 +48,8 @@ struct Shared {
     limit: Duration,
     /// While it is away from its network, to which it may come back.
     away: Mutex<Option<Away>>,
+    /// One thing is done to it at a time, also when nobody waits for that any more.
+    changes: Arc<AsyncMutex<()>>,
 }
 
 /// What came of a command in a container.
@@ -70,7 +73,7 @@ impl Container {
     ) -> Result<Self> {
         let id = started.id().to_owned();
         let ip = address(&docker, &id, network.name()).await?;
-        let shared = Shared { docker, id, network, ip, ready, limit, away: Mutex::default() };
+        let shared = Shared { docker, id, network, ip, ready, limit, away: Mutex::default(), changes: Arc::default() };
         Ok(Self { started: Some(started), shared: Arc::new(shared), earlier: 0 })
     }
 
@@ -163,7 +166,7 @@ impl Container {
     ///
     /// When the engine refuses.
     pub async fn pause(&self) -> Result<()> {
-        self.run(async |shared| shared.docker.pause_container(&shared.id).await.context("cannot pause")).await
+        self.change(async |shared| shared.docker.pause_container(&shared.id).await.context("cannot pause")).await
     }
 
     /// Ends [`pause`](Self::pause).
@@ -172,7 +175,7 @@ impl Container {
     ///
     /// When the engine refuses.
     pub async fn resume(&self) -> Result<()> {
-        self.run(async |shared| shared.docker.unpause_container(&shared.id).await.context("cannot resume")).await
+        self.change(async |shared| shared.docker.unpause_container(&shared.id).await.context("cannot resume")).await
     }
 
     /// Ends its server with SIGKILL and waits until it is gone.
@@ -183,7 +186,7 @@ impl Container {
     ///
     /// When the engine refuses.
     pub async fn kill(&self) -> Result<()> {
-        self.run(async |shared| {
+        self.change(async |shared| {
             let killing = async {
                 let options = KillContainerOptionsBuilder::new().signal("SIGKILL").build();
                 shared.docker.kill_container(&shared.id, Some(options)).await.context("cannot kill")?;
@@ -200,7 +203,7 @@ impl Container {
     ///
     /// When the engine refuses.
     pub async fn stop(&self) -> Result<()> {
-        self.run(async |shared| {
+        self.change(async |shared| {
             let stopping = async {
                 let options = StopContainerOptionsBuilder::new().build();
                 shared.docker.stop_container(&shared.id, Some(options)).await.context("cannot stop")?;
@@ -219,7 +222,7 @@ impl Container {
     /// When the engine refuses, or it is not ready in time.
     pub async fn start_again(&mut self) -> Result<()> {
         self.earlier = self
-            .run(async |shared| {
+            .change(async |shared| {
                 let earlier = log::read(&shared.docker, &shared.id).await?.lines().count();
                 let starting = async {
                     // else it would get the next address that is free
@@ -245,7 +248,7 @@ impl Container {
     ///
     /// When the engine refuses.
     pub async fn partition(&self) -> Result<()> {
-        self.run(async |shared| {
+        self.change(async |shared| {
             shared.leave("take a container off its network", shared.network.disconnect(&shared.id)).await
         })
         .await
@@ -257,11 +260,29 @@ impl Container {
     ///
     /// When the engine refuses.
     pub async fn heal(&self) -> Result<()> {
-        self.run(async |shared| {
+        self.change(async |shared| {
             let putting_back = shared.network.connect(&shared.id, shared.ip);
             shared.come_back("put a container back on its network", putting_back).await
         })
         .await
+    }
+
+    /// Undoes what was done to it by these methods: it runs, on its network, and is ready.
+    ///
+    /// # Errors
+    ///
+    /// When the engine refuses, or it is not ready in time.
+    pub async fn restore(&mut self) -> Result<()> {
+        let state = self.change(async |shared| shared.state().await).await?;
+        if state.is_paused {
+            self.resume().await?;
+        }
+        if !state.is_running {
+            self.start_again().await?;
+        } else if state.is_away {
+            self.heal().await?;
+        }
+        Ok(())
     }
 
     /// Removes it and waits until it is gone.
@@ -271,7 +292,23 @@ impl Container {
     /// When the engine refuses.
     pub async fn remove(mut self) -> Result<()> {
         let started = self.started.take().context("a container is removed once")?;
-        self.run(async move |shared| shared.remove(started).await).await
+        self.change(async move |shared| shared.remove(started).await).await
+    }
+
+    /// As [`run`](Self::run), for what is done to it: in the order in which it was begun.
+    async fn change<T, W, F>(&self, work: W) -> Result<T>
+    where
+        T: Send + 'static,
+        W: FnOnce(Arc<Shared>) -> F,
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        let turn = Arc::clone(&self.shared.changes).lock_owned().await;
+        let work = work(Arc::clone(&self.shared));
+        engine::run(async move {
+            let _turn = turn;
+            work.await
+        })
+        .await
     }
 
     async fn run<T, W, F>(&self, work: W) -> Result<T>
@@ -282,6 +319,14 @@ impl Container {
     {
         engine::run(work(Arc::clone(&self.shared))).await
     }
+}
+
+/// What has become of a container.
+struct State {
+    is_running: bool,
+    /// Its processes are frozen; it runs all the same.
+    is_paused: bool,
+    is_away: bool,
 }
 
 impl Drop for Container {
@@ -329,6 +374,16 @@ impl Shared {
         if away != noted.is_some() {
             *noted = away.then(|| self.network.leave());
         }
+    }
+
+    async fn state(&self) -> Result<State> {
+        let inspecting = self.docker.inspect_container(&self.id, None::<InspectContainerOptions>);
+        let state = inspecting.await.context("cannot inspect")?.state.context("a container has a state")?;
+        Ok(State {
+            is_running: state.running.unwrap_or_default(),
+            is_paused: state.paused.unwrap_or_default(),
+            is_away: self.away.lock().unwrap_or_else(PoisonError::into_inner).is_some(),
+        })
     }
 
     async fn wait_for_end(&self) -> Result<()> {
