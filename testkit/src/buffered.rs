@@ -1,7 +1,7 @@
 //! Claims about buffers in front of a sink, for any harness whose adapter has one: real signals at random moments, servers that
 //! fail in the middle of a batch, and what was spilled replayed under SIGKILL. What the *server* has decides.
 //!
-//! A test binary gives its trials to [`soak::run`](crate::soak::run), and its `main` begins with [`program`].
+//! A test binary gives its trials to [`Suite::tests`](crate::Suite::tests), and its `main` begins with [`program`].
 
 use std::{
     collections::BTreeSet,
@@ -24,7 +24,7 @@ use winddown_buffer::{BatchWriter, Push as _, Sink, Spill, replay};
 use winddown_core::{BoxError, Error, Lifecycle, Records, Report, ShutdownGuard};
 
 use crate::{
-    Harness, Need, ServerUse, Setup,
+    Harness, InProcess, Need, ServerUse, Setup,
     child::{self, Child, Ended},
     scene::lifecycle,
     soak::{Claim, rounds, trial},
@@ -34,7 +34,7 @@ use crate::{
 pub type Record = (i64, String);
 
 /// A harness whose adapter has a sink that writes each record exactly once.
-pub trait Buffered: Harness {
+pub trait Buffered: InProcess {
     /// The sink under test.
     type Sink: Sink<Record, Target = Self::Resource>;
 
@@ -51,15 +51,6 @@ pub trait Buffered: Harness {
 
     /// The numbers of all records in the table, each as often as it is there.
     fn numbers(&self, table: &str) -> impl Future<Output = Result<Vec<i64>, BoxError>> + Send;
-
-    /// The variables by which [`from_env`](Self::from_env) finds the server of this value.
-    fn environment(&self) -> Vec<(&'static str, String)>;
-
-    /// A resource of that server, in a process of its own.
-    ///
-    /// # Errors
-    /// When the variables do not say enough.
-    fn from_env() -> Result<Self::Resource, Error>;
 
     /// Nobody can write for now, and nobody is told: the server is [paused](Harness::pause), where there is one.
     fn away(&self) -> impl Future<Output = Result<(), BoxError>> + Send {
@@ -245,9 +236,9 @@ async fn replay_here<H: Buffered>(harness: &H, table: &str, spills: &Path) -> Re
     Ok(replayed?.written)
 }
 
-/// 1,000 times SIGTERM at a random moment, or 20: each accepted record is written, or spilled and then replayed.
+/// 1,000 times SIGTERM at a random moment, or 5: each accepted record is written, or spilled and then replayed.
 async fn signals<H: Buffered>(harness: &H) -> Result<String, BoxError> {
-    let (rounds, seed) = (rounds(1_000, 20), fastrand::u64(..));
+    let (rounds, seed) = (rounds(1_000, 5), fastrand::u64(..));
     let mut random = fastrand::Rng::with_seed(seed);
     let (mut all, mut written, mut spilled, mut in_doubt, mut missing) = (0, 0, 0, 0, 0);
     let mut took = Vec::new();
@@ -286,12 +277,12 @@ async fn signals<H: Buffered>(harness: &H) -> Result<String, BoxError> {
     ))
 }
 
-/// 200 times, or 6, the server is away when the signal comes. In turns the process may spill to the end, or is killed at a
+/// 200 times, or 4, the server is away when the signal comes. In turns the process may spill to the end, or is killed at a
 /// random moment while it does; the replay is killed at random moments, and run again. What was reported as spilled is there
 /// once, and so is each whole line of a spill that was cut short.
 async fn kills<H: Buffered>(harness: &H) -> Result<String, BoxError> {
     const COUNT: i64 = 2_000;
-    let (rounds, seed) = (rounds(200, 6), fastrand::u64(..));
+    let (rounds, seed) = (rounds(200, 4), fastrand::u64(..));
     let mut random = fastrand::Rng::with_seed(seed);
     let (mut killed_spills, mut killed_replays, mut all, mut cut_short) = (0, 0, 0, 0);
     let (mut doubts, mut missing) = (0, 0);

@@ -1,7 +1,7 @@
 //! Claims about processes that are frozen while their server ends their sessions, for any harness: real processes, stopped by
 //! SIGSTOP for longer than the server's own idle timeout. The very first query after the thaw has to succeed.
 //!
-//! A test binary gives its trials to [`soak::run`](crate::soak::run), and its `main` begins with [`program`].
+//! A test binary gives its trials to [`Suite::tests`](crate::Suite::tests), and its `main` begins with [`program`].
 
 use std::{
     future::Future,
@@ -18,16 +18,15 @@ use tokio::{
 use winddown_core::{BoxError, Error, Lifecycle};
 
 use crate::{
-    CheckoutOf, ServerUse, Setup,
-    buffered::Buffered,
+    CheckoutOf, InProcess, ServerUse, Setup,
     cases::scene::Scene,
     child::{self, Child},
-    shared::gone_within,
+    servers::gone_within,
     soak::{rounds, trial},
 };
 
-/// A harness whose resource can be used in a process of its own.
-pub trait Frozen: Buffered {
+/// A harness whose resource is used by processes that are frozen.
+pub trait Frozen: InProcess {
     /// One query, in that process.
     fn query(checkout: &mut CheckoutOf<Self>) -> impl Future<Output = Result<(), BoxError>> + Send;
 
@@ -42,14 +41,17 @@ pub trait Frozen: Buffered {
 
 const QUERIES: &str = "queries";
 
-/// So many processes at once, with one session each.
-const AT_ONCE: usize = 20;
-
-/// Longer than it takes until they are all started and frozen.
+/// Longer than it takes until they are all started and frozen, on most machines.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Servers look for idle sessions now and then.
-const SEEN_WITHIN: Duration = Duration::from_secs(15);
+const SEEN_WITHIN: Duration = Duration::from_secs(60);
+
+/// How often they are started again, if a machine is so busy that a server ends their sessions before they are frozen.
+const TRIES: usize = 20;
+
+/// A session that was idle for less is not checked.
+const WARM: Duration = Duration::from_secs(1);
 
 /// How many checkouts follow each other.
 const CHECKOUTS: u64 = 50;
@@ -98,16 +100,17 @@ pub fn warm<H: Frozen>() -> Trial {
     trial::<H>("checkouts_within_a_second_cost_no_round_trip", ServerUse::Own, |h| Box::pin(in_a_row(h)))
 }
 
-/// 200 freezes, or 20.
+/// 200 freezes, or 5.
 async fn thawed<H: Frozen>(harness: &H) -> Result<String, BoxError> {
-    let rounds = rounds(200, AT_ONCE);
+    // So many processes at once, with one session each.
+    let (rounds, at_once) = (rounds(200, 5), rounds(20, 5));
     harness.idle_timeout(IDLE_TIMEOUT).await?;
-    let mut ended_while_frozen = 0;
-    for _ in 0..rounds / AT_ONCE {
+    let (mut answered, mut ended_while_frozen, mut too_late) = (0, 0, 0);
+    while ended_while_frozen < rounds {
         let environment = harness.environment();
-        let children: Vec<_> = (0..AT_ONCE).map(|_| Child::start_with(QUERIES, &environment)).collect();
+        let children: Vec<_> = (0..at_once).map(|_| Child::start_with(QUERIES, &environment)).collect();
         let frozen: Vec<_> = children.into_iter().map(|child| child.ready().signal(Signal::STOP)).collect();
-        ended_while_frozen += harness.left().await?;
+        let listed = harness.left().await?;
         if gone_within(SEEN_WITHIN, || harness.left()).await? > 0 {
             return Err(format!("the server has not ended sessions that were idle for {SEEN_WITHIN:?}").into());
         }
@@ -122,14 +125,16 @@ async fn thawed<H: Frozen>(harness: &H) -> Result<String, BoxError> {
             if ended.code != Some(0) || !ended.report().is_clean() {
                 return Err(format!("it did not end well: {}", ended.stderr).into());
             }
+            answered += 1;
+        }
+        ended_while_frozen += listed;
+        too_late += usize::from(listed == 0);
+        if too_late > TRIES {
+            return Err(format!("{too_late} times no session was there any more when its process was frozen").into());
         }
     }
-    // On a busy machine the first may be idle for too long before the last is frozen.
-    if ended_while_frozen < rounds / 2 {
-        return Err(format!("only {ended_while_frozen} of {rounds} sessions were ended in a frozen process").into());
-    }
     Ok(format!(
-        "{rounds} of {rounds} first queries after a freeze were answered; the server's idle timeout of {IDLE_TIMEOUT:?} \
+        "{answered} of {answered} first queries after a freeze were answered; the server's idle timeout of {IDLE_TIMEOUT:?} \
          ended {ended_while_frozen} sessions meanwhile"
     ))
 }
@@ -146,23 +151,27 @@ async fn in_a_row<H: Frozen>(harness: &H) -> Result<String, BoxError> {
     }
     drop(checkout);
     let queries = proxy.round_trips() - before;
-    let (before, began) = (proxy.round_trips(), Instant::now());
+    let before = proxy.round_trips();
+    let mut rests = 0;
+    let mut since = Instant::now();
     for _ in 0..CHECKOUTS {
-        harness.ping(&mut *scene.get().await).await?;
+        let mut checkout = scene.get().await;
+        // On a machine that is busy one may have rested for too long: then it is checked.
+        rests += u64::from(since.elapsed() >= WARM);
+        harness.ping(&mut checkout).await?;
+        since = Instant::now();
     }
-    let (counted, took) = (proxy.round_trips() - before, began.elapsed());
+    let counted = proxy.round_trips() - before;
     scene.lifecycle.drain().await;
-    if took > Duration::from_secs(1) {
-        return Err(format!("that was no second: {took:?}").into());
-    }
     // A driver that closes a statement does not wait for the answer, which may be counted by itself or not. A check at each
     // checkout would add as many as there are.
-    if counted > queries + CHECKOUTS / 5 || queries < CHECKOUTS {
+    if counted > queries + CHECKOUTS / 5 + rests || queries < CHECKOUTS {
         return Err(
             format!("{counted} round trips for {CHECKOUTS} checkouts, {queries} for their queries alone").into()
         );
     }
     Ok(format!(
-        "{CHECKOUTS} checkouts with a query each in {took:.0?}: {counted} round trips; {queries} for the queries alone"
+        "{CHECKOUTS} checkouts with a query each, {rests} of them after a rest: {counted} round trips; {queries} for the \
+         queries alone"
     ))
 }

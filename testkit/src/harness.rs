@@ -3,7 +3,7 @@
 use std::{fmt, future::Future, time::Duration};
 
 use tokio::sync::{Mutex, MutexGuard};
-use winddown_core::{BoxError, Resource};
+use winddown_core::{BoxError, Error, Resource};
 
 use crate::{containers::Container, proxy::Proxy};
 
@@ -38,7 +38,8 @@ pub trait Harness: Send + Sync + Sized + 'static {
         None
     }
 
-    /// A server to use, and the way to ask it.
+    /// A server to use, and the way to ask it: best from [`Servers`](crate::Servers), which has one that is shared and
+    /// leases others.
     ///
     /// Called on the runtime of the case, which ends with the case: what is shared between cases must not live on it.
     fn start(server: ServerUse) -> impl Future<Output = Result<Self, BoxError>> + Send;
@@ -158,12 +159,18 @@ pub trait Harness: Send + Sync + Sized + 'static {
     /// # Errors
     /// When the server still lists a session of this harness value, once those that were cut have had a moment to end.
     fn end(self) -> impl Future<Output = Result<(), BoxError>> + Send;
+}
 
-    /// Ends what the cases of this process have shared. Called once, when the last case is over, on a runtime of its
-    /// own.
-    fn stop_shared() -> impl Future<Output = Result<(), BoxError>> + Send {
-        async { Ok(()) }
-    }
+/// A harness whose resource can also be used in a process of its own, which finds the same server.
+pub trait InProcess: Harness {
+    /// The variables by which [`from_env`](Self::from_env) finds the server of this value.
+    fn environment(&self) -> Vec<(&'static str, String)>;
+
+    /// A resource of that server, in that process.
+    ///
+    /// # Errors
+    /// When the variables do not say enough.
+    fn from_env() -> Result<Self::Resource, Error>;
 }
 
 async fn contained<H: Harness>(harness: &H, need: Need) -> Result<MutexGuard<'_, Container>, BoxError> {
@@ -183,7 +190,7 @@ pub enum ServerUse {
     /// Any: others may use it at the same time. What the harness counts is its own nevertheless: by a database, a user
     /// or an application name of its own.
     Shared,
-    /// One of its own: the case will break it.
+    /// One that nobody else uses at the same time: the case will break it.
     Own,
 }
 

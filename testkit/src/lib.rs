@@ -8,21 +8,23 @@ pub mod containers;
 mod directed;
 pub mod frozen;
 mod harness;
+mod limit;
 mod logs;
 pub mod proxy;
 pub mod scene;
-mod shared;
+mod servers;
 pub mod slow;
 pub mod soak;
 mod suite;
 pub mod trials;
 
+pub use libtest_mimic::Trial;
 pub use winddown_core;
 
 pub use crate::{
     directed::{Directed, Director, Point},
-    harness::{CheckoutOf, Harness, Need, ServerUse, Setup},
+    harness::{CheckoutOf, Harness, InProcess, Need, ServerUse, Setup},
     logs::LogSearch,
-    shared::{Shared, gone},
+    servers::{Leasable, Leased, Servers, gone},
     suite::{Case, Suite},
 };

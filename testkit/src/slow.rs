@@ -22,7 +22,7 @@ use crate::{
     Harness, ServerUse, Setup,
     cases::scene::{SLACK, Scene, abandon_statement, while_running},
     containers::Container,
-    shared::gone_within,
+    servers::gone_within,
     soak::{Claim, rounds, trial},
 };
 

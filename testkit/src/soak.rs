@@ -15,15 +15,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use libtest_mimic::{Arguments, Trial};
-use tokio::runtime::{Builder, Handle, Runtime};
+use libtest_mimic::Trial;
+use tokio::runtime::{Builder, Handle};
 use winddown_core::{BoxError, Report};
 
 use crate::{
-    Harness, ServerUse, Setup,
+    Harness, InProcess, ServerUse, Setup,
     cases::scene::{Scene, abandon_statement, while_running},
-    containers, gone,
-    scene::until,
+    child::{self, Child},
+    gone,
+    limit::{Clock, within},
+    scene::{lifecycle, until},
     slow,
 };
 
@@ -42,7 +44,7 @@ pub fn rounds(full: usize, small: usize) -> usize {
 /// The claims that are the same for every server: idle sessions, also on busy cores, a statement that runs, a network that is
 /// cut, and what a life leaves behind.
 #[must_use]
-pub fn trials<H: Harness>() -> Vec<Trial> {
+pub fn trials<H: InProcess>() -> Vec<Trial> {
     let claims: [(&str, ServerUse, Claim<H>); 5] = [
         ("s6_nothing_is_listed_when_a_drain_of_idle_sessions_returns", ServerUse::Shared, |h| Box::pin(idle(h))),
         ("s6_nor_where_other_work_keeps_every_core_busy", ServerUse::Shared, |h| Box::pin(idle_on_busy_cores(h))),
@@ -60,35 +62,21 @@ pub fn trial<H: Harness>(name: &str, server: ServerUse, claim: Claim<H>) -> Tria
     let name = format!("soak_{}_{name}", H::NAME);
     Trial::test(name.clone(), move || {
         let began = Instant::now();
-        let outcome: Result<String, BoxError> = runtime()?.block_on(async {
+        let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        let limit = Duration::from_secs(60 * rounds(180, 10) as u64);
+        let soak = async {
             let harness = H::start(server).await?;
             let figures = claim(&harness).await;
             harness.end().await?;
             figures
-        });
+        };
+        let outcome: Option<Result<String, BoxError>> =
+            runtime.block_on(Arc::<Clock>::default().run(within(limit, soak)));
+        let outcome = outcome.unwrap_or_else(|| Err(format!("it hung: it was not over after {limit:?}").into()));
         println!("{name}: {}; {:.0?} in all", outcome.map_err(|error| error.to_string())?, began.elapsed());
         Ok(())
     })
     .with_ignored_flag(H::skipped().is_some())
-}
-
-/// Runs these one after the other, as libtest would, then `stop`, which ends what they shared. Without containers those that
-/// need them are listed as ignored, and the reason is printed.
-pub fn run<F: Future<Output = Result<(), BoxError>>>(trials: Vec<Trial>, stop: impl FnOnce() -> F) -> ExitCode {
-    let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
-    if let Some(reason) = containers::skipped().filter(|_| trials.iter().any(Trial::has_ignored_flag)) {
-        println!("left out: {reason}");
-    }
-    let conclusion = libtest_mimic::run(&arguments, trials);
-    if let Err(error) = runtime().map_err(BoxError::from).and_then(|runtime| runtime.block_on(stop())) {
-        eprintln!("error: a server was not stopped: {error}");
-        return ExitCode::FAILURE;
-    }
-    conclusion.exit_code()
-}
-
-fn runtime() -> std::io::Result<Runtime> {
-    Builder::new_multi_thread().worker_threads(2).enable_all().build()
 }
 
 /// Closed, cut, cancelled.
@@ -104,12 +92,12 @@ async fn living<H: Harness>(harness: &H, budget: Duration, sessions: usize) -> S
     scene
 }
 
-/// S6: 20 idle sessions, and what the server lists when drain returns. 200 times, or 20.
+/// S6: 20 idle sessions, and what the server lists when drain returns. 200 times, or 5.
 ///
 /// # Errors
 /// When one is listed, or the server has complaints.
 pub async fn idle<H: Harness>(harness: &H) -> Result<String, BoxError> {
-    let rounds = rounds(200, 20);
+    let rounds = rounds(200, 5);
     let mut took = Vec::new();
     for round in 0..rounds {
         let scene = living(harness, Duration::from_secs(10), 20).await;
@@ -232,17 +220,44 @@ async fn cut_off<H: Harness>(harness: &H) -> Result<String, BoxError> {
     ))
 }
 
-/// What this process has, after each of 1,000 lives.
-async fn leaves_nothing<H: Harness>(harness: &H) -> Result<String, BoxError> {
-    const LIVES: usize = 1000;
+/// What a process has after 1,000 lives, or 50: one of its own, since this one runs other tests at the same time.
+async fn leaves_nothing<H: InProcess>(harness: &H) -> Result<String, BoxError> {
+    let mut variables = harness.environment();
+    variables.push((LIVES, rounds(1_000, 50).to_string()));
+    let ended = Child::start_with(LIVE, &variables).end();
+    if ended.code != Some(0) {
+        return Err(format!("{}{}", ended.stdout, ended.stderr).into());
+    }
+    match harness.sessions().await? {
+        0 => Ok(ended.stdout.trim_end().to_owned()),
+        left => Err(format!("the server lists {left} sessions after\n{}", ended.stdout).into()),
+    }
+}
+
+/// A program that lives many times, and where it is told how often.
+const LIVE: &str = "lives";
+const LIVES: &str = "WINDDOWN_TEST_LIVES";
+
+/// Runs the program that this process is, if it is the one here.
+#[must_use]
+pub fn program<H: InProcess>() -> Option<ExitCode> {
+    child::role().filter(|role| role == LIVE)?;
+    Some(child::run(Builder::new_multi_thread().worker_threads(2), lives::<H>()))
+}
+
+/// A session in each life, and what this process has when all of them are over.
+async fn lives<H: InProcess>() -> Result<(), BoxError> {
+    let lives: usize = env::var(LIVES)?.parse()?;
     let mut before = None;
-    for life in 0..LIVES {
-        let scene = living(harness, Duration::from_secs(10), 1).await;
-        let report = scene.lifecycle.drain().await;
+    for life in 0..lives {
+        let lifecycle = lifecycle(Duration::from_secs(10));
+        let db = lifecycle.guard_as("db", H::from_env()?);
+        drop(db.get().await?);
+        let report = lifecycle.drain().await;
         if sessions(&report) != (1, 0, 0) {
             return Err(format!("life {life}\n{report}").into());
         }
-        drop(scene);
+        drop((db, lifecycle));
         // The first lives start what stays: threads of the runtime, a thread that counts the time.
         if life == 10 {
             before = Some(possessions());
@@ -250,11 +265,12 @@ async fn leaves_nothing<H: Harness>(harness: &H) -> Result<String, BoxError> {
     }
     // What was told to end has a moment to do so.
     let began = Instant::now();
-    let before = before.expect("there were more lives");
+    let before = before.ok_or("there were no more than ten lives")?;
     loop {
         let after = possessions();
         if after.iter().all(|(what, count)| count <= &before[what]) {
-            return Ok(format!("{LIVES} lives of a session: {after:?}, and {before:?} after the first ten"));
+            println!("{lives} lives of a session: {after:?}, and {before:?} after the first ten");
+            return Ok(());
         }
         if began.elapsed() > Duration::from_secs(5) {
             return Err(format!("{after:?}, and {before:?} after the first ten lives").into());

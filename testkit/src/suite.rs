@@ -14,25 +14,32 @@ use std::{
     },
     task::Poll,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use winddown_core::BoxError;
 
-use crate::{Harness, Need, ServerUse, cases};
+use crate::{
+    Harness, Need, ServerUse, cases,
+    limit::{self, Clock},
+    servers, soak,
+};
 
-/// No case takes that long; one that does hangs.
-const CASE_LIMIT: Duration = Duration::from_secs(60);
+/// No case takes that long; one that does hangs. None of these limits counts the wait for a server.
+const CASE_LIMIT: Duration = Duration::from_secs(120);
 
-/// Images may have to be fetched.
+/// For a harness that has its server.
 const START_LIMIT: Duration = Duration::from_secs(180);
 
-/// Containers of a case are ended here.
+/// For what a case leaves behind.
 const END_LIMIT: Duration = Duration::from_secs(60);
 
 /// For a case that blocks its thread, so that no timer sees it.
-const BLOCKED_LIMIT: Duration = Duration::from_secs(330);
+const BLOCKED_LIMIT: Duration = Duration::from_secs(400);
+
+/// How many tests run at the same time if nobody says how many: they wait more than they compute.
+const AT_ONCE: usize = 16;
 
 /// One case of the suite, for one harness.
 #[derive(Debug)]
@@ -76,9 +83,11 @@ impl<H: Harness> Case<H> {
     pub fn run(self) -> Result<(), String> {
         let name = format!("{}::{}", H::NAME, self.name);
         let (send, outcome) = mpsc::channel();
+        let clock: Arc<Clock> = Arc::default();
+        let waits = Arc::clone(&clock);
         let thread = thread::Builder::new().name(name.clone()).spawn(move || {
             let outcome = runtime(&name).map_err(|error| error.to_string()).and_then(|runtime| {
-                let outcome = runtime.block_on(self.on_its_runtime());
+                let outcome = runtime.block_on(waits.run(self.on_its_runtime()));
                 // What a case that failed has left running must not hold up the others.
                 runtime.shutdown_timeout(Duration::from_secs(1));
                 outcome
@@ -86,12 +95,18 @@ impl<H: Harness> Case<H> {
             // Nobody waits for one that took too long.
             let _ = send.send(outcome);
         });
-        match thread {
-            Err(error) => Err(format!("cannot start a thread: {error}")),
-            Ok(_) => match outcome.recv_timeout(BLOCKED_LIMIT) {
-                Ok(outcome) => outcome,
-                Err(_) => Err(format!("{} blocked its thread for {BLOCKED_LIMIT:?}", self.name)),
-            },
+        if let Err(error) = thread {
+            return Err(format!("cannot start a thread: {error}"));
+        }
+        let began = Instant::now();
+        loop {
+            let left = (BLOCKED_LIMIT + clock.waited()).saturating_sub(began.elapsed());
+            match outcome.recv_timeout(left) {
+                Ok(outcome) => return outcome,
+                // It waits for its server, or has waited meanwhile.
+                Err(_) if began.elapsed() < BLOCKED_LIMIT + clock.waited() => {}
+                Err(_) => return Err(format!("{} blocked its thread for {BLOCKED_LIMIT:?}", self.name)),
+            }
         }
     }
 
@@ -117,10 +132,8 @@ async fn limited<F: Future>(what: &str, limit: Duration, future: F) -> Result<F:
         Ok(Poll::Ready(output)) => Poll::Ready(Ok(output)),
         Err(panic) => Poll::Ready(Err(panicked(panic.as_ref()))),
     });
-    match tokio::time::timeout(limit, caught).await {
-        Ok(outcome) => outcome,
-        Err(_) => Err(format!("{what} hung: it was not over after {limit:?}")),
-    }
+    let outcome = limit::within(limit, caught).await;
+    outcome.unwrap_or_else(|| Err(format!("{what} hung: it was not over after {limit:?}")))
 }
 
 fn panicked(panic: &(dyn Any + Send)) -> String {
@@ -139,14 +152,14 @@ fn as_text(error: BoxError) -> String {
     text
 }
 
-/// A test binary in the making: the cases of any number of harnesses. [`conformance!`](crate::conformance) is the short
-/// way for those that have no cases of their own.
+/// A test binary in the making: the cases of any number of harnesses, and other tests.
+/// [`conformance!`](crate::conformance) is the short way for those that have no tests of their own.
 #[derive(Default)]
 #[must_use = "nothing runs before `run`"]
 pub struct Suite {
-    trials: Vec<Trial>,
+    /// Tests of one kind are together.
+    groups: Vec<Vec<Trial>>,
     books: Vec<Arc<Books>>,
-    stop: Vec<Box<dyn FnOnce() -> Result<(), String>>>,
 }
 
 /// What became of the cases of one harness.
@@ -185,53 +198,76 @@ impl Suite {
             skipped: AtomicUsize::new(if skipped.is_some() { cases.len() } else { 0 }),
             does_not_apply: does_not_apply.collect(),
         });
-        for case in cases {
-            let books = Arc::clone(&books);
-            let is_skipped = skipped.is_some();
-            let trial = Trial::test(format!("{}::{}", H::NAME, case.name), move || {
-                if is_skipped {
-                    // Run all the same, by `--include-ignored`.
-                    books.skipped.fetch_sub(1, Ordering::SeqCst);
-                }
-                let outcome = case.run();
-                if outcome.is_ok() { &books.passed } else { &books.failed }.fetch_add(1, Ordering::SeqCst);
-                outcome.map_err(Failed::from)
-            });
-            self.trials.push(trial.with_ignored_flag(is_skipped));
+        let (own, shared): (Vec<_>, Vec<_>) = cases.into_iter().partition(|case| case.server == ServerUse::Own);
+        for cases in [own, shared] {
+            let trials = cases.into_iter().map(|case| books_trial(case, Arc::clone(&books), skipped.is_some()));
+            self.groups.push(trials.collect());
         }
         if let Some(why) = skipped {
             eprintln!("{}: all {} cases are skipped: {why}", H::NAME, books.skipped.load(Ordering::SeqCst));
         }
         self.books.push(books);
-        self.stop.push(Box::new(|| {
-            let runtime = runtime(H::NAME).map_err(|error| error.to_string())?;
-            let stopped = runtime.block_on(limited("stopping the shared server", END_LIMIT, H::stop_shared()));
-            runtime.shutdown_timeout(Duration::from_secs(1));
-            stopped?.map_err(as_text)
-        }));
         self
     }
 
-    /// Runs what the command line asks for, as libtest would, then ends what was shared and prints a line for each
-    /// harness.
+    /// Other tests, see [`trials`](mod@crate::trials) and [`soak`](mod@crate::soak). If there is a reason to leave them out
+    /// they are listed as ignored, and it is printed.
+    pub fn tests(mut self, left_out: Option<&str>, tests: Vec<Trial>) -> Self {
+        if let Some(why) = left_out {
+            eprintln!("{} tests are skipped: {why}", tests.len());
+        }
+        let is_left_out = |trial: &Trial| left_out.is_some() || trial.has_ignored_flag();
+        let tests = tests.into_iter().map(|trial| {
+            let is_left_out = is_left_out(&trial);
+            trial.with_ignored_flag(is_left_out)
+        });
+        self.groups.push(tests.collect());
+        self
+    }
+
+    /// Runs what the command line asks for, as libtest would, then ends the servers and prints a line for each harness.
+    ///
+    /// Many tests run at once, since they wait most of the time. Soaks at full size run one after the other: their figures are
+    /// those of a machine that does nothing else.
     pub fn run(self) -> ExitCode {
-        let arguments = Arguments::from_args();
-        let conclusion = libtest_mimic::run(&arguments, self.trials);
+        let mut arguments = Arguments::from_args();
+        arguments.test_threads.get_or_insert(soak::rounds(1, AT_ONCE));
+        let conclusion = libtest_mimic::run(&arguments, mixed(self.groups));
         if arguments.list {
             return conclusion.exit_code();
         }
-        let mut stopped = true;
-        for stop in self.stop {
-            if let Err(error) = stop() {
-                eprintln!("error: {error}");
-                stopped = false;
-            }
-        }
+        let stopped = servers::stop_all();
         for books in &self.books {
             books.print();
         }
         if stopped { conclusion.exit_code() } else { ExitCode::FAILURE }
     }
+}
+
+fn books_trial<H: Harness>(case: Case<H>, books: Arc<Books>, is_skipped: bool) -> Trial {
+    let trial = Trial::test(format!("{}::{}", H::NAME, case.name), move || {
+        if is_skipped {
+            // Run all the same, by `--include-ignored`.
+            books.skipped.fetch_sub(1, Ordering::SeqCst);
+        }
+        let outcome = case.run();
+        if outcome.is_ok() { &books.passed } else { &books.failed }.fetch_add(1, Ordering::SeqCst);
+        outcome.map_err(Failed::from)
+    });
+    trial.with_ignored_flag(is_skipped)
+}
+
+/// All of these, each group spread evenly: those that want the same few servers do not all wait for them at once, and keep
+/// others from running.
+fn mixed<T>(groups: Vec<Vec<T>>) -> Vec<T> {
+    let mut placed: Vec<(f64, T)> = Vec::new();
+    for group in groups {
+        let count = group.len() as f64;
+        placed.extend(group.into_iter().enumerate().map(|(index, item)| ((index as f64 + 0.5) / count, item)));
+    }
+    // Stable: the order of a group stays.
+    placed.sort_by(|(one, _), (other, _)| one.total_cmp(other));
+    placed.into_iter().map(|(_, item)| item).collect()
 }
 
 impl Books {
@@ -257,7 +293,17 @@ impl Books {
 
 impl std::fmt::Debug for Suite {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Suite").field("trials", &self.trials.len()).finish_non_exhaustive()
+        f.debug_struct("Suite").field("tests", &self.groups.iter().map(Vec::len).sum::<usize>()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_are_mixed_evenly_and_keep_their_order() {
+        assert_eq!(mixed(vec![vec!["a", "b"], vec!["1", "2", "3", "4"], vec![]]), ["1", "a", "2", "3", "b", "4"]);
     }
 }
 

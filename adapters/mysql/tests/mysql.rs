@@ -1,4 +1,5 @@
-//! What only this adapter promises, against real servers. What every adapter promises is in `conformance.rs`.
+//! MySQL and MariaDB in containers: the conformance suite, what only this adapter promises, and what is claimed about many
+//! drains. All of it is one binary, so that each server is started once.
 
 #[path = "mysql/blocked.rs"]
 mod blocked;
@@ -23,6 +24,9 @@ mod server;
 #[cfg(feature = "buffer")]
 #[path = "mysql/sink.rs"]
 mod sink;
+#[cfg(feature = "buffer")]
+#[path = "mysql/soak.rs"]
+mod soak;
 #[path = "mysql/tls.rs"]
 mod tls;
 #[path = "mysql/unix.rs"]
@@ -32,94 +36,98 @@ mod wrapped;
 
 use std::process::ExitCode;
 
-use winddown_testkit::trials;
+use winddown_testkit::{Suite, containers, trials};
 
-use crate::{
-    server::{MariaDb, MySql, Server},
-    tls::{EncryptedMariaDb, EncryptedMySql},
-};
+use crate::server::{MariaDb, MySql, Tenancy};
 
 fn main() -> ExitCode {
-    let mut trials = trials! {
-        blocked:
-            sessions_say_goodbye_when_the_runtime_is_not_polled_any_more
-            sessions_say_goodbye_when_the_runtime_is_blocked
-            sessions_are_gone_and_called_cut_when_the_runtime_is_gone;
-        credentials:
-            the_provider_is_asked_once_for_each_new_session
-            a_password_that_changes_is_followed
-            sessions_of_each_user_are_asked_about_by_that_user
-            the_providers_error_is_behind_that_of_the_checkout_and_no_secret_is_shown
-            both_ways_to_log_in_with_a_password_work_without_encryption;
-        driver:
-            sessions_are_listed_under_the_programs_name_or_the_one_that_is_configured
-            what_a_caller_leaves_behind_the_next_one_does_not_find
-            without_a_reset_a_session_keeps_its_variables_and_no_transaction
-            a_connection_that_was_taken_from_the_pool_directly_is_tidied_up_too
-            the_drivers_pool_and_errors_can_be_reached;
-        errors:
-            what_the_server_refuses_says_what_to_do
-            what_cannot_be_reached_is_worth_another_try
-            a_server_that_is_full_is_worth_another_try;
-        gone:
-            a_checkout_that_was_dropped_while_connecting_leaves_no_session
-            a_server_that_never_speaks_does_not_hold_up_the_drain
-            a_server_that_is_full_lets_the_drain_ask_once_sessions_have_ended
-            sessions_that_were_abandoned_are_forgotten_when_they_are_over;
-        held:
-            a_checkout_without_a_statement_is_ended_and_called_cut
-            a_statement_that_begins_after_the_cancelling_is_cancelled_too
-            a_transaction_that_is_open_at_the_goodbye_is_rolled_back
-            a_transaction_that_was_given_back_open_is_rolled_back
-            a_result_that_was_read_by_half_does_not_hold_up_the_drain
-            twenty_statements_are_cancelled_at_once;
-        hosts:
-            sessions_with_another_server_behind_the_same_address_are_neither_killed_nor_called_closed
-            a_statement_is_cancelled_on_a_server_that_was_started_again;
-        rest:
-            a_checkout_without_a_rest_makes_no_round_trip
-            a_checkout_after_a_rest_makes_one_round_trip
-            sessions_that_were_ended_while_the_process_stood_still_are_replaced
-            a_network_that_is_cut_holds_a_checkout_up_for_the_check_timeout;
-        tls:
-            sessions_are_encrypted_and_say_goodbye
-            a_statement_is_cancelled_over_tls
-            the_name_and_the_authority_of_the_certificate_are_checked
-            an_expired_certificate_is_refused
-            a_server_without_tls_is_refused
-            a_user_who_must_encrypt_is_told_so;
-        unix:
-            sessions_over_a_socket_file_say_goodbye
-            a_statement_is_cancelled_over_a_socket_file;
-        wrapped:
-            a_pool_is_drained_though_it_was_never_used_through_the_guard
-            sessions_that_were_handed_out_are_seen_to_end
-            a_statement_of_a_checkout_is_cancelled
-            a_statement_that_nobody_waits_for_is_cancelled
-            a_connection_that_was_taken_from_the_pool_directly_does_not_hold_up_the_drain;
-    };
     #[cfg(feature = "buffer")]
-    trials.extend(trials! {
-        sink:
-            a_batch_is_written_whole_or_not_at_all
-            a_batch_that_comes_again_is_written_once
-            what_is_wrong_with_a_record_is_told_from_what_is_wrong_with_the_table
-            what_passes_can_be_written_again
-            a_batch_whose_commit_was_cut_off_is_written_once
-            names_are_taken_as_they_are
-            the_table_of_the_keys_is_created_or_it_is_said_how
-            keys_are_forgotten_when_they_are_old
-            values_arrive_as_they_were_whichever_way
-            a_large_batch_goes_in_several_statements
-            what_is_there_already_is_ignored_or_updated
-            loading_that_the_server_does_not_allow_says_what_to_set
-            the_records_that_the_table_refuses_are_found_and_the_others_are_written
-            everything_that_was_accepted_is_in_the_table_after_the_drain;
-    });
-    trials::run(trials, || async {
-        Server::stop_shared::<MySql>().await?;
-        Server::stop_shared::<MariaDb>().await?;
-        Server::stop_shared::<EncryptedMySql>().await?;
-        Server::stop_shared::<EncryptedMariaDb>().await
-    })
+    if let Some(ended) = soak::program() {
+        return ended;
+    }
+    let left_out = containers::skipped();
+    let suite = Suite::new().harness::<Tenancy<MySql>>().harness::<Tenancy<MariaDb>>();
+    let suite = suite.tests(
+        left_out,
+        trials! {
+            blocked:
+                sessions_say_goodbye_when_the_runtime_is_not_polled_any_more
+                sessions_say_goodbye_when_the_runtime_is_blocked
+                sessions_are_gone_and_called_cut_when_the_runtime_is_gone;
+            credentials:
+                the_provider_is_asked_once_for_each_new_session
+                a_password_that_changes_is_followed
+                sessions_of_each_user_are_asked_about_by_that_user
+                the_providers_error_is_behind_that_of_the_checkout_and_no_secret_is_shown
+                both_ways_to_log_in_with_a_password_work_without_encryption;
+            driver:
+                sessions_are_listed_under_the_programs_name_or_the_one_that_is_configured
+                what_a_caller_leaves_behind_the_next_one_does_not_find
+                without_a_reset_a_session_keeps_its_variables_and_no_transaction
+                a_connection_that_was_taken_from_the_pool_directly_is_tidied_up_too
+                the_drivers_pool_and_errors_can_be_reached;
+            errors:
+                what_the_server_refuses_says_what_to_do
+                what_cannot_be_reached_is_worth_another_try
+                a_server_that_is_full_is_worth_another_try;
+            gone:
+                a_checkout_that_was_dropped_while_connecting_leaves_no_session
+                a_server_that_never_speaks_does_not_hold_up_the_drain
+                a_server_that_is_full_lets_the_drain_ask_once_sessions_have_ended
+                sessions_that_were_abandoned_are_forgotten_when_they_are_over;
+            held:
+                a_checkout_without_a_statement_is_ended_and_called_cut
+                a_statement_that_begins_after_the_cancelling_is_cancelled_too
+                a_transaction_that_is_open_at_the_goodbye_is_rolled_back
+                a_transaction_that_was_given_back_open_is_rolled_back
+                a_result_that_was_read_by_half_does_not_hold_up_the_drain
+                twenty_statements_are_cancelled_at_once;
+            hosts:
+                sessions_with_another_server_behind_the_same_address_are_neither_killed_nor_called_closed
+                a_statement_is_cancelled_on_a_server_that_was_started_again;
+            rest:
+                a_checkout_without_a_rest_makes_no_round_trip
+                a_checkout_after_a_rest_makes_one_round_trip
+                sessions_that_were_ended_while_the_process_stood_still_are_replaced
+                a_network_that_is_cut_holds_a_checkout_up_for_the_check_timeout;
+            tls:
+                sessions_are_encrypted_and_say_goodbye
+                a_statement_is_cancelled_over_tls
+                the_name_and_the_authority_of_the_certificate_are_checked
+                an_expired_certificate_is_refused
+                a_server_without_tls_is_refused
+                a_user_who_must_encrypt_is_told_so;
+            unix:
+                sessions_over_a_socket_file_say_goodbye
+                a_statement_is_cancelled_over_a_socket_file;
+            wrapped:
+                a_pool_is_drained_though_it_was_never_used_through_the_guard
+                sessions_that_were_handed_out_are_seen_to_end
+                a_statement_of_a_checkout_is_cancelled
+                a_statement_that_nobody_waits_for_is_cancelled
+                a_connection_that_was_taken_from_the_pool_directly_does_not_hold_up_the_drain;
+        },
+    );
+    #[cfg(feature = "buffer")]
+    let suite = suite.tests(left_out, soak::trials()).tests(
+        left_out,
+        trials! {
+            sink:
+                a_batch_is_written_whole_or_not_at_all
+                a_batch_that_comes_again_is_written_once
+                what_is_wrong_with_a_record_is_told_from_what_is_wrong_with_the_table
+                what_passes_can_be_written_again
+                a_batch_whose_commit_was_cut_off_is_written_once
+                names_are_taken_as_they_are
+                the_table_of_the_keys_is_created_or_it_is_said_how
+                keys_are_forgotten_when_they_are_old
+                values_arrive_as_they_were_whichever_way
+                a_large_batch_goes_in_several_statements
+                what_is_there_already_is_ignored_or_updated
+                loading_that_the_server_does_not_allow_says_what_to_set
+                the_records_that_the_table_refuses_are_found_and_the_others_are_written
+                everything_that_was_accepted_is_in_the_table_after_the_drain;
+        },
+    );
+    suite.run()
 }

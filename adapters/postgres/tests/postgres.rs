@@ -1,4 +1,5 @@
-//! What only this adapter promises, against real servers. What every adapter promises is in `conformance.rs`.
+//! PostgreSQL in containers, directly and through PgBouncer: the conformance suite, what only this adapter promises, and what
+//! is claimed about many drains. All of it is one binary, so that each server is started once.
 
 #[path = "postgres/blocked.rs"]
 mod blocked;
@@ -14,7 +15,6 @@ mod gone;
 mod held;
 #[path = "postgres/hosts.rs"]
 mod hosts;
-#[cfg(feature = "buffer")]
 #[path = "conformance/pgbouncer.rs"]
 mod pgbouncer;
 #[path = "postgres/rest.rs"]
@@ -26,6 +26,9 @@ mod server;
 #[cfg(feature = "buffer")]
 #[path = "postgres/sink.rs"]
 mod sink;
+#[cfg(feature = "buffer")]
+#[path = "postgres/soak.rs"]
+mod soak;
 #[path = "postgres/tls.rs"]
 mod tls;
 #[path = "postgres/unix.rs"]
@@ -35,102 +38,109 @@ mod wrapped;
 
 use std::process::ExitCode;
 
-use winddown_testkit::trials;
+use winddown_testkit::{Suite, containers, trials};
 
 use crate::{
-    server::{Eighteen, Server, Seventeen},
-    tls::Encrypted,
+    pgbouncer::PgBouncer,
+    server::{Eighteen, PostgreSql, Seventeen},
 };
 
 fn main() -> ExitCode {
-    let mut trials = trials! {
-        blocked:
-            sessions_say_goodbye_when_the_runtime_is_not_polled_any_more
-            sessions_say_goodbye_when_the_runtime_is_blocked
-            sessions_say_goodbye_when_the_runtime_is_gone;
-        credentials:
-            the_provider_is_asked_once_for_each_new_session
-            a_password_that_changes_is_followed
-            the_providers_error_is_behind_that_of_the_checkout_and_no_secret_is_shown;
-        driver:
-            sessions_are_listed_under_the_programs_name_or_the_one_that_is_configured
-            a_cached_statement_is_prepared_once_for_each_connection
-            transactions_copies_and_streams_work_on_a_checkout
-            the_drivers_pool_and_errors_can_be_reached;
-        errors:
-            what_the_server_refuses_says_what_to_do
-            what_cannot_be_reached_is_worth_another_try
-            a_server_that_is_full_is_worth_another_try;
-        gone:
-            a_checkout_that_was_dropped_while_connecting_leaves_no_session;
-        held:
-            a_checkout_without_a_statement_is_ended_with_a_goodbye
-            a_statement_that_begins_after_the_cancelling_is_cancelled_too
-            a_transaction_that_is_open_at_the_goodbye_is_rolled_back
-            a_copy_that_is_never_ended_leaves_no_row_and_does_not_hold_up_the_drain;
-        hosts:
-            a_host_that_refuses_is_passed_over
-            a_host_that_does_not_answer_is_passed_over_after_the_connect_timeout
-            a_server_that_does_not_allow_writes_is_passed_over_with_a_goodbye
-            random_balancing_reaches_every_host_and_none_the_first
-            a_statement_is_cancelled_on_the_server_that_runs_it;
-        rest:
-            a_checkout_without_a_rest_makes_no_round_trip
-            a_checkout_after_a_rest_makes_one_round_trip
-            sessions_that_were_ended_while_the_process_stood_still_are_replaced
-            a_network_that_is_cut_holds_a_checkout_up_for_the_check_timeout;
-        tls:
-            the_mode_says_whether_a_session_is_encrypted
-            full_verification_wants_the_name_and_the_address_of_the_certificate
-            another_authority_is_refused_wherever_roots_count
-            an_expired_certificate_is_refused_wherever_roots_count
-            a_server_without_tls_is_used_by_prefer_alone
-            a_user_who_must_encrypt_is_told_so
-            tls_can_be_negotiated_directly
-            channel_binding_can_be_required
-            twenty_sessions_say_goodbye_over_tls
-            a_statement_is_cancelled_over_tls;
-        unix:
-            sessions_over_a_socket_file_say_goodbye
-            a_statement_is_cancelled_over_a_socket_file;
-        wrapped:
-            a_pool_is_drained_though_it_was_never_used_through_the_guard
-            a_statement_of_a_checkout_is_cancelled
-            a_statement_that_nobody_waits_for_is_cancelled
-            a_client_that_was_taken_from_the_pool_directly_does_not_hold_up_the_drain;
-    };
     #[cfg(feature = "buffer")]
-    trials.extend(trials! {
-        sink:
-            a_batch_is_written_whole_or_not_at_all
-            a_batch_is_written_once_however_often_it_comes
-            only_what_is_to_be_written_once_has_a_key
-            what_is_wrong_with_a_record_is_told_from_what_is_wrong_with_the_table
-            a_table_that_may_not_be_written_to_is_no_records_fault
-            a_row_that_a_policy_refuses_is_rejected
-            after_a_copy_that_the_server_does_not_begin_no_answer_reaches_the_wrong_caller
-            what_passes_is_worth_another_try
-            a_batch_is_in_doubt_only_if_the_connection_broke_during_its_commit
-            what_is_refused_at_the_commit_is_not_in_doubt
-            a_write_that_is_given_up_leaves_no_transaction_open
-            names_are_taken_as_they_are
-            values_of_all_types_arrive_as_they_were
-            the_table_of_keys_is_made_if_it_is_missing_or_the_error_says_how
-            old_keys_are_deleted_behind_a_batch
-            old_keys_that_cannot_be_deleted_cost_nothing
-            a_batch_may_have_more_values_than_a_statement
-            a_row_that_is_there_already_is_left_or_replaced
-            a_table_that_was_altered_is_written_to_again
-            a_batch_takes_few_round_trips
-            both_write_through_a_pooler_of_transactions
-            the_records_that_the_table_refuses_are_found_and_the_others_are_written
-            everything_that_was_accepted_is_in_the_table_after_the_drain;
-    });
-    trials::run(trials, || async {
-        #[cfg(feature = "buffer")]
-        <pgbouncer::PgBouncer as winddown_testkit::Harness>::stop_shared().await?;
-        Server::stop_shared::<Seventeen>().await?;
-        Server::stop_shared::<Eighteen>().await?;
-        Server::stop_shared::<Encrypted>().await
-    })
+    if let Some(ended) = soak::program() {
+        return ended;
+    }
+    let left_out = containers::skipped();
+    let suite =
+        Suite::new().harness::<PostgreSql<Seventeen>>().harness::<PostgreSql<Eighteen>>().harness::<PgBouncer>();
+    let suite = suite.tests(
+        left_out,
+        trials! {
+            blocked:
+                sessions_say_goodbye_when_the_runtime_is_not_polled_any_more
+                sessions_say_goodbye_when_the_runtime_is_blocked
+                sessions_say_goodbye_when_the_runtime_is_gone;
+            credentials:
+                the_provider_is_asked_once_for_each_new_session
+                a_password_that_changes_is_followed
+                the_providers_error_is_behind_that_of_the_checkout_and_no_secret_is_shown;
+            driver:
+                sessions_are_listed_under_the_programs_name_or_the_one_that_is_configured
+                a_cached_statement_is_prepared_once_for_each_connection
+                transactions_copies_and_streams_work_on_a_checkout
+                the_drivers_pool_and_errors_can_be_reached;
+            errors:
+                what_the_server_refuses_says_what_to_do
+                what_cannot_be_reached_is_worth_another_try
+                a_server_that_is_full_is_worth_another_try;
+            gone:
+                a_checkout_that_was_dropped_while_connecting_leaves_no_session;
+            held:
+                a_checkout_without_a_statement_is_ended_with_a_goodbye
+                a_statement_that_begins_after_the_cancelling_is_cancelled_too
+                a_transaction_that_is_open_at_the_goodbye_is_rolled_back
+                a_copy_that_is_never_ended_leaves_no_row_and_does_not_hold_up_the_drain;
+            hosts:
+                a_host_that_refuses_is_passed_over
+                a_host_that_does_not_answer_is_passed_over_after_the_connect_timeout
+                a_server_that_does_not_allow_writes_is_passed_over_with_a_goodbye
+                random_balancing_reaches_every_host_and_none_the_first
+                a_statement_is_cancelled_on_the_server_that_runs_it;
+            rest:
+                a_checkout_without_a_rest_makes_no_round_trip
+                a_checkout_after_a_rest_makes_one_round_trip
+                sessions_that_were_ended_while_the_process_stood_still_are_replaced
+                a_network_that_is_cut_holds_a_checkout_up_for_the_check_timeout;
+            tls:
+                the_mode_says_whether_a_session_is_encrypted
+                full_verification_wants_the_name_and_the_address_of_the_certificate
+                another_authority_is_refused_wherever_roots_count
+                an_expired_certificate_is_refused_wherever_roots_count
+                a_server_without_tls_is_used_by_prefer_alone
+                a_user_who_must_encrypt_is_told_so
+                tls_can_be_negotiated_directly
+                channel_binding_can_be_required
+                twenty_sessions_say_goodbye_over_tls
+                a_statement_is_cancelled_over_tls;
+            unix:
+                sessions_over_a_socket_file_say_goodbye
+                a_statement_is_cancelled_over_a_socket_file;
+            wrapped:
+                a_pool_is_drained_though_it_was_never_used_through_the_guard
+                a_statement_of_a_checkout_is_cancelled
+                a_statement_that_nobody_waits_for_is_cancelled
+                a_client_that_was_taken_from_the_pool_directly_does_not_hold_up_the_drain;
+        },
+    );
+    #[cfg(feature = "buffer")]
+    let suite = suite.tests(left_out, soak::trials()).tests(
+        left_out,
+        trials! {
+            sink:
+                a_batch_is_written_whole_or_not_at_all
+                a_batch_is_written_once_however_often_it_comes
+                only_what_is_to_be_written_once_has_a_key
+                what_is_wrong_with_a_record_is_told_from_what_is_wrong_with_the_table
+                a_table_that_may_not_be_written_to_is_no_records_fault
+                a_row_that_a_policy_refuses_is_rejected
+                after_a_copy_that_the_server_does_not_begin_no_answer_reaches_the_wrong_caller
+                what_passes_is_worth_another_try
+                a_batch_is_in_doubt_only_if_the_connection_broke_during_its_commit
+                what_is_refused_at_the_commit_is_not_in_doubt
+                a_write_that_is_given_up_leaves_no_transaction_open
+                names_are_taken_as_they_are
+                values_of_all_types_arrive_as_they_were
+                the_table_of_keys_is_made_if_it_is_missing_or_the_error_says_how
+                old_keys_are_deleted_behind_a_batch
+                old_keys_that_cannot_be_deleted_cost_nothing
+                a_batch_may_have_more_values_than_a_statement
+                a_row_that_is_there_already_is_left_or_replaced
+                a_table_that_was_altered_is_written_to_again
+                a_batch_takes_few_round_trips
+                both_write_through_a_pooler_of_transactions
+                the_records_that_the_table_refuses_are_found_and_the_others_are_written
+                everything_that_was_accepted_is_in_the_table_after_the_drain;
+        },
+    );
+    suite.run()
 }

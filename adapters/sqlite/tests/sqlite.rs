@@ -1,4 +1,10 @@
-//! What only this adapter promises, against real files. What every adapter promises is in `conformance.rs`.
+//! Real files: the conformance suite, what only this adapter promises, and what is claimed about many drains.
+
+#[path = "conformance/server.rs"]
+mod server;
+#[cfg(feature = "buffer")]
+#[path = "sqlite/soak.rs"]
+mod soak;
 
 use std::{
     error::Error as _,
@@ -6,6 +12,7 @@ use std::{
     fs,
     future::Future,
     path::{Path, PathBuf},
+    process::ExitCode,
     sync::{
         Arc,
         atomic::{AtomicI64, Ordering},
@@ -21,6 +28,62 @@ use winddown_core::{
     Capabilities, Drain, Error, ErrorKind, Lifecycle, Outcome, Report, Resource, ResourceReport, ShutdownGuard,
 };
 use winddown_sqlite::{Config, Connection, Sqlite, deadpool_sqlite, rusqlite};
+use winddown_testkit::{Suite, trials};
+
+use crate::server::Embedded;
+
+fn main() -> ExitCode {
+    #[cfg(feature = "buffer")]
+    if let Some(ended) = soak::program() {
+        return ended;
+    }
+    let suite = Suite::new().harness::<Embedded>().tests(
+        None,
+        trials! {
+            nothing_is_opened_and_no_file_is_made_before_first_use
+            the_log_is_gone_after_draining_idle_connections_and_the_data_is_there
+            each_connection_has_the_settings_of_the_configuration
+            a_connection_that_comes_back_while_draining_is_closed_when_it_does
+            a_connection_that_comes_back_on_a_thread_without_a_runtime_is_closed_too
+            a_straggler_is_interrupted_and_the_report_names_its_site
+            a_dropped_future_whose_statement_runs_on_is_interrupted
+            an_open_transaction_is_rolled_back_and_does_not_keep_the_log
+            a_connection_in_which_a_closure_panicked_is_closed_too
+            a_checkout_that_never_comes_back_is_cut_and_draining_ends_by_the_deadline
+            a_statement_that_begins_after_cancelling_is_interrupted_at_the_cut
+            a_wrapped_pool_is_drained_even_if_it_was_never_used_through_the_guard
+            connections_of_a_wrapped_pool_can_be_interrupted_once_the_guard_has_handed_them_out
+            a_wrapped_pool_that_is_not_in_wal_mode_is_left_in_its_mode
+            a_connection_taken_from_the_pool_directly_is_waited_for
+            a_connection_that_the_driver_drops_somewhere_is_interrupted_and_waited_for
+            a_connection_that_only_the_wrapped_pool_knows_is_waited_for_and_counted_as_cut
+            a_log_that_somebody_else_keeps_open_is_not_our_failure
+            a_log_that_cannot_be_removed_is_an_error_that_names_it
+            a_path_that_cannot_be_used_is_one_line_that_says_what_to_do
+            a_database_that_is_locked_while_it_is_opened_is_tried_again
+            two_hundred_of_two_hundred_drains_under_writers_leave_no_log_and_lose_nothing
+            what_was_written_is_there_for_the_next_life_of_the_process
+        },
+    );
+    #[cfg(feature = "buffer")]
+    let suite = suite.tests(None, soak::trials()).tests(
+        None,
+        trials! {
+            sink:
+                a_batch_is_written_whole_or_not_at_all
+                a_batch_that_comes_again_is_written_once
+                what_is_wrong_with_a_record_is_told_from_what_is_wrong_with_the_table
+                a_batch_that_finds_the_database_locked_can_be_written_again
+                a_batch_for_which_there_is_no_room_can_be_written_again
+                a_record_that_panics_costs_the_batch_and_nothing_else
+                names_are_taken_as_they_are
+                keys_are_forgotten_when_they_are_old
+                a_transaction_that_was_left_open_does_not_swallow_a_batch
+                everything_a_buffer_has_accepted_is_in_the_file_after_the_drain;
+        },
+    );
+    suite.run()
+}
 
 /// Well above what a drain takes here, well below the budget: whoever waits for the deadline is not quick.
 const QUICK: Duration = Duration::from_secs(3);
@@ -168,7 +231,6 @@ fn row(report: &Report) -> &ResourceReport {
     report.resources.iter().find(|row| row.name == "sqlite").unwrap()
 }
 
-#[tokio::test]
 async fn nothing_is_opened_and_no_file_is_made_before_first_use() {
     let database = Database::new();
     let lifecycle = lifecycle(BUDGET);
@@ -180,7 +242,6 @@ async fn nothing_is_opened_and_no_file_is_made_before_first_use() {
     assert!(!database.path.exists());
 }
 
-#[tokio::test]
 async fn the_log_is_gone_after_draining_idle_connections_and_the_data_is_there() {
     let database = Database::new();
     let lifecycle = lifecycle(BUDGET);
@@ -199,7 +260,6 @@ async fn the_log_is_gone_after_draining_idle_connections_and_the_data_is_there()
     assert_eq!(database.rows(), 1);
 }
 
-#[tokio::test]
 async fn each_connection_has_the_settings_of_the_configuration() {
     let database = Database::new();
     let lifecycle = lifecycle(BUDGET);
@@ -223,7 +283,6 @@ async fn each_connection_has_the_settings_of_the_configuration() {
     assert!(drain(&lifecycle).await.is_clean());
 }
 
-#[tokio::test]
 async fn a_connection_that_comes_back_while_draining_is_closed_when_it_does() {
     let database = Database::new();
     let lifecycle = lifecycle(BUDGET);
@@ -242,7 +301,6 @@ async fn a_connection_that_comes_back_while_draining_is_closed_when_it_does() {
     assert_eq!(database.rows(), 2);
 }
 
-#[tokio::test]
 async fn a_connection_that_comes_back_on_a_thread_without_a_runtime_is_closed_too() {
     let database = Database::new();
     let lifecycle = lifecycle(BUDGET);
@@ -262,7 +320,6 @@ async fn a_connection_that_comes_back_on_a_thread_without_a_runtime_is_closed_to
     assert_eq!(database.logs(), [""; 0]);
 }
 
-#[tokio::test]
 async fn a_straggler_is_interrupted_and_the_report_names_its_site() {
     let database = Database::new();
     let lifecycle = lifecycle(PATIENT);
@@ -285,7 +342,6 @@ async fn a_straggler_is_interrupted_and_the_report_names_its_site() {
     assert_eq!(database.logs(), [""; 0]);
 }
 
-#[tokio::test]
 async fn a_dropped_future_whose_statement_runs_on_is_interrupted() {
     let database = Database::new();
     let lifecycle = lifecycle(PATIENT);
@@ -301,7 +357,6 @@ async fn a_dropped_future_whose_statement_runs_on_is_interrupted() {
     assert_eq!(database.logs(), [""; 0]);
 }
 
-#[tokio::test]
 async fn an_open_transaction_is_rolled_back_and_does_not_keep_the_log() {
     let database = Database::new();
     let lifecycle = lifecycle(BUDGET);
@@ -314,7 +369,6 @@ async fn an_open_transaction_is_rolled_back_and_does_not_keep_the_log() {
     assert_eq!(database.rows(), 1);
 }
 
-#[tokio::test]
 async fn a_connection_in_which_a_closure_panicked_is_closed_too() {
     let database = Database::new();
     let lifecycle = lifecycle(BUDGET);
@@ -329,7 +383,6 @@ async fn a_connection_in_which_a_closure_panicked_is_closed_too() {
     assert_eq!(database.logs(), [""; 0]);
 }
 
-#[tokio::test]
 async fn a_checkout_that_never_comes_back_is_cut_and_draining_ends_by_the_deadline() {
     let database = Database::new();
     let lifecycle = lifecycle(PATIENT);
@@ -350,7 +403,6 @@ async fn a_checkout_that_never_comes_back_is_cut_and_draining_ends_by_the_deadli
     assert_eq!(database.rows(), 2);
 }
 
-#[tokio::test]
 async fn a_statement_that_begins_after_cancelling_is_interrupted_at_the_cut() {
     let database = Database::new();
     let lifecycle = lifecycle(PATIENT);
@@ -369,7 +421,6 @@ async fn a_statement_that_begins_after_cancelling_is_interrupted_at_the_cut() {
     assert_eq!((row(&report).sessions.cut, row(&report).sessions.cancelled), (1, 1), "{report}");
 }
 
-#[tokio::test]
 async fn a_wrapped_pool_is_drained_even_if_it_was_never_used_through_the_guard() {
     let database = Database::new();
     let lifecycle = lifecycle(BUDGET);
@@ -390,7 +441,6 @@ async fn a_wrapped_pool_is_drained_even_if_it_was_never_used_through_the_guard()
     assert_eq!(database.logs(), [""; 0]);
 }
 
-#[tokio::test]
 async fn connections_of_a_wrapped_pool_can_be_interrupted_once_the_guard_has_handed_them_out() {
     let database = Database::new();
     let lifecycle = lifecycle(PATIENT);
@@ -406,7 +456,6 @@ async fn connections_of_a_wrapped_pool_can_be_interrupted_once_the_guard_has_han
     assert_eq!(database.logs(), [""; 0]);
 }
 
-#[tokio::test]
 async fn a_wrapped_pool_that_is_not_in_wal_mode_is_left_in_its_mode() {
     let database = Database::new();
     let lifecycle = lifecycle(BUDGET);
@@ -419,7 +468,6 @@ async fn a_wrapped_pool_that_is_not_in_wal_mode_is_left_in_its_mode() {
     assert_eq!(mode, "delete");
 }
 
-#[tokio::test]
 async fn a_connection_taken_from_the_pool_directly_is_waited_for() {
     let database = Database::new();
     let lifecycle = lifecycle(BUDGET);
@@ -438,7 +486,6 @@ async fn a_connection_taken_from_the_pool_directly_is_waited_for() {
     assert_eq!(database.rows(), 2);
 }
 
-#[tokio::test]
 async fn a_connection_that_the_driver_drops_somewhere_is_interrupted_and_waited_for() {
     let database = Database::new();
     let lifecycle = lifecycle(PATIENT);
@@ -459,7 +506,6 @@ async fn a_connection_that_the_driver_drops_somewhere_is_interrupted_and_waited_
     assert_eq!(database.logs(), [""; 0]);
 }
 
-#[tokio::test]
 async fn a_connection_that_only_the_wrapped_pool_knows_is_waited_for_and_counted_as_cut() {
     let database = Database::new();
     let lifecycle = lifecycle(PATIENT);
@@ -472,7 +518,6 @@ async fn a_connection_that_only_the_wrapped_pool_knows_is_waited_for_and_counted
     drop((raw, db));
 }
 
-#[tokio::test]
 async fn a_log_that_somebody_else_keeps_open_is_not_our_failure() {
     let database = Database::new();
     let lifecycle = lifecycle(BUDGET);
@@ -487,7 +532,6 @@ async fn a_log_that_somebody_else_keeps_open_is_not_our_failure() {
     assert_eq!(database.logs(), [""; 0]);
 }
 
-#[tokio::test]
 async fn a_log_that_cannot_be_removed_is_an_error_that_names_it() {
     let database = Database::new();
     let lifecycle = lifecycle(BUDGET);
@@ -503,7 +547,6 @@ async fn a_log_that_cannot_be_removed_is_an_error_that_names_it() {
     assert!(!error.contains('\n'), "{error}");
 }
 
-#[tokio::test]
 async fn a_path_that_cannot_be_used_is_one_line_that_says_what_to_do() {
     let directory = TempDir::new().unwrap();
     let garbage = directory.path().join("garbage.db");
@@ -531,7 +574,6 @@ async fn a_path_that_cannot_be_used_is_one_line_that_says_what_to_do() {
     }
 }
 
-#[tokio::test]
 async fn a_database_that_is_locked_while_it_is_opened_is_tried_again() {
     let database = Database::new();
     let other = rusqlite::Connection::open(&database.path).unwrap();
@@ -549,7 +591,6 @@ async fn a_database_that_is_locked_while_it_is_opened_is_tried_again() {
     assert!(drain(&lifecycle).await.is_clean());
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_hundred_of_two_hundred_drains_under_writers_leave_no_log_and_lose_nothing() {
     for wrapped in [false, true] {
         let written_at_all = AtomicI64::new(0);
@@ -606,7 +647,6 @@ async fn two_hundred_of_two_hundred_drains_under_writers_leave_no_log_and_lose_n
     }
 }
 
-#[tokio::test]
 async fn what_was_written_is_there_for_the_next_life_of_the_process() {
     let database = Database::new();
     for life in 1..=3_i64 {
@@ -649,8 +689,7 @@ mod sink {
         connection.query_row(&format!("SELECT count(*) FROM {what}"), [], |row| row.get(0)).unwrap()
     }
 
-    #[tokio::test]
-    async fn a_batch_is_written_whole_or_not_at_all() {
+    pub(super) async fn a_batch_is_written_whole_or_not_at_all() {
         let database = Database::new();
         let lifecycle = lifecycle(BUDGET);
         let db = prepared(&lifecycle, Sqlite::open(&database.path)).await;
@@ -666,8 +705,7 @@ mod sink {
         assert_eq!(count(&database, "winddown_batch"), 2);
     }
 
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_batch_that_comes_again_is_written_once() {
+    pub(super) async fn a_batch_that_comes_again_is_written_once() {
         let database = Database::new();
         let lifecycle = lifecycle(BUDGET);
         let db = prepared(&lifecycle, Sqlite::open(&database.path)).await;
@@ -707,8 +745,7 @@ mod sink {
         }
     }
 
-    #[tokio::test]
-    async fn what_is_wrong_with_a_record_is_told_from_what_is_wrong_with_the_table() {
+    pub(super) async fn what_is_wrong_with_a_record_is_told_from_what_is_wrong_with_the_table() {
         let database = Database::new();
         let lifecycle = lifecycle(BUDGET);
         let db = prepared(&lifecycle, Sqlite::open(&database.path)).await;
@@ -760,8 +797,7 @@ mod sink {
         assert_eq!((database.rows(), count(&database, "strict")), (1, 1));
     }
 
-    #[tokio::test]
-    async fn a_batch_that_finds_the_database_locked_can_be_written_again() {
+    pub(super) async fn a_batch_that_finds_the_database_locked_can_be_written_again() {
         let database = Database::new();
         let lifecycle = lifecycle(BUDGET);
         let mut config = Config::new(&database.path);
@@ -778,8 +814,7 @@ mod sink {
         assert_eq!(database.rows(), 2);
     }
 
-    #[tokio::test]
-    async fn a_batch_for_which_there_is_no_room_can_be_written_again() {
+    pub(super) async fn a_batch_for_which_there_is_no_room_can_be_written_again() {
         let database = Database::new();
         let lifecycle = lifecycle(BUDGET);
         let mut config = Config::new(&database.path);
@@ -795,8 +830,7 @@ mod sink {
         assert_eq!(database.rows(), 1 + 10_000);
     }
 
-    #[tokio::test]
-    async fn a_record_that_panics_costs_the_batch_and_nothing_else() {
+    pub(super) async fn a_record_that_panics_costs_the_batch_and_nothing_else() {
         #[derive(Clone)]
         struct Panics;
         impl rusqlite::ToSql for Panics {
@@ -814,8 +848,7 @@ mod sink {
         assert_eq!(database.rows(), 2);
     }
 
-    #[tokio::test]
-    async fn names_are_taken_as_they_are() {
+    pub(super) async fn names_are_taken_as_they_are() {
         let database = Database::new();
         let lifecycle = lifecycle(BUDGET);
         let db = prepared(&lifecycle, Sqlite::open(&database.path)).await;
@@ -831,8 +864,7 @@ mod sink {
         assert_eq!(count(&database, r#""The ""keys""" WHERE written_at > '2000'"#), 2);
     }
 
-    #[tokio::test]
-    async fn keys_are_forgotten_when_they_are_old() {
+    pub(super) async fn keys_are_forgotten_when_they_are_old() {
         let database = Database::new();
         let lifecycle = lifecycle(BUDGET);
         let db = prepared(&lifecycle, Sqlite::open(&database.path)).await;
@@ -866,8 +898,7 @@ mod sink {
         assert_eq!((count(&database, "winddown_batch"), database.rows()), (7, 6));
     }
 
-    #[tokio::test]
-    async fn a_transaction_that_was_left_open_does_not_swallow_a_batch() {
+    pub(super) async fn a_transaction_that_was_left_open_does_not_swallow_a_batch() {
         let database = Database::new();
         let lifecycle = lifecycle(BUDGET);
         let mut config = Config::new(&database.path);
@@ -879,8 +910,7 @@ mod sink {
         assert_eq!(database.rows(), 2);
     }
 
-    #[tokio::test]
-    async fn everything_a_buffer_has_accepted_is_in_the_file_after_the_drain() {
+    pub(super) async fn everything_a_buffer_has_accepted_is_in_the_file_after_the_drain() {
         let database = Database::new();
         let lifecycle = lifecycle(BUDGET);
         let db = prepared(&lifecycle, Sqlite::open(&database.path)).await;

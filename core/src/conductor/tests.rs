@@ -236,7 +236,6 @@ async fn a_cancel_that_fails_is_quoted_and_the_outcome_stays_that_of_the_goodbye
 
 #[tokio::test(start_paused = true)]
 async fn a_slow_server_is_given_a_larger_reserve() {
-    let lifecycle = lifecycle();
     let lifecycle = Lifecycle::builder().signals(false).budget(ms(10_000)).build().unwrap();
     let a = in_use(&lifecycle, Scripted::new("a", Goodbye::Hangs).with_server(ms(100))).await;
     let draining = drain(&lifecycle);

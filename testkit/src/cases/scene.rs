@@ -8,10 +8,10 @@ use std::{
 };
 
 use tokio::sync::oneshot;
-use winddown_core::{Checkout, Lifecycle, Outcome, Report, ResourceReport, Retry, ShutdownGuard};
+use winddown_core::{BoxError, Checkout, Lifecycle, Outcome, Report, ResourceReport, Retry, ShutdownGuard};
 
 pub(crate) use crate::scene::{BUDGET, ENDLESS, QUICK, SHORT, SLACK, until};
-use crate::{Directed, Director, Harness, Setup};
+use crate::{Directed, Director, Harness, Setup, scene::in_full};
 
 /// A lifecycle with the harness's resource in it.
 pub(crate) struct Scene<H: Harness> {
@@ -130,8 +130,8 @@ impl Drained {
 
 /// What a harness's method returned, or the end of the case.
 #[track_caller]
-pub(crate) fn ok<T, E: std::fmt::Display>(result: Result<T, E>) -> T {
-    result.unwrap_or_else(|error| panic!("the harness failed: {error:#}"))
+pub(crate) fn ok<T>(result: Result<T, impl Into<BoxError>>) -> T {
+    result.unwrap_or_else(|error| panic!("the harness failed: {}", in_full(&*error.into())))
 }
 
 /// How many sessions the server lists now.

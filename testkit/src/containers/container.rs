@@ -3,7 +3,7 @@
 use std::{
     net::{Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
@@ -12,6 +12,7 @@ use testcontainers::{
     bollard::{
         Docker,
         container::LogOutput,
+        errors::Error,
         exec::{CreateExecOptions, StartExecResults},
         models::ContainerUpdateBody,
         query_parameters::{
@@ -20,6 +21,7 @@ use testcontainers::{
         },
     },
 };
+use tokio::sync::Mutex as AsyncMutex;
 use tokio_stream::StreamExt;
 
 use super::{
@@ -48,6 +50,8 @@ struct Shared {
     limit: Duration,
     /// While it is away from its network, to which it may come back.
     away: Mutex<Option<Away>>,
+    /// One thing is done to it at a time, also when nobody waits for that any more.
+    changes: Arc<AsyncMutex<()>>,
 }
 
 /// What came of a command in a container.
@@ -71,7 +75,7 @@ impl Container {
     ) -> Result<Self> {
         let id = started.id().to_owned();
         let ip = address(&docker, &id, network.name()).await?;
-        let shared = Shared { docker, id, network, ip, ready, limit, away: Mutex::default() };
+        let shared = Shared { docker, id, network, ip, ready, limit, away: Mutex::default(), changes: Arc::default() };
         Ok(Self { started: Some(started), shared: Arc::new(shared), earlier: 0 })
     }
 
@@ -164,7 +168,7 @@ impl Container {
     ///
     /// When the engine refuses.
     pub async fn pause(&self) -> Result<()> {
-        self.run(async |shared| shared.docker.pause_container(&shared.id).await.context("cannot pause")).await
+        self.change(async |shared| shared.pause().await).await
     }
 
     /// Ends [`pause`](Self::pause).
@@ -173,7 +177,7 @@ impl Container {
     ///
     /// When the engine refuses.
     pub async fn resume(&self) -> Result<()> {
-        self.run(async |shared| shared.docker.unpause_container(&shared.id).await.context("cannot resume")).await
+        self.change(async |shared| shared.docker.unpause_container(&shared.id).await.context("cannot resume")).await
     }
 
     /// What freezes it for moments, while others use it.
@@ -189,7 +193,7 @@ impl Container {
     /// When the engine refuses.
     pub async fn limit_cores(&self, cores: Option<f64>) -> Result<()> {
         const PERIOD: f64 = 100_000.0;
-        self.run(async move |shared| {
+        self.change(async move |shared| {
             // A quota below zero is none.
             let quota = cores.map_or(-1, |cores| (cores * PERIOD) as i64);
             let limits = ContainerUpdateBody {
@@ -210,7 +214,7 @@ impl Container {
     ///
     /// When the engine refuses.
     pub async fn kill(&self) -> Result<()> {
-        self.run(async |shared| {
+        self.change(async |shared| {
             let killing = async {
                 let options = KillContainerOptionsBuilder::new().signal("SIGKILL").build();
                 shared.docker.kill_container(&shared.id, Some(options)).await.context("cannot kill")?;
@@ -227,7 +231,7 @@ impl Container {
     ///
     /// When the engine refuses.
     pub async fn stop(&self) -> Result<()> {
-        self.run(async |shared| {
+        self.change(async |shared| {
             let stopping = async {
                 let options = StopContainerOptionsBuilder::new().build();
                 shared.docker.stop_container(&shared.id, Some(options)).await.context("cannot stop")?;
@@ -246,7 +250,7 @@ impl Container {
     /// When the engine refuses, or it is not ready in time.
     pub async fn start_again(&mut self) -> Result<()> {
         self.earlier = self
-            .run(async |shared| {
+            .change(async |shared| {
                 let earlier = log::read(&shared.docker, &shared.id).await?.lines().count();
                 let starting = async {
                     // else it would get the next address that is free
@@ -272,7 +276,7 @@ impl Container {
     ///
     /// When the engine refuses.
     pub async fn partition(&self) -> Result<()> {
-        self.run(async |shared| {
+        self.change(async |shared| {
             shared.leave("take a container off its network", shared.network.disconnect(&shared.id)).await
         })
         .await
@@ -284,11 +288,32 @@ impl Container {
     ///
     /// When the engine refuses.
     pub async fn heal(&self) -> Result<()> {
-        self.run(async |shared| {
+        self.change(async |shared| {
             let putting_back = shared.network.connect(&shared.id, shared.ip);
             shared.come_back("put a container back on its network", putting_back).await
         })
         .await
+    }
+
+    /// Undoes what was done to it by these methods: it runs, on its network, and is ready.
+    ///
+    /// # Errors
+    ///
+    /// When the engine refuses, or it is not ready in time.
+    pub async fn restore(&mut self) -> Result<()> {
+        let state = self.change(async |shared| shared.state().await).await?;
+        if state.is_paused {
+            self.resume().await?;
+        }
+        if state.is_limited {
+            self.limit_cores(None).await?;
+        }
+        if !state.is_running {
+            self.start_again().await?;
+        } else if state.is_away {
+            self.heal().await?;
+        }
+        Ok(())
     }
 
     /// Removes it and waits until it is gone.
@@ -298,7 +323,23 @@ impl Container {
     /// When the engine refuses.
     pub async fn remove(mut self) -> Result<()> {
         let started = self.started.take().context("a container is removed once")?;
-        self.run(async move |shared| shared.remove(started).await).await
+        self.change(async move |shared| shared.remove(started).await).await
+    }
+
+    /// As [`run`](Self::run), for what is done to it: in the order in which it was begun.
+    async fn change<T, W, F>(&self, work: W) -> Result<T>
+    where
+        T: Send + 'static,
+        W: FnOnce(Arc<Shared>) -> F,
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        let turn = Arc::clone(&self.shared.changes).lock_owned().await;
+        let work = work(Arc::clone(&self.shared));
+        engine::run(async move {
+            let _turn = turn;
+            work.await
+        })
+        .await
     }
 
     async fn run<T, W, F>(&self, work: W) -> Result<T>
@@ -327,13 +368,24 @@ impl Freezer {
     /// When the engine refuses.
     pub async fn freeze_for(&self, time: Duration) -> Result<()> {
         let shared = Arc::clone(&self.0);
+        let turn = Arc::clone(&shared.changes).lock_owned().await;
         engine::run(async move {
-            shared.docker.pause_container(&shared.id).await.context("cannot pause")?;
+            let _turn = turn;
+            shared.pause().await?;
             tokio::time::sleep(time).await;
             shared.docker.unpause_container(&shared.id).await.context("cannot resume")
         })
         .await
     }
+}
+
+/// What has become of a container.
+struct State {
+    is_running: bool,
+    /// Its processes are frozen; it runs all the same.
+    is_paused: bool,
+    is_limited: bool,
+    is_away: bool,
 }
 
 impl Drop for Container {
@@ -380,6 +432,35 @@ impl Shared {
         let mut noted = self.away.lock().unwrap_or_else(PoisonError::into_inner);
         if away != noted.is_some() {
             *noted = away.then(|| self.network.leave());
+        }
+    }
+
+    async fn state(&self) -> Result<State> {
+        let inspecting = self.docker.inspect_container(&self.id, None::<InspectContainerOptions>);
+        let container = inspecting.await.context("cannot inspect")?;
+        let limit = container.host_config.and_then(|host| host.cpu_quota).unwrap_or_default();
+        let state = container.state.context("a container has a state")?;
+        Ok(State {
+            is_running: state.running.unwrap_or_default(),
+            is_paused: state.paused.unwrap_or_default(),
+            is_limited: limit > 0,
+            is_away: self.away.lock().unwrap_or_else(PoisonError::into_inner).is_some(),
+        })
+    }
+
+    /// On a machine that is busy the engine may give up freezing processes that do not come to rest: then it is told again.
+    async fn pause(&self) -> Result<()> {
+        const PATIENCE: Duration = Duration::from_secs(30);
+        let began = Instant::now();
+        loop {
+            match self.docker.pause_container(&self.id).await {
+                Err(Error::DockerResponseServerError { message, .. })
+                    if message.contains("unable to freeze") && began.elapsed() < PATIENCE =>
+                {
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+                paused => return paused.context("cannot pause"),
+            }
         }
     }
 

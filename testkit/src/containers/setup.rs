@@ -14,8 +14,8 @@ use super::{container::Container, engine, network::Network};
 /// Whose images they are.
 const REPOSITORY: &str = "winddown-test";
 
-/// What a container may take until it is ready.
-const LIMIT: Duration = Duration::from_secs(60);
+/// What a container may take until it is ready, on a machine that is busy with others.
+const LIMIT: Duration = Duration::from_secs(120);
 
 /// What a container is started with.
 #[derive(Clone, Debug)]
@@ -93,7 +93,7 @@ impl Setup {
         self
     }
 
-    /// How long it may take until it is ready, instead of a minute.
+    /// How long it may take until it is ready, instead of two minutes.
     pub fn within(mut self, limit: Duration) -> Self {
         self.limit = limit;
         self

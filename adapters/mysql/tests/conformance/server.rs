@@ -4,36 +4,29 @@ use std::{
     io,
     marker::PhantomData,
     net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
-use tokio::sync::Mutex;
+use tokio::{sync::Mutex, time::sleep};
 use winddown_core::BoxError;
 use winddown_mysql::{
     Config, Mysql,
     mysql_async::{self, Conn, IoError, OptsBuilder, prelude::Queryable},
 };
 use winddown_testkit::{
-    CheckoutOf, Harness, ServerUse, Setup, Shared, containers, containers::Container, gone, proxy::Proxy,
+    CheckoutOf, Harness, Leasable, Leased, ServerUse, Servers, Setup, containers, containers::Container, gone,
+    proxy::Proxy,
 };
 
 /// A server there is an image of.
 pub(crate) trait Version: Send + Sync + 'static {
     const NAME: &'static str;
-    /// What the cases of this process share.
-    fn shared() -> &'static Shared<Server>;
+    /// Those that the tests of this process use.
+    fn servers() -> &'static Servers<Server>;
 
     /// What one is started with.
     fn setup() -> containers::Setup;
-
-    /// A server of its own.
-    fn start() -> impl Future<Output = Result<Server, BoxError>> + Send {
-        Server::start(Self::setup())
-    }
 }
 
 pub(crate) struct MySql;
@@ -41,9 +34,9 @@ pub(crate) struct MySql;
 impl Version for MySql {
     const NAME: &'static str = "mysql_9_7";
 
-    fn shared() -> &'static Shared<Server> {
-        static SHARED: Shared<Server> = Shared::new();
-        &SHARED
+    fn servers() -> &'static Servers<Server> {
+        static SERVERS: Servers<Server> = Servers::new(MySql::NAME, LEASED);
+        &SERVERS
     }
 
     fn setup() -> containers::Setup {
@@ -59,9 +52,9 @@ pub(crate) struct MariaDb;
 impl Version for MariaDb {
     const NAME: &'static str = "mariadb_11_8";
 
-    fn shared() -> &'static Shared<Server> {
-        static SHARED: Shared<Server> = Shared::new();
-        &SHARED
+    fn servers() -> &'static Servers<Server> {
+        static SERVERS: Servers<Server> = Servers::new(MariaDb::NAME, LEASED);
+        &SERVERS
     }
 
     fn setup() -> containers::Setup {
@@ -72,10 +65,16 @@ impl Version for MariaDb {
     }
 }
 
+/// How many servers of a kind are leased at the same time: each takes long to start, and has some hundred megabytes.
+const LEASED: usize = 2;
+
 /// The superuser's.
 pub(crate) const PASSWORD: &str = "of the superuser";
 
 const MOST_CONNECTIONS: usize = 400;
+
+/// After how many seconds the server ends an idle session, if nothing else is said.
+const IDLE_TIMEOUT: usize = 28_800;
 
 /// A server in a container of its own.
 pub(crate) struct Server {
@@ -95,18 +94,6 @@ impl Server {
         Ok(Self { container: Mutex::new(container), address })
     }
 
-    /// One that the cases of this process share.
-    pub(crate) async fn shared<V: Version>() -> Result<Arc<Self>, BoxError> {
-        V::shared().get(V::start).await
-    }
-
-    pub(crate) async fn stop_shared<V: Version>() -> Result<(), BoxError> {
-        match V::shared().take().await {
-            Some(server) => Ok(server.container.into_inner().remove().await?),
-            None => Ok(()),
-        }
-    }
-
     /// A session of the superuser, on the runtime of the caller.
     pub(crate) async fn superuser(&self) -> Result<Conn, BoxError> {
         let opts = OptsBuilder::default().user(Some("root")).pass(Some(PASSWORD)).prefer_socket(false);
@@ -119,6 +106,66 @@ impl Server {
                 connected => return Ok(connected?),
             }
         }
+    }
+
+    /// The same once others have left a server that was full.
+    async fn superuser_when_there_is_room(&self) -> Result<Conn, BoxError> {
+        let began = Instant::now();
+        loop {
+            match self.superuser().await {
+                Err(_) if began.elapsed() < Duration::from_secs(20) => sleep(Duration::from_millis(100)).await,
+                connected => return connected,
+            }
+        }
+    }
+}
+
+impl Leasable for Server {
+    async fn restore(&mut self) -> Result<(), BoxError> {
+        self.container.get_mut().restore().await?;
+        let mut superuser = self.superuser_when_there_is_room().await?;
+        for setting in [
+            format!("max_connections = {MOST_CONNECTIONS}"),
+            format!("wait_timeout = {IDLE_TIMEOUT}"),
+            "local_infile = ON".to_owned(),
+        ] {
+            superuser.query_drop(format!("SET GLOBAL {setting}")).await?;
+        }
+        // The server's own have users of their own.
+        let others = "SELECT id FROM information_schema.processlist WHERE id <> CONNECTION_ID() \
+                      AND user NOT IN ('event_scheduler', 'system user')";
+        let began = Instant::now();
+        loop {
+            let ids: Vec<u64> = superuser.query(others).await?;
+            if ids.is_empty() {
+                break;
+            }
+            if began.elapsed() > Duration::from_secs(30) {
+                return Err(format!("{} sessions do not end", ids.len()).into());
+            }
+            for id in ids {
+                // One that has gone meanwhile is an error.
+                let _ = superuser.query_drop(format!("KILL {id}")).await;
+            }
+            // The server has no event for their end.
+            sleep(Duration::from_millis(20)).await;
+        }
+        let databases = "SELECT schema_name FROM information_schema.schemata WHERE schema_name LIKE 'tenant\\_%'";
+        for name in superuser.query::<String, _>(databases).await? {
+            superuser.query_drop(format!("DROP DATABASE {name}")).await?;
+        }
+        let users = "SELECT user FROM mysql.user WHERE user LIKE 'tenant\\_%'";
+        for name in superuser.query::<String, _>(users).await? {
+            superuser.query_drop(format!("DROP USER {name}@'%'")).await?;
+        }
+        // A new one can log in, and can write.
+        let tenant = Tenant::create(self).await?;
+        tenant.drop(self).await?;
+        Ok(superuser.disconnect().await?)
+    }
+
+    async fn remove(self) -> Result<(), BoxError> {
+        Ok(self.container.into_inner().remove().await?)
     }
 }
 
@@ -137,9 +184,11 @@ impl Tenant {
     pub(crate) async fn create(server: &Server) -> Result<Self, BoxError> {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        // Nobody logs on as one of another case, and no log has it by chance.
-        let tenant =
-            Self { name: format!("tenant_{number}"), password: format!("s3cret-{number}-{:016x}", fastrand::u64(..)) };
+        // Nobody logs on as one of another case, no log has it by chance, and no name begins with another.
+        let tenant = Self {
+            name: format!("tenant_{number:05}"),
+            password: format!("s3cret-{number}-{:016x}", fastrand::u64(..)),
+        };
         tenant.create_on(server).await?;
         Ok(tenant)
     }
@@ -174,8 +223,7 @@ impl Tenant {
 
 /// One tenant of a server, spoken to directly.
 pub(crate) struct Tenancy<V> {
-    pub(crate) server: Arc<Server>,
-    use_of_it: ServerUse,
+    pub(crate) server: Leased<Server>,
     pub(crate) tenant: Tenant,
     /// Between the resource and the server, where the case may want to slow it down.
     proxy: Option<Proxy>,
@@ -253,17 +301,14 @@ impl<V: Version> Harness for Tenancy<V> {
     }
 
     async fn start(use_of_it: ServerUse) -> Result<Self, BoxError> {
-        let server = match use_of_it {
-            ServerUse::Shared => Server::shared::<V>().await?,
-            ServerUse::Own => Arc::new(V::start().await?),
-        };
+        let server = V::servers().get(use_of_it, || Server::start(V::setup())).await?;
         let proxy = match use_of_it {
             ServerUse::Shared => None,
             ServerUse::Own => Some(Proxy::start(server.address).await?),
         };
         let tenant = Tenant::create(&server).await?;
         let superuser = Mutex::new(server.superuser().await?);
-        Ok(Self { server, use_of_it, tenant, proxy, superuser, crowd: Mutex::default(), version: PhantomData })
+        Ok(Self { server, tenant, proxy, superuser, crowd: Mutex::default(), version: PhantomData })
     }
 
     fn resource(&self, setup: &Setup) -> Mysql {
@@ -336,13 +381,9 @@ impl<V: Version> Harness for Tenancy<V> {
     }
 
     async fn end(self) -> Result<(), BoxError> {
-        if self.use_of_it == ServerUse::Own {
-            let Self { server, .. } = self;
-            // Whatever the case has done to it.
-            return match Arc::into_inner(server) {
-                Some(server) => Ok(server.container.into_inner().remove().await?),
-                None => Err("somebody still holds the server".into()),
-            };
+        if !self.server.is_shared() {
+            // It is put back, whatever the case has done to it.
+            return Ok(());
         }
         let left = gone(|| self.sessions()).await?;
         self.tenant.drop(&self.server).await?;
@@ -351,10 +392,6 @@ impl<V: Version> Harness for Tenancy<V> {
             0 => Ok(()),
             left => Err(format!("the server still lists {left} sessions").into()),
         }
-    }
-
-    async fn stop_shared() -> Result<(), BoxError> {
-        Server::stop_shared::<V>().await
     }
 }
 

@@ -17,7 +17,12 @@ pub(crate) async fn start<V: Version>() -> Tenancy<V> {
     Tenancy::start(ServerUse::Shared).await.unwrap()
 }
 
-/// The same on MySQL.
+/// The same on a server that nobody else uses meanwhile.
+pub(crate) async fn own<V: Version>() -> Tenancy<V> {
+    Tenancy::start(ServerUse::Own).await.unwrap()
+}
+
+/// As [`start`], on MySQL.
 pub(crate) async fn mysql() -> Tenancy<MySql> {
     start().await
 }

@@ -4,14 +4,14 @@ use tempfile::TempDir;
 use winddown_core::{Error, ErrorKind};
 use winddown_mysql::{Config, Mysql, mysql_async::OptsBuilder};
 use winddown_testkit::{
-    Harness as _, ServerUse, Shared,
+    Harness as _, ServerUse, Servers,
     certificates::{Authority, NAME},
     containers,
     proxy::Proxy,
 };
 
 use crate::{
-    scene::{Scene, Speaks, assert_nothing_left, drain_under_a_statement, is_encrypted, mysql, start, url, written},
+    scene::{Scene, Speaks, assert_nothing_left, drain_under_a_statement, is_encrypted, mysql, own, url, written},
     server::{MariaDb, MySql, Server, Tenancy, Version},
 };
 
@@ -30,9 +30,9 @@ pub(crate) struct EncryptedMySql;
 impl Version for EncryptedMySql {
     const NAME: &'static str = "mysql_9_7_tls";
 
-    fn shared() -> &'static Shared<Server> {
-        static SHARED: Shared<Server> = Shared::new();
-        &SHARED
+    fn servers() -> &'static Servers<Server> {
+        static SERVERS: Servers<Server> = Servers::new(EncryptedMySql::NAME, 1);
+        &SERVERS
     }
 
     fn setup() -> containers::Setup {
@@ -46,9 +46,9 @@ pub(crate) struct EncryptedMariaDb;
 impl Version for EncryptedMariaDb {
     const NAME: &'static str = "mariadb_11_8_tls";
 
-    fn shared() -> &'static Shared<Server> {
-        static SHARED: Shared<Server> = Shared::new();
-        &SHARED
+    fn servers() -> &'static Servers<Server> {
+        static SERVERS: Servers<Server> = Servers::new(EncryptedMariaDb::NAME, 1);
+        &SERVERS
     }
 
     fn setup() -> containers::Setup {
@@ -62,9 +62,9 @@ struct Expired;
 impl Version for Expired {
     const NAME: &'static str = "mariadb_11_8_tls_expired";
 
-    fn shared() -> &'static Shared<Server> {
-        static SHARED: Shared<Server> = Shared::new();
-        &SHARED
+    fn servers() -> &'static Servers<Server> {
+        static SERVERS: Servers<Server> = Servers::new(Expired::NAME, 1);
+        &SERVERS
     }
 
     fn setup() -> containers::Setup {
@@ -78,9 +78,9 @@ struct Plain;
 impl Version for Plain {
     const NAME: &'static str = "mariadb_11_8_plain";
 
-    fn shared() -> &'static Shared<Server> {
-        static SHARED: Shared<Server> = Shared::new();
-        &SHARED
+    fn servers() -> &'static Servers<Server> {
+        static SERVERS: Servers<Server> = Servers::new(Plain::NAME, 1);
+        &SERVERS
     }
 
     fn setup() -> containers::Setup {
@@ -147,12 +147,12 @@ async fn twenty_say_goodbye<V: Version>(server: Tenancy<V>) {
 }
 
 pub(crate) async fn sessions_are_encrypted_and_say_goodbye() {
-    twenty_say_goodbye(start::<EncryptedMySql>().await).await;
-    twenty_say_goodbye(start::<EncryptedMariaDb>().await).await;
+    twenty_say_goodbye(own::<EncryptedMySql>().await).await;
+    twenty_say_goodbye(own::<EncryptedMariaDb>().await).await;
 }
 
 pub(crate) async fn a_statement_is_cancelled_over_tls() {
-    let server = start::<EncryptedMySql>().await;
+    let server = own::<EncryptedMySql>().await;
     // Whoever logs in must do so over TLS: the session that cancels, too.
     server.execute(&format!("ALTER USER {}@'%' REQUIRE SSL", server.tenant.name)).await.unwrap();
     let (_directory, ours, _) = roots();
@@ -168,7 +168,7 @@ pub(crate) async fn a_statement_is_cancelled_over_tls() {
 }
 
 pub(crate) async fn the_name_and_the_authority_of_the_certificate_are_checked() {
-    let server = start::<EncryptedMariaDb>().await;
+    let server = own::<EncryptedMariaDb>().await;
     let (_directory, ours, others) = roots();
     assert!(try_it(at_name(&server, NAME, &format!("ssl_ca={ours}"))).await.unwrap());
     assert_refused(try_it(at_name(&server, "other.winddown.test", &format!("ssl_ca={ours}"))).await, CERTIFICATE);

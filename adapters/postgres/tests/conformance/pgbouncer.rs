@@ -10,7 +10,8 @@ use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 use winddown_core::BoxError;
 use winddown_postgres::Postgres;
 use winddown_testkit::{
-    CheckoutOf, Harness, ServerUse, Setup, Shared, containers, containers::Container, gone, proxy::Proxy,
+    CheckoutOf, Harness, Leasable, Leased, ServerUse, Servers, Setup, containers, containers::Container, gone,
+    proxy::Proxy,
 };
 
 use crate::server::{PASSWORD, Server, Seventeen, Tenant, connect, run};
@@ -21,10 +22,14 @@ pub(crate) struct Bouncer {
     address: SocketAddr,
 }
 
-static SHARED: Shared<Bouncer> = Shared::new();
+static BOUNCERS: Servers<Bouncer> = Servers::new(PgBouncer::NAME, 3);
+
+/// How many clients it takes.
+const MOST_CLIENTS: usize = 400;
 
 impl Bouncer {
-    async fn start(server: &Server) -> Result<Self, BoxError> {
+    async fn start() -> Result<Self, BoxError> {
+        let server = Server::get::<Seventeen>(ServerUse::Shared).await?;
         // Users and their secrets are PostgreSQL's, so a tenant needs nothing here.
         let settings = format!(
             "[databases]\n\
@@ -33,7 +38,7 @@ impl Bouncer {
              listen_addr = 0.0.0.0\nlisten_port = 6432\nunix_socket_dir =\n\
              auth_type = scram-sha-256\nauth_file = /etc/pgbouncer/userlist.txt\n\
              auth_query = SELECT usename, passwd FROM pg_shadow WHERE usename = $1\n\
-             admin_users = postgres\npool_mode = transaction\ndefault_pool_size = 20\nmax_client_conn = 400\n\
+             admin_users = postgres\npool_mode = transaction\ndefault_pool_size = 20\nmax_client_conn = {MOST_CLIENTS}\n\
              server_fast_close = 1\nlog_connections = 1\nlog_disconnections = 1\n",
             host = server.address.ip(),
             port = server.address.port(),
@@ -50,19 +55,52 @@ impl Bouncer {
         Ok(Self { container: Mutex::new(container), address })
     }
 
-    async fn shared(server: &Server) -> Result<Arc<Self>, BoxError> {
-        SHARED.get(|| Self::start(server)).await
-    }
-
     async fn console(&self) -> Result<Client, BoxError> {
         connect(self.address, "postgres", PASSWORD, "pgbouncer").await
     }
 }
 
+impl Leasable for Bouncer {
+    async fn restore(&mut self) -> Result<(), BoxError> {
+        self.container.get_mut().restore().await?;
+        let console = self.console().await?;
+        console.simple_query(&format!("SET max_client_conn = {MOST_CLIENTS}")).await?;
+        let clients = async || {
+            let mut clients = rows(console.simple_query("SHOW CLIENTS").await?);
+            clients.retain(|client| client.get("user") != Some("postgres"));
+            Ok::<_, BoxError>(clients)
+        };
+        for client in clients().await? {
+            let id = client.get("id").ok_or("SHOW CLIENTS has no id")?;
+            // One that has gone meanwhile is an error.
+            let _ = console.simple_query(&format!("KILL_CLIENT {id}")).await;
+        }
+        match gone(async || Ok(clients().await?.len())).await? {
+            0 => {}
+            left => return Err(format!("{left} clients do not end").into()),
+        }
+        // What it asks PostgreSQL for is answered.
+        let through = connect(self.address, "postgres", PASSWORD, "postgres").await?;
+        through.simple_query("SELECT 1").await?;
+        Ok(())
+    }
+
+    async fn remove(self) -> Result<(), BoxError> {
+        Ok(self.container.into_inner().remove().await?)
+    }
+}
+
+fn rows(answer: Vec<SimpleQueryMessage>) -> Vec<SimpleQueryRow> {
+    let rows = answer.into_iter().filter_map(|message| match message {
+        SimpleQueryMessage::Row(row) => Some(row),
+        _ => None,
+    });
+    rows.collect()
+}
+
 pub(crate) struct PgBouncer {
-    server: Arc<Server>,
-    bouncer: Arc<Bouncer>,
-    use_of_it: ServerUse,
+    server: Leased<Server>,
+    bouncer: Leased<Bouncer>,
     tenant: Tenant,
     proxy: Option<Proxy>,
     console: Mutex<Arc<Client>>,
@@ -73,12 +111,7 @@ pub(crate) struct PgBouncer {
 impl PgBouncer {
     async fn ask(&self, command: &str) -> Result<Vec<SimpleQueryRow>, BoxError> {
         let console = Arc::clone(&*self.console.lock().await);
-        let answer = console.simple_query(command).await?;
-        let rows = answer.into_iter().filter_map(|message| match message {
-            SimpleQueryMessage::Row(row) => Some(row),
-            _ => None,
-        });
-        Ok(rows.collect())
+        Ok(rows(console.simple_query(command).await?))
     }
 
     /// The clients that are the resource's.
@@ -100,20 +133,17 @@ impl Harness for PgBouncer {
 
     async fn start(use_of_it: ServerUse) -> Result<Self, BoxError> {
         // What a case breaks is PgBouncer: it is what the resource has its sessions with.
-        let server = Server::shared::<Seventeen>().await?;
-        let (bouncer, proxy) = match use_of_it {
-            ServerUse::Shared => (Bouncer::shared(&server).await?, None),
-            ServerUse::Own => {
-                let bouncer = Arc::new(Bouncer::start(&server).await?);
-                let proxy = Proxy::start(bouncer.address).await?;
-                (bouncer, Some(proxy))
-            }
+        let server = Server::get::<Seventeen>(ServerUse::Shared).await?;
+        let bouncer = BOUNCERS.get(use_of_it, Bouncer::start).await?;
+        let proxy = match use_of_it {
+            ServerUse::Shared => None,
+            ServerUse::Own => Some(Proxy::start(bouncer.address).await?),
         };
         let tenant = Tenant::create(&server).await?;
         let superuser = server.superuser("postgres").await?;
         let owner = server.superuser(&tenant.name).await?;
         let console = Mutex::new(Arc::new(bouncer.console().await?));
-        Ok(Self { server, bouncer, use_of_it, tenant, proxy, console, superuser, owner })
+        Ok(Self { server, bouncer, tenant, proxy, console, superuser, owner })
     }
 
     fn resource(&self, setup: &Setup) -> Postgres {
@@ -158,7 +188,7 @@ impl Harness for PgBouncer {
 
     async fn full(&self, full: bool) -> Result<(), BoxError> {
         // The console does not count.
-        self.ask(&format!("SET max_client_conn = {}", if full { 1 } else { 400 })).await?;
+        self.ask(&format!("SET max_client_conn = {}", if full { 1 } else { MOST_CLIENTS })).await?;
         Ok(())
     }
 
@@ -186,28 +216,12 @@ impl Harness for PgBouncer {
     }
 
     async fn end(self) -> Result<(), BoxError> {
-        let left = match self.use_of_it {
-            ServerUse::Shared => gone(|| self.sessions()).await?,
-            ServerUse::Own => 0,
-        };
+        // One that the case had alone is put back, whatever the case has done to it.
+        let left = if self.bouncer.is_shared() { gone(|| self.sessions()).await? } else { 0 };
         self.tenant.drop(&self.server).await?;
-        if self.use_of_it == ServerUse::Own {
-            // Whatever the case has done to it.
-            return match Arc::into_inner(self.bouncer) {
-                Some(bouncer) => Ok(bouncer.container.into_inner().remove().await?),
-                None => Err("somebody still holds PgBouncer".into()),
-            };
-        }
         match left {
             0 => Ok(()),
             left => Err(format!("PgBouncer still lists {left} clients").into()),
         }
-    }
-
-    async fn stop_shared() -> Result<(), BoxError> {
-        if let Some(bouncer) = SHARED.take().await {
-            bouncer.container.into_inner().remove().await?;
-        }
-        Server::stop_shared::<Seventeen>().await
     }
 }

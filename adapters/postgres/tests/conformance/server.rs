@@ -17,17 +17,18 @@ use tokio_postgres::{Client, NoTls};
 use winddown_core::BoxError;
 use winddown_postgres::{Config, Postgres, SslMode};
 use winddown_testkit::{
-    CheckoutOf, Harness, ServerUse, Setup, Shared, containers, containers::Container, gone, proxy::Proxy,
+    CheckoutOf, Harness, Leasable, Leased, ServerUse, Servers, Setup, containers, containers::Container, gone,
+    proxy::Proxy,
 };
 
 /// A version of PostgreSQL there is an image of.
 pub(crate) trait Version: Send + Sync + 'static {
     const NAME: &'static str;
     const IMAGE: &'static str;
-    /// What the cases of this process share.
-    fn shared() -> &'static Shared<Server>;
+    /// Those that the tests of this process use.
+    fn servers() -> &'static Servers<Server>;
 
-    /// A server of its own.
+    /// One more.
     fn start() -> impl Future<Output = Result<Server, BoxError>> + Send {
         Server::start(containers::Setup::image(Self::IMAGE))
     }
@@ -39,9 +40,9 @@ impl Version for Seventeen {
     const NAME: &'static str = "postgres_17";
     const IMAGE: &'static str = "postgres:17";
 
-    fn shared() -> &'static Shared<Server> {
-        static SHARED: Shared<Server> = Shared::new();
-        &SHARED
+    fn servers() -> &'static Servers<Server> {
+        static SERVERS: Servers<Server> = Servers::new(Seventeen::NAME, LEASED);
+        &SERVERS
     }
 }
 
@@ -51,11 +52,14 @@ impl Version for Eighteen {
     const NAME: &'static str = "postgres_18";
     const IMAGE: &'static str = "postgres:18";
 
-    fn shared() -> &'static Shared<Server> {
-        static SHARED: Shared<Server> = Shared::new();
-        &SHARED
+    fn servers() -> &'static Servers<Server> {
+        static SERVERS: Servers<Server> = Servers::new(Eighteen::NAME, LEASED);
+        &SERVERS
     }
 }
+
+/// How many servers of a version are leased at the same time.
+const LEASED: usize = 3;
 
 /// The superuser's.
 pub(crate) const PASSWORD: &str = "of the superuser";
@@ -82,21 +86,40 @@ impl Server {
         Ok(Self { container: Mutex::new(container), address })
     }
 
-    /// One that the cases of this process share.
-    pub(crate) async fn shared<V: Version>() -> Result<Arc<Self>, BoxError> {
-        V::shared().get(V::start).await
-    }
-
-    pub(crate) async fn stop_shared<V: Version>() -> Result<(), BoxError> {
-        match V::shared().take().await {
-            Some(server) => Ok(server.container.into_inner().remove().await?),
-            None => Ok(()),
-        }
+    /// One for this use.
+    pub(crate) async fn get<V: Version>(use_of_it: ServerUse) -> Result<Leased<Self>, BoxError> {
+        V::servers().get(use_of_it, V::start).await
     }
 
     /// A session of the superuser, on the runtime of the caller.
     pub(crate) async fn superuser(&self, database: &str) -> Result<Client, BoxError> {
         connect(self.address, "postgres", PASSWORD, database).await
+    }
+}
+
+impl Leasable for Server {
+    async fn restore(&mut self) -> Result<(), BoxError> {
+        self.container.get_mut().restore().await?;
+        let superuser = self.superuser("postgres").await?;
+        // Returns when they are gone, or after these milliseconds.
+        let others = "SELECT pg_terminate_backend(pid, 30000) FROM pg_stat_activity \
+                      WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'";
+        if !superuser.query(others, &[]).await?.iter().all(|row| row.get(0)) {
+            return Err("a session does not end".into());
+        }
+        for row in superuser.query("SELECT datname FROM pg_database WHERE datname LIKE 'tenant\\_%'", &[]).await? {
+            superuser.batch_execute(&format!("DROP DATABASE {} WITH (FORCE)", row.get::<_, &str>(0))).await?;
+        }
+        for row in superuser.query("SELECT rolname FROM pg_roles WHERE rolname LIKE 'tenant\\_%'", &[]).await? {
+            superuser.batch_execute(&format!("DROP ROLE {}", row.get::<_, &str>(0))).await?;
+        }
+        // A new one can log in, and can write.
+        let tenant = Tenant::create(self).await?;
+        tenant.drop(self).await
+    }
+
+    async fn remove(self) -> Result<(), BoxError> {
+        Ok(self.container.into_inner().remove().await?)
     }
 }
 
@@ -138,9 +161,11 @@ impl Tenant {
     pub(crate) async fn create(server: &Server) -> Result<Self, BoxError> {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        // Nobody logs on as one of another case, and no log has it by chance.
-        let tenant =
-            Self { name: format!("tenant_{number}"), password: format!("s3cret-{number}-{:016x}", fastrand::u64(..)) };
+        // Nobody logs on as one of another case, no log has it by chance, and no name begins with another.
+        let tenant = Self {
+            name: format!("tenant_{number:05}"),
+            password: format!("s3cret-{number}-{:016x}", fastrand::u64(..)),
+        };
         tenant.create_on(server).await?;
         Ok(tenant)
     }
@@ -179,8 +204,7 @@ impl Tenant {
 
 /// PostgreSQL, spoken to directly.
 pub(crate) struct PostgreSql<V> {
-    pub(crate) server: Arc<Server>,
-    use_of_it: ServerUse,
+    pub(crate) server: Leased<Server>,
     pub(crate) tenant: Tenant,
     /// Between the resource and the server, where the case may want to slow it down.
     proxy: Option<Proxy>,
@@ -192,20 +216,15 @@ pub(crate) struct PostgreSql<V> {
 impl<V: Version> PostgreSql<V> {
     /// The server that is shared, with a tenant that another server has too.
     pub(crate) async fn start_with(tenant: &Tenant) -> Result<Self, BoxError> {
-        let server = Server::shared::<V>().await?;
+        let server = Server::get::<V>(ServerUse::Shared).await?;
         tenant.create_on(&server).await?;
-        Self::of(server, ServerUse::Shared, tenant.clone(), None).await
+        Self::of(server, tenant.clone(), None).await
     }
 
-    async fn of(
-        server: Arc<Server>,
-        use_of_it: ServerUse,
-        tenant: Tenant,
-        proxy: Option<Proxy>,
-    ) -> Result<Self, BoxError> {
+    async fn of(server: Leased<Server>, tenant: Tenant, proxy: Option<Proxy>) -> Result<Self, BoxError> {
         let superuser = Mutex::new(Arc::new(server.superuser("postgres").await?));
         let owner = Mutex::new(Arc::new(server.superuser(&tenant.name).await?));
-        Ok(Self { server, use_of_it, tenant, proxy, superuser, owner, version: PhantomData })
+        Ok(Self { server, tenant, proxy, superuser, owner, version: PhantomData })
     }
 
     /// The sessions that wait for this in the server, or all.
@@ -245,16 +264,13 @@ impl<V: Version> Harness for PostgreSql<V> {
     }
 
     async fn start(use_of_it: ServerUse) -> Result<Self, BoxError> {
-        let server = match use_of_it {
-            ServerUse::Shared => Server::shared::<V>().await?,
-            ServerUse::Own => Arc::new(V::start().await?),
-        };
+        let server = Server::get::<V>(use_of_it).await?;
         let proxy = match use_of_it {
             ServerUse::Shared => None,
             ServerUse::Own => Some(Proxy::start(server.address).await?),
         };
         let tenant = Tenant::create(&server).await?;
-        Self::of(server, use_of_it, tenant, proxy).await
+        Self::of(server, tenant, proxy).await
     }
 
     fn resource(&self, setup: &Setup) -> Postgres {
@@ -328,13 +344,9 @@ impl<V: Version> Harness for PostgreSql<V> {
     }
 
     async fn end(self) -> Result<(), BoxError> {
-        if self.use_of_it == ServerUse::Own {
-            let Self { server, .. } = self;
-            // Whatever the case has done to it.
-            return match Arc::into_inner(server) {
-                Some(server) => Ok(server.container.into_inner().remove().await?),
-                None => Err("somebody still holds the server".into()),
-            };
+        if !self.server.is_shared() {
+            // It is put back, whatever the case has done to it.
+            return Ok(());
         }
         let left = gone(|| self.sessions()).await?;
         self.tenant.drop(&self.server).await?;
@@ -342,10 +354,6 @@ impl<V: Version> Harness for PostgreSql<V> {
             0 => Ok(()),
             left => Err(format!("the server still lists {left} sessions").into()),
         }
-    }
-
-    async fn stop_shared() -> Result<(), BoxError> {
-        Server::stop_shared::<V>().await
     }
 }
 

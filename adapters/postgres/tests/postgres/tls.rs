@@ -4,7 +4,7 @@ use tempfile::TempDir;
 use winddown_core::{BoxError, Error, ErrorKind};
 use winddown_postgres::Postgres;
 use winddown_testkit::{
-    Harness as _, ServerUse, Shared,
+    Harness as _, ServerUse, Servers,
     certificates::{Authority, NAME},
     containers,
     proxy::Proxy,
@@ -26,9 +26,9 @@ impl Version for Encrypted {
     const NAME: &'static str = "postgres_17_tls";
     const IMAGE: &'static str = "postgres:17";
 
-    fn shared() -> &'static Shared<Server> {
-        static SHARED: Shared<Server> = Shared::new();
-        &SHARED
+    fn servers() -> &'static Servers<Server> {
+        static SERVERS: Servers<Server> = Servers::new(Encrypted::NAME, 1);
+        &SERVERS
     }
 
     async fn start() -> Result<Server, BoxError> {
@@ -43,9 +43,9 @@ impl Version for Expired {
     const NAME: &'static str = "postgres_17_tls_expired";
     const IMAGE: &'static str = "postgres:17";
 
-    fn shared() -> &'static Shared<Server> {
-        static SHARED: Shared<Server> = Shared::new();
-        &SHARED
+    fn servers() -> &'static Servers<Server> {
+        static SERVERS: Servers<Server> = Servers::new(Expired::NAME, 1);
+        &SERVERS
     }
 
     async fn start() -> Result<Server, BoxError> {

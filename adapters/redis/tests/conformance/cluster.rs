@@ -1,18 +1,23 @@
 //! Three nodes of a Redis cluster as a harness.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures_util::future::try_join_all;
-use redis::{RedisResult, Value, cmd};
+use redis::{RedisResult, Value, aio::MultiplexedConnection, cmd};
+use tokio::time::sleep;
 use winddown_core::BoxError;
 use winddown_redis::{Config, Redis, redis};
 use winddown_testkit::{
-    CheckoutOf, Harness, Need, ServerUse, Setup, Shared, containers, containers::Network, proxy::Proxy, scene::until,
+    CheckoutOf, Harness, Leasable, Leased, Need, ServerUse, Servers, Setup, containers, containers::Network,
+    proxy::Proxy, scene::until,
 };
 
 use crate::{
     group::{Group, Watch},
-    server::{Feeder, PORT, Server},
+    server::{Feeder, PORT, Server, forget_clients},
 };
 
 const IMAGE: &str = "redis:8";
@@ -29,7 +34,50 @@ const LIMIT: Duration = Duration::from_secs(30);
 /// What `CLUSTER SLOTS` says of a range: the first, the last, and the host, port, id and more of the node.
 type Served = (usize, usize, (String, u16, String, Value));
 
-static SHARED: Shared<Group> = Shared::new();
+/// Groups of servers are slow to start, and each has several containers.
+static SERVERS: Servers<Cluster> = Servers::new(RedisCluster::NAME, 3);
+
+/// The nodes of a cluster.
+pub(crate) struct Cluster(Arc<Group>);
+
+impl Leasable for Cluster {
+    async fn restore(&mut self) -> Result<(), BoxError> {
+        self.0.restore().await?;
+        let mut superusers = try_join_all(self.0.servers.iter().map(Server::superuser)).await?;
+        for superuser in &mut superusers {
+            forget_clients(superuser).await?;
+            let mut tell = cmd("CONFIG");
+            tell.arg("SET").arg("cluster-preferred-endpoint-type").arg("ip");
+            tell.arg("cluster-announce-hostname").arg("").arg("cluster-announce-port").arg(0);
+            tell.exec_async(superuser).await?;
+        }
+        // They tell each other when they meet next, and each waits before it serves again. There is no event for either.
+        for superuser in &mut superusers {
+            let began = Instant::now();
+            while !is_as_it_was(superuser).await? {
+                if began.elapsed() > LIMIT {
+                    return Err(format!("a node is not as it was within {LIMIT:?}").into());
+                }
+                sleep(Duration::from_millis(50)).await;
+            }
+            cmd("FLUSHALL").exec_async(superuser).await?;
+            cmd("SCRIPT").arg("FLUSH").exec_async(superuser).await?;
+        }
+        Ok(())
+    }
+
+    async fn remove(self) -> Result<(), BoxError> {
+        Arc::into_inner(self.0).ok_or("somebody still holds the nodes")?.remove().await
+    }
+}
+
+/// Whether a node serves, and knows all at their own ports.
+async fn is_as_it_was(superuser: &mut MultiplexedConnection) -> Result<bool, BoxError> {
+    let state: String = cmd("CLUSTER").arg("INFO").query_async(superuser).await?;
+    let slots: RedisResult<Vec<Served>> = cmd("CLUSTER").arg("SLOTS").query_async(superuser).await;
+    let at_their_ports = slots.is_ok_and(|slots| slots.iter().all(|(_, _, (_, port, ..))| *port == PORT));
+    Ok(state.contains("cluster_state:ok") && at_their_ports)
+}
 
 /// A node that knows no other yet.
 pub(crate) fn node() -> containers::Setup {
@@ -38,7 +86,7 @@ pub(crate) fn node() -> containers::Setup {
 }
 
 /// Three primaries without replicas, each with a third of the slots.
-pub(crate) async fn start() -> Result<Group, BoxError> {
+async fn start() -> Result<Cluster, BoxError> {
     let network = Network::create().await?;
     let nodes = (0..NODES).map(|_| Server::start(node().network(&network)));
     let cluster = Group { servers: try_join_all(nodes).await? };
@@ -57,7 +105,7 @@ pub(crate) async fn start() -> Result<Group, BoxError> {
         }
     }
     all_serve(&cluster).await?;
-    Ok(cluster)
+    Ok(Cluster(Arc::new(cluster)))
 }
 
 /// Waits until each node, since its latest start, has seen that all slots are served.
@@ -70,7 +118,7 @@ async fn all_serve(cluster: &Group) -> Result<(), BoxError> {
 
 pub(crate) struct RedisCluster {
     pub(crate) watch: Watch,
-    use_of_it: ServerUse,
+    cluster: Leased<Cluster>,
     /// Between the resource and each node, where the case may want to slow them down.
     proxies: Vec<Proxy>,
     /// The node that has the tenant's keys.
@@ -104,17 +152,18 @@ impl RedisCluster {
         Ok(proxies)
     }
 
-    /// Nodes of its own that clients reach directly, so that others can join them.
+    /// Nodes that nobody else will have and that clients reach directly, so that others can join them.
     pub(crate) async fn open() -> Result<Self, BoxError> {
-        Self::of(Watch::start(Arc::new(start().await?)).await?, ServerUse::Own, Vec::new()).await
+        let cluster = Leased::once(start().await?);
+        Self::of(Watch::start(Arc::clone(&cluster.0)).await?, cluster, Vec::new()).await
     }
 
-    async fn of(watch: Watch, use_of_it: ServerUse, proxies: Vec<Proxy>) -> Result<Self, BoxError> {
+    async fn of(watch: Watch, cluster: Leased<Cluster>, proxies: Vec<Proxy>) -> Result<Self, BoxError> {
         let key = watch.tenant.key("");
         let slot: usize = cmd("CLUSTER").arg("KEYSLOT").arg(key).query_async(&mut watch.superusers().await[0]).await?;
         let home = (0..NODES).rposition(|node| node * SLOTS / NODES <= slot).ok_or("there is no such slot")?;
         let feeder = Feeder::start(watch.group.servers[home].address)?;
-        Ok(Self { watch, use_of_it, proxies, home, feeder })
+        Ok(Self { watch, cluster, proxies, home, feeder })
     }
 
     fn config(&self, setup: &Setup) -> Config {
@@ -144,16 +193,13 @@ impl Harness for RedisCluster {
     }
 
     async fn start(use_of_it: ServerUse) -> Result<Self, BoxError> {
-        let group = match use_of_it {
-            ServerUse::Shared => SHARED.get(start).await?,
-            ServerUse::Own => Arc::new(start().await?),
-        };
-        let watch = Watch::start(group).await?;
+        let cluster = SERVERS.get(use_of_it, start).await?;
+        let watch = Watch::start(Arc::clone(&cluster.0)).await?;
         let proxies = match use_of_it {
             ServerUse::Shared => Vec::new(),
             ServerUse::Own => Self::proxies(&watch).await?,
         };
-        Self::of(watch, use_of_it, proxies).await
+        Self::of(watch, cluster, proxies).await
     }
 
     fn resource(&self, setup: &Setup) -> Redis {
@@ -228,16 +274,7 @@ impl Harness for RedisCluster {
     }
 
     async fn end(self) -> Result<(), BoxError> {
-        match self.use_of_it {
-            ServerUse::Shared => self.watch.end().await,
-            ServerUse::Own => Group::end(self.watch.group).await,
-        }
-    }
-
-    async fn stop_shared() -> Result<(), BoxError> {
-        match SHARED.take().await {
-            Some(cluster) => cluster.remove().await,
-            None => Ok(()),
-        }
+        // One that the case had alone is put back, whatever the case has done to it.
+        if self.cluster.is_shared() { self.watch.end().await } else { Ok(()) }
     }
 }

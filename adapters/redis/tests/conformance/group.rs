@@ -6,7 +6,7 @@ use futures_util::future::try_join_all;
 use redis::{aio::MultiplexedConnection, cmd};
 use tokio::sync::Mutex;
 use winddown_core::BoxError;
-use winddown_testkit::gone;
+use winddown_testkit::{Leasable, gone};
 
 use crate::server::{Listed, ROWS, Server, Tenant, end_sessions, refuse_all};
 
@@ -46,17 +46,14 @@ impl Group {
         Ok(())
     }
 
-    pub(crate) async fn remove(self) -> Result<(), BoxError> {
-        try_join_all(self.servers.into_iter().map(|server| server.container.into_inner().remove())).await?;
+    pub(crate) async fn restore(&self) -> Result<(), BoxError> {
+        try_join_all(self.servers.iter().map(async |server| server.container.lock().await.restore().await)).await?;
         Ok(())
     }
 
-    /// Ends one that a case had for its own, whatever the case has done to it.
-    pub(crate) async fn end(group: Arc<Self>) -> Result<(), BoxError> {
-        match Arc::into_inner(group) {
-            Some(group) => group.remove().await,
-            None => Err("somebody still holds the servers".into()),
-        }
+    pub(crate) async fn remove(self) -> Result<(), BoxError> {
+        try_join_all(self.servers.into_iter().map(Leasable::remove)).await?;
+        Ok(())
     }
 }
 

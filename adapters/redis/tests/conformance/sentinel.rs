@@ -1,16 +1,22 @@
 //! Redis behind Sentinel as a harness.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures_util::future::try_join_all;
 use redis::{aio::MultiplexedConnection, cmd};
+use tokio::time::sleep;
 use winddown_core::BoxError;
 use winddown_redis::{Config, Redis, redis};
-use winddown_testkit::{CheckoutOf, Harness, Need, ServerUse, Setup, Shared, containers, containers::Network, gone};
+use winddown_testkit::{
+    CheckoutOf, Harness, Leasable, Leased, Need, ServerUse, Servers, Setup, containers, containers::Network, gone,
+};
 
 use crate::{
     group::{Group, Watch},
-    server::{Feeder, Listed, PORT, Server},
+    server::{Feeder, Listed, PORT, Server, forget_clients, forget_data},
 };
 
 const IMAGE: &str = "redis:8";
@@ -30,7 +36,8 @@ const LIMIT: Duration = Duration::from_secs(30);
 /// After what time without an answer a primary is replaced: no case of the suite is about that.
 const PATIENT: Duration = Duration::from_secs(600);
 
-static SHARED: Shared<Watched> = Shared::new();
+/// Groups of servers are slow to start, and each has several containers.
+static SERVERS: Servers<Watched> = Servers::new(RedisSentinel::NAME, 3);
 
 /// A primary with one replica, and the sentinels that watch them.
 pub(crate) struct Watched {
@@ -78,27 +85,66 @@ impl Watched {
         Ok(())
     }
 
-    async fn end(watched: Arc<Self>) -> Result<(), BoxError> {
-        let Self { servers, sentinels } = Arc::into_inner(watched).ok_or("somebody still holds the servers")?;
-        Group::end(servers).await?;
-        sentinels.remove().await
+    /// Whether the replica follows the primary, and each sentinel knows both of them as they were.
+    async fn is_as_it_was(&self, servers: &[MultiplexedConnection]) -> Result<bool, BoxError> {
+        for (mut superuser, role) in servers.iter().cloned().zip(["role:master", "master_link_status:up"]) {
+            let said: String = cmd("INFO").arg("replication").query_async(&mut superuser).await?;
+            if !said.lines().any(|line| line == role) {
+                return Ok(false);
+            }
+        }
+        let primary = self.servers.servers[0].address;
+        for sentinel in &self.sentinels.servers {
+            let mut asked = sentinel.superuser().await?;
+            let mut ask = cmd("SENTINEL");
+            ask.arg("GET-MASTER-ADDR-BY-NAME").arg(PRIMARY);
+            let named: (String, u16) = ask.query_async(&mut asked).await?;
+            if named != (primary.ip().to_string(), primary.port()) {
+                return Err(format!("a sentinel names {named:?} and not {primary}").into());
+            }
+        }
+        Ok(true)
+    }
+}
+
+impl Leasable for Watched {
+    async fn restore(&mut self) -> Result<(), BoxError> {
+        self.servers.restore().await?;
+        self.sentinels.restore().await?;
+        let mut servers = try_join_all(self.servers.servers.iter().map(Server::superuser)).await?;
+        for superuser in &mut servers {
+            forget_clients(superuser).await?;
+        }
+        let began = Instant::now();
+        while !self.is_as_it_was(&servers).await? {
+            if began.elapsed() > LIMIT {
+                return Err(format!("the replica does not follow within {LIMIT:?}").into());
+            }
+            // There is no event for it.
+            sleep(Duration::from_millis(100)).await;
+        }
+        forget_data(&mut servers[0]).await
+    }
+
+    async fn remove(self) -> Result<(), BoxError> {
+        self.sentinels.remove().await?;
+        Arc::into_inner(self.servers).ok_or("somebody still holds the servers")?.remove().await
     }
 }
 
 pub(crate) struct RedisSentinel {
-    pub(crate) watched: Arc<Watched>,
+    pub(crate) watched: Leased<Watched>,
     pub(crate) watch: Watch,
-    use_of_it: ServerUse,
     /// Sessions with the sentinels.
     witnesses: tokio::sync::Mutex<Vec<MultiplexedConnection>>,
     feeder: Feeder,
 }
 
 impl RedisSentinel {
-    pub(crate) async fn of(watched: Arc<Watched>, use_of_it: ServerUse) -> Result<Self, BoxError> {
+    pub(crate) async fn of(watched: Leased<Watched>) -> Result<Self, BoxError> {
         let watch = Watch::start(Arc::clone(&watched.servers)).await?;
         let feeder = Feeder::start(watched.servers.servers[0].address)?;
-        let harness = Self { watched, watch, use_of_it, witnesses: Default::default(), feeder };
+        let harness = Self { watched, watch, witnesses: Default::default(), feeder };
         harness.ask_anew().await?;
         Ok(harness)
     }
@@ -141,12 +187,7 @@ impl Harness for RedisSentinel {
     }
 
     async fn start(use_of_it: ServerUse) -> Result<Self, BoxError> {
-        let start = || Watched::start(PATIENT);
-        let watched = match use_of_it {
-            ServerUse::Shared => SHARED.get(start).await?,
-            ServerUse::Own => Arc::new(start().await?),
-        };
-        Self::of(watched, use_of_it).await
+        Self::of(SERVERS.get(use_of_it, || Watched::start(PATIENT)).await?).await
     }
 
     fn resource(&self, setup: &Setup) -> Redis {
@@ -220,27 +261,15 @@ impl Harness for RedisSentinel {
     }
 
     async fn end(self) -> Result<(), BoxError> {
-        match self.use_of_it {
-            ServerUse::Shared => {
-                let left = gone(|| self.with_sentinels()).await?;
-                self.watch.end().await?;
-                match left {
-                    0 => Ok(()),
-                    left => Err(format!("the sentinels still list {left} sessions").into()),
-                }
-            }
-            ServerUse::Own => {
-                let Self { watch, watched, .. } = self;
-                drop(watch);
-                Watched::end(watched).await
-            }
+        if !self.watched.is_shared() {
+            // They are put back, whatever the case has done to them.
+            return Ok(());
         }
-    }
-
-    async fn stop_shared() -> Result<(), BoxError> {
-        match SHARED.take().await {
-            Some(watched) => Watched::end(Arc::new(watched)).await,
-            None => Ok(()),
+        let left = gone(|| self.with_sentinels()).await?;
+        self.watch.end().await?;
+        match left {
+            0 => Ok(()),
+            left => Err(format!("the sentinels still list {left} sessions").into()),
         }
     }
 }

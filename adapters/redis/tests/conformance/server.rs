@@ -4,7 +4,6 @@ use std::{
     marker::PhantomData,
     net::SocketAddr,
     sync::{
-        Arc,
         atomic::{AtomicU32, Ordering},
         mpsc,
     },
@@ -20,7 +19,8 @@ use tokio::sync::Mutex;
 use winddown_core::BoxError;
 use winddown_redis::{Config, Redis, redis};
 use winddown_testkit::{
-    CheckoutOf, Harness, Need, ServerUse, Setup, Shared, containers, containers::Container, gone, proxy::Proxy,
+    CheckoutOf, Harness, Leasable, Leased, Need, ServerUse, Servers, Setup, containers, containers::Container, gone,
+    proxy::Proxy,
 };
 
 /// A server there is an image of.
@@ -28,10 +28,10 @@ pub(crate) trait Version: Send + Sync + 'static {
     const IMAGE: &'static str;
     /// What its harness is called where each checkout has its own connection, and where all share one.
     const NAMES: [&'static str; 2];
-    /// What the cases of this process share.
-    fn shared() -> &'static Shared<Server>;
+    /// Those that the tests of this process use.
+    fn servers() -> &'static Servers<Server>;
 
-    /// A server of its own.
+    /// One more.
     fn start() -> impl Future<Output = Result<Server, BoxError>> + Send {
         Server::start(containers::Setup::image(Self::IMAGE))
     }
@@ -43,9 +43,9 @@ impl Version for Redis8 {
     const IMAGE: &'static str = "redis:8";
     const NAMES: [&'static str; 2] = ["redis_8", "redis_8_shared"];
 
-    fn shared() -> &'static Shared<Server> {
-        static SHARED: Shared<Server> = Shared::new();
-        &SHARED
+    fn servers() -> &'static Servers<Server> {
+        static SERVERS: Servers<Server> = Servers::new(Redis8::NAMES[0], LEASED);
+        &SERVERS
     }
 }
 
@@ -55,11 +55,17 @@ impl Version for Valkey8 {
     const IMAGE: &'static str = "valkey:8";
     const NAMES: [&'static str; 2] = ["valkey_8", "valkey_8_shared"];
 
-    fn shared() -> &'static Shared<Server> {
-        static SHARED: Shared<Server> = Shared::new();
-        &SHARED
+    fn servers() -> &'static Servers<Server> {
+        static SERVERS: Servers<Server> = Servers::new(Valkey8::NAMES[0], LEASED);
+        &SERVERS
     }
 }
+
+/// How many servers of a version are leased at the same time.
+const LEASED: usize = 4;
+
+/// How many clients a server takes if nothing else is said.
+const MOST_CLIENTS: usize = 10_000;
 
 /// Where a server listens if nothing else is said.
 pub(crate) const PORT: u16 = 6379;
@@ -118,11 +124,6 @@ impl Server {
         Ok(Self { container: Mutex::new(container), address })
     }
 
-    /// One that the cases of this process share.
-    pub(crate) async fn shared<V: Version>() -> Result<Arc<Self>, BoxError> {
-        V::shared().get(V::start).await
-    }
-
     /// A session of the superuser, on the runtime of the caller.
     pub(crate) async fn superuser(&self) -> Result<MultiplexedConnection, BoxError> {
         let config = AsyncConnectionConfig::new().set_response_timeout(Some(Duration::from_secs(10)));
@@ -138,9 +139,59 @@ impl Server {
     }
 }
 
+impl Leasable for Server {
+    async fn restore(&mut self) -> Result<(), BoxError> {
+        self.container.get_mut().restore().await?;
+        let mut superuser = self.superuser().await?;
+        forget_clients(&mut superuser).await?;
+        forget_data(&mut superuser).await
+    }
+
+    async fn remove(self) -> Result<(), BoxError> {
+        Ok(self.container.into_inner().remove().await?)
+    }
+}
+
+/// Makes a server what it was when it was started, as far as its clients can change it.
+pub(crate) async fn forget_clients(superuser: &mut MultiplexedConnection) -> Result<(), BoxError> {
+    let mut set = cmd("CONFIG");
+    set.arg("SET").arg("maxclients").arg(MOST_CLIENTS).arg("timeout").arg(0);
+    set.exec_async(superuser).await?;
+    cmd("CLIENT").arg("UNPAUSE").exec_async(superuser).await?;
+    let users: Vec<String> = cmd("ACL").arg("USERS").query_async(superuser).await?;
+    for user in users.iter().filter(|user| user.starts_with(TENANT)) {
+        cmd("ACL").arg("DELUSER").arg(user).exec_async(superuser).await?;
+    }
+    let own: u64 = cmd("CLIENT").arg("ID").query_async(superuser).await?;
+    let others = async || {
+        let mut listed = Listed::all(&mut superuser.clone()).await?;
+        listed.retain(|session| session.id != own && !session.is_of_another_server());
+        Ok::<_, BoxError>(listed)
+    };
+    for session in others().await? {
+        cmd("CLIENT").arg("KILL").arg("ID").arg(session.id).exec_async(&mut superuser.clone()).await?;
+    }
+    match gone(async || Ok(others().await?.len())).await? {
+        0 => Ok(()),
+        left => Err(format!("{left} sessions do not end").into()),
+    }
+}
+
+/// The same for its data. It takes writes, or this is an error.
+pub(crate) async fn forget_data(superuser: &mut MultiplexedConnection) -> Result<(), BoxError> {
+    cmd("FLUSHALL").exec_async(superuser).await?;
+    cmd("SCRIPT").arg("FLUSH").exec_async(superuser).await?;
+    cmd("SET").arg(TENANT).arg(1).exec_async(superuser).await?;
+    cmd("DEL").arg(TENANT).exec_async(superuser).await?;
+    Ok(())
+}
+
 fn information(address: SocketAddr, settings: RedisConnectionInfo) -> Result<ConnectionInfo, BoxError> {
     Ok((address.ip().to_string(), address.port()).into_connection_info()?.set_redis_settings(settings))
 }
+
+/// How the names of tenants begin.
+const TENANT: &str = "tenant_";
 
 /// A user, who may use the keys that begin with its name.
 #[derive(Clone)]
@@ -153,8 +204,8 @@ impl Tenant {
     pub(crate) fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        // Nobody logs on as one of another case, and no log has it by chance.
-        Self { name: format!("tenant_{number}"), password: format!("s3cret-{number}-{:016x}", fastrand::u64(..)) }
+        // Nobody logs on as one of another case, no log has it by chance, and no name begins with another.
+        Self { name: format!("{TENANT}{number:05}"), password: format!("s3cret-{number}-{:016x}", fastrand::u64(..)) }
     }
 
     pub(crate) async fn create(superuser: &mut MultiplexedConnection) -> Result<Self, BoxError> {
@@ -196,8 +247,7 @@ impl Tenant {
 
 /// One server, spoken to directly.
 pub(crate) struct RedisServer<V, M> {
-    pub(crate) server: Arc<Server>,
-    use_of_it: ServerUse,
+    pub(crate) server: Leased<Server>,
     pub(crate) tenant: Tenant,
     /// Between the resource and the server, where the case may want to slow it down.
     proxy: Option<Proxy>,
@@ -249,7 +299,7 @@ pub(crate) async fn end_sessions(
 
 /// Whether a server is to refuse every new session.
 pub(crate) async fn refuse_all(superuser: &mut MultiplexedConnection, full: bool) -> Result<(), BoxError> {
-    let most = if full { Listed::all(superuser).await?.len() } else { 10_000 };
+    let most = if full { Listed::all(superuser).await?.len() } else { MOST_CLIENTS };
     Ok(cmd("CONFIG").arg("SET").arg("maxclients").arg(most).exec_async(superuser).await?)
 }
 
@@ -284,6 +334,11 @@ impl Listed {
         Ok(Self { id: field("id")?.parse()?, user: field("user")?, name: field("name")?, flags: field("flags")? })
     }
 
+    /// Whether it is a sentinel's, a replica's, or the primary's.
+    fn is_of_another_server(&self) -> bool {
+        self.name.starts_with("sentinel-") || self.flags.contains(['S', 'M'])
+    }
+
     /// Whether it waits in a command.
     pub(crate) fn is_blocked(&self) -> bool {
         self.flags.contains('b')
@@ -301,10 +356,7 @@ impl<V: Version, M: Mode> Harness for RedisServer<V, M> {
     }
 
     async fn start(use_of_it: ServerUse) -> Result<Self, BoxError> {
-        let server = match use_of_it {
-            ServerUse::Shared => Server::shared::<V>().await?,
-            ServerUse::Own => Arc::new(V::start().await?),
-        };
+        let server = V::servers().get(use_of_it, V::start).await?;
         let proxy = match use_of_it {
             ServerUse::Shared => None,
             ServerUse::Own => Some(Proxy::start(server.address).await?),
@@ -312,7 +364,7 @@ impl<V: Version, M: Mode> Harness for RedisServer<V, M> {
         let mut superuser = server.superuser().await?;
         let tenant = Tenant::create(&mut superuser).await?;
         let feeder = Feeder::start(server.address)?;
-        Ok(Self { server, use_of_it, tenant, proxy, superuser: Mutex::new(superuser), feeder, kind: PhantomData })
+        Ok(Self { server, tenant, proxy, superuser: Mutex::new(superuser), feeder, kind: PhantomData })
     }
 
     fn resource(&self, setup: &Setup) -> Redis {
@@ -368,13 +420,9 @@ impl<V: Version, M: Mode> Harness for RedisServer<V, M> {
     }
 
     async fn end(self) -> Result<(), BoxError> {
-        if self.use_of_it == ServerUse::Own {
-            let Self { server, .. } = self;
-            // Whatever the case has done to it.
-            return match Arc::into_inner(server) {
-                Some(server) => Ok(server.container.into_inner().remove().await?),
-                None => Err("somebody still holds the server".into()),
-            };
+        if !self.server.is_shared() {
+            // It is put back, whatever the case has done to it.
+            return Ok(());
         }
         let left = gone(|| self.sessions()).await?;
         let mut superuser = self.superuser().await;
@@ -382,13 +430,6 @@ impl<V: Version, M: Mode> Harness for RedisServer<V, M> {
         match left {
             0 => Ok(()),
             left => Err(format!("the server still lists {left} sessions").into()),
-        }
-    }
-
-    async fn stop_shared() -> Result<(), BoxError> {
-        match V::shared().take().await {
-            Some(server) => Ok(server.container.into_inner().remove().await?),
-            None => Ok(()),
         }
     }
 }

@@ -1,11 +1,11 @@
 //! A primary that sentinels know: another one takes its place, and a sentinel does not answer.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use redis::cmd;
 use winddown_core::ErrorKind;
 use winddown_redis::{Config, Redis, redis};
-use winddown_testkit::{Harness, ServerUse, Setup};
+use winddown_testkit::{Harness, Leased, ServerUse, Setup};
 
 use crate::{
     scene::{Drained, QUICK, Scene, Speaks as _, in_full, until},
@@ -13,11 +13,11 @@ use crate::{
     server::Listed,
 };
 
-/// Servers of its own, where a primary that does not answer for a second is replaced.
+/// Servers that nobody else will have, where a primary that does not answer for a second is replaced.
 async fn impatient() -> RedisSentinel {
     let watched = Watched::start(Duration::from_secs(1)).await.unwrap();
     watched.can_fail_over().await.unwrap();
-    RedisSentinel::of(Arc::new(watched), ServerUse::Own).await.unwrap()
+    RedisSentinel::of(Leased::once(watched)).await.unwrap()
 }
 
 fn scene(harness: &RedisSentinel) -> Scene {

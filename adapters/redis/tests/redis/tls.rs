@@ -6,7 +6,7 @@ use redis::{ConnectionAddr, cmd};
 use tempfile::TempDir;
 use winddown_core::{BoxError, Error, ErrorKind};
 use winddown_redis::{Config, Redis, Roots, redis};
-use winddown_testkit::{Harness as _, Shared, certificates::Authority, containers};
+use winddown_testkit::{Harness as _, Servers, certificates::Authority, containers};
 
 use crate::{
     scene::{Scene, Server, Speaks as _, assert_nothing_left, drain_under_a_command, start, url},
@@ -20,9 +20,9 @@ impl Version for Encrypted {
     const IMAGE: &'static str = "redis:8";
     const NAMES: [&'static str; 2] = ["redis_8_tls", "redis_8_tls_shared"];
 
-    fn shared() -> &'static Shared<Started> {
-        static SHARED: Shared<Started> = Shared::new();
-        &SHARED
+    fn servers() -> &'static Servers<Started> {
+        static SERVERS: Servers<Started> = Servers::new(Encrypted::NAMES[0], 1);
+        &SERVERS
     }
 
     async fn start() -> Result<Started, BoxError> {
@@ -37,9 +37,9 @@ impl Version for Expired {
     const IMAGE: &'static str = "redis:8";
     const NAMES: [&'static str; 2] = ["redis_8_tls_expired", "redis_8_tls_expired_shared"];
 
-    fn shared() -> &'static Shared<Started> {
-        static SHARED: Shared<Started> = Shared::new();
-        &SHARED
+    fn servers() -> &'static Servers<Started> {
+        static SERVERS: Servers<Started> = Servers::new(Expired::NAMES[0], 1);
+        &SERVERS
     }
 
     async fn start() -> Result<Started, BoxError> {

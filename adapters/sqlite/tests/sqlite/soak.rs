@@ -1,25 +1,23 @@
 //! Claims that are about many times in a row. `cargo xtask soak` runs them full size, the tests in a smaller one.
 
-#[path = "conformance/server.rs"]
-mod server;
-
 use std::process::ExitCode;
 
 use winddown_core::{BoxError, Error};
 use winddown_sqlite::{Insert, Sqlite, rusqlite};
 use winddown_testkit::{
-    Harness as _,
+    InProcess, Trial,
     buffered::{self, Buffered},
-    soak,
 };
 
 use crate::server::Embedded;
 
-fn main() -> ExitCode {
-    if let Some(ended) = buffered::program::<Embedded>() {
-        return ended;
-    }
-    soak::run(buffered::trials::<Embedded>(), Embedded::stop_shared)
+/// Runs the program that this process is, if it is one of these.
+pub(crate) fn program() -> Option<ExitCode> {
+    buffered::program::<Embedded>()
+}
+
+pub(crate) fn trials() -> Vec<Trial> {
+    buffered::trials::<Embedded>()
 }
 
 impl Buffered for Embedded {
@@ -41,6 +39,16 @@ impl Buffered for Embedded {
         Ok(numbers)
     }
 
+    async fn away(&self) -> Result<(), BoxError> {
+        self.lock()
+    }
+
+    async fn back(&self) -> Result<(), BoxError> {
+        self.unlock()
+    }
+}
+
+impl InProcess for Embedded {
     fn environment(&self) -> Vec<(&'static str, String)> {
         let path = self.path.to_str().expect("the directory's name is text");
         vec![(winddown_sqlite::PATH_VARIABLE, path.to_owned())]
@@ -48,13 +56,5 @@ impl Buffered for Embedded {
 
     fn from_env() -> Result<Sqlite, Error> {
         Sqlite::from_env()
-    }
-
-    async fn away(&self) -> Result<(), BoxError> {
-        self.lock()
-    }
-
-    async fn back(&self) -> Result<(), BoxError> {
-        self.unlock()
     }
 }

@@ -1,32 +1,30 @@
 //! Claims that are about many times in a row. `cargo xtask soak` runs them full size, the tests in a smaller one.
 
-#[path = "conformance/server.rs"]
-#[expect(dead_code, reason = "other tests need more of it")]
-mod server;
-
 use std::{process::ExitCode, time::Duration};
 
 use winddown_core::{BoxError, Error};
 use winddown_postgres::{Copy, Postgres};
 use winddown_testkit::{
-    CheckoutOf, Harness as _,
+    CheckoutOf, InProcess, Trial,
     buffered::{self, Buffered},
     frozen::{self, Frozen},
     soak,
 };
 
-use crate::server::{PostgreSql, Seventeen, Tenant};
+use crate::server::{self, PostgreSql, Seventeen, Tenant};
 
 type Server = PostgreSql<Seventeen>;
 
-fn main() -> ExitCode {
-    if let Some(ended) = buffered::program::<Server>().or_else(frozen::program::<Server>) {
-        return ended;
-    }
+/// Runs the program that this process is, if it is one of these.
+pub(crate) fn program() -> Option<ExitCode> {
+    soak::program::<Server>().or_else(buffered::program::<Server>).or_else(frozen::program::<Server>)
+}
+
+pub(crate) fn trials() -> Vec<Trial> {
     let mut trials = soak::trials::<Server>();
     trials.extend(buffered::trials::<Server>());
     trials.extend([frozen::thawing::<Server>(), frozen::warm::<Server>()]);
-    soak::run(trials, Server::stop_shared)
+    trials
 }
 
 impl Buffered for Server {
@@ -47,7 +45,9 @@ impl Buffered for Server {
         let rows = client.query(&format!("SELECT number FROM {table}"), &[]).await?;
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
+}
 
+impl InProcess for Server {
     fn environment(&self) -> Vec<(&'static str, String)> {
         let (tenant, address) = (&self.tenant, self.address());
         let (user, password) = (&tenant.name, &tenant.password);

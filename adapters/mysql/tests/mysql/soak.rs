@@ -1,16 +1,12 @@
 //! Claims that are about many times in a row. `cargo xtask soak` runs them full size, the tests in a smaller one.
 
-#[path = "conformance/server.rs"]
-#[expect(dead_code, reason = "other tests need more of it")]
-mod server;
-
 use std::{process::ExitCode, time::Duration};
 
 use mysql_async::prelude::Queryable as _;
 use winddown_core::{BoxError, Error};
 use winddown_mysql::{Insert, Mysql, mysql_async};
 use winddown_testkit::{
-    CheckoutOf, Harness as _, ServerUse, Setup,
+    CheckoutOf, Harness as _, InProcess, ServerUse, Setup, Trial,
     buffered::{self, Buffered},
     frozen::{self, Frozen},
     scene::lifecycle,
@@ -19,11 +15,14 @@ use winddown_testkit::{
 
 use crate::server::{MariaDb, MySql, Tenancy, Version};
 
-fn main() -> ExitCode {
-    // Both of them speak the same to their server.
-    if let Some(ended) = buffered::program::<Tenancy<MySql>>().or_else(frozen::program::<Tenancy<MySql>>) {
-        return ended;
-    }
+/// Runs the program that this process is, if it is one of these. Both servers are spoken to in the same way.
+pub(crate) fn program() -> Option<ExitCode> {
+    soak::program::<Tenancy<MySql>>()
+        .or_else(buffered::program::<Tenancy<MySql>>)
+        .or_else(frozen::program::<Tenancy<MySql>>)
+}
+
+pub(crate) fn trials() -> Vec<Trial> {
     let mut trials = soak::trials::<Tenancy<MySql>>();
     trials.extend(soak::trials::<Tenancy<MariaDb>>());
     trials.extend(buffered::trials::<Tenancy<MySql>>());
@@ -35,10 +34,7 @@ fn main() -> ExitCode {
     const NAME: &str = "aborted_clients_does_not_rise_by_drains_of_idle_sessions";
     trials.push(soak::trial::<Tenancy<MySql>>(NAME, ServerUse::Own, |server| Box::pin(not_one_is_lost(server))));
     trials.push(soak::trial::<Tenancy<MariaDb>>(NAME, ServerUse::Own, |server| Box::pin(not_one_is_lost(server))));
-    soak::run(trials, || async {
-        Tenancy::<MySql>::stop_shared().await?;
-        Tenancy::<MariaDb>::stop_shared().await
-    })
+    trials
 }
 
 /// Idle sessions, and what the server counts of clients that went away without a goodbye.
@@ -98,7 +94,9 @@ impl<V: Version> Buffered for Tenancy<V> {
         superuser.disconnect().await?;
         Ok(numbers)
     }
+}
 
+impl<V: Version> InProcess for Tenancy<V> {
     fn environment(&self) -> Vec<(&'static str, String)> {
         let (tenant, address) = (&self.tenant, self.address());
         let (user, password) = (&tenant.name, &tenant.password);

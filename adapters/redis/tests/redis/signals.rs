@@ -12,7 +12,7 @@ use winddown_testkit::{
     soak::rounds,
 };
 
-use crate::Server;
+use crate::scene::Server;
 
 /// The key that a child counts with.
 const KEY: &str = "WINDDOWN_TEST_KEY";
@@ -25,17 +25,19 @@ const BUDGET: Duration = Duration::from_millis(300);
 /// Longer than a caller waits for a server that does not answer.
 const LONG_BUDGET: Duration = Duration::from_millis(1000);
 
-pub(crate) fn run(program: &str) -> ExitCode {
-    let mut runtime = match program {
+/// Runs the program that this process is, if it is one of these.
+pub(crate) fn program() -> Option<ExitCode> {
+    let program = child::role()?;
+    let mut runtime = match program.as_str() {
         "one_thread" => Builder::new_current_thread(),
         _ => Builder::new_multi_thread(),
     };
-    child::run(runtime.worker_threads(2), async {
-        match program {
+    Some(child::run(runtime.worker_threads(2), async {
+        match program.as_str() {
             "abandons" => abandons().await,
             _ => counts().await,
         }
-    })
+    }))
 }
 
 /// Sends commands that want no answer, as fast as they are accepted, and says how many were.
@@ -137,7 +139,7 @@ async fn counter(server: &Server, key: &str) -> Result<u64, BoxError> {
 
 /// 100,000 no-reply commands, and a signal: when all are accepted, or at a random moment before, in turns.
 pub(crate) async fn healthy(server: &Server, program: &str) -> Result<String, BoxError> {
-    let (rounds, seed) = (rounds(200, 10), fastrand::u64(..));
+    let (rounds, seed) = (rounds(200, 5), fastrand::u64(..));
     let mut random = fastrand::Rng::with_seed(seed);
     let (mut all, mut least, mut took) = (0, COMMANDS, Vec::new());
     for round in 0..rounds {
@@ -170,7 +172,7 @@ pub(crate) async fn healthy(server: &Server, program: &str) -> Result<String, Bo
 
 /// Commands and pipelines whose futures were dropped.
 pub(crate) async fn abandoned(server: &Server) -> Result<String, BoxError> {
-    let rounds = rounds(200, 10);
+    let rounds = rounds(200, 5);
     for round in 0..rounds {
         let key = server.tenant.key(&format!("abandoned_{round}"));
         let mut child = start(server, "abandons", &key, BUDGET);

@@ -2,26 +2,22 @@
 //!
 //! Those about signals start this binary again as a program that is ended by a real one.
 
-#[path = "conformance/server.rs"]
-#[expect(dead_code, reason = "other tests need more of it")]
-mod server;
-#[path = "soak/signals.rs"]
-mod signals;
-
 use std::{process::ExitCode, time::Duration};
 
 use winddown_core::{BoxError, Error};
 use winddown_redis::{Redis, Stream, redis};
 use winddown_testkit::{
-    CheckoutOf, Harness as _, ServerUse, Shared,
+    CheckoutOf, InProcess, ServerUse, Servers, Trial,
     buffered::{self, Buffered},
-    child,
     containers::Setup,
     frozen::{self, Frozen},
     soak,
 };
 
-use crate::server::{Listed, OfItsOwn, Redis8, RedisServer, Version};
+use crate::{
+    server::{self, Listed, OfItsOwn, Redis8, RedisServer, Version},
+    signals,
+};
 
 type Server = RedisServer<Redis8, OfItsOwn>;
 type DurableServer = RedisServer<Durable, OfItsOwn>;
@@ -33,9 +29,9 @@ impl Version for Durable {
     const NAMES: [&'static str; 2] = ["redis_8_durable", "redis_8_durable_shared"];
     const IMAGE: &'static str = Redis8::IMAGE;
 
-    fn shared() -> &'static Shared<server::Server> {
-        static SHARED: Shared<server::Server> = Shared::new();
-        &SHARED
+    fn servers() -> &'static Servers<server::Server> {
+        static SERVERS: Servers<server::Server> = Servers::new(Durable::NAMES[0], 4);
+        &SERVERS
     }
 
     async fn start() -> Result<server::Server, BoxError> {
@@ -43,13 +39,15 @@ impl Version for Durable {
     }
 }
 
-fn main() -> ExitCode {
-    if let Some(ended) = buffered::program::<DurableServer>().or_else(frozen::program::<DurableServer>) {
-        return ended;
-    }
-    if let Some(program) = child::role() {
-        return signals::run(&program);
-    }
+/// Runs the program that this process is, if it is one of these.
+pub(crate) fn program() -> Option<ExitCode> {
+    soak::program::<Server>()
+        .or_else(buffered::program::<DurableServer>)
+        .or_else(frozen::program::<DurableServer>)
+        .or_else(signals::program)
+}
+
+pub(crate) fn trials() -> Vec<Trial> {
     let mut trials = soak::trials::<Server>();
     let signals: [(&str, soak::Claim<Server>); 4] = [
         ("s5_a_signal_loses_no_reply_command_on_one_thread", |s| Box::pin(signals::healthy(s, "one_thread"))),
@@ -60,7 +58,7 @@ fn main() -> ExitCode {
     trials.extend(signals.map(|(name, claim)| soak::trial(name, ServerUse::Own, claim)));
     trials.extend(buffered::trials::<DurableServer>());
     trials.extend([frozen::thawing::<DurableServer>(), frozen::warm::<DurableServer>()]);
-    soak::run(trials, Server::stop_shared)
+    trials
 }
 
 impl Buffered for DurableServer {
@@ -85,7 +83,9 @@ impl Buffered for DurableServer {
             redis::cmd("XRANGE").arg(table).arg("-").arg("+").query_async(&mut superuser).await?;
         Ok(entries.into_iter().map(|(_, (number, _))| number).collect())
     }
+}
 
+impl<V: Version> InProcess for RedisServer<V, OfItsOwn> {
     fn environment(&self) -> Vec<(&'static str, String)> {
         let tenant = &self.tenant;
         let url = format!("redis://{}:{}@{}", tenant.name, tenant.password, self.address());
