@@ -52,12 +52,12 @@ async fn concurrent() -> Result<(), Error> {
     let db = lifecycle.guard_as("db", director.direct(Memory::new("db")));
     let lives = lifecycle.clone();
     let handler = service_fn(move |event: LambdaEvent<Value>| {
-        let (db, draining) = (db.clone(), lives.draining());
+        let (db, lifecycle) = (db.clone(), lives.clone());
         async move {
             println!("begun");
             let session = db.get().await?;
             if event.payload["when_draining"] == json!(true) {
-                draining.await;
+                lifecycle.draining().await;
                 println!("draining");
             }
             let ms = event.payload["run_ms"].as_u64().unwrap_or_default();
