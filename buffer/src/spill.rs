@@ -1,5 +1,8 @@
 //! The last resort: records that the target cannot have in time are put elsewhere.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     borrow::Cow,
     fmt,
@@ -58,7 +61,11 @@ impl<T: Serialize + Send + Sync + 'static> Spill<T> {
     /// On AWS Lambda only `/tmp` can be written to, which ends with the environment: use a file system that stays (EFS), or
     /// [`stderr`](Self::stderr).
     pub fn directory(path: impl Into<PathBuf>) -> Self {
-        Self { to: Arc::new(Directory(path.into())) }
+        Self::directory_on(RealDisk, path.into())
+    }
+
+    fn directory_on(disk: impl Disk, path: PathBuf) -> Self {
+        Self { to: Arc::new(Directory { path, disk }) }
     }
 
     /// To the standard error stream, and so into the platform's log: a line of JSON for each record, the same as in a file.
@@ -132,11 +139,28 @@ pub(crate) fn write_lines<T: Serialize>(to: &mut impl Write, buffer: &str, batch
     Ok(())
 }
 
-struct Directory(PathBuf);
+/// What may be slow, or full: tests have one that is.
+trait Disk: Send + Sync + 'static {
+    /// Returns when what was written to this file, or what a directory lists, is there for good.
+    fn sync(&self, file: &File) -> io::Result<()>;
+}
 
-impl<T: Serialize + Send + Sync> Elsewhere<T> for Directory {
+struct RealDisk;
+
+impl Disk for RealDisk {
+    fn sync(&self, file: &File) -> io::Result<()> {
+        file.sync_all()
+    }
+}
+
+struct Directory<D> {
+    path: PathBuf,
+    disk: D,
+}
+
+impl<T: Serialize + Send + Sync, D: Disk> Elsewhere<T> for Directory<D> {
     fn check(&self) -> Result<(), Error> {
-        let Self(path) = self;
+        let Self { path, .. } = self;
         fs::create_dir_all(path).and_then(|()| tempfile::tempfile_in(path)).map(drop).map_err(|error| {
             let text = format!("the directory for spilled records, {}, cannot be written to", path.display());
             Error::new(ErrorKind::Config, text).with_source(error)
@@ -151,13 +175,14 @@ impl<T: Serialize + Send + Sync> Elsewhere<T> for Directory {
         let Some(first) = batches.first() else { return Ok(()) };
         // The key makes it new.
         let name = format!("{}-{}.{EXTENSION}", file_name(buffer), first.key());
-        let file = OpenOptions::new().write(true).create_new(true).open(self.0.join(name))?;
+        let file = OpenOptions::new().write(true).create_new(true).open(self.path.join(name))?;
         let mut lines = BufWriter::new(file);
         for batch in batches {
             write_lines(&mut lines, buffer, batch)?;
         }
-        lines.into_inner()?.sync_all()?;
-        sync_directory(&self.0)?;
+        self.disk.sync(&lines.into_inner()?)?;
+        // A file is there for good when its directory says so.
+        self.disk.sync(&File::open(&self.path)?)?;
         Ok(())
     }
 }

@@ -1,6 +1,7 @@
 //! What becomes of batches that the sink does not simply take: retried, divided, given up, spilled and replayed.
 //!
-//! The sink is a closure over a table in memory that remembers the keys of the batches it has, as a database would.
+//! The sink is a closure over a table in memory that remembers the keys of the batches it has, as a database would. All of it
+//! is on tokio's paused clock, which stands still while a disk works: what a drain has time for does not depend on the disk.
 
 use std::{
     collections::{BTreeMap, HashSet, VecDeque},
@@ -14,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, advance, sleep};
 use winddown_buffer::{
     Batch, BatchKey, BatchWriter, Delivery, Push as _, Replayed, Shared, Sink, Spill, WriteError, WriteWith, replay,
 };
@@ -146,7 +147,6 @@ struct Setup<S: Sink<u64>> {
     buffer: ShutdownGuard<BatchWriter<u64, S>>,
 }
 
-/// So much that a disk that others use as well has time for a spill.
 const BUDGET: Duration = Duration::from_secs(2);
 
 async fn start(delivery: Delivery) -> Setup<impl Sink<u64>> {
@@ -175,7 +175,7 @@ impl<S: Sink<u64>> Setup<S> {
     }
 
     async fn drain(&self) -> (Arc<Report>, Records) {
-        let report = self.lifecycle.drain().await;
+        let report = self.lifecycle.drain_in_tasks().await;
         assert!(report.took < BUDGET, "{report}");
         let records = report.resource("audit").unwrap().records.unwrap();
         assert_eq!(
@@ -192,7 +192,7 @@ async fn replay_into(table: &Table, delivery: Delivery, path: &Path) -> Result<R
     let lifecycle = Lifecycle::builder().signals(false).build().unwrap();
     let db = lifecycle.guard(Shared::new("db", table.clone()));
     let replayed = replay(&db, &table.sink(delivery), path).await;
-    lifecycle.drain().await;
+    lifecycle.drain_in_tasks().await;
     replayed
 }
 
@@ -320,7 +320,7 @@ mod running {
         assert_eq!(began.elapsed().as_secs(), 1, "the seventh had to wait for the first three");
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_batch_that_fails_for_good_is_spilled_at_once_and_the_others_are_written() {
         let directory = tempfile::tempdir().unwrap();
         let setup = start_with(Delivery::ExactlyOnce, Some(Spill::directory(directory.path())), 1).await;
@@ -338,7 +338,7 @@ mod running {
         assert!(names(directory.path()).is_empty());
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_write_that_panics_is_not_tried_again_but_spilled() {
         let directory = tempfile::tempdir().unwrap();
         let setup = start_with(Delivery::ExactlyOnce, Some(Spill::directory(directory.path())), 1).await;
@@ -354,7 +354,7 @@ mod running {
 mod draining {
     use super::*;
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn what_a_server_that_is_away_does_not_take_is_spilled_in_time_and_replayed() {
         let directory = tempfile::tempdir().unwrap();
         let setup = start_with(Delivery::ExactlyOnce, Some(Spill::directory(directory.path())), 1).await;
@@ -373,7 +373,7 @@ mod draining {
         assert!(names(directory.path()).is_empty(), "what is replayed is gone");
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_batch_that_hangs_in_its_commit_is_spilled_too_and_is_there_once_after_the_replay() {
         for stored in [true, false] {
             let directory = tempfile::tempdir().unwrap();
@@ -389,7 +389,7 @@ mod draining {
         }
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_batch_that_hangs_is_in_doubt_where_twice_is_not_allowed_and_the_rest_is_spilled() {
         let directory = tempfile::tempdir().unwrap();
         let setup = start_with(Delivery::AtMostOnce, Some(Spill::directory(directory.path())), 1).await;
@@ -399,7 +399,7 @@ mod draining {
         assert_eq!((records.spilled, records.in_doubt), (25, 10), "{report}");
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn without_a_spill_what_has_no_outcome_is_in_doubt_and_the_rest_is_lost() {
         for delivery in [Delivery::ExactlyOnce, Delivery::AtMostOnce] {
             for (then, in_doubt) in [
@@ -416,7 +416,7 @@ mod draining {
         }
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn what_cannot_be_spilled_is_in_doubt_where_it_may_be_there() {
         let spill = Spill::with(|_, _, _| Err("the disk is full".into()));
         let setup = start_with(Delivery::ExactlyOnce, Some(spill), 1).await;
@@ -426,7 +426,7 @@ mod draining {
         assert_eq!((records.spilled, records.in_doubt, records.lost), (0, 10, 15), "{report}");
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn what_cannot_be_spilled_is_lost_and_says_why() {
         let spill = Spill::with(|_, _, _| Err("the disk is full".into()));
         let setup = start_with(Delivery::ExactlyOnce, Some(spill), 1).await;
@@ -436,11 +436,13 @@ mod draining {
         assert_eq!((records.spilled, records.lost), (0, 3), "{report}");
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn l1_a_spill_that_hangs_is_left_at_the_deadline_and_in_doubt() {
         let (_hold, held) = std::sync::mpsc::channel::<()>();
+        let (begins, mut begun) = tokio::sync::mpsc::unbounded_channel();
         let held = Mutex::new(held);
         let spill = Spill::with(move |_, _, _| {
+            begins.send(()).unwrap();
             // Until the test is over.
             let _ = held.lock().unwrap().recv();
             Ok(())
@@ -448,12 +450,23 @@ mod draining {
         let setup = start_with(Delivery::ExactlyOnce, Some(spill), 1).await;
         setup.table.then(Answer::Retry);
         setup.push(0..3).await;
-        let (report, records) = setup.drain().await;
+        let clock = async {
+            begun.recv().await.unwrap();
+            // By itself the clock stands still while somebody works.
+            loop {
+                advance(Duration::from_millis(1)).await;
+            }
+        };
+        let (report, records) = tokio::select! {
+            drained = setup.drain() => drained,
+            () = clock => unreachable!("it goes on for ever"),
+        };
         assert_eq!((records.spilled, records.in_doubt), (0, 3), "{report}");
+        assert_eq!(report.resource("audit").unwrap().outcome, Outcome::Hung, "{report}");
         assert_eq!(report.resource("db").unwrap().outcome, Outcome::Drained, "{report}");
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_callback_gets_the_batches_and_the_reason() {
         let got = Arc::new(Mutex::new(Vec::new()));
         let spilled = Arc::clone(&got);
@@ -470,7 +483,7 @@ mod draining {
         assert_eq!(*got.lock().unwrap(), Vec::from_iter(0..25), "in their order");
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_directory_that_cannot_be_written_to_is_an_error_of_init() {
         let lifecycle = Lifecycle::builder().signals(false).build().unwrap();
         let table = Table::default();
@@ -503,7 +516,7 @@ mod replaying {
         directory.join(&names[0])
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_replay_that_fails_in_the_middle_goes_on_where_it_was() {
         for delivery in [Delivery::ExactlyOnce, Delivery::AtLeastOnce] {
             let directory = tempfile::tempdir().unwrap();
@@ -519,7 +532,7 @@ mod replaying {
         }
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn the_same_file_twice_is_there_once() {
         let directory = tempfile::tempdir().unwrap();
         let table = spilled(directory.path()).await;
@@ -531,7 +544,7 @@ mod replaying {
         table.has_once(0..30);
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_line_that_was_torn_is_counted_and_the_others_are_written() {
         let directory = tempfile::tempdir().unwrap();
         let table = spilled(directory.path()).await;
@@ -546,7 +559,7 @@ mod replaying {
         table.has_once(0..29);
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn lines_of_a_log_between_the_records_are_passed_over() {
         let directory = tempfile::tempdir().unwrap();
         let table = spilled(directory.path()).await;
@@ -562,7 +575,7 @@ mod replaying {
         table.has_once(0..30);
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_record_of_another_type_is_an_error_with_its_line_and_nothing_is_written() {
         let directory = tempfile::tempdir().unwrap();
         let table = spilled(directory.path()).await;
@@ -575,7 +588,7 @@ mod replaying {
         assert!(table.rows().is_empty());
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_record_that_is_rejected_is_kept_beside() {
         let directory = tempfile::tempdir().unwrap();
         let table = spilled(directory.path()).await;
@@ -590,7 +603,7 @@ mod replaying {
         assert!(fs::read_to_string(kept).unwrap().contains("\"record\":1000004}"));
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_buffer_may_have_any_name() {
         let directory = tempfile::tempdir().unwrap();
         let table = spilled(directory.path()).await;
@@ -602,7 +615,7 @@ mod replaying {
         assert_eq!(replayed.written, 30);
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn what_is_not_there_is_an_error_that_names_it() {
         let error = replay_into(&Table::default(), Delivery::ExactlyOnce, Path::new("nowhere")).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Config, "{error}");

@@ -353,7 +353,7 @@ pub(crate) enum Place {
     /// On a thread and a runtime of its own.
     Thread,
     /// In a task of the current runtime, whose clock a test controls.
-    #[cfg(all(test, not(winddown_loom)))]
+    #[cfg(all(any(test, feature = "test-util"), not(winddown_loom)))]
     Task,
 }
 
@@ -368,7 +368,7 @@ impl Place {
         let (sender, answer) = oneshot::channel();
         let started = match self {
             Self::Thread => on_own_thread(node, drain, released, sender),
-            #[cfg(all(test, not(winddown_loom)))]
+            #[cfg(all(any(test, feature = "test-util"), not(winddown_loom)))]
             Self::Task => {
                 tokio::spawn(async move {
                     sender.send(as_dependent(panics::catch(node.drain(drain))).await.map_err(Failure::from))

@@ -225,6 +225,22 @@ impl Lifecycle {
         life.drained().await
     }
 
+    /// The same in tasks of this runtime, on its clock: for tests under tokio's paused time, which pin limits to the
+    /// millisecond. Nothing has a thread of its own here: what blocks holds up everything, the deadline too. Only without
+    /// signals.
+    #[doc(hidden)]
+    #[cfg(all(any(test, feature = "test-util"), not(winddown_loom)))]
+    pub async fn drain_in_tasks(&self) -> Arc<Report> {
+        assert!(!self.shared.owns_process, "a lifecycle with signals is drained by its own thread");
+        let life = self.shared.life();
+        if life.refuse(Reason::Requested, Instant::now()) {
+            let begun = life.begun().await;
+            let report = conductor::conduct(&self.shared, &begun, conductor::Place::Task, std::future::pending()).await;
+            life.publish(Arc::new(report));
+        }
+        life.drained().await
+    }
+
     /// Begins to drain and does not wait for it: the application's own way to say stop. Returns whether it was this
     /// call.
     pub fn begin_drain(&self) -> bool {

@@ -82,13 +82,13 @@ async fn a_life_begins_when_the_one_before_is_over_and_once() {
     early(lifecycle.begin_life().unwrap_err());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_straggler_of_a_life_that_is_over_is_no_business_of_the_next() {
-    let lifecycle = Lifecycle::builder().signals(false).budget(Duration::from_millis(300)).build().unwrap();
+    let lifecycle = lifecycle();
     let server = Server::new();
     let db = lifecycle.guard(Memory::on(&server, "db"));
     let straggler = db.get().await.unwrap();
-    let report = lifecycle.drain().await;
+    let report = lifecycle.drain_in_tasks().await;
     assert_eq!(report.resource("db").unwrap().left_out, 1, "{report}");
     lifecycle.begin_life().unwrap();
     assert_eq!(db.out(), 0);
@@ -96,7 +96,7 @@ async fn a_straggler_of_a_life_that_is_over_is_no_business_of_the_next() {
     // It comes back to the pool that it is of.
     drop(straggler);
     assert_eq!(db.out(), 0);
-    let report = lifecycle.drain().await;
+    let report = lifecycle.drain_in_tasks().await;
     assert!(report.is_clean(), "{report}");
     assert_eq!((report.resource("db").unwrap().sessions.closed, server.sessions()), (1, 0));
 }

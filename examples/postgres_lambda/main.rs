@@ -41,6 +41,9 @@ struct Arguments {
     /// How long the function is frozen after half of them, in milliseconds.
     #[arg(long, default_value_t = 1500)]
     freeze_ms: u64,
+    /// The time from SIGTERM to SIGKILL, in milliseconds; Lambda's own without it.
+    #[arg(long)]
+    budget_ms: Option<u64>,
 }
 
 fn main() -> ExitCode {
@@ -69,7 +72,7 @@ async fn live(arguments: &Arguments) -> Result<ExitCode> {
     let function = Config::new(env::current_exe()?).function_name(FUNCTION);
     let function = function.env(ROLE, "function").env(DATABASE_URL, &url).capture_output();
     eprintln!("cold start");
-    let sim = Sim::start(function).await?;
+    let sim = Sim::start(with_budget(function, arguments.budget_ms)).await?;
     let half = arguments.invocations / 2;
     for invocation in 0..arguments.invocations {
         if invocation == half {
@@ -145,4 +148,12 @@ async fn connect(url: &str) -> Result<Client> {
 async fn listed(server: &Client) -> Result<i64> {
     let sql = "SELECT count(*) FROM pg_stat_activity WHERE application_name = $1";
     Ok(server.query_one(sql, &[&FUNCTION]).await?.get(0))
+}
+
+/// The function is killed after so long, and is told so, instead of after Lambda's own time.
+fn with_budget(function: Config, budget_ms: Option<u64>) -> Config {
+    match budget_ms {
+        Some(ms) => function.budget(Duration::from_millis(ms)).env("WINDDOWN_BUDGET_MS", ms.to_string()),
+        None => function,
+    }
 }

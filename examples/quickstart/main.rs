@@ -44,6 +44,9 @@ struct Arguments {
     /// How long the function is frozen after half of them, in milliseconds.
     #[arg(long, default_value_t = 1500)]
     freeze_ms: u64,
+    /// The time from SIGTERM to SIGKILL, in milliseconds; Lambda's own without it.
+    #[arg(long)]
+    budget_ms: Option<u64>,
 }
 
 fn main() -> ExitCode {
@@ -107,7 +110,7 @@ async fn live(role: &str, arguments: &Arguments) -> Result<Life> {
 
     let function = Config::new(env::current_exe()?).env(ROLE, role).env("SQLITE_PATH", &database).capture_output();
     eprintln!("{role}: cold start");
-    let sim = Sim::start(function).await?;
+    let sim = Sim::start(with_budget(function, arguments.budget_ms)).await?;
     let half = arguments.invocations / 2;
     for invocation in 0..arguments.invocations {
         if invocation == half {
@@ -169,5 +172,13 @@ impl std::fmt::Display for Life {
             write!(f, "; left behind: {file} ({size} bytes)")?;
         }
         Ok(())
+    }
+}
+
+/// The function is killed after so long, and is told so, instead of after Lambda's own time.
+fn with_budget(function: Config, budget_ms: Option<u64>) -> Config {
+    match budget_ms {
+        Some(ms) => function.budget(Duration::from_millis(ms)).env("WINDDOWN_BUDGET_MS", ms.to_string()),
+        None => function,
     }
 }

@@ -14,14 +14,20 @@ use crate::{Directed, Director};
 /// Never used up.
 pub const BUDGET: Duration = Duration::from_secs(30);
 
-/// Well above what takes no waiting, well below [`BUDGET`].
-pub const QUICK: Duration = Duration::from_secs(8);
+/// Well above what takes no waiting on a machine that is busy with other things, well below [`BUDGET`].
+pub const QUICK: Duration = Duration::from_secs(20);
 
-/// Used up: settles for about 2 s, then has 2 s, the last quarter of them after the cut. See [`Scene::patient`].
+/// What is not so by then never will be.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Used up by a server that does not answer: settles for about 2 s, then has 2 s, the last quarter of them after the cut.
 pub const SHORT: Duration = Duration::from_secs(4);
 
+/// Used up by half, with a server that answers late: settles for about 6 s, then has 6 s. See [`Scene::patient`].
+pub const LONG: Duration = Duration::from_secs(12);
+
 /// What a machine that does other work may add to a deadline.
-pub const SLACK: Duration = Duration::from_secs(2);
+pub const SLACK: Duration = Duration::from_secs(10);
 
 /// Longer than any test runs.
 pub const ENDLESS: Duration = Duration::from_secs(300);
@@ -51,11 +57,11 @@ impl<R: Resource> Scene<R> {
         Self::with(BUDGET, &Director::new(), resource)
     }
 
-    /// For a drain that uses its budget up: with a reserve of half of it.
+    /// For a drain with stragglers: with a reserve of half of its budget.
     pub fn patient(resource: R) -> Self {
         let director = Director::new();
-        director.reserve(Duration::from_secs(2));
-        Self::with(SHORT, &director, resource)
+        director.reserve(LONG / 2);
+        Self::with(LONG, &director, resource)
     }
 
     fn with(budget: Duration, director: &Director, resource: R) -> Self {
@@ -128,7 +134,7 @@ impl Drained {
     #[track_caller]
     pub fn assert_in_time(&self) {
         let Self { report, took } = self;
-        assert!(*took < SHORT + SLACK, "not over by the deadline: {took:?}: {report}");
+        assert!(*took < report.budget + SLACK, "not over by the deadline: {took:?}: {report}");
         assert!(!matches!(self.row().outcome, Outcome::Hung | Outcome::Panicked), "{report}");
     }
 }
@@ -140,7 +146,7 @@ impl Drained {
 pub async fn until<F: Future<Output = bool>>(what: &str, mut is_so: impl FnMut() -> F) {
     let began = Instant::now();
     while !is_so().await {
-        assert!(began.elapsed() < QUICK, "not so after {QUICK:?}: {what}");
+        assert!(began.elapsed() < PATIENCE, "not so after {PATIENCE:?}: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

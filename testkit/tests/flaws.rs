@@ -227,7 +227,7 @@ impl Resource for Account {
             Flaw::LetsTheIdleWait => drain.settled().await,
             Flaw::OneAfterTheOther => {
                 for _ in 0..pool.open() {
-                    tokio::time::sleep(Duration::from_millis(400)).await;
+                    tokio::time::sleep(Duration::from_secs(1)).await;
                 }
             }
             Flaw::CancelsAtOnce => self.memory.cancel(pool, drain).await?,

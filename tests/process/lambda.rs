@@ -10,7 +10,7 @@ use std::{
     process::{Child, Command, Stdio},
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -29,9 +29,10 @@ use winddown_testkit::{
     soak::rounds,
 };
 
-use crate::cases::{Database, cases};
+use crate::cases::{Database, cases, once_of};
 
 cases![
+    a_function_is_drained_and_ends_by_itself,
     a_function_is_drained_inside_lambdas_budget,
     an_invocation_in_flight_at_sigterm_gets_its_response,
     a_handler_that_panics_leaves_the_pool_usable,
@@ -74,8 +75,28 @@ pub(crate) fn left_out(case: &str) -> Option<String> {
     }
 }
 
+/// Time that no machine uses up, for an invocation and from SIGTERM to SIGKILL: what a function does by itself, it does on
+/// any machine.
+pub(crate) const AMPLE: Duration = Duration::from_secs(60);
+
+/// What a function is told that it has. Half of Lambda's share of it would do on an idle machine.
+const BUDGET: Duration = Duration::from_secs(30);
+
+/// So late may a busy machine end a process that has to be gone at an instant.
+pub(crate) const LATE: Duration = Duration::from_secs(5);
+
+/// With [`AMPLE`] time for everything, and [`BUDGET`].
+fn ample(config: Config) -> Config {
+    let config = config.init_timeout(AMPLE).timeout(AMPLE).budget(AMPLE);
+    config.env("WINDDOWN_BUDGET_MS", BUDGET.as_millis().to_string())
+}
+
+fn within_lambdas_limits(program: &str) -> Config {
+    Config::new(env::current_exe().unwrap()).env(ROLE, program).capture_output()
+}
+
 fn function() -> Config {
-    Config::new(env::current_exe().unwrap()).env(ROLE, "lambda").capture_output()
+    ample(within_lambdas_limits("lambda"))
 }
 
 /// Runs a scene on a runtime of its own.
@@ -91,18 +112,44 @@ fn report(record: &Record) -> Report {
         .unwrap_or_else(|| panic!("no report in\n{record}"))
 }
 
-/// The function ended by itself, drained, inside the budget that is Lambda's with one internal extension.
+/// The function ended by itself, drained.
 fn ended_well(record: &Record) {
     assert!(record.ended_by_itself(), "{record}\n{:?}", record.output);
     assert_eq!(record.function.exit_code, Some(0), "{record}");
     assert!(record.shutdown.sigterm_sent && !record.shutdown.overran);
-    assert_eq!(record.shutdown.budget_ms, 500);
     let report = report(record);
     assert!(report.is_clean(), "{report}");
-    assert_eq!((report.platform.as_str(), report.budget), ("lambda", Duration::from_millis(500)));
+    assert_eq!(report.platform, "lambda");
 }
 
+/// What holds of any function that had so much time from SIGTERM to SIGKILL, however late the machine ran it: it was told,
+/// its process is gone, and a report that is out calls nothing clean that is not.
+fn ended_in_time(record: &Record, budget_ms: u32) {
+    assert!(record.shutdown.sigterm_sent, "{record}");
+    assert_eq!(record.shutdown.budget_ms, u64::from(budget_ms));
+    assert!(record.shutdown.took_ms < f64::from(budget_ms) + ms(LATE), "{record}");
+    let report = record.output.iter().find_map(|output| child::report(&output.line));
+    if record.function.exit_code == Some(0) {
+        assert!(report.is_some_and(|report| report.is_clean()), "{record}\n{:?}", record.output);
+    }
+}
+
+/// Within Lambda's own budget, the platform as it is found: whether the drain is over by then is the machine's business.
 fn a_function_is_drained_inside_lambdas_budget() {
+    let record = play(async {
+        let sim = Sim::start(within_lambdas_limits("lambda").timeout(AMPLE)).await.unwrap();
+        assert!(sim.invoke(json!({})).await.unwrap().ok);
+        sim.shutdown(Reason::Spindown).await
+    });
+    ended_in_time(&record, 500);
+    if let Some(report) = record.output.iter().find_map(|output| child::report(&output.line)) {
+        assert_eq!((report.platform.as_str(), report.budget), ("lambda", Duration::from_millis(500)));
+        let db = report.resource("db").unwrap().sessions;
+        assert!(db.closed + db.cut <= 1, "{report}");
+    }
+}
+
+fn a_function_is_drained_and_ends_by_itself() {
     let record = play(async {
         let sim = Sim::start(function()).await.unwrap();
         for number in 0..3 {
@@ -119,9 +166,9 @@ fn a_function_is_drained_inside_lambdas_budget() {
 fn an_invocation_in_flight_at_sigterm_gets_its_response() {
     let record = play(async {
         let sim = Sim::start(function()).await.unwrap();
-        let invocation = sim.invoke(json!({ "run_ms": 200 }));
+        let invocation = sim.invoke(json!({ "when_draining": true, "run_ms": 200 }));
         let stop = async {
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            sim.wait_for_line(|output| output.line == "begun").await.unwrap();
             sim.shutdown(Reason::Spindown).await
         };
         let (invocation, record) = tokio::join!(invocation, stop);
@@ -130,7 +177,7 @@ fn an_invocation_in_flight_at_sigterm_gets_its_response() {
     });
     ended_well(&record);
     assert!(record.invocations[0].ok);
-    assert!(record.shutdown.took_ms >= 50.0, "it was waited for: {record}");
+    assert!(record.shutdown.took_ms >= 200.0, "it was waited for: {record}");
 }
 
 fn a_handler_that_panics_leaves_the_pool_usable() {
@@ -172,8 +219,10 @@ struct Buffering {
 impl Buffering {
     async fn start(configure: impl FnOnce(Config) -> Config) -> Self {
         let database = Database::new();
-        let config = Config::new(env::current_exe().unwrap()).env(ROLE, "flushing").env("SQLITE_PATH", database.path());
-        Self { sim: Sim::start(configure(config.capture_output())).await.unwrap(), database }
+        let config = ample(within_lambdas_limits("flushing")).env("SQLITE_PATH", database.path());
+        // A lock lasts for as long as a test wants.
+        let config = config.env("FLUSH_WITHIN_MS", "30000");
+        Self { sim: Sim::start(configure(config)).await.unwrap(), database }
     }
 
     async fn invoke(&self, number: u64) -> Invocation {
@@ -193,17 +242,13 @@ impl Buffering {
         connection
     }
 
-    /// One invocation whose records cannot be written before so long. Returns it, and how long it was until the
-    /// environment could be frozen.
-    async fn invoke_under_a_lock(&self, number: u64, locked: Duration) -> (Invocation, Duration) {
-        let began = Instant::now();
-        let lock = self.lock();
-        let unlock = async {
-            tokio::time::sleep(locked).await;
-            drop(lock);
-        };
-        let (invocation, ()) = tokio::join!(self.invoke(number), unlock);
-        (invocation, began.elapsed())
+    /// Ready when the response of this invocation was sent, whether or not the environment may be frozen then.
+    async fn responded(&self, number: u64) {
+        let event = format!("response {number} ok");
+        // The timeline has no event of its own.
+        while !self.sim.timeline().iter().any(|entry| entry.event == event) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     /// The function is drained well, and has written so many rows.
@@ -231,7 +276,12 @@ fn records_are_durable_before_the_response_by_default() {
                 assert!(function.invoke(number).await.ok);
                 assert_eq!(function.rows_while_frozen().await, number);
             }
-            let (invocation, _) = function.invoke_under_a_lock(4, LOCKED).await;
+            let lock = function.lock();
+            let unlock = async {
+                tokio::time::sleep(LOCKED).await;
+                drop(lock);
+            };
+            let (invocation, ()) = tokio::join!(biased; function.invoke(4), unlock);
             assert!(invocation.ok && invocation.ms >= ms(LOCKED), "the response waits: {} ms", invocation.ms);
             assert_eq!(function.rows_while_frozen().await, 4);
             let record = function.end(4).await;
@@ -247,9 +297,21 @@ async fn flushes_after_the_response(function: Buffering) -> Record {
         assert!(function.invoke(number).await.ok);
         assert_eq!(function.rows_while_frozen().await, number);
     }
-    let (invocation, over) = function.invoke_under_a_lock(4, LOCKED).await;
-    assert!(invocation.ok && invocation.ms < ms(LOCKED) / 2.0, "the response does not wait: {} ms", invocation.ms);
-    assert!(over >= LOCKED, "the freeze does: {over:?}");
+    let lock = function.lock();
+    let unlocked = AtomicBool::new(false);
+    let invocation = async {
+        let invocation = function.invoke(4).await;
+        assert!(unlocked.load(Ordering::SeqCst), "the freeze waits");
+        invocation
+    };
+    let unlock = async {
+        function.responded(4).await;
+        tokio::time::sleep(LOCKED).await;
+        unlocked.store(true, Ordering::SeqCst);
+        drop(lock);
+    };
+    let (invocation, ()) = tokio::join!(invocation, unlock);
+    assert!(invocation.ok, "the response does not: {:?}", invocation.error);
     assert_eq!(function.rows_while_frozen().await, 4);
     function.end(4).await
 }
@@ -301,15 +363,15 @@ fn a_handler_that_fails_or_panics_is_flushed_after_too() {
 fn a_database_that_is_away_keeps_an_invocation_waiting_for_no_longer_than_it_is_told() {
     play(async {
         for policy in ["before the response", "after the response"] {
-            let function = Buffering::start(|config| config.env("FLUSH", policy).env("FLUSH_WITHIN_MS", "200")).await;
+            let function = Buffering::start(|config| config.env("FLUSH", policy).env("FLUSH_WITHIN_MS", "3000")).await;
             let lock = function.lock();
             let began = Instant::now();
             let invocation = function.invoke(1).await;
             let over = began.elapsed();
             let waited = if policy == "before the response" { invocation.ms } else { ms(over) };
-            assert!(invocation.ok && (200.0..1000.0).contains(&waited), "{policy}: {waited} ms");
+            assert!(invocation.ok && (3_000.0..3_000.0 + ms(LATE)).contains(&waited), "{policy}: {waited} ms");
             let warned = function.sim.wait_for_line(|line| line.line.contains("could not be flushed")).await.unwrap();
-            assert!(warned.line.contains("not over after 200ms"), "{}", warned.line);
+            assert!(warned.line.contains("not over after 3s"), "{}", warned.line);
             assert_eq!(function.rows_while_frozen().await, 0);
             drop(lock);
             // What stayed in the buffer goes with what comes after it.
@@ -322,11 +384,12 @@ fn a_database_that_is_away_keeps_an_invocation_waiting_for_no_longer_than_it_is_
 
 fn a_flush_leaves_an_invocation_half_of_its_time() {
     play(async {
-        let timeout = Duration::from_millis(800);
+        let timeout = Duration::from_secs(10);
         let function = Buffering::start(|config| config.timeout(timeout)).await;
         let lock = function.lock();
         let invocation = function.invoke(1).await;
-        assert!(invocation.ok && (300.0..700.0).contains(&invocation.ms), "{:?}", invocation.error);
+        // Half of what was left when the handler had ended, and what had passed until then; told in whole milliseconds.
+        assert!(invocation.ok && invocation.ms >= 4_998.0, "{} ms: {:?}", invocation.ms, invocation.error);
         drop(lock);
         function.end(1).await;
     });
@@ -334,61 +397,72 @@ fn a_flush_leaves_an_invocation_half_of_its_time() {
 
 fn a_flush_leaves_a_drain_most_of_its_budget() {
     play(async {
-        let function = Buffering::start(|config| config).await;
+        let function = Buffering::start(|config| config.env("WINDDOWN_BUDGET_MS", "20000")).await;
         let lock = function.lock();
         let stop = async {
-            // It waits for its flush then, and would for 1 s.
+            // It waits for its flush then, and would for 30 s.
             tokio::time::sleep(Duration::from_millis(100)).await;
-            let began = Instant::now();
             let unlock = async {
-                tokio::time::sleep(Duration::from_millis(200)).await;
+                function.responded(1).await;
                 drop(lock);
             };
             let (record, ()) = tokio::join!(function.sim.shutdown(Reason::Spindown), unlock);
-            (record, began.elapsed())
+            record
         };
-        let (invocation, (record, took)) = tokio::join!(function.invoke(1), stop);
+        let (invocation, record) = tokio::join!(function.invoke(1), stop);
         assert!(invocation.ok, "the response is sent: {:?}", invocation.error);
-        assert!(invocation.ms >= 200.0, "after a quarter of the budget: {} ms", invocation.ms);
-        assert!(took < Duration::from_millis(500), "{took:?}");
+        assert!(invocation.ms >= 4_900.0, "after a quarter of the budget: {} ms", invocation.ms);
         ended_well(&record);
         assert_eq!(function.database.rows(), 1);
     });
 }
 
-/// Eight at once, each of which needs 100 ms more when SIGTERM comes.
+const AT_ONCE: usize = 8;
+
+/// Ends a function with eight invocations in flight, each of which needs 100 ms more when draining has begun. How it ended,
+/// and how many were answered.
+fn end_with_eight_in_flight(config: Config) -> (Record, usize) {
+    play(async {
+        let sim = Arc::new(Sim::start(config.managed_instances(AT_ONCE)).await.unwrap());
+        let invocations: Vec<_> = (0..AT_ONCE)
+            .map(|_| {
+                let sim = Arc::clone(&sim);
+                tokio::spawn(async move { sim.invoke(json!({ "when_draining": true, "run_ms": 100 })).await })
+            })
+            .collect();
+        // Each line is looked at once, until the one that is wanted.
+        let begun = AtomicUsize::new(0);
+        let all =
+            sim.wait_for_line(|output| output.line == "begun" && begun.fetch_add(1, Ordering::Relaxed) + 1 == AT_ONCE);
+        all.await.unwrap();
+        let record = sim.shutdown(Reason::Spindown).await;
+        let mut answered = 0;
+        for invocation in invocations {
+            answered += usize::from(invocation.await.unwrap().unwrap().ok);
+        }
+        (record, answered)
+    })
+}
+
+/// All are answered and drained where there is time; within Lambda's own limits it is counted how often they are.
 fn soak_what_is_in_flight_on_managed_instances_is_answered_and_drained() {
-    const AT_ONCE: usize = 8;
     let rounds = rounds(100, 10);
+    let mut in_time = 0;
     for round in 0..rounds {
-        let config = Config::new(env::current_exe().unwrap()).env(ROLE, "concurrent").capture_output();
-        let record = play(async {
-            let sim = Arc::new(Sim::start(config.managed_instances(AT_ONCE)).await.unwrap());
-            let invocations: Vec<_> = (0..AT_ONCE)
-                .map(|_| {
-                    let sim = Arc::clone(&sim);
-                    tokio::spawn(async move { sim.invoke(json!({ "run_ms": 100 })).await })
-                })
-                .collect();
-            // Each line is looked at once, until the one that is wanted.
-            let begun = AtomicUsize::new(0);
-            let all = sim
-                .wait_for_line(|output| output.line == "begun" && begun.fetch_add(1, Ordering::Relaxed) + 1 == AT_ONCE);
-            all.await.unwrap();
-            let record = sim.shutdown(Reason::Spindown).await;
-            for invocation in invocations {
-                let invocation = invocation.await.unwrap().unwrap();
-                assert!(invocation.ok, "round {round}: {:?}", invocation.error);
-            }
-            record
-        });
+        let (record, answered) = end_with_eight_in_flight(ample(within_lambdas_limits("concurrent")));
         assert!(record.ended_by_itself(), "round {round}: {record}\n{:?}", record.output);
-        assert_eq!(record.invocations.iter().filter(|invocation| invocation.ok).count(), AT_ONCE);
-        let report = report(&record);
-        assert!(report.is_clean(), "round {round}: {report}");
-        assert_eq!(report.resource("db").unwrap().sessions.closed, AT_ONCE as u64, "round {round}: {report}");
+        assert_eq!(answered, AT_ONCE, "round {round}: {record}");
+        let ample = report(&record);
+        assert!(ample.is_clean(), "round {round}: {ample}");
+        assert_eq!(ample.resource("db").unwrap().sessions.closed, AT_ONCE as u64, "round {round}: {ample}");
+
+        let (record, answered) = end_with_eight_in_flight(within_lambdas_limits("concurrent").timeout(AMPLE));
+        ended_in_time(&record, 600);
+        in_time += usize::from(record.ended_by_itself() && answered == AT_ONCE);
     }
-    println!("{rounds} of {rounds} times {AT_ONCE} in flight were answered, and their sessions closed");
+    println!(
+        "{rounds} of {rounds} times {AT_ONCE} in flight were answered, and their sessions closed; within 600 ms {in_time} times"
+    );
 }
 
 /// Two environments, each restored from its own snapshot: see `Sim::snapshot` for why these are two.
@@ -414,11 +488,15 @@ fn each_life_of_a_snapshot_opens_its_own_sessions() {
     }
 }
 
+/// [`BUDGET`] for the examples.
+const BUDGET_MS: &str = "30000";
+
 fn quickstart(invocations: u32) -> (std::process::Output, Value) {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("seen.json");
     let mut command = child::example("quickstart");
-    command.args(["--invocations", &invocations.to_string(), "--freeze-ms", "300", "--json"]).arg(&file);
+    command.args(["--invocations", &invocations.to_string(), "--freeze-ms", "300", "--budget-ms", BUDGET_MS, "--json"]);
+    command.arg(&file);
     let output = command.output().unwrap();
     let seen = fs::read(file).ok().and_then(|seen| serde_json::from_slice(&seen).ok()).unwrap_or_default();
     (output, seen)
@@ -445,8 +523,11 @@ fn the_quickstart_fails_when_the_promise_does_not_hold() {
 
 fn the_example_with_postgresql_keeps_its_promise() {
     let mut command = child::example("postgres_lambda");
-    let output =
-        command.args(["--invocations", "60", "--freeze-ms", "1200"]).env_remove("DATABASE_URL").output().unwrap();
+    let output = command
+        .args(["--invocations", "60", "--freeze-ms", "1200", "--budget-ms", BUDGET_MS])
+        .env_remove("DATABASE_URL")
+        .output()
+        .unwrap();
     let stdout = String::from_utf8_lossy(&output.stdout);
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{stdout}{stderr}");
@@ -463,7 +544,8 @@ fn the_example_with_postgresql_says_how_its_database_cannot_be_reached() {
 }
 
 fn four_backends_in_one_function_say_goodbye_at_once() {
-    let output = child::example("four_at_once").args(["--invocations", "50"]).output().unwrap();
+    let output =
+        child::example("four_at_once").args(["--invocations", "50", "--budget-ms", BUDGET_MS]).output().unwrap();
     let stdout = String::from_utf8_lossy(&output.stdout);
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{stdout}{stderr}");
@@ -553,7 +635,7 @@ impl Emulated {
     }
 
     pub(crate) fn invoke(&self, event: &Value) -> String {
-        let patience = Instant::now() + Duration::from_secs(30);
+        let patience = Instant::now() + AMPLE;
         loop {
             match invoke(self.front, event) {
                 Some(answer) => return answer,
@@ -569,10 +651,10 @@ impl Emulated {
         self.streams.map(|stream| stream.join().unwrap()).concat()
     }
 
-    /// Tells the emulator to stop, and returns the function's report.
-    fn stop(self) -> Report {
+    /// Tells the emulator to stop, and returns the function's report, if it came out in the emulator's time.
+    fn stop(self) -> Result<Report, String> {
         let lines = self.terminate();
-        lines.iter().find_map(|line| child::report(line)).unwrap_or_else(|| panic!("no report in {lines:#?}"))
+        lines.iter().find_map(|line| child::report(line)).ok_or_else(|| format!("no report in {lines:#?}"))
     }
 
     /// Tells the emulator to stop, and returns what was printed.
@@ -582,35 +664,52 @@ impl Emulated {
         self.emulator.0.wait().unwrap();
         let took = began.elapsed();
         let lines = self.streams.map(|stream| stream.join().unwrap()).concat();
-        assert!(took < Duration::from_secs(10), "{took:?}");
+        assert!(took < AMPLE, "{took:?}");
         lines
     }
 }
 
+/// The emulator's own time, which nobody can set.
 fn a_function_is_drained_under_awss_own_emulator() {
-    let function = Emulated::start("lambda", &[]);
-    let answer = function.invoke(&json!({ "number": 7 }));
-    assert!(answer.contains(r#"{"number":7}"#), "{answer}");
-    let report = function.stop();
-    assert!(report.is_clean(), "{report}");
-    assert_eq!(report.resource("db").map(|db| db.outcome), Some(Outcome::Drained));
+    once_of(10, || {
+        let function = Emulated::start("lambda", &[]);
+        let answer = function.invoke(&json!({ "number": 7 }));
+        assert!(answer.contains(r#"{"number":7}"#), "{answer}");
+        let report = function.stop()?;
+        let db = report.resource("db").unwrap();
+        assert!(db.sessions.closed + db.sessions.cut <= 1, "{report}");
+        if report.is_clean() { Ok(()) } else { Err(report.to_string()) }
+    });
 }
 
 fn a_function_flushes_after_its_response_under_awss_own_emulator() {
-    let database = Database::new();
-    let path = database.path();
-    let variables = [("FLUSH", OsStr::new("after the response")), ("SQLITE_PATH", path.as_os_str())];
-    let function = Emulated::start("flushing", &variables);
-    for number in 1..=3 {
-        let answer = function.invoke(&json!({ "number": number }));
-        let expected = format!(r#"{{"number":{number}}}"#);
-        if !answer.contains(&expected) {
-            panic!("{answer} and not {expected}; {:#?}", function.kill());
+    once_of(10, || {
+        let database = Database::new();
+        let path = database.path();
+        let variables = [
+            ("FLUSH", OsStr::new("after the response")),
+            ("FLUSH_WITHIN_MS", OsStr::new("30000")),
+            ("AWS_LAMBDA_FUNCTION_TIMEOUT", OsStr::new("60")),
+            ("SQLITE_PATH", path.as_os_str()),
+        ];
+        let function = Emulated::start("flushing", &variables);
+        for number in 1..=3 {
+            let answer = function.invoke(&json!({ "number": number }));
+            let expected = format!(r#"{{"number":{number}}}"#);
+            if !answer.contains(&expected) {
+                panic!("{answer} and not {expected}; {:#?}", function.kill());
+            }
+            // The next invocation begins when the flush of the one before is over.
+            assert!(database.rows() + 1 >= number);
         }
-        // The next invocation begins when the flush of the one before is over.
-        assert!(database.rows() + 1 >= number);
-    }
-    let report = function.stop();
-    assert!(report.is_clean(), "{report}");
-    assert_eq!(database.rows(), 3);
+        let report = function.stop()?;
+        let records = report.resource("audit").unwrap().records.unwrap();
+        assert_eq!(records.accepted, records.written + records.lost + records.in_doubt, "{report}");
+        assert!(database.rows() >= records.written, "{report}");
+        if !report.is_clean() {
+            return Err(report.to_string());
+        }
+        assert_eq!(database.rows(), 3);
+        Ok(())
+    });
 }

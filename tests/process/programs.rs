@@ -31,7 +31,7 @@ use winddown::{
     telemetry::{OpenTelemetry, non_blocking, opentelemetry_sdk},
 };
 
-use winddown_testkit::child::ready;
+use winddown_testkit::{Director, child::ready};
 
 use crate::scripted;
 
@@ -129,7 +129,10 @@ async fn held() -> Result<(), Error> {
 async fn straggler() -> Result<(), Error> {
     const ENDLESS: &str = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n";
     let lifecycle = Lifecycle::detect()?;
-    let db = lifecycle.guard(Sqlite::from_env()?);
+    // Settles for the first half of its time, and has the other one for the statement.
+    let director = Director::new();
+    director.reserve(FOR_EVER);
+    let db = lifecycle.guard_as("sqlite", director.direct(Sqlite::from_env()?));
     let checkout = db.get().await?;
     tokio::spawn(async move {
         let query = checkout.interact(|connection| connection.query_row(ENDLESS, [], |row| row.get::<_, i64>(0))).await;
@@ -360,9 +363,11 @@ async fn lambda() -> Result<(), Error> {
     let lifecycle = Lifecycle::detect()?;
     let db = lifecycle.guard(Memory::new("db"));
     let _file = env::var_os("SQLITE_PATH").map(|path| lifecycle.guard(Sqlite::open(path)));
+    let lives = lifecycle.clone();
     let handler = service_fn(async |event: LambdaEvent<serde_json::Value>| {
         let session = db.get().await?;
         assert!(event.payload["panic"].is_null(), "the handler has a bug");
+        until_draining(&event.payload, &lives).await;
         if let Some(ms) = event.payload["run_ms"].as_u64() {
             session.run(Duration::from_millis(ms)).await?;
         }
@@ -371,15 +376,24 @@ async fn lambda() -> Result<(), Error> {
     winddown::lambda::run(lifecycle, handler).await
 }
 
+/// With `when_draining` an invocation says that it has begun, and goes on when draining has begun.
+async fn until_draining(event: &serde_json::Value, lifecycle: &Lifecycle) {
+    if event["when_draining"] == serde_json::Value::Bool(true) {
+        println!("begun");
+        lifecycle.draining().await;
+    }
+}
+
 /// A function that takes several invocations at once, each with a session of its own.
 async fn concurrent() -> Result<(), Error> {
     let lifecycle = Lifecycle::detect()?;
     let db = lifecycle.guard(Memory::new("db").size(8));
+    let lives = lifecycle.clone();
     let handler = service_fn(move |event: LambdaEvent<serde_json::Value>| {
-        let db = db.clone();
+        let (db, lifecycle) = (db.clone(), lives.clone());
         async move {
             let session = db.get().await?;
-            println!("begun");
+            until_draining(&event.payload, &lifecycle).await;
             session.run(Duration::from_millis(event.payload["run_ms"].as_u64().unwrap_or_default())).await?;
             Ok::<_, lambda_runtime::Error>(event.payload)
         }
@@ -399,14 +413,15 @@ async fn flushing() -> Result<(), Error> {
         assert!(event.payload["panic"].is_null(), "the handler has a bug");
         if event.payload["fail"].is_null() { Ok(event.payload) } else { Err(lambda_runtime::Error::from("no luck")) }
     });
-    let Ok(flush) = env::var("FLUSH") else { return winddown::lambda::run(lifecycle, handler).await };
-    let flush = match flush.as_str() {
-        "before the response" => Flush::BeforeResponse,
-        "after the response" => Flush::AfterResponse,
-        "on drain" => Flush::OnDrain,
-        other => panic!("no policy {other}"),
-    };
-    let mut function = Function::new(lifecycle).flush(flush);
+    let mut function = Function::new(lifecycle);
+    if let Ok(flush) = env::var("FLUSH") {
+        function = function.flush(match flush.as_str() {
+            "before the response" => Flush::BeforeResponse,
+            "after the response" => Flush::AfterResponse,
+            "on drain" => Flush::OnDrain,
+            other => panic!("no policy {other}"),
+        });
+    }
     if let Ok(ms) = env::var("FLUSH_WITHIN_MS") {
         function = function.flush_within(Duration::from_millis(ms.parse().unwrap()));
     }

@@ -1,6 +1,6 @@
 //! An external extension: registers under its file name for INVOKE and SHUTDOWN, and prints what it is handed.
 //!
-//! Its argument makes it behave otherwise: `invoke` registers for INVOKE only, `shutdown` for SHUTDOWN only, `slow` takes 300 ms for each, `stay` does not
+//! Its argument makes it behave otherwise: `invoke` registers for INVOKE only, `shutdown` for SHUTDOWN only, `slow` takes 6 s for each, `stay` does not
 //! exit after SHUTDOWN, `crash` exits with 5 on its first invocation.
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,7 +33,7 @@ async fn handle(event: LambdaEvent) -> Result<(), Error> {
                 std::process::exit(5);
             }
             if SLOW.load(Ordering::Relaxed) {
-                tokio::time::sleep(Duration::from_millis(300)).await;
+                tokio::time::sleep(Duration::from_secs(6)).await;
             }
             println!("INVOKE {}", event.request_id);
         }

@@ -2,11 +2,13 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio, exit};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tokio::time::sleep;
 
 const REGISTER: &str = "/2020-01-01/extension/register";
@@ -40,12 +42,11 @@ async fn main() -> std::io::Result<()> {
             serve().await
         }
         "register-late" => {
-            tokio::spawn(async {
-                // after the first /next, which the main task sends and which is not answered before init is over
-                sleep(Duration::from_millis(200)).await;
-                let reply = call("POST", REGISTER, &["Lambda-Extension-Name: late"], r#"{"events":[]}"#).await;
-                println!("late registration: {} {}", reply.status, reply.body);
-            });
+            let next = call("GET", &format!("{RUNTIME}/invocation/next"), &[], "").await;
+            let reply = call("POST", REGISTER, &["Lambda-Extension-Name: late"], r#"{"events":[]}"#).await;
+            println!("late registration: {} {}", reply.status, reply.body);
+            let id = next.header("Lambda-Runtime-Aws-Request-Id");
+            call("POST", &format!("{RUNTIME}/invocation/{id}/response"), &[], "{}").await;
             serve().await
         }
         "register-without-poll" => {
@@ -128,7 +129,7 @@ async fn main() -> std::io::Result<()> {
         }
         // exits with 8 when its first invocation is over
         "exit-when-idle" => {
-            answer_raw(&[], &["2\r\n{}\r\n", "0\r\n\r\n"]).await?;
+            answer_raw(&[], &["2\r\n{}\r\n", "0\r\n\r\n"], SOON).await?;
             tokio::spawn(serve());
             sleep(Duration::from_millis(100)).await;
             exit(8)
@@ -165,21 +166,23 @@ async fn main() -> std::io::Result<()> {
         "concurrent" => {
             let mut sigterm = signal(SignalKind::terminate())?;
             register_and_poll("concurrent").await?;
+            let world = Arc::new(World::default());
             for _ in 0..max_concurrency() {
-                tokio::spawn(serve_slowly());
+                tokio::spawn(serve_slowly(Arc::clone(&world)));
             }
             sigterm.recv().await;
-            sleep(Duration::from_millis(250)).await;
+            world.stopping.send_replace(true);
+            // what has begun is answered
+            let _ = world.in_flight.subscribe().wait_for(|in_flight| *in_flight == 0).await;
             exit(0)
         }
         "poll-too-often" => {
             register_and_poll("eager").await?;
-            for _ in 0..max_concurrency() {
-                tokio::spawn(serve_slowly());
+            let world = Arc::new(World::default());
+            // whichever comes last is the one too many
+            for _ in 0..=max_concurrency() {
+                tokio::spawn(serve_slowly(Arc::clone(&world)));
             }
-            sleep(Duration::from_millis(100)).await;
-            let reply = call("GET", &format!("{RUNTIME}/invocation/next"), &[], "").await;
-            println!("one too many: {} {}", reply.status, reply.body);
             std::future::pending().await
         }
         "register-for-invoke" => {
@@ -221,6 +224,8 @@ async fn main() -> std::io::Result<()> {
             answer_raw(
                 &[STREAMING, "Trailer: Lambda-Runtime-Function-Error-Type"],
                 &["5\r\nHello\r\n", "6\r\n, Ada!\r\n", "0\r\n\r\n"],
+                // the test sees that the first is there long before the last
+                Duration::from_secs(2),
             )
             .await?;
             serve().await
@@ -229,15 +234,16 @@ async fn main() -> std::io::Result<()> {
             // {"errorType":"Row.Lost","errorMessage":"row 2"}
             let trailers = "0\r\nLambda-Runtime-Function-Error-Type: Row.Lost\r\n\
                 Lambda-Runtime-Function-Error-Body: eyJlcnJvclR5cGUiOiJSb3cuTG9zdCIsImVycm9yTWVzc2FnZSI6InJvdyAyIn0=\r\n\r\n";
-            answer_raw(&[STREAMING], &["5\r\nrow 1\r\n", trailers]).await?;
+            answer_raw(&[STREAMING], &["5\r\nrow 1\r\n", trailers], SOON).await?;
             serve().await
         }
         "stream-truncated" => {
-            answer_raw(&[STREAMING], &["5\r\nrow 1\r\n"]).await?;
+            answer_raw(&[STREAMING], &["5\r\nrow 1\r\n"], SOON).await?;
             serve().await
         }
         "wrong-mode" => {
-            answer_raw(&["Lambda-Runtime-Function-Response-Mode: sometimes"], &["2\r\n{}\r\n", "0\r\n\r\n"]).await?;
+            answer_raw(&["Lambda-Runtime-Function-Response-Mode: sometimes"], &["2\r\n{}\r\n", "0\r\n\r\n"], SOON)
+                .await?;
             serve().await
         }
         other => {
@@ -275,20 +281,47 @@ fn max_concurrency() -> usize {
     std::env::var("AWS_LAMBDA_MAX_CONCURRENCY").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
 }
 
-/// Answers every invocation with its event, after the `sleep_ms` in it.
-async fn serve_slowly() {
+/// What several invocations at once know of each other.
+#[derive(Default)]
+struct World {
+    in_flight: watch::Sender<u64>,
+    /// The most that were in flight at once.
+    most: watch::Sender<u64>,
+    stopping: watch::Sender<bool>,
+}
+
+/// Answers every invocation with its event: after the `sleep_ms` in it, when so many as `together` says are in flight, or
+/// with `until_sigterm` on SIGTERM.
+async fn serve_slowly(world: Arc<World>) {
     loop {
         let next = call("GET", &format!("{RUNTIME}/invocation/next"), &[], "").await;
+        if next.status == 500 {
+            println!("one too many: {} {}", next.status, next.body);
+            return;
+        }
+        world.in_flight.send_modify(|in_flight| *in_flight += 1);
+        let in_flight = *world.in_flight.borrow();
+        world.most.send_modify(|most| *most = in_flight.max(*most));
+        println!("begun");
         let id = next.header("Lambda-Runtime-Aws-Request-Id");
         let event: serde_json::Value = serde_json::from_str(&next.body).unwrap_or_default();
         sleep(Duration::from_millis(event["sleep_ms"].as_u64().unwrap_or_default())).await;
+        if let Some(together) = event["together"].as_u64() {
+            let _ = world.most.subscribe().wait_for(|most| *most >= together).await;
+        }
+        if event["until_sigterm"] == true {
+            let _ = world.stopping.subscribe().wait_for(|stopping| *stopping).await;
+        }
         let reply = call("POST", &format!("{RUNTIME}/invocation/{id}/response"), &[], &next.body).await;
         println!("answer: {} {}", reply.status, reply.body);
+        world.in_flight.send_modify(|in_flight| *in_flight -= 1);
     }
 }
 
-/// Takes one invocation and answers it with `chunks` as they are, 50 ms between them. Closes after the last.
-async fn answer_raw(headers: &[&str], chunks: &[&str]) -> std::io::Result<()> {
+const SOON: Duration = Duration::from_millis(50);
+
+/// Takes one invocation and answers it with `chunks` as they are, with a pause after each. Closes after the last.
+async fn answer_raw(headers: &[&str], chunks: &[&str], pause: Duration) -> std::io::Result<()> {
     let next = call("GET", &format!("{RUNTIME}/invocation/next"), &[], "").await;
     let id = next.header("Lambda-Runtime-Aws-Request-Id");
     let host = std::env::var("AWS_LAMBDA_RUNTIME_API").map_err(std::io::Error::other)?;
@@ -301,7 +334,7 @@ async fn answer_raw(headers: &[&str], chunks: &[&str]) -> std::io::Result<()> {
     connection.write_all(head.as_bytes()).await?;
     for chunk in chunks {
         connection.write_all(chunk.as_bytes()).await?;
-        sleep(Duration::from_millis(50)).await;
+        sleep(pause).await;
     }
     let whole = chunks.last().is_some_and(|chunk| chunk.starts_with('0'));
     if whole {

@@ -60,7 +60,7 @@ impl Environment {
         let budget = self.budget();
         let pid = function.as_ref().map(|process| process.id());
         let shutdown = self.end_function(function, reason, budget).await;
-        self.flush_telemetry().await;
+        self.flush_telemetry(budget).await;
         self.end_externals(&externals, reason, begun, budget).await;
 
         // what has left the groups ends with the environment
@@ -68,7 +68,7 @@ impl Environment {
 
         // the last lines are still in the pipes; one that a stray process holds open is not waited for
         let drained = self.shared.world.wait(|state| (state.open_pipes == 0).then_some(()));
-        let _ = timeout(OUTPUT_WAIT, drained).await;
+        let _ = timeout(LAST_LINES, drained).await;
         self.shared.world.update(|state| state.record = Some(record(state, pid, shutdown)));
     }
 
@@ -158,17 +158,19 @@ impl Environment {
         }
     }
 
-    /// Lets the extensions have what they have subscribed to, before they are told to end. Bounded: the time is theirs.
-    async fn flush_telemetry(&self) {
+    /// Lets the extensions have what they have subscribed to, before they are told to end. Bounded: the time is theirs, of
+    /// which they have more where the function has a longer budget.
+    async fn flush_telemetry(&self, budget: Duration) {
         let world = &self.shared.world;
         if world.read(|state| state.telemetry.is_empty()) {
             return;
         }
         // the function's last lines are still in its pipes
         let read = world.wait(|state| (state.function_pipes == 0).then_some(()));
-        let _ = timeout(OUTPUT_WAIT, read).await;
+        let more = budget.saturating_sub(self.own_budget(true));
+        let _ = timeout(OUTPUT_WAIT + more / 2, read).await;
         let flushed = world.read(|state| state.telemetry.flush());
-        let _ = timeout(FLUSH_WAIT, async {
+        let _ = timeout(FLUSH_WAIT + more / 2, async {
             for caught_up in flushed {
                 let _ = caught_up.await;
             }
@@ -265,3 +267,5 @@ const EXIT_WAIT: Duration = Duration::from_secs(2);
 const FLUSH_WAIT: Duration = Duration::from_secs(1);
 /// Reading what is in a pipe takes less than a millisecond; this is for a busy machine.
 const OUTPUT_WAIT: Duration = Duration::from_millis(250);
+/// The same where nobody's time is used: at the very end.
+const LAST_LINES: Duration = Duration::from_secs(5);

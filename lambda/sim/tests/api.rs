@@ -19,6 +19,7 @@ async fn lines(mode: &str, invocations: usize) -> Vec<String> {
 #[tokio::test]
 async fn registration_is_closed_after_the_first_next() {
     let sim = Sim::start(misbehave("register-late")).await.expect("init");
+    assert!(sim.invoke(json!({})).await.expect("a live environment").ok);
     let line = sim.wait_for_line(|line| line.line.starts_with("late registration")).await.expect("it says so").line;
     assert!(line.starts_with("late registration: 403 "), "{line}");
     assert!(line.contains(r#""errorType":"Extension.RegistrationClosed""#), "{line}");

@@ -2,20 +2,28 @@
 
 mod common;
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde_json::json;
 use winddown_sim::{ErrorKind, Reason, Sim};
 
-use common::{at_ms, example, misbehave};
+use common::{LATE_MS, at_ms, example, misbehave, misbehave_within_lambdas_limits};
+
+/// Ready when so many invocations have begun, in this life of the function.
+async fn begun(sim: &Sim, count: usize) {
+    let seen = AtomicUsize::new(0);
+    // each line is looked at once, until the one that is wanted
+    let line = sim.wait_for_line(|line| line.line == "begun" && seen.fetch_add(1, Ordering::Relaxed) + 1 == count);
+    line.await.expect("they begin");
+}
 
 #[tokio::test]
 async fn as_many_invocations_run_at_once_as_were_asked_for() {
     let sim = Sim::start(misbehave("concurrent").managed_instances(4)).await.expect("init");
-    let call = |n: u32| sim.invoke(json!({"sleep_ms": 200, "n": n}));
-    let begun = std::time::Instant::now();
+    // none of them is answered before all have begun
+    let call = |n: u32| sim.invoke(json!({"together": 4, "n": n}));
     let (a, b, c, d) = tokio::join!(call(1), call(2), call(3), call(4));
-    assert!(begun.elapsed() < Duration::from_millis(600), "one after the other takes 800 ms: {:?}", begun.elapsed());
     for (n, invocation) in (1..).zip([a, b, c, d]) {
         assert_eq!(invocation.expect("a live environment").payload["n"], n, "each has its own answer");
     }
@@ -51,9 +59,10 @@ async fn one_poll_too_many_is_an_internal_server_error() {
 
 #[tokio::test]
 async fn a_timeout_fails_one_invocation_and_its_late_answer_is_gone() {
-    let config = misbehave("concurrent").managed_instances(2).timeout(Duration::from_millis(200));
+    // the one that follows has as much time
+    let config = misbehave("concurrent").managed_instances(2).timeout(Duration::from_secs(5));
     let sim = Sim::start(config).await.expect("init");
-    let late = sim.invoke(json!({"sleep_ms": 400})).await.expect("a live environment");
+    let late = sim.invoke(json!({"sleep_ms": 6_000})).await.expect("a live environment");
     assert_eq!(late.error.expect("an error").error_type, "Sandbox.Timedout");
     assert!(!sim.has_ended(), "the environment lives on");
     assert!(sim.invoke(json!({})).await.expect("a live environment").ok);
@@ -77,20 +86,35 @@ async fn internal_extensions_get_no_event_and_external_ones_no_invoke() {
 }
 
 #[tokio::test]
-async fn what_is_in_flight_at_sigterm_is_answered_within_600_ms() {
+async fn what_is_in_flight_at_sigterm_is_answered() {
     let sim = Sim::start(misbehave("concurrent").managed_instances(8)).await.expect("init");
-    let call = || sim.invoke(json!({"sleep_ms": 100}));
-    let (a, b, c, record) = tokio::join!(biased; call(), call(), call(), sim.shutdown(Reason::Spindown));
+    let call = || sim.invoke(json!({"until_sigterm": true}));
+    let shutdown = async {
+        begun(&sim, 3).await;
+        sim.shutdown(Reason::Spindown).await
+    };
+    let (a, b, c, record) = tokio::join!(call(), call(), call(), shutdown);
     assert!([a, b, c].into_iter().all(|it| it.expect("handed over before shutdown").ok), "{record}");
-    assert_eq!(record.shutdown.budget_ms, 600);
     assert!(record.ended_by_itself(), "{record}");
+}
+
+#[tokio::test]
+async fn a_function_that_ignores_sigterm_is_killed_after_600_ms() {
+    let sim = Sim::start(misbehave_within_lambdas_limits("ignore-sigterm").managed_instances(1)).await.expect("init");
+    let record = sim.shutdown(Reason::Spindown).await;
+    assert_eq!((record.shutdown.budget_ms, record.function.killed), (600, true), "{record}");
+    assert!((600.0..600.0 + LATE_MS).contains(&record.shutdown.took_ms), "killed after {} ms", record.shutdown.took_ms);
 }
 
 #[tokio::test]
 async fn what_is_in_flight_can_be_failed_before_sigterm() {
     let sim = Sim::start(misbehave("concurrent").managed_instances(8).abort_in_flight()).await.expect("init");
-    let call = || sim.invoke(json!({"sleep_ms": 100}));
-    let (a, b, record) = tokio::join!(biased; call(), call(), sim.shutdown(Reason::Spindown));
+    let call = || sim.invoke(json!({"until_sigterm": true}));
+    let shutdown = async {
+        begun(&sim, 2).await;
+        sim.shutdown(Reason::Spindown).await
+    };
+    let (a, b, record) = tokio::join!(call(), call(), shutdown);
     for invocation in [a, b] {
         let error = invocation.expect("handed over before shutdown").error.expect("aborted");
         assert_eq!(error.error_type, "Client.ExecutionEnvironmentShutDown");

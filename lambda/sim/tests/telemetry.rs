@@ -36,6 +36,7 @@ fn one(events: &[(String, Value)], kind: &str) -> Value {
 async fn platform_events_tell_of_init_and_invocations() {
     let sim = Sim::start(told(function("sim_graceful"), &["platform"])).await.expect("init");
     let first = sim.invoke(json!({"n": 1})).await.expect("a live environment");
+    sim.wait_for_line(|line| line.line.starts_with("told platform.report")).await.expect("it is told");
     let record = sim.shutdown(Reason::Spindown).await;
     let events = events(&record);
     assert_eq!(one(&events, "platform.initStart")["initializationType"], "on-demand");

@@ -88,7 +88,8 @@ pub async fn a_statement_that_ends_in_time_is_let_end<H: Harness>(harness: &H) {
     let scene = Scene::new(harness);
     let held = scene.out(harness, 1).await.remove(0);
     let listed = sessions(harness).await;
-    let takes = Duration::from_millis(700);
+    // A moment beside the budget, and long enough for the drain to begin meanwhile.
+    let takes = Duration::from_secs(2);
     let (result, drained) = while_running(harness, held, takes, scene.drain(harness)).await;
     assert_eq!(result, Some(Ok(())), "{}", drained.report);
     drained.assert_clean(listed);
@@ -256,7 +257,8 @@ pub async fn s3_dropped_without_a_drain_it_is_not_drained<H: Harness>(harness: &
     next.drain(harness).await.assert_clean(listed);
 }
 
-/// C3: eight goodbyes to a slow server take about as long as one.
+/// C3: eight goodbyes to a slow server take about as long as one. By seconds that the server adds to each answer, beside
+/// which those of a busy machine are few.
 pub async fn c3_goodbyes_run_concurrently<H: Harness>(harness: &H) {
     let mut took = Vec::new();
     for count in [1, 8] {
@@ -264,7 +266,7 @@ pub async fn c3_goodbyes_run_concurrently<H: Harness>(harness: &H) {
         drop(scene.out(harness, count).await);
         let listed = sessions(harness).await;
         assert_eq!(listed, count);
-        ok(harness.slow(Duration::from_millis(400)).await);
+        ok(harness.slow(Duration::from_secs(1)).await);
         let drained = scene.drain(harness).await;
         ok(harness.slow(Duration::ZERO).await);
         drained.assert_clean(listed);

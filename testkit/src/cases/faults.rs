@@ -13,7 +13,7 @@ use crate::{Harness, Need, Setup};
 
 /// Sessions are idle, and their server does not hear the goodbye.
 pub async fn l1_a_server_paused_before_the_drain_is_left_by_the_deadline<H: Harness>(harness: &H) {
-    let scene = Scene::patient(harness);
+    let scene = Scene::unanswered(harness);
     drop(scene.out(harness, 3).await);
     let listed = sessions(harness).await;
     ok(harness.pause().await);
@@ -25,7 +25,7 @@ pub async fn l1_a_server_paused_before_the_drain_is_left_by_the_deadline<H: Harn
 
 /// The idle said goodbye; then the server stops, and what comes back afterwards cannot.
 pub async fn l1_a_server_paused_while_settling_is_left_by_the_deadline<H: Harness>(harness: &H) {
-    let scene = Scene::patient(harness);
+    let scene = Scene::unanswered(harness);
     let mut out = scene.out(harness, 3).await;
     let listed = sessions(harness).await;
     let held = out.split_off(1);
@@ -50,7 +50,7 @@ pub async fn l1_a_server_paused_while_settling_is_left_by_the_deadline<H: Harnes
 
 /// Everything is refused, and the server stops just before the first goodbye.
 pub async fn l1_a_server_paused_at_the_goodbye_is_left_by_the_deadline<H: Harness>(harness: &H) {
-    let scene = Scene::patient(harness);
+    let scene = Scene::unanswered(harness);
     drop(scene.out(harness, 2).await);
     let listed = sessions(harness).await;
     scene.director.goodbye().hold();
@@ -66,7 +66,7 @@ pub async fn l1_a_server_paused_at_the_goodbye_is_left_by_the_deadline<H: Harnes
 
 /// Neither the cancelling nor the goodbye is heard.
 pub async fn l1_a_statement_on_a_paused_server_is_left_by_the_deadline<H: Harness>(harness: &H) {
-    let scene = Scene::patient(harness);
+    let scene = Scene::unanswered(harness);
     let held = scene.out(harness, 1).await.remove(0);
     let listed = sessions(harness).await;
     let (_, drained) = while_running(harness, held, Duration::from_secs(6), async {
@@ -127,7 +127,7 @@ pub async fn a_server_that_was_started_again_is_used_and_drained<H: Harness>(har
 
 /// Nothing comes back, not even the end of a connection.
 pub async fn l1_a_server_behind_a_cut_network_is_left_by_the_deadline<H: Harness>(harness: &H) {
-    let scene = Scene::patient(harness);
+    let scene = Scene::unanswered(harness);
     drop(scene.out(harness, 3).await);
     let listed = sessions(harness).await;
     ok(harness.partition().await);
@@ -138,7 +138,7 @@ pub async fn l1_a_server_behind_a_cut_network_is_left_by_the_deadline<H: Harness
 
 /// The same with a statement that cannot be cancelled.
 pub async fn l1_a_statement_behind_a_cut_network_is_left_by_the_deadline<H: Harness>(harness: &H) {
-    let scene = Scene::patient(harness);
+    let scene = Scene::unanswered(harness);
     let held = scene.out(harness, 1).await.remove(0);
     let listed = sessions(harness).await;
     let (_, drained) = while_running(harness, held, SHORT * 2, async {

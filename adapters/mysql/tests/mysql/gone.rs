@@ -8,7 +8,7 @@ use winddown_mysql::{Mysql, mysql_async::prelude::Queryable as _};
 use winddown_testkit::{Harness as _, ServerUse, proxy::Proxy};
 
 use crate::{
-    scene::{Scene, Speaks, assert_nothing_left, config, config_at, mysql, until},
+    scene::{QUICK, Scene, Speaks, assert_nothing_left, config, config_at, mysql, until},
     server::{MariaDb, Tenancy},
 };
 
@@ -52,7 +52,7 @@ pub(crate) async fn a_server_that_never_speaks_does_not_hold_up_the_drain() {
     let scene = Scene::new(Mysql::open(&format!("mysql://app@{}/orders", mute.local_addr().unwrap())).unwrap());
     let _ = timeout(Duration::from_millis(200), scene.db.get()).await.unwrap_err();
     let drained = scene.drain().await;
-    assert!(drained.took < Duration::from_secs(3), "{:?}: {}", drained.took, drained.report);
+    assert!(drained.took < QUICK, "{:?}: {}", drained.took, drained.report);
     assert_eq!(drained.row().outcome, Outcome::NotInitialised, "{}", drained.report);
 
     // And in a later one.
@@ -69,7 +69,7 @@ pub(crate) async fn a_server_that_never_speaks_does_not_hold_up_the_drain() {
     proxy.set_delay(Duration::ZERO);
     drop(held);
     let drained = scene.drain().await;
-    assert!(drained.took < Duration::from_secs(3), "{:?}: {}", drained.took, drained.report);
+    assert!(drained.took < QUICK, "{:?}: {}", drained.took, drained.report);
     drop(proxy);
     server.end().await.unwrap();
 }

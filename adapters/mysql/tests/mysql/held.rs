@@ -1,7 +1,5 @@
 //! Checkouts that do not come back, and what callers leave on those that do.
 
-use std::time::Duration;
-
 use tokio::task::JoinSet;
 use winddown_mysql::{
     Mysql,
@@ -146,8 +144,6 @@ pub(crate) async fn twenty_statements_are_cancelled_at_once() {
     drained.assert_in_time();
     assert_eq!((drained.row().sessions.cancelled, drained.ended()), (20, (20, 0)), "{}", drained.report);
     assert_nothing_left(&server).await;
-    // Settling takes half of the time; what is left was not needed.
-    assert!(drained.took < Duration::from_millis(3500), "{:?}: {}", drained.took, drained.report);
     assert!(running.join_all().await.into_iter().all(|failed| failed));
     assert_eq!(server.rows().await.unwrap(), 0);
     server.end().await.unwrap();

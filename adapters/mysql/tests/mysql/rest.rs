@@ -112,7 +112,8 @@ pub(crate) async fn sessions_that_were_ended_while_the_process_stood_still_are_r
 }
 
 pub(crate) async fn a_network_that_is_cut_holds_a_checkout_up_for_the_check_timeout() {
-    const TIMEOUT: Duration = Duration::from_millis(300);
+    // Nobody is asked in vain by a server that answers: it has ten times what a busy machine needs.
+    const TIMEOUT: Duration = Duration::from_secs(5);
     let server = mysql().await;
     let proxy = Proxy::start(server.server.address).await.unwrap();
     let mut config = config_at(&server, proxy.address());
@@ -133,7 +134,7 @@ pub(crate) async fn a_network_that_is_cut_holds_a_checkout_up_for_the_check_time
         tried = trying => tried.unwrap(),
     }
     let took = began.elapsed();
-    assert!((TIMEOUT..TIMEOUT + Duration::from_secs(2)).contains(&took), "{took:?}");
+    assert!((TIMEOUT..TIMEOUT + QUICK).contains(&took), "{took:?}");
 
     // The way is open again, and the pool's only place is free.
     proxy.set_blackhole(false);

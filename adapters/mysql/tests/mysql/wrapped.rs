@@ -1,7 +1,5 @@
 //! Pools that the application has built.
 
-use std::time::Duration;
-
 use winddown_core::Outcome;
 use winddown_mysql::{
     Mysql, Wrapped,
@@ -11,7 +9,7 @@ use winddown_testkit::{Harness as _, scene};
 
 use crate::{
     scene::{
-        ENDLESS, abandon_statement, assert_nothing_left, config, drain_under_a_statement, mysql, ping, until,
+        ENDLESS, QUICK, abandon_statement, assert_nothing_left, config, drain_under_a_statement, mysql, ping, until,
         until_running,
     },
     server::{MySql, Tenancy, run},
@@ -45,7 +43,7 @@ pub(crate) async fn a_pool_is_drained_though_it_was_never_used_through_the_guard
     // They said goodbye, and nobody knows them who could see it.
     assert_eq!((row.outcome, drained.ended()), (Outcome::Drained, (0, 0)), "{}", drained.report);
     assert_eq!(row.cannot, ["see every session"]);
-    assert!(drained.took < Duration::from_secs(5), "{:?}", drained.took);
+    assert!(drained.took < QUICK, "{:?}", drained.took);
     assert!(pool.get_conn().await.is_err());
     until("all are gone", || async { server.sessions().await.unwrap() == 0 }).await;
     assert_nothing_left(&server).await;

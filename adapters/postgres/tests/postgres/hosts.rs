@@ -72,7 +72,7 @@ impl Full {
         let address = listener.local_addr().unwrap().as_socket().unwrap();
         let mut waiting = Vec::new();
         // Until one is not let in.
-        while let Ok(connected) = tokio::time::timeout(Duration::from_millis(200), TcpStream::connect(address)).await {
+        while let Ok(connected) = tokio::time::timeout(Duration::from_secs(2), TcpStream::connect(address)).await {
             waiting.push(connected.unwrap());
             assert!(waiting.len() < 100, "the queue has no end");
         }
@@ -92,7 +92,7 @@ pub(crate) async fn a_host_that_does_not_answer_is_passed_over_after_the_connect
     let began = Instant::now();
     drop(scene.out(1).await);
     let took = began.elapsed();
-    assert!((Duration::from_secs(1)..Duration::from_secs(4)).contains(&took), "{took:?}");
+    assert!((Duration::from_secs(1)..Duration::from_secs(11)).contains(&took), "{took:?}");
     scene.drain().await.assert_clean(1);
 
     let alone = Scene::new(Postgres::open(&url(&server, &full.address().to_string(), "connect_timeout=1")).unwrap());

@@ -94,7 +94,8 @@ pub(crate) async fn sessions_that_were_ended_while_the_process_stood_still_are_r
 }
 
 pub(crate) async fn a_network_that_is_cut_holds_a_checkout_up_for_the_check_timeout() {
-    const TIMEOUT: Duration = Duration::from_millis(300);
+    // Nobody is asked in vain by a server that answers: it has ten times what a busy machine needs.
+    const TIMEOUT: Duration = Duration::from_secs(5);
     let server = seventeen().await;
     let proxy = Proxy::start(server.server.address).await.unwrap();
     let mut config = config_at(&server, proxy.address());
@@ -112,12 +113,12 @@ pub(crate) async fn a_network_that_is_cut_holds_a_checkout_up_for_the_check_time
         tried = trying => tried.unwrap(),
     }
     let took = began.elapsed();
-    assert!((TIMEOUT..TIMEOUT + Duration::from_secs(2)).contains(&took), "{took:?}");
+    assert!((TIMEOUT..TIMEOUT + QUICK).contains(&took), "{took:?}");
 
     // Neither that session nor the one that was being opened stays in the book: nothing is left to wait for.
     until("the book is empty", || async { format!("{:?}", scene.db.resource()).contains("open: 0") }).await;
     let gave_up = began.elapsed() - took;
-    assert!(gave_up < Duration::from_secs(4), "{gave_up:?}");
+    assert!(gave_up < QUICK, "{gave_up:?}");
 
     // The way is open again, and the pool's only place is free.
     proxy.set_blackhole(false);
@@ -134,7 +135,7 @@ pub(crate) async fn a_network_that_is_cut_holds_a_checkout_up_for_the_check_time
     let _ = timeout(TIMEOUT * 2, scene.db.get()).await.unwrap_err();
     until("the book is empty", || async { format!("{:?}", scene.db.resource()).contains("open: 0") }).await;
     let drained = scene.drain().await;
-    assert!(drained.took < Duration::from_secs(2), "{:?}: {}", drained.took, drained.report);
+    assert!(drained.took < QUICK, "{:?}: {}", drained.took, drained.report);
     drop(proxy);
     server.end().await.unwrap();
 }

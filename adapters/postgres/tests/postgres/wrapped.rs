@@ -1,7 +1,5 @@
 //! Pools that the application has built.
 
-use std::time::Duration;
-
 use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
 use winddown_core::Outcome;
 use winddown_postgres::{Postgres, tokio_postgres::NoTls};
@@ -9,7 +7,7 @@ use winddown_testkit::Harness as _;
 
 use crate::{
     scene::{
-        ENDLESS, Scene, Speaks, abandon_statement, config, drain_under_a_statement, ping, seventeen, until,
+        ENDLESS, QUICK, Scene, Speaks, abandon_statement, config, drain_under_a_statement, ping, seventeen, until,
         until_running,
     },
     server::{PostgreSql, Seventeen, run},
@@ -40,7 +38,7 @@ pub(crate) async fn a_pool_is_drained_though_it_was_never_used_through_the_guard
     assert_eq!((row.outcome, drained.ended()), (Outcome::Incomplete, (0, 3)), "{}", drained.report);
     assert_eq!(row.cannot, ["say goodbye", "see the server's end", "see every session"]);
     assert!(drained.report.to_string().contains("say goodbye"), "{}", drained.report);
-    assert!(drained.took < Duration::from_secs(5), "{:?}", drained.took);
+    assert!(drained.took < QUICK, "{:?}", drained.took);
     assert!(pool.is_closed());
     until_gone(&server).await;
     server.end().await.unwrap();

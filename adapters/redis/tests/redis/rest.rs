@@ -100,7 +100,8 @@ pub(crate) async fn sessions_that_were_ended_while_the_process_stood_still_are_r
 }
 
 pub(crate) async fn a_network_that_is_cut_holds_a_checkout_up_for_the_check_timeout() {
-    const TIMEOUT: Duration = Duration::from_millis(300);
+    // Nobody is asked in vain by a server that answers: it has ten times what a busy machine needs.
+    const TIMEOUT: Duration = Duration::from_secs(5);
     let server = redis_8().await;
     for own in [true, false] {
         let proxy = Proxy::start(server.server.address).await.unwrap();
@@ -121,12 +122,12 @@ pub(crate) async fn a_network_that_is_cut_holds_a_checkout_up_for_the_check_time
             tried = trying => tried.unwrap(),
         }
         let took = began.elapsed();
-        assert!((TIMEOUT..TIMEOUT + Duration::from_secs(2)).contains(&took), "{took:?}");
+        assert!((TIMEOUT..TIMEOUT + QUICK).contains(&took), "{took:?}");
 
         // Neither that session nor the one that was being opened stays in the book: nothing is left to wait for.
         until("the book is empty", || async { format!("{:?}", scene.db.resource()).contains("open: 0") }).await;
         let gave_up = began.elapsed() - took;
-        assert!(gave_up < Duration::from_secs(4), "{gave_up:?}");
+        assert!(gave_up < QUICK, "{gave_up:?}");
 
         // The way is open again, and the only place is free.
         proxy.set_blackhole(false);
@@ -143,7 +144,7 @@ pub(crate) async fn a_session_that_is_still_busy_is_not_handed_out_again() {
     abandon_command(&server, &scene.db).await;
     let began = Instant::now();
     scene.ping().await;
-    assert!(began.elapsed() < Duration::from_secs(1), "it waited with the other one: {:?}", began.elapsed());
+    assert!(began.elapsed() < QUICK, "it waited with the other one: {:?}", began.elapsed());
     // What its last user has left is given a moment, and then ended.
     until("only the new one is listed", || async { server.sessions().await.unwrap() == 1 }).await;
     scene.drain().await.assert_clean(1);

@@ -31,8 +31,8 @@ pub(crate) async fn a_connection_that_was_closed_is_opened_anew_once_for_all() {
 pub(crate) async fn a_connection_that_somebody_has_waited_for_in_vain_is_replaced() {
     let server = redis_8().await;
     let mut config = config_at(&server, server.server.address);
-    config.response_timeout = Some(Duration::from_millis(200));
-    config.check_timeout = Duration::from_millis(200);
+    config.response_timeout = Some(Duration::from_secs(5));
+    config.check_timeout = Duration::from_secs(5);
     config.check_after = Duration::from_secs(600);
     let scene = Scene::new(Redis::new(config));
     let mut connection = scene.get().await;

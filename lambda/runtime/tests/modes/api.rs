@@ -15,7 +15,13 @@ use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::timeout};
 use winddown_testkit::child::{Child, Ended};
 
 /// What does not come by then never will.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// So late may a busy machine end a process that has to be gone at an instant.
+pub(crate) const LATE: Duration = Duration::from_secs(5);
+
+/// A budget that no machine uses up.
+const AMPLE_MS: &str = "60000";
 
 #[derive(Debug)]
 pub(crate) struct Api {
@@ -63,8 +69,14 @@ impl Api {
         Self { address, world, server }
     }
 
-    /// Starts the program of this name as the function.
+    /// Starts the program of this name as the function, with time for everything unless the variables say otherwise: what it
+    /// does by itself, it does on any machine.
     pub(crate) fn function(&self, program: &str, variables: &[(&str, &str)]) -> Child {
+        self.function_within_lambdas_budget(program, &[&[("WINDDOWN_BUDGET_MS", AMPLE_MS)], variables].concat())
+    }
+
+    /// The same with the budget that is Lambda's, for what holds of it always: the process is gone.
+    pub(crate) fn function_within_lambdas_budget(&self, program: &str, variables: &[(&str, &str)]) -> Child {
         let address = self.address.to_string();
         let mut all = vec![
             ("AWS_LAMBDA_RUNTIME_API", address.as_str()),
@@ -137,10 +149,15 @@ impl Drop for Api {
 }
 
 /// Waits until so many handlers have said that they have begun.
-pub(crate) async fn begun(mut function: Child, count: usize) -> Child {
+pub(crate) async fn begun(function: Child, count: usize) -> Child {
+    said(function, "begun\n", count).await
+}
+
+/// Waits until the function has said this so many times, and nothing else.
+pub(crate) async fn said(mut function: Child, line: &'static str, count: usize) -> Child {
     let waiting = tokio::task::spawn_blocking(move || {
         for _ in 0..count {
-            assert_eq!(function.line(), "begun\n");
+            assert_eq!(function.line(), line);
         }
         function
     });

@@ -6,7 +6,7 @@ use lambda_http::{Adapter, Request, RequestExt};
 use serde_json::{Value, json};
 use tokio::runtime::Builder;
 use winddown_core::{
-    Error, Lifecycle, ReportFormat, Retry,
+    Error, Hook, Lifecycle, ReportFormat, Retry,
     memory::{Memory, Server},
 };
 use winddown_lambda::{
@@ -17,6 +17,7 @@ use winddown_lambda::{
     },
     run_concurrent, service_fn,
 };
+use winddown_testkit::Director;
 
 pub(crate) fn run(program: &str) -> ExitCode {
     let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build();
@@ -40,16 +41,28 @@ pub(crate) fn run(program: &str) -> ExitCode {
     }
 }
 
-/// Runs a statement for `run_ms` in each invocation, then checks out once more.
+/// Runs a statement for `run_ms` in each invocation, with `when_draining` not before draining has begun, then checks out
+/// once more. `RESERVE_MS` is what the database keeps of the budget.
 async fn concurrent() -> Result<(), Error> {
     let lifecycle = Lifecycle::detect()?;
-    let db = lifecycle.guard(Memory::new("db"));
+    let director = Director::new();
+    if let Ok(ms) = std::env::var("RESERVE_MS") {
+        director.reserve(Duration::from_millis(ms.parse().unwrap()));
+    }
+    let db = lifecycle.guard_as("db", director.direct(Memory::new("db")));
+    let lives = lifecycle.clone();
     let handler = service_fn(move |event: LambdaEvent<Value>| {
-        let db = db.clone();
+        let (db, lifecycle) = (db.clone(), lives.clone());
         async move {
             println!("begun");
+            let session = db.get().await?;
+            if event.payload["when_draining"] == json!(true) {
+                lifecycle.draining().await;
+                println!("draining");
+            }
             let ms = event.payload["run_ms"].as_u64().unwrap_or_default();
-            db.get().await?.run(Duration::from_millis(ms)).await?;
+            session.run(Duration::from_millis(ms)).await?;
+            drop(session);
             assert!(event.payload["panic"].is_null(), "the handler has a bug");
             drop(db.get().await?);
             Ok::<_, lambda_runtime::Error>(event.payload)
@@ -75,12 +88,9 @@ async fn restored() -> Result<(), Error> {
     let server = Server::new();
     let db = lifecycle.guard(Memory::on(&server, "db"));
     if std::env::var_os("SERVER_ENDS").is_some() {
-        // After the snapshot, before the restore.
-        let (server, draining) = (server.clone(), lifecycle.draining());
-        tokio::spawn(async move {
-            draining.await;
-            server.kill();
-        });
+        // After the last goodbye, before the restore.
+        let server = server.clone();
+        lifecycle.on_drain("the server ends", Hook::new(async move || server.kill()).last());
     }
     let handler = service_fn(async |_: LambdaEvent<Value>| {
         let _session = db.get().await?;

@@ -18,14 +18,31 @@ pub(crate) fn example(name: &str) -> PathBuf {
     path
 }
 
-/// An example as a function, with its output captured.
+/// Time that no machine uses up, however busy it is.
+pub(crate) const AMPLE: Duration = Duration::from_secs(60);
+
+/// So late may a busy machine run what has to happen at an instant. Nothing happens before its instant.
+pub(crate) const LATE_MS: f64 = 5_000.0;
+
+/// An example as a function, with its output captured and with [`AMPLE`] time for everything: what it does by itself, and
+/// does not have to be killed for, it does on any machine.
 pub(crate) fn function(name: &str) -> Config {
+    within_lambdas_limits(name).init_timeout(AMPLE).timeout(AMPLE).budget(AMPLE)
+}
+
+/// The same within Lambda's own limits, for what holds of them always: who is killed, not before which instant.
+pub(crate) fn within_lambdas_limits(name: &str) -> Config {
     Config::new(example(name)).capture_output()
 }
 
 /// `sim_misbehave` in one of its modes.
 pub(crate) fn misbehave(mode: &str) -> Config {
     function("sim_misbehave").arg(mode)
+}
+
+/// The same within Lambda's own limits.
+pub(crate) fn misbehave_within_lambdas_limits(mode: &str) -> Config {
+    within_lambdas_limits("sim_misbehave").arg(mode)
 }
 
 /// The timeline's words, for what must have happened in which order.
@@ -62,7 +79,7 @@ pub(crate) fn assert_process_gone(pid: u32) {
 pub(crate) fn assert_soon(mut holds: impl FnMut() -> bool, otherwise: &str) {
     let begun = Instant::now();
     while !holds() {
-        assert!(begun.elapsed() < Duration::from_secs(2), "{otherwise}");
+        assert!(begun.elapsed() < AMPLE, "{otherwise}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }

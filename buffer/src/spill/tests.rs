@@ -1,0 +1,136 @@
+//! What a drain does with a disk that is slow or full, on tokio's paused clock: each limit is pinned 1 ms before and 1 ms
+//! after. The rest of what becomes of spilled records is in `tests/outcomes.rs`.
+
+use std::{
+    fs::File,
+    io,
+    path::Path,
+    sync::{Arc, Mutex, mpsc},
+    time::Duration,
+};
+
+use tokio::{
+    sync::mpsc::{UnboundedReceiver, unbounded_channel},
+    time::{Instant, advance},
+};
+use winddown_core::{Checkout, Error, ErrorKind, Lifecycle, Outcome, Records, Report};
+
+use super::{Disk, Spill};
+use crate::{Batch, BatchWriter, Delivery, Push as _, Shared, WriteError, WriteWith};
+
+/// Drains have 900 ms of it, and the pool keeps the last 50 ms of these and 25 ms for the buffer's answer.
+const BUDGET: Duration = ms(1000);
+const END: Duration = ms(825);
+
+/// What a spill to files is given for a few records.
+const GIVEN: Duration = ms(100);
+
+const fn ms(milliseconds: u64) -> Duration {
+    Duration::from_millis(milliseconds)
+}
+
+/// A disk that works until it is told what comes of it.
+struct Held {
+    begins: tokio::sync::mpsc::UnboundedSender<()>,
+    outcome: Mutex<mpsc::Receiver<io::Result<()>>>,
+}
+
+impl Disk for Held {
+    fn sync(&self, file: &File) -> io::Result<()> {
+        // Nobody may listen any more.
+        let _ = self.begins.send(());
+        // As nobody tells it when a test has failed.
+        self.outcome.lock().unwrap().recv().unwrap_or(Ok(()))?;
+        file.sync_all()
+    }
+}
+
+/// A drain with three records that the target does not take, and the disk that they are spilled to.
+struct Scene {
+    lifecycle: Lifecycle,
+    began: Instant,
+    begun: UnboundedReceiver<()>,
+    outcomes: mpsc::Sender<io::Result<()>>,
+}
+
+impl Scene {
+    async fn new(directory: &Path) -> Self {
+        let lifecycle = Lifecycle::builder().signals(false).budget(BUDGET).build().unwrap();
+        let db = lifecycle.guard(Shared::new("db", ()));
+        let away = WriteWith::new(Delivery::ExactlyOnce, |_: &mut Checkout<Shared<()>>, _: &Batch<u64>| {
+            Box::pin(async { Err(WriteError::Retry(Error::new(ErrorKind::Write, "the server is away"))) })
+        });
+        let (begins, begun) = unbounded_channel();
+        let (outcomes, outcome) = mpsc::channel();
+        let disk = Held { begins, outcome: Mutex::new(outcome) };
+        let writer = BatchWriter::new(&db, away).name("audit").max_age(Duration::MAX);
+        let buffer = lifecycle.guard(writer.spill(Spill::directory_on(disk, directory.to_owned())));
+        for record in 0..3 {
+            buffer.push(record).await.unwrap();
+        }
+        Self { lifecycle, began: Instant::now(), begun, outcomes }
+    }
+
+    /// Ready when the disk begins to work, so long after the drain. From then on the clock stands still.
+    async fn begun(&mut self) -> Duration {
+        self.begun.recv().await.unwrap();
+        self.began.elapsed()
+    }
+
+    /// Drains; the disk has the file so long after the drain began, and its directory at once.
+    async fn drained(mut self, synced: Duration) -> (Arc<Report>, Records) {
+        let lifecycle = self.lifecycle.clone();
+        let disk = async {
+            let begun = self.begun().await;
+            advance(synced - begun).await;
+            self.outcomes.send(Ok(())).unwrap();
+            self.outcomes.send(Ok(())).unwrap();
+        };
+        let (report, ()) = tokio::join!(lifecycle.drain_in_tasks(), disk);
+        let records = report.resource("audit").unwrap().records.unwrap();
+        assert_eq!(records.accepted, records.written + records.spilled + records.lost + records.in_doubt, "{report}");
+        (report, records)
+    }
+}
+
+fn files(directory: &Path) -> usize {
+    directory.read_dir().unwrap().count()
+}
+
+#[tokio::test(start_paused = true)]
+async fn writing_goes_on_until_a_spill_of_what_is_left_needs_the_rest() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut scene = Scene::new(directory.path()).await;
+    let lifecycle = scene.lifecycle.clone();
+    let drain = tokio::spawn(async move { lifecycle.drain_in_tasks().await });
+    assert_eq!(scene.begun().await, END - GIVEN);
+    drop(scene);
+    assert_eq!(drain.await.unwrap().resource("audit").unwrap().records.unwrap().spilled, 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_on_the_disk_1_ms_before_the_end_is_spilled_and_1_ms_after_it_in_doubt() {
+    for (synced, outcome, spilled) in [(END - ms(1), Outcome::Failed, 3), (END + ms(1), Outcome::Hung, 0)] {
+        let directory = tempfile::tempdir().unwrap();
+        let (report, records) = Scene::new(directory.path()).await.drained(synced).await;
+        assert_eq!(report.resource("audit").unwrap().outcome, outcome, "{report}");
+        assert_eq!((records.spilled, records.in_doubt, records.lost), (spilled, 3 - spilled, 0), "{report}");
+        assert_eq!(report.resource("db").unwrap().outcome, Outcome::Drained, "{report}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_disk_does_not_take_is_lost_whether_it_is_the_file_or_its_directory() {
+    for taken in 0..2 {
+        let directory = tempfile::tempdir().unwrap();
+        let scene = Scene::new(directory.path()).await;
+        for _ in 0..taken {
+            scene.outcomes.send(Ok(())).unwrap();
+        }
+        scene.outcomes.send(Err(io::ErrorKind::StorageFull.into())).unwrap();
+        let report = scene.lifecycle.drain_in_tasks().await;
+        let records = report.resource("audit").unwrap().records.unwrap();
+        assert_eq!((records.accepted, records.spilled, records.lost), (3, 0, 3), "{report}");
+        assert_eq!(files(directory.path()), 1, "a replay finds what is there, all the same");
+    }
+}
