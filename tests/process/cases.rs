@@ -198,7 +198,8 @@ fn l1_l2_the_same_on_a_single_threaded_runtime() {
 
 fn hung(program: &str) {
     let ended = Child::start(program, BUDGET).ready().terminate().end();
-    assert_eq!((ended.code, ended.signal), (Some(1), None), "{}", ended.stderr);
+    // Its own end, for which it has a moment, or the conductor's.
+    assert!(matches!((ended.code, ended.signal), (Some(1 | EXIT_AT_DEADLINE), None)), "{}", ended.stderr);
     assert!(ended.took < BUDGET + LATE, "{:?}", ended.took);
     assert_eq!(outcome(&ended, "faulty"), Outcome::Hung);
     let db = ended.report().resource("db").unwrap();
@@ -453,7 +454,8 @@ fn refused(scheme: &str, status: u16) {
 /// Here the process ends by itself: `main` returns, and nothing of what hangs is waited for again.
 fn telemetry_that_hangs_is_named_and_keeps_the_process_from_nothing() {
     let ended = Child::start("telemetry_hangs", BUDGET).ready().terminate().end();
-    assert_eq!((ended.code, ended.signal), (Some(1), None), "{}", ended.stderr);
+    // Its own end, for which it has a moment, or the conductor's.
+    assert!(matches!((ended.code, ended.signal), (Some(1 | EXIT_AT_DEADLINE), None)), "{}", ended.stderr);
     assert!(ended.took < BUDGET + LATE, "{:?}", ended.took);
     let hung = |name| outcome(&ended, name) == Outcome::Hung;
     assert!(hung("traces") && hung("log"), "{}", ended.report());
