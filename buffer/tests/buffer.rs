@@ -549,7 +549,7 @@ mod draining {
     /// The drain as an application has it, on threads of its own.
     #[tokio::test]
     async fn a_drain_on_its_own_threads_writes_everything() {
-        let Setup { far, buffer, lifecycle, server, .. } = setup_with(SECONDS, |writer| only_when_asked(writer));
+        let Setup { far, buffer, lifecycle, server, .. } = setup_with(SECONDS, only_when_asked);
         lifecycle.init().await.unwrap();
         for record in 0..1_050 {
             buffer.try_push(record).unwrap();
