@@ -269,7 +269,11 @@ impl<T> Queue<T> {
             for packed in &rest {
                 let count = packed.batch.len() as u64;
                 // What is being written is in doubt when the books are closed.
-                if packed.unknown { self.ledger.writing(count) } else { self.ledger.lost(count) }
+                if packed.unknown {
+                    self.ledger.writing(count);
+                } else {
+                    self.ledger.lost(count);
+                }
             }
             (rest, mem::take(&mut state.flushes))
         };
@@ -675,10 +679,14 @@ impl<'a, T> Started<'a, T> {
         if state.ready.is_empty() {
             queue.pack(&mut state);
         }
+        if !queue.ledger.writing(state.ready.front()?.batch.len() as u64) {
+            // The report was made without the goodbye, which hung, and calls them lost: so they are.
+            state.writer = Writer::Closed;
+            return None;
+        }
         let packed = state.ready.pop_front()?;
         state.out.push(packed.clone());
         let Packed { first, batch, .. } = packed;
-        queue.ledger.writing(batch.len() as u64);
         Some(Taken { queue, batch: Some(batch), first })
     }
 }

@@ -408,9 +408,15 @@ impl Ledger {
         open
     }
 
-    /// Pending records were handed to the sink.
-    pub fn writing(&self, count: u64) {
-        self.change(|books| books.writing += count.min(books.records.pending - books.writing));
+    /// Pending records are handed to the sink. Returns whether the books are open: where they are not, these records were
+    /// reported lost, and must not be written any more.
+    pub fn writing(&self, count: u64) -> bool {
+        let mut open = false;
+        self.change(|books| {
+            books.writing += count.min(books.records.pending - books.writing);
+            open = true;
+        });
+        open
     }
 
     /// The sink has them.

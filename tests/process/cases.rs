@@ -198,12 +198,23 @@ fn l1_l2_the_same_on_a_single_threaded_runtime() {
 
 fn hung(program: &str) {
     let ended = Child::start(program, BUDGET).ready().terminate().end();
-    assert_eq!((ended.code, ended.signal), (Some(1), None), "{}", ended.stderr);
+    // Its own end, for which it has a moment, or the conductor's.
+    assert!(matches!((ended.code, ended.signal), (Some(1 | EXIT_AT_DEADLINE), None)), "{}", ended.stderr);
     assert!(ended.took < BUDGET + LATE, "{:?}", ended.took);
+    if !is_report_out(&ended) {
+        return;
+    }
     assert_eq!(outcome(&ended, "faulty"), Outcome::Hung);
     let db = ended.report().resource("db").unwrap();
     assert_eq!(db.outcome, Outcome::Drained);
     assert!(db.took < BUDGET / 2, "{}", ended.report());
+}
+
+/// A drain that uses its budget up leaves 125 ms for the report: on a machine that has none of them for it, the process is
+/// ended without.
+fn is_report_out(ended: &Ended) -> bool {
+    assert!(ended.report.is_some() || ended.code == Some(EXIT_AT_DEADLINE), "{}", ended.stderr);
+    ended.report.is_some()
 }
 
 fn l2_a_resource_that_panics_costs_only_itself() {
@@ -229,9 +240,12 @@ fn starved(program: &str) {
     // The application never comes to its own end.
     assert_eq!((ended.code, ended.signal), (Some(EXIT_AT_DEADLINE), None), "{}", ended.stderr);
     assert!(ended.took < BUDGET + LATE, "{:?}", ended.took);
+    assert!(database.is_closed());
+    if !is_report_out(&ended) {
+        return;
+    }
     assert_eq!(outcome(&ended, "faulty"), Outcome::Hung);
     assert_eq!(outcome(&ended, "sqlite"), Outcome::Drained, "{}", ended.report());
-    assert!(database.is_closed());
 }
 
 fn a_stop_during_a_slow_init_is_heeded() {
@@ -453,8 +467,12 @@ fn refused(scheme: &str, status: u16) {
 /// Here the process ends by itself: `main` returns, and nothing of what hangs is waited for again.
 fn telemetry_that_hangs_is_named_and_keeps_the_process_from_nothing() {
     let ended = Child::start("telemetry_hangs", BUDGET).ready().terminate().end();
-    assert_eq!((ended.code, ended.signal), (Some(1), None), "{}", ended.stderr);
+    // Its own end, for which it has a moment, or the conductor's.
+    assert!(matches!((ended.code, ended.signal), (Some(1 | EXIT_AT_DEADLINE), None)), "{}", ended.stderr);
     assert!(ended.took < BUDGET + LATE, "{:?}", ended.took);
+    if !is_report_out(&ended) {
+        return;
+    }
     let hung = |name| outcome(&ended, name) == Outcome::Hung;
     assert!(hung("traces") && hung("log"), "{}", ended.report());
     assert_eq!(outcome(&ended, "db"), Outcome::Drained);

@@ -92,7 +92,9 @@ async fn an_extension_that_reports_its_exit_is_told_apart_from_a_crash() {
     let error = failed.error.expect("an error");
     assert_eq!(error.error_type, "Extension.ExitError");
     assert!(error.message.contains("exited with 6 after it had reported Agent.NoDisk"), "{}", error.message);
-    let lines: Vec<_> = sim.output().into_iter().map(|line| line.line).collect();
+    let record = sim.shutdown(Reason::Spindown).await;
+    let lines: Vec<_> =
+        record.output.into_iter().map(|line| line.line).filter(|line| line.starts_with("exit")).collect();
     assert!(lines[0].starts_with("exit error: 403 ") && lines[0].contains("Extension.MissingHeader"), "{lines:?}");
     assert!(lines[1].starts_with("exit error: 202 "), "{lines:?}");
 }

@@ -110,6 +110,7 @@ async fn wrong_subscriptions_are_refused_with_their_reasons() {
     ];
     let sim = Sim::start(misbehave("subscribe-wrongly")).await.expect("init");
     sim.invoke(json!({})).await.expect("a live environment");
+    sim.wait_for_line(|line| line.line.starts_with("after init")).await.expect("it says so");
     let lines: Vec<_> = sim.output().into_iter().map(|line| line.line).collect();
     assert_eq!(lines.len(), expected.len(), "{lines:?}");
     for (line, (what, status, reason)) in lines.iter().zip(expected) {
