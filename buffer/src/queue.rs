@@ -242,7 +242,7 @@ impl<T> Queue<T> {
         state.writer = Writer::Closed;
         self.pack(&mut state);
         let mut left: Vec<Packed<T>> = mem::take(&mut state.ready).into();
-        self.ledger.writing(left.iter().map(|packed| packed.batch.len() as u64).sum());
+        self.ledger.writing(left.iter().filter(|packed| !packed.unknown).map(|packed| packed.batch.len() as u64).sum());
         if self.delivery != Delivery::AtMostOnce {
             // Whether the sink has it, nobody will hear.
             left.extend(state.out.drain(..).map(|packed| Packed { unknown: true, ..packed }));
@@ -267,12 +267,9 @@ impl<T> Queue<T> {
             self.pack(&mut state);
             let rest = mem::take(&mut state.ready);
             for packed in &rest {
-                let count = packed.batch.len() as u64;
-                // What is being written is in doubt when the books are closed.
-                if packed.unknown {
-                    self.ledger.writing(count);
-                } else {
-                    self.ledger.lost(count);
+                // The ledger keeps the others as being written, and calls that in doubt when it is closed.
+                if !packed.unknown {
+                    self.ledger.lost(packed.batch.len() as u64);
                 }
             }
             (rest, mem::take(&mut state.flushes))
@@ -362,7 +359,10 @@ impl<T> Queue<T> {
         }
         if let Some(mut packed) = state.take_back(first) {
             packed.unknown |= unknown;
-            self.ledger.returned(packed.batch.len() as u64);
+            // Where the target may have it, it counts as being written until it is known: the books may be closed at any moment.
+            if !packed.unknown {
+                self.ledger.returned(packed.batch.len() as u64);
+            }
             state.insert(packed);
             self.ring(&state);
         }
@@ -384,16 +384,19 @@ impl<T> Queue<T> {
             return self.put_back(first, batch, error, false);
         }
         let Some(whole) = state.take_back(first) else { return };
-        self.ledger.returned(batch.len() as u64);
+        let unknown = whole.unknown;
+        if !unknown {
+            self.ledger.returned(batch.len() as u64);
+        }
         let [front, behind] = batch.halves();
         let bytes = front.iter().map(|record| self.weight(record)).sum();
         state.insert(Packed {
             first: first + front.len() as u64,
             bytes: whole.bytes - bytes,
             batch: behind,
-            unknown: false,
+            unknown,
         });
-        state.insert(Packed { first, bytes, batch: front, unknown: false });
+        state.insert(Packed { first, bytes, batch: front, unknown });
         self.ring(&state);
     }
 
@@ -679,7 +682,8 @@ impl<'a, T> Started<'a, T> {
         if state.ready.is_empty() {
             queue.pack(&mut state);
         }
-        if !queue.ledger.writing(state.ready.front()?.batch.len() as u64) {
+        let next = state.ready.front()?;
+        if !queue.ledger.writing(if next.unknown { 0 } else { next.batch.len() as u64 }) {
             // The report was made without the goodbye, which hung, and calls them lost: so they are.
             state.writer = Writer::Closed;
             return None;
@@ -919,6 +923,28 @@ mod tests {
         assert_eq!(refused.into_record(), 2);
         let records = queue.ledger.records();
         assert_eq!((records.accepted, records.lost, records.pending), (1, 1, 0));
+    }
+
+    #[tokio::test]
+    async fn s5_what_the_target_may_have_stays_in_doubt_whenever_the_books_are_closed() {
+        let limits = Limits { capacity: 4, batch_size: 2, batch_bytes: 4, max_age: Duration::MAX, in_flight: 1 };
+        let callbacks = Callbacks { heap_size: None, on_lost: None, on_rejected: None };
+        let queue = Arc::new(Queue::new("audit", limits, Delivery::ExactlyOnce, Arc::default(), callbacks));
+        push(&queue, 1).await;
+        push(&queue, 2).await;
+        // Cut off in the middle: it comes again.
+        drop(take(&queue, Writer::Flusher).unwrap());
+        // What is being written cannot be called lost, and is what closing the books calls in doubt.
+        queue.ledger.lost(2);
+        assert_eq!(queue.ledger.records().lost, 0);
+        // Divided, too.
+        take(&queue, Writer::Flusher).unwrap().rejected(Error::new(ErrorKind::Write, "not these"));
+        queue.ledger.lost(2);
+        assert_eq!(queue.ledger.records().lost, 0);
+        take(&queue, Writer::Flusher).unwrap().written();
+        take(&queue, Writer::Flusher).unwrap().written();
+        let records = queue.ledger.records();
+        assert_eq!((records.accepted, records.written, records.pending), (2, 2, 0));
     }
 
     #[tokio::test]
