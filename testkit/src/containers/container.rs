@@ -12,6 +12,7 @@ use testcontainers::{
     bollard::{
         Docker,
         container::LogOutput,
+        errors::Error,
         exec::{CreateExecOptions, StartExecResults},
         query_parameters::{
             InspectContainerOptions, KillContainerOptionsBuilder, StartContainerOptions, StopContainerOptionsBuilder,
@@ -26,6 +27,9 @@ use super::{
     engine, log,
     network::{Away, Network},
 };
+
+/// How often the engine tries to freeze a container. Each time it does so itself for a while.
+const FREEZES: usize = 20;
 
 /// A container. It is removed when this is dropped; [`remove`](Self::remove) also waits for it.
 #[derive(Debug)]
@@ -166,7 +170,21 @@ impl Container {
     ///
     /// When the engine refuses.
     pub async fn pause(&self) -> Result<()> {
-        self.change(async |shared| shared.docker.pause_container(&shared.id).await.context("cannot pause")).await
+        self.change(async |shared| {
+            let mut tries = 1;
+            loop {
+                match shared.docker.pause_container(&shared.id).await {
+                    // its processes were too busy to be frozen, and go on
+                    Err(Error::DockerResponseServerError { message, .. })
+                        if message.contains("unable to freeze") && tries < FREEZES =>
+                    {
+                        tries += 1;
+                    }
+                    paused => return paused.context("cannot pause"),
+                }
+            }
+        })
+        .await
     }
 
     /// Ends [`pause`](Self::pause).

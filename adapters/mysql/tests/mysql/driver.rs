@@ -31,7 +31,7 @@ pub(crate) async fn sessions_are_listed_under_the_programs_name_or_the_one_that_
 async fn leave_traces(scene: &Scene) {
     let mut connection = scene.get().await;
     connection.query_drop("SET @trace = 'here'").await.unwrap();
-    assert_eq!(text(&mut connection, "SELECT GET_LOCK('trace', 0)").await.as_deref(), Some("1"));
+    assert_eq!(text(&mut connection, "SELECT GET_LOCK(CURRENT_USER(), 0)").await.as_deref(), Some("1"));
     let mut transaction = connection.start_transaction(TxOpts::default()).await.unwrap();
     transaction.query_drop("INSERT INTO rows_left VALUES (1)").await.unwrap();
 }
@@ -45,7 +45,7 @@ pub(crate) async fn what_a_caller_leaves_behind_the_next_one_does_not_find() {
     let mut connection = scene.get().await;
     let id = connection.id();
     assert_eq!(text(&mut connection, "SELECT @trace").await, None);
-    assert_eq!(text(&mut connection, "SELECT IS_USED_LOCK('trace')").await, None);
+    assert_eq!(text(&mut connection, "SELECT IS_USED_LOCK(CURRENT_USER())").await, None);
     assert_eq!(text(&mut connection, "SELECT COUNT(*) FROM rows_left").await.as_deref(), Some("0"));
 
     // What was begun in SQL, of which the driver knows nothing.

@@ -19,8 +19,11 @@ const KEY: &str = "WINDDOWN_TEST_KEY";
 
 const COMMANDS: u64 = 100_000;
 
-/// What Lambda gives with an external extension.
-const BUDGET: Duration = Duration::from_millis(300);
+/// What Lambda gives with an external extension; on a machine that runs other tests beside, seconds, so that only what is
+/// claimed can fail.
+fn budget() -> Duration {
+    Duration::from_millis(rounds(300, 3_000) as u64)
+}
 
 /// Longer than a caller waits for a server that does not answer.
 const LONG_BUDGET: Duration = Duration::from_millis(1000);
@@ -144,7 +147,7 @@ pub(crate) async fn healthy(server: &Server, program: &str) -> Result<String, Bo
     let (mut all, mut least, mut took) = (0, COMMANDS, Vec::new());
     for round in 0..rounds {
         let key = server.tenant.key(&format!("{program}_{round}"));
-        let mut child = start(server, program, &key, BUDGET);
+        let mut child = start(server, program, &key, budget());
         if round % 2 == 0 {
             assert_eq!(child.line(), "sent\n");
         } else {
@@ -175,7 +178,7 @@ pub(crate) async fn abandoned(server: &Server) -> Result<String, BoxError> {
     let rounds = rounds(200, 5);
     for round in 0..rounds {
         let key = server.tenant.key(&format!("abandoned_{round}"));
-        let mut child = start(server, "abandons", &key, BUDGET);
+        let mut child = start(server, "abandons", &key, budget());
         assert_eq!(child.line(), "sent\n");
         let ended = child.terminate().end();
         let (begun, report) = outcome(&ended)?;
