@@ -390,12 +390,7 @@ impl<T> Queue<T> {
         }
         let [front, behind] = batch.halves();
         let bytes = front.iter().map(|record| self.weight(record)).sum();
-        state.insert(Packed {
-            first: first + front.len() as u64,
-            bytes: whole.bytes - bytes,
-            batch: behind,
-            unknown,
-        });
+        state.insert(Packed { first: first + front.len() as u64, bytes: whole.bytes - bytes, batch: behind, unknown });
         state.insert(Packed { first, bytes, batch: front, unknown });
         self.ring(&state);
     }

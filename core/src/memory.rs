@@ -50,6 +50,7 @@ struct Standing {
     paused: bool,
     down: bool,
     slow: Duration,
+    ignores_cancels: bool,
 }
 
 #[derive(Debug, Default)]
@@ -147,6 +148,11 @@ impl Server {
         self.inner.standing.send_modify(|standing| standing.slow = by);
     }
 
+    /// Takes requests to cancel, and ends nothing for them.
+    pub fn ignore_cancels(&self, ignore: bool) {
+        self.inner.standing.send_modify(|standing| standing.ignores_cancels = ignore);
+    }
+
     /// Ends all sessions and statements, and refuses new ones until [`start`](Self::start).
     pub fn kill(&self) {
         self.inner.standing.send_modify(|standing| standing.down = true);
@@ -229,10 +235,13 @@ impl Server {
     }
 
     fn cancel_all(&self, ids: &[u64]) -> usize {
+        let is_ignored = self.inner.standing.borrow().ignores_cancels;
         let listed = self.lock();
         let running = ids.iter().filter_map(|id| listed.sessions.get(id)?.statement.as_ref()).filter(|s| s.runs());
         running.fold(0, |cancelled, statement| {
-            statement.cancelled.send_replace(true);
+            if !is_ignored {
+                statement.cancelled.send_replace(true);
+            }
             cancelled + 1
         })
     }

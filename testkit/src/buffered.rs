@@ -70,9 +70,9 @@ const FIRST: &str = "WINDDOWN_TEST_FIRST";
 const COUNT: &str = "WINDDOWN_TEST_COUNT";
 const SPILLS: &str = "WINDDOWN_TEST_SPILLS";
 
-/// What Lambda gives; on a machine that runs other tests beside, more.
+/// What Lambda gives; on a machine that runs other tests beside, seconds, so that only what is claimed can fail.
 fn budget() -> Duration {
-    Duration::from_millis(rounds(500, 1_000) as u64)
+    Duration::from_millis(rounds(500, 3_000) as u64)
 }
 
 const PUSHES: &str = "pushes";
@@ -442,16 +442,17 @@ async fn faults<H: Buffered>(harness: &H, fault: Fault) -> Result<String, BoxErr
 }
 
 /// 20 times, or twice, the server is killed while batches are on their way, and not there again before the drain is over:
-/// everything that is not written is spilled, and there once after it is replayed.
+/// everything that is not written is spilled, and there once after it is replayed. What the process had no time to spill, on a
+/// machine that is busy, is in doubt.
 async fn stays_away<H: Buffered>(harness: &H) -> Result<String, BoxError> {
     let (rounds, seed) = (rounds(20, 2), fastrand::u64(..));
     let mut random = fastrand::Rng::with_seed(seed);
-    let (mut all, mut spilled) = (0, 0);
+    let (mut all, mut spilled, mut in_doubt) = (0, 0, 0);
     for round in 0..rounds {
         let failed = |what: &dyn fmt::Display| -> BoxError { format!("seed {seed}, round {round}: {what}").into() };
         let (table, spills) = (harness.table(&format!("away_{round}")), TempDir::new()?);
         harness.create(&table).await?;
-        let lifecycle = lifecycle(Duration::from_secs(2));
+        let lifecycle = lifecycle(Duration::from_secs(6));
         let db = lifecycle.guard_as("db", harness.resource(&Setup::default()));
         let buffer = lifecycle.guard(writer::<H>(&db, &table, spills.path()));
         lifecycle.init().await?;
@@ -460,19 +461,21 @@ async fn stays_away<H: Buffered>(harness: &H) -> Result<String, BoxError> {
         harness.kill().await?;
         let report: Arc<Report> = lifecycle.drain().await;
         let (accepted, books) = (pushing.await?, records(&report)?);
-        if books.accepted != accepted as u64 || books.written + books.spilled != books.accepted {
+        if books.accepted != accepted as u64 || books.written + books.spilled + books.in_doubt != books.accepted {
             return Err(failed(&format!("{accepted} were accepted\n{report}")));
         }
         harness.start_again().await?;
         let replayed = replay_here(harness, &table, spills.path()).await?;
-        if replayed != books.spilled {
+        if !(books.spilled..=books.spilled + books.in_doubt).contains(&replayed) {
             return Err(failed(&format!("{replayed} were replayed\n{report}")));
         }
         let found = harness.numbers(&table).await?;
-        Difference::between(0..accepted, &found).none().map_err(|what| failed(&format!("{what}\n{report}")))?;
-        (all, spilled) = (all + accepted, spilled + books.spilled);
+        let difference = Difference::between(0..accepted, &found);
+        difference.none_but(books.in_doubt).map_err(|what| failed(&format!("{what}\n{report}")))?;
+        (all, spilled, in_doubt) = (all + accepted, spilled + books.spilled, in_doubt + books.in_doubt);
     }
     Ok(format!(
-        "{rounds} of {rounds} times: {all} records accepted, {spilled} of them spilled and replayed, each there once"
+        "{rounds} of {rounds} times: {all} records accepted, {spilled} of them spilled and replayed, {in_doubt} in doubt, each \
+         there once"
     ))
 }

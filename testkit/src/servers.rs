@@ -20,7 +20,7 @@ use tokio::{
 };
 use winddown_core::BoxError;
 
-use crate::{ServerUse, limit::Waiting, soak};
+use crate::{ServerUse, limit::Waiting, scene::in_full, soak};
 
 /// What a server may take to start, on a machine that starts others at the same time.
 const START_LIMIT: Duration = Duration::from_secs(180);
@@ -31,8 +31,8 @@ const RESTORE_LIMIT: Duration = Duration::from_secs(90);
 /// What all of them may take to end. Those that were given back last are put back first.
 const STOP_LIMIT: Duration = Duration::from_secs(120);
 
-/// How long a server may take to see that a client is gone.
-const MOMENT: Duration = Duration::from_secs(5);
+/// How long a server may take to see that a client is gone, on a machine that is busy.
+const MOMENT: Duration = Duration::from_secs(20);
 
 /// A server that more than one test has, one after the other.
 pub trait Leasable: Send + Sync + Sized + 'static {
@@ -161,9 +161,9 @@ impl<S: Leasable> Servers<S> {
             Err(_) => format!("not within {RESTORE_LIMIT:?}").into(),
         };
         self.removed.fetch_add(1, Ordering::Relaxed);
-        eprintln!("a server of {} could not be put back, and is removed: {why}", self.kind);
+        eprintln!("a server of {} could not be put back, and is removed: {}", self.kind, in_full(why.as_ref()));
         if let Err(error) = server.remove().await {
-            eprintln!("error: a server of {} was not removed: {error}", self.kind);
+            eprintln!("error: a server of {} was not removed: {}", self.kind, in_full(error.as_ref()));
         }
     }
 
@@ -307,7 +307,7 @@ pub(crate) fn stop_all() -> bool {
         Err(error) => vec![error],
     };
     for error in &errors {
-        eprintln!("error: {error}");
+        eprintln!("error: {}", in_full(error.as_ref()));
     }
     errors.is_empty()
 }
@@ -346,5 +346,104 @@ pub(crate) async fn gone_within<F: Future<Output = Result<usize, BoxError>>>(
             return Ok(left);
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::Notify;
+
+    use super::*;
+
+    /// Is broken by whoever has it.
+    #[derive(Debug, Default)]
+    struct Fragile {
+        is_broken: Mutex<bool>,
+        /// It cannot be put back.
+        is_beyond_repair: Mutex<bool>,
+        /// When it may be put back.
+        repair: Option<Arc<Notify>>,
+    }
+
+    impl Leasable for Fragile {
+        async fn restore(&mut self) -> Result<(), BoxError> {
+            if let Some(repair) = &self.repair {
+                repair.notified().await;
+            }
+            *lock(&self.is_broken) = false;
+            if *lock(&self.is_beyond_repair) { Err("it is beyond repair".into()) } else { Ok(()) }
+        }
+
+        async fn remove(self) -> Result<(), BoxError> {
+            Ok(())
+        }
+    }
+
+    async fn start() -> Result<Fragile, BoxError> {
+        Ok(Fragile::default())
+    }
+
+    fn started(servers: &Servers<Fragile>) -> usize {
+        servers.started.load(Ordering::Relaxed)
+    }
+
+    #[tokio::test]
+    async fn one_is_shared_by_all_and_others_are_leased() {
+        static SERVERS: Servers<Fragile> = Servers::new("shared", 2);
+        let (one, other) = (SERVERS.get(ServerUse::Shared, start), SERVERS.get(ServerUse::Shared, start));
+        let (one, other) = tokio::join!(one, other);
+        assert!(std::ptr::eq(&*one.unwrap(), &*other.unwrap()));
+        let leased = SERVERS.get(ServerUse::Own, start).await.unwrap();
+        assert_eq!((leased.is_shared(), started(&SERVERS)), (false, 2));
+        drop(leased);
+        SERVERS.stop().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn nobody_gets_a_server_before_it_was_put_back() {
+        static SERVERS: Servers<Fragile> = Servers::new("fragile", 1);
+        let repair: Arc<Notify> = Arc::default();
+        let start = || async { Ok(Fragile { repair: Some(Arc::clone(&repair)), ..Fragile::default() }) };
+        let first = SERVERS.get(ServerUse::Own, start).await.unwrap();
+        *lock(&first.is_broken) = true;
+        let mut second = std::pin::pin!(SERVERS.get(ServerUse::Own, start));
+        assert!(timeout(Duration::from_millis(50), &mut second).await.is_err(), "somebody has it");
+        // As a test does that has failed.
+        let failed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
+            let _first = first;
+            panic!("as it was asked to");
+        }));
+        assert!(failed.is_err());
+        assert!(timeout(Duration::from_millis(50), &mut second).await.is_err(), "it is not put back yet");
+        repair.notify_one();
+        let second = second.await.unwrap();
+        assert_eq!((*lock(&second.is_broken), started(&SERVERS)), (false, 1));
+        drop(second);
+        repair.notify_one();
+        SERVERS.stop().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn one_that_cannot_be_put_back_is_removed_and_its_place_is_free() {
+        static SERVERS: Servers<Fragile> = Servers::new("beyond repair", 1);
+        let first = SERVERS.get(ServerUse::Own, start).await.unwrap();
+        *lock(&first.is_beyond_repair) = true;
+        drop(first);
+        let second = SERVERS.get(ServerUse::Own, start).await.unwrap();
+        assert_eq!((*lock(&second.is_beyond_repair), started(&SERVERS)), (false, 2));
+        assert_eq!(SERVERS.removed.load(Ordering::Relaxed), 1);
+        drop(second);
+        SERVERS.stop().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn one_that_does_not_start_leaves_its_place() {
+        static SERVERS: Servers<Fragile> = Servers::new("does not start", 1);
+        for server in [ServerUse::Own, ServerUse::Shared, ServerUse::Own] {
+            let failed = SERVERS.get(server, || async { Err("there is no image".into()) }).await;
+            assert_eq!(failed.unwrap_err().to_string(), "there is no image");
+        }
+        drop(SERVERS.get(ServerUse::Own, start).await.unwrap());
+        SERVERS.stop().await.unwrap();
     }
 }

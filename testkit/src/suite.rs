@@ -2,7 +2,6 @@
 
 use std::{
     any::Any,
-    fmt::Write as _,
     future::{Future, poll_fn},
     panic::{AssertUnwindSafe, catch_unwind},
     pin::{Pin, pin},
@@ -18,11 +17,11 @@ use std::{
 };
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use winddown_core::BoxError;
 
 use crate::{
     Harness, Need, ServerUse, cases,
     limit::{self, Clock},
+    scene::in_full,
     servers, soak,
 };
 
@@ -111,12 +110,14 @@ impl<H: Harness> Case<H> {
     }
 
     async fn on_its_runtime(self) -> Result<(), String> {
-        let harness = limited("starting the server", START_LIMIT, H::start(self.server)).await?.map_err(as_text)?;
+        let harness = limited("starting the server", START_LIMIT, H::start(self.server))
+            .await?
+            .map_err(|error| in_full(error.as_ref()))?;
         let case = limited(self.name, CASE_LIMIT, (self.run)(&harness)).await;
         let end = limited("ending the harness", END_LIMIT, harness.end()).await;
         // The case first: what is left behind is often its consequence.
         case?;
-        end?.map_err(|error| format!("at its end: {}", as_text(error)))
+        end?.map_err(|error| format!("at its end: {}", in_full(error.as_ref())))
     }
 }
 
@@ -139,17 +140,6 @@ async fn limited<F: Future>(what: &str, limit: Duration, future: F) -> Result<F:
 fn panicked(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it panicked").to_owned()
-}
-
-fn as_text(error: BoxError) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        // Writing to a string cannot fail.
-        let _ = write!(text, ": {source}");
-        next = source.source();
-    }
-    text
 }
 
 /// A test binary in the making: the cases of any number of harnesses, and other tests.

@@ -8,12 +8,14 @@ use std::{
     net::SocketAddr,
     os::unix::fs::PermissionsExt,
     process::{Child, Command, Stdio},
+    thread,
     time::{Duration, Instant},
 };
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    task::JoinSet,
     time::timeout,
 };
 use winddown_testkit::containers::{Container, Network, Setup, skipped};
@@ -113,12 +115,16 @@ async fn every_server_says_when_it_can_be_reached() {
         (Setup::image("redis:8").args(["--maxclients", "33"]).ready(["Ready to accept connections"]), 6379),
         (Setup::image("valkey:8").args(["--maxclients", "33"]).ready(["Ready to accept connections"]), 6379),
     ];
+    let mut starting = JoinSet::new();
     for (server, port) in servers {
-        let server = server.start().await.unwrap();
-        TcpStream::connect(server.address(port)).await.unwrap();
-        let user = server.exec(["stat", "--format", "%u", "/proc/1"]).await.unwrap();
-        assert_ne!(user.stdout.trim(), "0", "no server runs as root");
+        starting.spawn(async move {
+            let server = server.start().await.unwrap();
+            TcpStream::connect(server.address(port)).await.unwrap();
+            let user = server.exec(["stat", "--format", "%u", "/proc/1"]).await.unwrap();
+            assert_ne!(user.stdout.trim(), "0", "no server runs as root");
+        });
     }
+    starting.join_all().await;
 }
 
 #[tokio::test]
@@ -198,6 +204,29 @@ async fn a_partition_tells_nobody_and_heals_with_its_connections() {
 }
 
 #[tokio::test]
+async fn a_container_is_restored_whatever_was_done_to_it() {
+    needs_containers!();
+    let mut server = setup().start().await.unwrap();
+    let address = server.address(5432);
+    for what in ["nothing", "paused", "partitioned", "killed", "stopped"] {
+        match what {
+            "paused" => server.pause().await.unwrap(),
+            "partitioned" => server.partition().await.unwrap(),
+            "killed" => server.kill().await.unwrap(),
+            "stopped" => server.stop().await.unwrap(),
+            _ => {}
+        }
+        server.restore().await.unwrap_or_else(|error| panic!("it was {what}: {error:#}"));
+        connect(address).await;
+    }
+    // What nobody waits for any more is done before.
+    let killing = server.kill();
+    assert!(timeout(Duration::from_millis(1), killing).await.is_err(), "it takes longer to kill it");
+    server.restore().await.unwrap();
+    connect(address).await;
+}
+
+#[tokio::test]
 async fn an_address_is_kept_for_a_container_that_is_away() {
     needs_containers!();
     let network = Network::create().await.unwrap();
@@ -253,7 +282,7 @@ fn wait_for_nothing_of(owner: &str) {
     let start = Instant::now();
     while !left_of(owner).is_empty() {
         assert!(start.elapsed() < LIMIT, "left: {:?}", left_of(owner));
-        std::thread::sleep(Duration::from_millis(100));
+        thread::sleep(Duration::from_millis(100));
     }
 }
 
@@ -284,7 +313,7 @@ fn holder(configure: impl FnOnce(&mut Command)) -> (Child, String) {
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let owner = lines.find_map(|line| line.unwrap().strip_prefix("holding ").map(str::to_owned)).unwrap();
     // what it still prints must not end it
-    std::thread::spawn(move || lines.count());
+    thread::spawn(move || lines.count());
     (child, owner)
 }
 
@@ -293,18 +322,26 @@ fn nothing_is_left_after_ctrl_c_or_sigkill_or_a_panic() {
     use rustix::process::{Pid, Signal, kill_process};
 
     needs_containers!();
-    for signal in [Signal::INT, Signal::TERM, Signal::KILL] {
+    let ended_by = |signal| {
         let (mut child, owner) = holder(|_| ());
         assert_eq!(left_of(&owner).len(), 2, "a container and its network");
         kill_process(Pid::from_child(&child), signal).unwrap();
         child.wait().unwrap();
         wait_for_nothing_of(&owner);
-    }
-    let (mut child, owner) = holder(|command| {
-        command.env("WINDDOWN_TEST_PANIC", "1");
+    };
+    // They mostly wait.
+    thread::scope(|all| {
+        for signal in [Signal::INT, Signal::TERM, Signal::KILL] {
+            all.spawn(move || ended_by(signal));
+        }
+        all.spawn(|| {
+            let (mut child, owner) = holder(|command| {
+                command.env("WINDDOWN_TEST_PANIC", "1");
+            });
+            assert!(!child.wait().unwrap().success());
+            wait_for_nothing_of(&owner);
+        });
     });
-    assert!(!child.wait().unwrap().success());
-    wait_for_nothing_of(&owner);
 }
 
 #[test]

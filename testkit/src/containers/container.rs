@@ -3,7 +3,7 @@
 use std::{
     net::{Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
@@ -28,6 +28,9 @@ use super::{
     engine, log,
     network::{Away, Network},
 };
+
+/// How often the engine tries to freeze a container. Each time it does so itself for a while.
+const FREEZES: usize = 20;
 
 /// A container. It is removed when this is dropped; [`remove`](Self::remove) also waits for it.
 #[derive(Debug)]
@@ -448,16 +451,15 @@ impl Shared {
         })
     }
 
-    /// On a machine that is busy the engine may give up freezing processes that do not come to rest: then it is told again.
     async fn pause(&self) -> Result<()> {
-        const PATIENCE: Duration = Duration::from_secs(30);
-        let began = Instant::now();
+        let mut tries = 1;
         loop {
             match self.docker.pause_container(&self.id).await {
+                // its processes were too busy to be frozen, and go on
                 Err(Error::DockerResponseServerError { message, .. })
-                    if message.contains("unable to freeze") && began.elapsed() < PATIENCE =>
+                    if message.contains("unable to freeze") && tries < FREEZES =>
                 {
-                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    tries += 1;
                 }
                 paused => return paused.context("cannot pause"),
             }

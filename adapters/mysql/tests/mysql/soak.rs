@@ -70,8 +70,8 @@ async fn warm<V: Version>(server: &Tenancy<V>) -> Result<String, BoxError> {
     }
     let theirs = proxy.round_trips() - before;
     bare.disconnect().await?;
-    // What the last one is given back with may be counted or not.
-    if ours > theirs + 2 || ours < CHECKOUTS {
+    // An answer that arrives in pieces may be counted as more. A check at each checkout would add as many as there are.
+    if ours > theirs + CHECKOUTS / 5 || ours < CHECKOUTS {
         return Err(format!("{ours} round trips for {CHECKOUTS} checkouts, {theirs} by the driver's own pool").into());
     }
     Ok(format!("{CHECKOUTS} checkouts with a query each: {ours} round trips, {theirs} by the driver's own pool"))

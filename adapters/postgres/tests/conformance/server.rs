@@ -77,6 +77,8 @@ impl Server {
             // Each line says whose session it is about, and nothing about a client that went away is left out.
             .args(["-c", "log_line_prefix=%m [%p] %u@%d ", "-c", "log_min_messages=debug1"])
             .args(["-c", "max_connections=400"])
+            // The kernel keeps what is written, also when the server is killed.
+            .args(["-c", "fsync=off", "-c", "full_page_writes=off"])
             // Checking a password is made to be slow, and the tests open thousands of sessions.
             .args(["-c", "scram_iterations=1"])
             .ready(["listening on IPv4 address", "database system is ready to accept connections"])
