@@ -313,13 +313,17 @@ impl Row {
     /// The row of the report; none for tracked work where there was none.
     fn report(self) -> Option<ResourceReport> {
         let facts = self.node.facts();
-        let Known { step, sessions, stragglers, error } = self.tally.known();
+        let Known { step, mut sessions, open, stragglers, error } = self.tally.known();
         let records = facts.ledger.as_ref().map(|ledger| ledger.close());
         let (took, left_out) = match &self.state {
             State::Waiting => (Duration::ZERO, self.node.gate().out()),
             State::Running { began } => (began.elapsed(), self.node.gate().out()),
             State::Over { took, left_out, .. } => (*took, *left_out),
         };
+        // One that has come to its end has accounted for all.
+        if !matches!(self.state, State::Over { finished: Ok(Ended::Drained | Ended::NotInitialised), .. }) {
+            sessions.cut += open;
+        }
         let (outcome, error) = match self.state {
             State::Waiting => (Outcome::NotReached, error),
             // Cut short by a second signal.

@@ -476,6 +476,7 @@ impl Resource for Memory {
                 state.leaving.extend(idle.iter().map(|session| session.inner.id));
                 (idle, state.open.len())
             };
+            drain.open(open);
             // A caller that was connecting may open one more session until it has left.
             if open == 0 && settled {
                 return Ok(());
@@ -497,13 +498,14 @@ impl Resource for Memory {
                     let mut state = pool.state();
                     state.open.retain(|open| *open != id);
                     state.leaving.retain(|leaving| *leaving != id);
+                    let open = state.open.len();
                     drop(state);
-                    drain.closed(1);
+                    drain.ended(1, 0, open);
                 }
                 () = pool.came_back.notified() => {}
                 () = drain.settled(), if !settled => settled = true,
                 () = drain.cut() => {
-                    drain.was_cut(open);
+                    drain.ended(0, open, 0);
                     let mut state = pool.state();
                     state.over = true;
                     state.idle.clear();

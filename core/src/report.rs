@@ -353,13 +353,15 @@ pub(crate) struct Tally {
 pub(crate) struct Known {
     pub(crate) step: Step,
     pub(crate) sessions: Sessions,
+    /// Sessions that are in no column yet.
+    pub(crate) open: u64,
     pub(crate) stragglers: Vec<Straggler>,
     pub(crate) error: Option<String>,
 }
 
 impl Default for Known {
     fn default() -> Self {
-        Self { step: Step::Waiting, sessions: Sessions::default(), stragglers: Vec::new(), error: None }
+        Self { step: Step::Waiting, sessions: Sessions::default(), open: 0, stragglers: Vec::new(), error: None }
     }
 }
 

@@ -82,7 +82,8 @@ pub trait Resource: Send + Sync + 'static {
     /// - asks the server to stop what nobody waits for any more, once that has lasted for [`Drain::grace`]: a statement whose
     ///   future was dropped, and whose checkout is back, would hold up the drain for as long as it takes (L6);
     /// - from [`Drain::cut`] on cuts what is left;
-    /// - counts with [`Drain::closed`] what the server has closed its side of, and with [`Drain::was_cut`] the rest;
+    /// - counts with [`Drain::closed`] what the server has closed its side of, and with [`Drain::was_cut`] the rest; with
+    ///   [`Drain::ended`] both, and what is still open, so that the sum is right at every moment;
     /// - returns when every checkout is back ([`Drain::settled`]) and no session is left: a caller that was connecting
     ///   when draining began may still open one.
     ///
@@ -287,6 +288,22 @@ impl Drain {
     pub async fn cut(&self) {
         tokio::time::sleep_until(self.deadlines.cut).await;
         self.tally.step(Step::Cut);
+    }
+
+    /// So many sessions are open at this moment, in no other count. Where the drain is left with them, because it has not ended
+    /// in time, has failed or blocks its thread, the report calls them cut: the adapter need not come to that.
+    pub fn open(&self, sessions: usize) {
+        self.tally.change(|known| known.open = sessions as u64);
+    }
+
+    /// What has happened since this was last said, at once: so many were closed, so many cut, and so many are still
+    /// [open](Self::open).
+    pub fn ended(&self, closed: usize, cut: usize, open: usize) {
+        self.tally.change(|known| {
+            known.sessions.closed += closed as u64;
+            known.sessions.cut += cut as u64;
+            known.open = open as u64;
+        });
     }
 
     /// So many sessions said goodbye, and the server has closed its side.

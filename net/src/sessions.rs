@@ -261,7 +261,7 @@ impl<P: Send + Sync + 'static> Draining<'_, P> {
         let mut when_settled = Some(settled);
         loop {
             let News { fresh, ended, open } = sessions.news();
-            count(drain, ended);
+            count(drain, ended, open);
             for session in fresh {
                 driving.spawn(session.take_over());
             }
@@ -347,19 +347,18 @@ struct Rest<'a, P: Send + Sync + 'static> {
 
 impl<P: Send + Sync + 'static> Drop for Rest<'_, P> {
     fn drop(&mut self) {
-        let (ended, left) = self.sessions.close_book();
-        count(self.drain, ended);
-        self.drain.was_cut(left.len());
+        let (mut ended, left) = self.sessions.close_book();
+        ended.cut += left.len();
+        count(self.drain, ended, 0);
         for session in left {
             session.cut();
         }
     }
 }
 
-fn count(drain: &Drain, ended: Ended) {
+fn count(drain: &Drain, ended: Ended, open: usize) {
     let Ended { closed, cut, error } = ended;
-    drain.closed(closed);
-    drain.was_cut(cut);
+    drain.ended(closed, cut, open);
     if let Some(error) = error {
         drain.note(&error);
     }

@@ -1,5 +1,5 @@
-//! Drains of a server that answers late, for any harness: what must hold however slow it is, and how often a drain is clean
-//! nevertheless.
+//! Drains under a running statement, of a server that may answer late, for any harness: what must hold however slow it is, and
+//! how often a drain is clean inside Lambda's budget.
 
 use std::{
     fmt,
@@ -42,8 +42,6 @@ pub fn trials<H: Harness>() -> Vec<Trial> {
 /// What makes the server slow.
 #[derive(Debug, Clone, Copy)]
 enum Slowness {
-    /// Nothing.
-    None,
     /// What travels to it and back takes longer.
     Delay,
     /// Its processes stand still, again and again.
@@ -67,7 +65,6 @@ impl Slowness {
 impl fmt::Display for Slowness {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::None => "undisturbed",
             Self::Delay => "20 ms away",
             Self::Bursts => "paused in bursts",
             Self::HalfACore => "half a core",
@@ -81,7 +78,7 @@ impl fmt::Display for Slowness {
 async fn every_way<H: Harness>(harness: &H) -> Result<String, BoxError> {
     let rounds = rounds(250, 3);
     let (mut figures, mut failures) = (Vec::new(), Vec::new());
-    for slowness in [Slowness::None, Slowness::Delay, Slowness::Bursts, Slowness::HalfACore, Slowness::BusyDisk] {
+    for slowness in [Slowness::Delay, Slowness::Bursts, Slowness::HalfACore, Slowness::BusyDisk] {
         if let Some(why) = slowness.does_not_apply(harness) {
             figures.push(format!("{slowness}: {why}"));
             continue;
@@ -98,6 +95,11 @@ async fn every_way<H: Harness>(harness: &H) -> Result<String, BoxError> {
     if failures.is_empty() { Ok(figures) } else { Err(format!("{}\nelse {figures}", failures.join("\n")).into()) }
 }
 
+/// S6, L1: the same of a server that is not slow. No row appears after a drain that was clean: nothing runs on.
+pub(crate) async fn undisturbed<H: Harness>(harness: &H) -> Result<String, BoxError> {
+    in_a_row(harness, rounds(200, 5)).await
+}
+
 /// So many drains with a statement that runs, its future held or dropped in turns.
 async fn in_a_row<H: Harness>(harness: &H, rounds: usize) -> Result<String, BoxError> {
     let (mut clean, mut took, mut untrue) = (0, Vec::new(), Vec::new());
@@ -106,6 +108,7 @@ async fn in_a_row<H: Harness>(harness: &H, rounds: usize) -> Result<String, BoxE
         let mut out = scene.out(harness, 3).await;
         let checkout = out.remove(0);
         drop(out);
+        let rows = harness.rows().await?;
         let drain = async {
             let listed = harness.sessions().await?;
             let began = Instant::now();
@@ -129,6 +132,11 @@ async fn in_a_row<H: Harness>(harness: &H, rounds: usize) -> Result<String, BoxE
         if left > 0 {
             return Err(format!("round {round}: {left} sessions are left\n{report}").into());
         }
+        let rows = harness.rows().await? - rows;
+        // One that was not stopped has ended by itself, on a machine that stood still.
+        if report.is_clean() && row(&report).cancelled > 0 && rows > 0 {
+            untrue.push(format!("round {round}: its row has appeared\n{report}"));
+        }
     }
     took.sort_unstable();
     let figures =
@@ -139,9 +147,13 @@ async fn in_a_row<H: Harness>(harness: &H, rounds: usize) -> Result<String, BoxE
     }
 }
 
+fn row(report: &Report) -> Sessions {
+    report.resource("db").expect("it was registered").sessions
+}
+
 /// What the report counts, beside what the server listed before the drain and after it.
 fn check(report: &Report, before: usize, after: usize) -> Result<(), String> {
-    let Sessions { closed, cut, left_behind, .. } = report.resource("db").expect("it was registered").sessions;
+    let Sessions { closed, cut, left_behind, .. } = row(report);
     if closed + cut != before as u64 {
         return Err(format!("the server listed {before}"));
     }
@@ -166,7 +178,6 @@ impl Disturbance {
     async fn begin<H: Harness>(harness: &H, slowness: Slowness) -> Result<Self, BoxError> {
         let mut disturbance = Self { slowness, is_over: Arc::default(), bursts: None, writer: None };
         match slowness {
-            Slowness::None => {}
             Slowness::Delay => harness.slow(Duration::from_millis(10)).await?,
             Slowness::HalfACore => container(harness)?.lock().await.limit_cores(Some(0.5)).await?,
             Slowness::BusyDisk => {
@@ -193,7 +204,7 @@ impl Disturbance {
         let Self { slowness, is_over, bursts, writer } = self;
         is_over.store(true, Ordering::Relaxed);
         match slowness {
-            Slowness::None | Slowness::BusyDisk | Slowness::Bursts => {}
+            Slowness::BusyDisk | Slowness::Bursts => {}
             Slowness::Delay => harness.slow(Duration::ZERO).await?,
             Slowness::HalfACore => container(harness)?.lock().await.limit_cores(None).await?,
         }

@@ -22,7 +22,7 @@ use winddown_core::{BoxError, Report};
 
 use crate::{
     Harness, InProcess, ServerUse, Setup,
-    cases::scene::{Scene, abandon_statement, while_running},
+    cases::scene::Scene,
     child::{self, Child},
     gone,
     limit::{Clock, within},
@@ -49,7 +49,9 @@ pub fn trials<H: InProcess>() -> Vec<Trial> {
     let claims: [(&str, ServerUse, Claim<H>); 5] = [
         ("s6_nothing_is_listed_when_a_drain_of_idle_sessions_returns", ServerUse::Shared, |h| Box::pin(idle(h))),
         ("s6_nor_where_other_work_keeps_every_core_busy", ServerUse::Shared, |h| Box::pin(idle_on_busy_cores(h))),
-        ("no_row_appears_after_a_drain_under_a_running_statement", ServerUse::Shared, |h| Box::pin(stragglers(h))),
+        ("no_row_appears_after_a_drain_under_a_running_statement", ServerUse::Shared, |h| {
+            Box::pin(slow::undisturbed(h))
+        }),
         ("l1_a_drain_behind_a_cut_network_ends_by_its_deadline", ServerUse::Own, |h| Box::pin(cut_off(h))),
         ("a_drained_lifecycle_leaves_no_task_thread_or_socket", ServerUse::Shared, |h| Box::pin(leaves_nothing(h))),
     ];
@@ -166,36 +168,6 @@ impl Drop for OtherWork {
             // It has nothing to panic about.
             let _ = worker.join();
         }
-    }
-}
-
-/// A statement that would end after the drain, its future held or dropped in turns. 200 times, or 20.
-async fn stragglers<H: Harness>(harness: &H) -> Result<String, BoxError> {
-    const TAKES: Duration = Duration::from_millis(1500);
-    let rounds = rounds(200, 20);
-    for round in 0..rounds {
-        let scene = living(harness, Duration::from_millis(500), 1).await;
-        let checkout = scene.get().await;
-        let report = if round % 2 == 0 {
-            let (result, report) = while_running(harness, checkout, TAKES, scene.lifecycle.drain()).await;
-            if !matches!(result, Some(Err(_))) {
-                return Err(format!("round {round}: the statement was not stopped: {result:?}").into());
-            }
-            report
-        } else {
-            abandon_statement(harness, checkout, TAKES).await;
-            scene.lifecycle.drain().await
-        };
-        let listed = harness.sessions().await?;
-        if listed != 0 || sessions(&report) != (1, 0, 1) || !report.is_clean() {
-            return Err(format!("round {round}: the server lists {listed} after\n{report}").into());
-        }
-    }
-    // Until the last of them would have ended.
-    tokio::time::sleep(TAKES).await;
-    match harness.rows().await? {
-        0 => Ok(format!("{rounds} of {rounds} drains under a running statement: no row appeared")),
-        rows => Err(format!("{rows} rows appeared").into()),
     }
 }
 

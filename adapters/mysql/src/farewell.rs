@@ -55,7 +55,7 @@ pub(crate) async fn say(connector: &Arc<Connector>, empty: impl Fn() + Send, dra
     loop {
         empty();
         let News { returned, ended, open, held, abandoned, servers } = sessions.news();
-        count(drain, ended);
+        count(drain, ended, open);
         if !returned.is_empty() {
             sessions.want(|wanted| wanted.left += returned.len());
         }
@@ -109,15 +109,14 @@ struct Rest<'a> {
 
 impl Drop for Rest<'_> {
     fn drop(&mut self) {
-        count(self.drain, self.sessions.close_book());
+        count(self.drain, self.sessions.close_book(), 0);
         self.drain.left_behind(self.sessions.watchers());
     }
 }
 
-fn count(drain: &Drain, ended: Ended) {
+fn count(drain: &Drain, ended: Ended, open: usize) {
     let Ended { closed, cut, cancelled, error } = ended;
-    drain.closed(closed);
-    drain.was_cut(cut);
+    drain.ended(closed, cut, open);
     drain.cancelled(cancelled);
     if let Some(error) = error {
         drain.note(&error);

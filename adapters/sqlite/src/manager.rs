@@ -198,7 +198,7 @@ impl Resource for Sqlite {
             }
             let next = next.map(tokio::time::Instant::from_std);
             let News { returned, ended, open, stuck } = sessions.news();
-            drain.closed(ended);
+            drain.ended(ended, 0, open);
             for session in returned {
                 let sessions = Arc::clone(sessions);
                 closing.spawn_blocking(move || sessions.close(&session));
@@ -225,10 +225,9 @@ impl Resource for Sqlite {
                         .spawn(interrupt(sessions.interruptible()));
                     while closing.try_join_next().is_some() {}
                     let News { returned: _, ended, open, stuck } = sessions.news();
-                    drain.closed(ended);
                     // Those that the guard never saw have no witness; the pool counts them.
                     let unseen = if self.is_wrapped() { closing.len() + pool.status().size } else { 0 };
-                    drain.was_cut(stuck + open.max(unseen));
+                    drain.ended(ended, stuck + open.max(unseen), 0);
                     return result;
                 }
             }

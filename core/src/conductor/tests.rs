@@ -85,6 +85,8 @@ struct Scripted {
 enum Goodbye {
     Takes(Duration),
     TakesTheGrace,
+    EndsWithThreeOpen,
+    HangsWithThreeOpen,
     UntilCut,
     Hangs,
     Panics,
@@ -142,6 +144,11 @@ impl Resource for Scripted {
         match self.goodbye {
             Goodbye::Takes(time) => sleep(time).await,
             Goodbye::TakesTheGrace => sleep(drain.grace()).await,
+            Goodbye::EndsWithThreeOpen => drain.open(3),
+            Goodbye::HangsWithThreeOpen => {
+                drain.ended(1, 0, 3);
+                pending().await
+            }
             Goodbye::UntilCut => {
                 drain.cut().await;
                 drain.was_cut(1);
@@ -202,6 +209,24 @@ async fn l1_a_resource_that_hangs_is_left_at_the_deadline() {
     let report = draining.report().await;
     let a = report.resource("a").unwrap();
     assert_eq!((a.outcome, a.step), (Outcome::Hung, Step::Goodbye));
+}
+
+#[tokio::test(start_paused = true)]
+async fn s6_what_is_open_when_a_resource_is_left_counts_as_cut() {
+    let lifecycle = lifecycle();
+    let _a = in_use(&lifecycle, Scripted::new("a", Goodbye::HangsWithThreeOpen)).await;
+    let report = drain(&lifecycle).report().await;
+    let a = report.resource("a").unwrap();
+    assert_eq!((a.outcome, a.sessions.closed, a.sessions.cut), (Outcome::Hung, 1, 3), "{report}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_has_come_to_its_end_has_accounted_for_all() {
+    let lifecycle = lifecycle();
+    let _a = in_use(&lifecycle, Scripted::new("a", Goodbye::EndsWithThreeOpen)).await;
+    let report = drain(&lifecycle).report().await;
+    let a = report.resource("a").unwrap();
+    assert_eq!((a.outcome, a.sessions.closed, a.sessions.cut), (Outcome::Drained, 1, 0), "{report}");
 }
 
 #[tokio::test(start_paused = true)]
