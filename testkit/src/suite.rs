@@ -221,7 +221,7 @@ impl Suite {
     /// those of a machine that does nothing else.
     pub fn run(self) -> ExitCode {
         let mut arguments = Arguments::from_args();
-        arguments.test_threads.get_or_insert(soak::rounds(1, AT_ONCE));
+        arguments.test_threads.get_or_insert_with(|| soak::rounds(1, AT_ONCE));
         let conclusion = libtest_mimic::run(&arguments, mixed(self.groups));
         if arguments.list {
             return conclusion.exit_code();
@@ -287,16 +287,6 @@ impl std::fmt::Debug for Suite {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn groups_are_mixed_evenly_and_keep_their_order() {
-        assert_eq!(mixed(vec![vec!["a", "b"], vec!["1", "2", "3", "4"], vec![]]), ["1", "a", "2", "3", "b", "4"]);
-    }
-}
-
 /// `fn main` of a test binary that runs the suite against these harnesses. In `Cargo.toml` the test has
 /// `harness = false`.
 ///
@@ -327,4 +317,14 @@ macro_rules! case {
             |harness| ::std::boxed::Box::pin($case(harness)),
         )
     };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_are_mixed_evenly_and_keep_their_order() {
+        assert_eq!(mixed(vec![vec!["a", "b"], vec!["1", "2", "3", "4"], vec![]]), ["1", "a", "2", "3", "b", "4"]);
+    }
 }

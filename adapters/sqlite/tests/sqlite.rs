@@ -1,6 +1,7 @@
 //! Real files: the conformance suite, what only this adapter promises, and what is claimed about many drains.
 
 #[path = "conformance/server.rs"]
+#[cfg_attr(not(feature = "buffer"), expect(dead_code, reason = "only what is claimed about sinks needs all of it"))]
 mod server;
 #[cfg(feature = "buffer")]
 #[path = "sqlite/soak.rs"]

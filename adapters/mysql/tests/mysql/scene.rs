@@ -7,7 +7,9 @@ use winddown_mysql::{
     Config, Connection, Mysql,
     mysql_async::{self, Conn, ServerError, prelude::Queryable as _},
 };
-pub(crate) use winddown_testkit::scene::{Drained, ENDLESS, QUICK, chain, in_full, lifecycle, until};
+#[cfg(feature = "buffer")]
+pub(crate) use winddown_testkit::scene::lifecycle;
+pub(crate) use winddown_testkit::scene::{Drained, ENDLESS, QUICK, chain, in_full, until};
 use winddown_testkit::{Directed, Harness, ServerUse, Setup, scene};
 
 use crate::server::{MariaDb, MySql, Tenancy, Version, run};

@@ -5,7 +5,9 @@ use std::{fs, future::Future, net::SocketAddr, path::Path, pin::pin};
 use deadpool_postgres::Client;
 use winddown_core::{Checkout, Error, Resource, ShutdownGuard};
 use winddown_postgres::{Config, Postgres, tokio_postgres};
-pub(crate) use winddown_testkit::scene::{Drained, ENDLESS, QUICK, chain, in_full, lifecycle, until};
+#[cfg(feature = "buffer")]
+pub(crate) use winddown_testkit::scene::lifecycle;
+pub(crate) use winddown_testkit::scene::{Drained, ENDLESS, QUICK, chain, in_full, until};
 use winddown_testkit::{Directed, Harness, ServerUse, Setup, scene};
 
 use crate::server::{PostgreSql, Seventeen, Version, run};
