@@ -7,9 +7,9 @@
 use std::{
     collections::{HashMap, HashSet},
     fmt,
-    future::{Future, pending, poll_fn},
+    future::{Future, poll_fn},
     mem,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
@@ -21,8 +21,8 @@ use std::{
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use tokio::{
     runtime::Handle,
-    sync::Notify,
-    task::{AbortHandle, JoinHandle, JoinSet},
+    sync::{Notify, watch},
+    task::{AbortHandle, JoinHandle, JoinSet, yield_now},
     time::{sleep, sleep_until, timeout},
 };
 use winddown_core::{Drain, Error, Latency};
@@ -294,29 +294,48 @@ impl<P: Send + Sync + 'static> Draining<'_, P> {
 }
 
 impl<P: Send + Sync + 'static> Draining<'_, P> {
-    /// Has `stop` end what nobody waits for any more, on each session that `is_left` says it of, when that has lasted for the
-    /// drain's grace; until settling ends. What `stop` returns is counted as cancelled. It ends one thing, and is called again
-    /// while the session stays so, but not once it has failed, which is noted. Never ready.
+    /// Runs `goodbye`, and has `stop` end what nobody waits for any more meanwhile: on each session that `is_left` says it of,
+    /// when that has lasted for the drain's grace, until settling ends. What `stop` returns is counted as cancelled. It ends one
+    /// thing, and is called again while the session stays so, but not once it has failed, which is noted.
     ///
     /// # Cancel safety
     /// Cancel safe; what was counted stands.
     pub async fn stop_abandoned<F>(
         &self,
         drain: &Drain,
+        goodbye: impl Future<Output = ()>,
         is_left: impl Fn(&Session<P>) -> bool + Copy,
         stop: impl Fn(Arc<Session<P>>) -> F + Copy,
     ) where
         F: Future<Output = Result<usize, Error>>,
     {
         let sessions = self.0;
+        let (over, is_over) = watch::channel(false);
+        let over = async {
+            goodbye.await;
+            over.send_replace(true);
+        };
+        let mut over = pin!(over);
+        let mut settled = false;
         // No tasks: what `stop` holds is given back at the moment when this is dropped.
         let mut stopping = FuturesUnordered::new();
         let mut looked_after = HashSet::new();
         loop {
+            // What was asked of a server is counted when its answer is there, also where the session is gone sooner.
+            if *is_over.borrow() && stopping.is_empty() {
+                return;
+            }
             for session in sessions.open() {
-                if is_left(&session) && looked_after.insert(session.id) {
+                if !settled && is_left(&session) && looked_after.insert(session.id) {
+                    let mut is_over = is_over.clone();
                     stopping.push(async move {
-                        sleep(drain.grace()).await;
+                        tokio::select! {
+                            () = sleep(drain.grace()) => {}
+                            _ = is_over.wait_for(|over| *over) => return (session.id, Ok(0)),
+                        }
+                        // Whoever drives the session has heard what the server has said meanwhile.
+                        yield_now().await;
+                        yield_now().await;
                         // It may have ended by itself.
                         let stopped = if is_left(&session) { stop(Arc::clone(&session)).await } else { Ok(0) };
                         (session.id, stopped)
@@ -332,8 +351,14 @@ impl<P: Send + Sync + 'static> Draining<'_, P> {
                     }
                     Err(error) => drain.note(&error),
                 },
-                // From here on all that runs is stopped.
-                () = drain.settle_ended() => return pending().await,
+                // From here on all that runs is stopped, by whoever does that.
+                () = drain.settle_ended(), if !settled => {
+                    settled = true;
+                    stopping.clear();
+                }
+                () = &mut over, if !*is_over.borrow() => {}
+                // What is not counted by now is not known.
+                () = drain.cut(), if *is_over.borrow() => return,
             }
         }
     }

@@ -56,10 +56,14 @@ struct Shared {
 struct Faults {
     delay: Duration,
     blackhole: bool,
+    /// No answer passes that would make it more round trips than these.
+    mute_after: Option<u64>,
+    /// Nothing goes up once there have been so many.
+    cut_after: Option<u64>,
 }
 
 /// Which way data goes.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Direction {
     /// To the server.
     Up,
@@ -106,6 +110,18 @@ impl Proxy {
     /// came meanwhile passes once it is unset.
     pub fn set_blackhole(&self, blackhole: bool) {
         self.shared.faults.send_modify(|faults| faults.blackhole = blackhole);
+    }
+
+    /// After so many more round trips no answer comes back any more; what clients send arrives.
+    pub fn mute_after(&self, round_trips: u64) {
+        let last = self.round_trips() + round_trips;
+        self.shared.faults.send_modify(|faults| faults.mute_after = Some(last));
+    }
+
+    /// After so many more round trips nothing that clients send arrives any more.
+    pub fn cut_after(&self, round_trips: u64) {
+        let last = self.round_trips() + round_trips;
+        self.shared.faults.send_modify(|faults| faults.cut_after = Some(last));
     }
 
     /// How many connections are open; one is until both its directions have ended.
@@ -229,7 +245,16 @@ async fn write(
     while let Some((due, piece)) = pieces.recv().await {
         sleep_until(due).await;
         // the sender outlives every connection
-        let _ = faults.wait_for(|faults| !faults.blackhole).await;
+        let passes = |faults: &Faults| {
+            let trips = shared.round_trips.load(Ordering::Relaxed);
+            let stays_below = |last: Option<u64>, trips| last.is_none_or(|last| trips <= last);
+            !faults.blackhole
+                && match direction {
+                    Direction::Up => stays_below(faults.cut_after, trips + 1),
+                    Direction::Down => stays_below(faults.mute_after, trips + asked.load(Ordering::Relaxed)),
+                }
+        };
+        let _ = faults.wait_for(passes).await;
         if piece.is_empty() {
             break;
         }

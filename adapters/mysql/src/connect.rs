@@ -314,7 +314,11 @@ impl Session {
             self.ping().await
         };
         let asked = Instant::now();
-        self.is_tidy = matches!(timeout(TIDY_PATIENCE, tidying).await, Ok(Ok(())));
+        let tidied = timeout(TIDY_PATIENCE, tidying).await;
+        if tidied.is_err() {
+            self.sessions.is_mute(self.key);
+        }
+        self.is_tidy = matches!(tidied, Ok(Ok(())));
         self.sessions.latency.saw(asked.elapsed());
         self.is_tidy
     }

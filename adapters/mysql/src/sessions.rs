@@ -60,6 +60,8 @@ struct State {
     ended: Ended,
     /// How many of those who watch have a session that was not seen to end.
     watchers: usize,
+    /// When the drain began.
+    draining_since: Option<Instant>,
 }
 
 impl State {
@@ -151,6 +153,9 @@ struct Entry {
     standing: Standing,
     /// When somebody last waited for it.
     waited_for: Instant,
+    /// It did not answer in time when it was to be tidied up: as far as anybody knows it was open until its connection was
+    /// dropped for that.
+    is_mute: bool,
     /// What the server said of it, if it listed it while draining.
     seen: Option<Listed>,
 }
@@ -293,6 +298,13 @@ impl Sessions {
         }
     }
 
+    /// This session has not answered in time.
+    pub(crate) fn is_mute(&self, key: Key) {
+        if let Some(entry) = self.state().open.get_mut(&key) {
+            entry.is_mute = true;
+        }
+    }
+
     /// A connection of a pool of the driver's is back there.
     pub(crate) fn seen_back(&self, id: u32, is_disconnected: bool) {
         let mut state = self.state();
@@ -353,6 +365,7 @@ impl Sessions {
         let untidy = {
             let mut state = self.state();
             state.phase = Phase::Draining;
+            state.draining_since = Some(Instant::now());
             state.ended = Ended::default();
             state.watchers = 0;
             mem::take(&mut state.untidy)
@@ -410,12 +423,16 @@ impl Sessions {
     /// The server was asked about a session, and this is what it said.
     pub(crate) fn saw(&self, key: Key, listed: Option<Listed>) {
         let mut state = self.state();
+        let draining_since = state.draining_since;
         let Some(entry) = state.open.get_mut(&key) else { return };
         if listed.is_some() {
             entry.seen = listed;
             return;
         }
+        // Its connection was dropped in the drain.
+        let left_open = entry.is_mute && draining_since.is_some_and(|since| entry.waited_for >= since);
         let end = match (entry.standing, entry.seen) {
+            (Standing::Left, None) if left_open => End::Closed,
             (Standing::Leaving, _) | (Standing::Left, Some(_)) => End::Closed,
             (Standing::Failed | Standing::Killed, _) => End::Cut(None),
             // The server has ended it while somebody had it: in order if that was no loss.
@@ -539,7 +556,7 @@ impl Opening {
         let entered = state.entered;
         state.entered += 1;
         let (standing, waited_for) = (Standing::Held, Instant::now());
-        state.open.insert(key, Entry { entered, host: None, standing, waited_for, seen: None });
+        state.open.insert(key, Entry { entered, host: None, standing, waited_for, is_mute: false, seen: None });
         key
     }
 

@@ -25,9 +25,9 @@ use crate::{
 pub(crate) const HOST: &str = "CONCAT(@@hostname, ':', @@port)";
 
 /// What a server still does when it has closed the last session's socket, until it does not list that session any more, is
-/// the work of microseconds; nobody is left to ask whether it is done. It is given as long as its goodbye took, within
-/// these limits.
-const UNLISTING: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(10));
+/// the work of microseconds; nobody is left to ask whether it is done. It is given twice as long as its goodbye took, within
+/// these limits: a server that waits for a core does so here, too.
+const UNLISTING: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(100));
 
 /// A session as the server lists it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -173,7 +173,7 @@ impl Watcher {
             ));
         };
         let (least, most) = UNLISTING;
-        sleep(ended.saturating_duration_since(began).clamp(least, most)).await;
+        sleep((ended.saturating_duration_since(began) * 2).clamp(least, most)).await;
         Ok(())
     }
 }

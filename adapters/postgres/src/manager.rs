@@ -178,10 +178,7 @@ impl Resource for Postgres {
         pool.close();
         // Once more when all are back: a caller that waited for a connection and has gone leaves it in the closed pool.
         let is_left = |session: &Session| session.is_abandoned() && session.part().is_busy();
-        tokio::select! {
-            () = draining.goodbye(drain, empty, end) => {}
-            () = draining.stop_abandoned(drain, is_left, stop) => {}
-        }
+        draining.stop_abandoned(drain, draining.goodbye(drain, empty, end), is_left, stop).await;
         Ok(())
     }
 

@@ -39,6 +39,8 @@ pub(crate) struct Activity {
     /// How many requests the server has answered to the end.
     answers: AtomicUsize,
     answered: Notify,
+    /// The stream is gone.
+    ended: AtomicBool,
 }
 
 // Relaxed, everywhere here: each value stands alone, and the lock of the session orders them for whoever decides by them.
@@ -53,11 +55,11 @@ impl Activity {
         self.answers.load(Ordering::Relaxed)
     }
 
-    /// Ready when there are more answers than these.
+    /// Ready when there are more answers than these, or none can come any more.
     pub(crate) async fn answered_since(&self, answers: usize) {
         loop {
             let next = self.answered.notified();
-            if self.answers() != answers {
+            if self.answers() != answers || self.ended.load(Ordering::Relaxed) {
                 return;
             }
             next.await;
@@ -98,6 +100,13 @@ enum Kind {
 
 /// Terminate: its type, and its length without the type.
 const TERMINATE: [u8; 5] = [b'X', 0, 0, 0, 4];
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.activity.ended.store(true, Ordering::Relaxed);
+        self.activity.answered.notify_waiters();
+    }
+}
 
 impl Stream {
     pub(crate) fn plain(socket: Socket) -> Self {

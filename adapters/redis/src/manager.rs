@@ -145,11 +145,13 @@ impl Resource for Redis {
         pool.close();
         let end = |session| end(session, Arc::clone(&self.prepared));
         let stop = |session| self.prepared.stop_abandoned(session);
-        tokio::select! {
-            () = draining.goodbye(drain, || pool.settled(), end) => {}
-            () = self.prepared.prepare(&self.sessions) => {}
-            () = draining.stop_abandoned(drain, |session| session.part().is_abandoned(), stop) => {}
-        }
+        let goodbye = async {
+            tokio::select! {
+                () = draining.goodbye(drain, || pool.settled(), end) => {}
+                () = self.prepared.prepare(&self.sessions) => {}
+            }
+        };
+        draining.stop_abandoned(drain, goodbye, |session| session.part().is_abandoned(), stop).await;
         self.prepared.close(drain).await;
         Ok(())
     }

@@ -236,6 +236,8 @@ impl Tenant {
         let settings = RedisConnectionInfo::default().set_username(&self.name).set_password(password);
         let mut config = Config::from(information(address, settings).expect("an address is one"));
         config.check_after = setup.check_after_idle.unwrap_or(config.check_after);
+        // On a machine that does other work an answer may take its time, and no test is about that by the way.
+        config.response_timeout = Some(Duration::from_secs(20));
         config
     }
 

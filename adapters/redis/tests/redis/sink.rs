@@ -270,12 +270,17 @@ async fn cut_by<V: Version>(delivery: Delivery, arrives: bool) {
     scene.write(&list, &elements([1])).await.unwrap();
     let mut connection = scene.get().await;
     let sent = proxy.bytes_up();
-    proxy.set_delay(Duration::from_millis(300));
+    // It arrives, and its answer does not come back; or it does not arrive.
+    if arrives {
+        proxy.mute_after(0)
+    } else {
+        proxy.set_blackhole(true)
+    }
     let doubtful = elements([2]);
     let error = {
         let mut write = pin!(list.write(&mut connection, &doubtful));
         tokio::select! {
-            result = &mut write => panic!("it was quicker than the proxy: {result:?}"),
+            result = &mut write => panic!("nobody can have answered: {result:?}"),
             // Either it has been executed, or it has been on its way for a while.
             () = async {
                 if arrives {
