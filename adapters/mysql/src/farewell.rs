@@ -19,7 +19,7 @@ use winddown_core::{Drain, Error};
 use crate::{
     connect::Connector,
     error,
-    sessions::{Asked, Ended, Key, News, Server, Sessions, Wanted},
+    sessions::{Asked, Ended, Key, News, Server, Sessions, Wanted, Whereabouts},
     watcher::{Kill, Watcher, another_server, cannot_watch},
 };
 
@@ -54,7 +54,7 @@ pub(crate) async fn say(connector: &Arc<Connector>, empty: impl Fn() + Send, dra
     let grace = now + drain.grace();
     loop {
         empty();
-        let News { returned, ended, open, held, abandoned, servers } = sessions.news();
+        let News { returned, ended, open, held, servers } = sessions.news();
         count(drain, ended, open);
         if !returned.is_empty() {
             sessions.want(|wanted| wanted.left += returned.len());
@@ -67,11 +67,11 @@ pub(crate) async fn say(connector: &Arc<Connector>, empty: impl Fn() + Send, dra
         }
         let now_wanted = *wanted.borrow();
         let Wanted { prepare, .. } = now_wanted;
-        if prepare || now_wanted.asks() || (now_wanted.abandoned && abandoned) {
-            for server in servers {
-                if watched.insert(server.index) {
-                    watching.spawn(Watch::new(connector, server, drain.grace()).run());
-                }
+        for Whereabouts { server, abandoned } in servers {
+            let wants = prepare || now_wanted.asks() || (now_wanted.abandoned && abandoned);
+            if wants && watched.insert(server.index) {
+                let watch = Watch::new(connector, Arc::clone(&server), drain.grace());
+                watching.spawn(async move { (server.index, watch.run().await) });
             }
         }
         let is_over = limit.is_some() || (settled && held == 0);
@@ -81,9 +81,13 @@ pub(crate) async fn say(connector: &Arc<Connector>, empty: impl Fn() + Send, dra
         select! {
             () = sessions.changed.notified() => {}
             Some(_) = leaving.join_next() => {}
-            Some(watched) = watching.join_next() => match watched {
-                Ok(Ok(())) => {}
-                Ok(Err(failure)) => drain.note(&failure),
+            Some(over) = watching.join_next() => match over {
+                Ok((server, result)) => {
+                    watched.remove(&server);
+                    if let Err(failure) = result {
+                        drain.note(&failure);
+                    }
+                }
                 Err(panicked) => drain.note(&error::panicked(panicked)),
             },
             () = drain.settled(), if !settled => settled = true,
@@ -168,7 +172,7 @@ impl Watch {
         let mut failed = false;
         loop {
             let asked = self.connector.sessions.on(self.server.index);
-            if asked.is_empty() {
+            if asked.is_empty() || self.is_of_no_use(&asked) {
                 break;
             }
             match self.step(asked).await {
@@ -193,6 +197,12 @@ impl Watch {
             self.connector.sessions.watcher_left();
         }
         Ok(())
+    }
+
+    /// What nobody waits for has ended, and nothing else is wanted yet: its session would stand among those that somebody has.
+    fn is_of_no_use(&self, asked: &[Asked]) -> bool {
+        let wanted = *self.wanted.borrow();
+        !wanted.prepare && !wanted.asks() && !asked.iter().any(|asked| asked.is_leaving || asked.has_left)
     }
 
     /// What is wanted now: to be ready, or to ask.
@@ -247,7 +257,7 @@ impl Watch {
             };
             if wanted.cut || is_forsaken {
                 doomed.push(asked.id);
-            } else if found.is_busy && (wanted.cancel || asked.is_abandoned_for(self.grace)) {
+            } else if found.is_busy && (wanted.cancel || asked.is_abandoned_for(self.grace, FORSAKEN)) {
                 // Also of one that is to say goodbye: what is left of its results may take its time.
                 busy.push(asked.id);
             }

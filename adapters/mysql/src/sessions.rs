@@ -75,7 +75,7 @@ impl State {
             End::Closed => self.ended.closed += 1,
             End::Cut(error) => {
                 self.ended.cut += 1;
-                self.ended.error = error.or(self.ended.error.take());
+                self.ended.error = error.or_else(|| self.ended.error.take());
             }
         }
     }
@@ -184,10 +184,15 @@ pub(crate) struct News {
     pub(crate) open: usize,
     /// How many of them somebody has, or is about to have.
     pub(crate) held: usize,
-    /// Whether nobody has some of them.
-    pub(crate) abandoned: bool,
     /// Where they are.
-    pub(crate) servers: Vec<Arc<Server>>,
+    pub(crate) servers: Vec<Whereabouts>,
+}
+
+/// A server with sessions in the book.
+pub(crate) struct Whereabouts {
+    pub(crate) server: Arc<Server>,
+    /// Nobody has some of them.
+    pub(crate) abandoned: bool,
 }
 
 /// Sessions that have ended.
@@ -216,9 +221,11 @@ pub(crate) struct Asked {
 }
 
 impl Asked {
-    /// Nobody has waited for what it does for that long.
-    pub(crate) fn is_abandoned_for(&self, grace: Duration) -> bool {
-        (self.is_leaving || self.has_left) && self.waited_for.elapsed() >= grace
+    /// Nobody has waited for what it does for that long. Where the drain says goodbye on its connection something runs only if
+    /// results were read by half, and a server may be listed as busy for a moment that has answered: that is given longer.
+    pub(crate) fn is_abandoned_for(&self, grace: Duration, leaving: Duration) -> bool {
+        let waited_for = self.waited_for.elapsed();
+        (self.has_left && waited_for >= grace) || (self.is_leaving && waited_for >= grace.max(leaving))
     }
 }
 
@@ -384,10 +391,17 @@ impl Sessions {
                 (entry.standing, entry.waited_for) = (Standing::Leaving, Instant::now());
             }
         }
-        let abandoned = state.open.values().any(|entry| matches!(entry.standing, Standing::Leaving | Standing::Left));
         let held = state.open.values().filter(|entry| entry.standing == Standing::Held).count() + state.opening;
-        let servers = state.servers.iter().filter(|server| state.open.keys().any(|key| key.server == server.index));
-        News { returned, ended, open: state.open.len(), held, abandoned, servers: servers.cloned().collect() }
+        let on = |server: &Arc<Server>| {
+            let standings =
+                state.open.iter().filter(|(key, _)| key.server == server.index).map(|(_, entry)| entry.standing);
+            let standings: Vec<_> = standings.collect();
+            let is_abandoned = |standing: &Standing| matches!(standing, Standing::Leaving | Standing::Left);
+            let abandoned = standings.iter().any(is_abandoned);
+            (!standings.is_empty()).then(|| Whereabouts { server: Arc::clone(server), abandoned })
+        };
+        let servers = state.servers.iter().filter_map(on).collect();
+        News { returned, ended, open: state.open.len(), held, servers }
     }
 
     pub(crate) fn wanted(&self) -> watch::Receiver<Wanted> {

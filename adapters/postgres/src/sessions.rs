@@ -128,10 +128,13 @@ impl Drop for Holder {
 pub(crate) async fn stop(session: Arc<Session>) -> Result<usize, Error> {
     let Some(opened) = session.part().opened.get() else { return Ok(0) };
     let answers = opened.activity.answers();
+    let ended = || timeout(STOP_PATIENCE, opened.activity.answered_since(answers));
+    if opened.activity.is_completing() && ended().await.is_ok() {
+        return Ok(0);
+    }
     session.part().cancel().await?;
     // A request that came between two statements has stopped none.
-    let stopped = timeout(STOP_PATIENCE, opened.activity.answered_since(answers)).await;
-    Ok(usize::from(stopped.is_ok()))
+    Ok(usize::from(ended().await.is_ok()))
 }
 
 /// How long a statement may take to end that the server was asked to stop, until it is asked again.

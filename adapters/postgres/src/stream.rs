@@ -32,6 +32,8 @@ pub(crate) struct Activity {
     in_flight: AtomicUsize,
     /// The server waits for the rows of a `COPY`.
     copying: AtomicBool,
+    /// The server has said that a statement is over, and not yet that it is ready for another.
+    completing: AtomicBool,
     /// The driver has said goodbye.
     terminated: AtomicBool,
     leave: AtomicBool,
@@ -48,6 +50,12 @@ impl Activity {
     /// Whether the server works on something, or waits for the rest of it.
     pub(crate) fn is_busy(&self) -> bool {
         self.in_flight.load(Ordering::Relaxed) > 0 || self.copying.load(Ordering::Relaxed)
+    }
+
+    /// Whether the server has said that a statement is over, and not yet that it is ready: it commits, or the next one of the
+    /// request begins.
+    pub(crate) fn is_completing(&self) -> bool {
+        self.completing.load(Ordering::Relaxed)
     }
 
     /// How many requests the server has answered to the end.
@@ -174,6 +182,7 @@ impl Stream {
             b'Z' => {
                 answered();
                 activity.copying.store(false, Ordering::Relaxed);
+                activity.completing.store(false, Ordering::Relaxed);
                 activity.answers.fetch_add(1, Ordering::Relaxed);
                 activity.answered.notify_waiters();
             }
@@ -185,7 +194,12 @@ impl Stream {
                 activity.copying.store(true, Ordering::Relaxed);
             }
             // CommandComplete, ErrorResponse.
-            b'C' | b'E' => activity.copying.store(false, Ordering::Relaxed),
+            b'C' | b'E' => {
+                activity.copying.store(false, Ordering::Relaxed);
+                activity.completing.store(true, Ordering::Relaxed);
+            }
+            // RowDescription, DataRow: of another statement.
+            b'T' | b'D' => activity.completing.store(false, Ordering::Relaxed),
             _ => {}
         });
     }

@@ -171,7 +171,7 @@ impl Handle {
             let put = self.line.mailbox.put(|| Some(Request { work, count, entry: None, _permit: permit }))?;
             let waiting = Waiting::new(&self.line.mailbox, &self.line.session, put);
             let answer = answer.await.unwrap_or_else(|_| Err(closed()));
-            waiting.is_over();
+            waiting.answered();
             answer
         })
         .await

@@ -162,7 +162,7 @@ impl<'a> Waiting<'a> {
     }
 
     /// The answer is there.
-    pub(crate) fn is_over(self) {
+    pub(crate) fn answered(self) {
         mem::forget(self);
     }
 }

@@ -299,7 +299,7 @@ impl Sessions {
         let mut found = Abandoned { interrupts: Vec::new(), fresh: 0, next: None };
         for call in self.calls().running.values_mut() {
             let Some(abandoned) = call.abandoned.get() else { continue };
-            let mut due = call.interrupted.unwrap_or((*abandoned).max(since)) + grace;
+            let mut due = call.interrupted.unwrap_or_else(|| (*abandoned).max(since)) + grace;
             if due <= now {
                 found.interrupts.push(Arc::clone(&call.interrupt));
                 found.fresh += usize::from(!mem::replace(&mut call.is_counted, true));

@@ -77,7 +77,14 @@ impl Container {
         limit: Duration,
     ) -> Result<Self> {
         let id = started.id().to_owned();
-        let ip = address(&docker, &id, network.name()).await?;
+        let ip = match address(&docker, &id, network.name()).await {
+            Ok(ip) => ip,
+            // one that has ended already has none, and has said why
+            Err(error) => {
+                let log = log::read(&docker, &id).await?;
+                bail!("{error:#}; its last lines:\n{}", log::end(&log));
+            }
+        };
         let shared = Shared { docker, id, network, ip, ready, limit, away: Mutex::default(), changes: Arc::default() };
         Ok(Self { started: Some(started), shared: Arc::new(shared), earlier: 0 })
     }

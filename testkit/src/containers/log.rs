@@ -59,7 +59,7 @@ pub(super) async fn wait(
 }
 
 /// The last lines of a text.
-fn end(text: &str) -> String {
+pub(super) fn end(text: &str) -> String {
     let lines: Vec<_> = text.lines().collect();
     lines[lines.len().saturating_sub(LAST_LINES)..].join("\n")
 }
