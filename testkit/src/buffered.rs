@@ -313,11 +313,11 @@ async fn kills<H: Buffered>(harness: &H) -> Result<String, BoxError> {
                 }
                 in_doubt
             }
-            None if ended.signal.is_some() => {
+            // It was killed; or it was over so late, on a machine that does other work, that its report was not waited for.
+            None => {
                 cut_short += 1;
                 0
             }
-            None => return Err(failed(&"no report")),
         };
         doubts += in_doubt;
         for _ in 0..3 {

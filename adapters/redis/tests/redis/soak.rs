@@ -35,7 +35,7 @@ impl Version for Durable {
     }
 
     async fn start() -> Result<server::Server, BoxError> {
-        server::Server::start(Setup::image(Self::IMAGE).args(["--appendonly", "yes"])).await
+        server::Server::start(Setup::image(Self::IMAGE).args(["--appendonly", "yes", "--appendfsync", "always"])).await
     }
 }
 

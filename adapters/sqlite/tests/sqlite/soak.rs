@@ -7,6 +7,7 @@ use winddown_sqlite::{Insert, Sqlite, rusqlite};
 use winddown_testkit::{
     InProcess, Trial,
     buffered::{self, Buffered},
+    slow,
 };
 
 use crate::server::Embedded;
@@ -17,7 +18,9 @@ pub(crate) fn program() -> Option<ExitCode> {
 }
 
 pub(crate) fn trials() -> Vec<Trial> {
-    buffered::trials::<Embedded>()
+    let mut trials = buffered::trials::<Embedded>();
+    trials.extend(slow::trials::<Embedded>());
+    trials
 }
 
 impl Buffered for Embedded {
