@@ -147,7 +147,9 @@ impl Summary {
     }
 
     fn harnesses(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let harnesses = || self.rows.iter().flat_map(|row| &row.harnesses);
+        // those that a filter left without a case are not worth a line
+        let is_one = |harness: &&Harness| harness.counts != Counts::default();
+        let harnesses = || self.rows.iter().flat_map(|row| &row.harnesses).filter(is_one);
         let Some(width) = harnesses().map(|harness| harness.name.len()).max() else { return Ok(()) };
         let width = width.max("conformance".len());
         writeln!(f, "\n{:width$}   passed   failed  ignored  do not apply", "conformance")?;
