@@ -2,7 +2,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -32,56 +35,104 @@ const PREPARE_AFTER: Duration = Duration::from_millis(10);
 #[derive(Default)]
 pub(crate) struct Prepared {
     lines: Mutex<HashMap<Address, Arc<AsyncMutex<Line>>>>,
+    unseen: Arc<AtomicUsize>,
 }
 
 /// The connection with one server. Who has a question waits for who is asking.
 #[derive(Default)]
 struct Line {
-    dialogue: Option<Dialogue>,
+    open: Option<(Dialogue, Unseen)>,
     /// It was asked something, and the answer was not waited for: of no more use, but to be closed.
     is_asking: bool,
-    spoilt: Vec<Dialogue>,
+    spoilt: Vec<(Dialogue, Unseen)>,
+}
+
+/// Counts a session with a server from before it is opened until it was seen to end. Dropped, it stays counted.
+struct Unseen(Arc<AtomicUsize>);
+
+impl Unseen {
+    fn begin(count: &Arc<AtomicUsize>) -> Self {
+        // SeqCst, here and below: a count for a report.
+        count.fetch_add(1, Ordering::SeqCst);
+        Self(Arc::clone(count))
+    }
+
+    /// It has ended, or never began.
+    fn ended(self) {
+        // A drain may have counted it already.
+        let _ = self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |count| count.checked_sub(1));
+    }
 }
 
 impl Line {
     /// Asks the server of this endpoint, over the connection that there is, or a new one where there is none or it is of no use.
-    async fn ask(&mut self, endpoint: &Endpoint, questions: &[Cmd]) -> Result<Vec<Value>, Error> {
+    async fn ask(
+        &mut self,
+        endpoint: &Endpoint,
+        unseen: &Arc<AtomicUsize>,
+        questions: &[Cmd],
+    ) -> Result<Vec<Value>, Error> {
         if questions.is_empty() {
             return Ok(Vec::new());
         }
         if self.is_asking {
-            self.spoilt.extend(self.dialogue.take());
+            self.spoilt.extend(self.open.take());
         }
-        let was_prepared = self.dialogue.is_some();
-        self.open(endpoint).await?;
+        let was_prepared = self.open.is_some();
+        self.open(endpoint, unseen).await?;
         match self.ask_once(questions).await {
             Ok(answers) => Ok(answers),
             // The server has ended it meanwhile.
             Err(_) if was_prepared => {
-                self.open(endpoint).await?;
+                self.open(endpoint, unseen).await?;
                 self.ask_once(questions).await.map_err(cannot_ask)
             }
             Err(source) => Err(cannot_ask(source)),
         }
     }
 
-    async fn open(&mut self, endpoint: &Endpoint) -> Result<(), Error> {
-        if self.dialogue.is_none() {
-            self.dialogue = Some(endpoint.dialogue().await?);
-            self.is_asking = false;
+    async fn open(&mut self, endpoint: &Endpoint, unseen: &Arc<AtomicUsize>) -> Result<(), Error> {
+        if self.open.is_some() {
+            return Ok(());
         }
-        Ok(())
+        let session = Unseen::begin(unseen);
+        match endpoint.dialogue().await {
+            Ok(dialogue) => {
+                self.open = Some((dialogue, session));
+                self.is_asking = false;
+                Ok(())
+            }
+            Err(error) => {
+                session.ended();
+                Err(error)
+            }
+        }
     }
 
     async fn ask_once(&mut self, questions: &[Cmd]) -> Result<Vec<Value>, RedisError> {
-        let dialogue = self.dialogue.as_mut().ok_or_else(closed)?;
+        let (dialogue, _) = self.open.as_mut().ok_or_else(closed)?;
         self.is_asking = true;
         let answers = dialogue.ask(questions).await;
         self.is_asking = false;
-        if answers.is_err() {
-            self.dialogue = None;
+        if answers.is_err()
+            && let Some((_, session)) = self.open.take()
+        {
+            // It broke: its server sees that, or is gone.
+            session.ended();
         }
         answers
+    }
+}
+
+/// Counts what was not seen to end when it is dropped: at the end of a goodbye, also where the deadline drops that.
+pub(crate) struct LeftBehind<'a> {
+    prepared: &'a Prepared,
+    drain: &'a Drain,
+}
+
+impl Drop for LeftBehind<'_> {
+    fn drop(&mut self) {
+        self.drain.left_behind(self.prepared.unseen.swap(0, Ordering::SeqCst));
     }
 }
 
@@ -101,7 +152,7 @@ impl Prepared {
     async fn ask(&self, endpoint: &Endpoint, questions: &[Cmd]) -> Result<Vec<Value>, Error> {
         let line = self.line(&endpoint.address);
         let mut line = line.lock().await;
-        line.ask(endpoint, questions).await
+        line.ask(endpoint, &self.unseen, questions).await
     }
 
     /// Opens one with each server of a session that stays busy. Never ready.
@@ -120,26 +171,34 @@ impl Prepared {
             let line = self.line(&address);
             let mut line = line.lock().await;
             // Where it cannot be opened now it is tried again when it is needed, and what is wrong is told then.
-            let _ = line.open(&sessions[0].part().endpoint).await;
+            let _ = line.open(&sessions[0].part().endpoint, &self.unseen).await;
         }))
         .await;
         std::future::pending().await
     }
 
+    /// What is not closed when this is dropped is in the report.
+    pub(crate) fn count_left_behind<'a>(&'a self, drain: &'a Drain) -> LeftBehind<'a> {
+        self.unseen.store(0, Ordering::SeqCst);
+        LeftBehind { prepared: self, drain }
+    }
+
     /// Closes all, and waits until the servers have closed their sides, but not longer than half of what is left of the drain.
-    /// What has not ended then is in the report.
     pub(crate) async fn close(&self, drain: &Drain) {
         let lines = std::mem::take(&mut *self.lines());
         let now = Instant::now();
         let limit = now + drain.deadline().saturating_duration_since(now) / 2;
         let closing = lines.into_values().map(|line| async move {
-            let Line { dialogue, spoilt, .. } = std::mem::take(&mut *line.lock().await);
-            let closing = dialogue.into_iter().chain(spoilt).map(|dialogue| timeout_at(limit, dialogue.close()));
-            let closed = join_all(closing).await;
-            // One that broke is as good as closed: its server sees that, or is gone.
-            closed.iter().filter(|closed| closed.is_err()).count()
+            let Line { open, spoilt, .. } = std::mem::take(&mut *line.lock().await);
+            let closing = open.into_iter().chain(spoilt).map(|(dialogue, session)| async move {
+                // One that broke is as good as closed: its server sees that, or is gone.
+                if timeout_at(limit, dialogue.close()).await.is_ok() {
+                    session.ended();
+                }
+            });
+            join_all(closing).await;
         });
-        drain.left_behind(join_all(closing).await.into_iter().sum());
+        join_all(closing).await;
     }
 
     /// Has the servers of these sessions end whatever waits there, until nothing of them is unanswered. What is queued behind a

@@ -141,6 +141,7 @@ impl Resource for Redis {
         if let Source::Wrapped(manager) = &self.source {
             return wrapped::goodbye(manager, drain).await;
         }
+        let _left_behind = self.prepared.count_left_behind(drain);
         let draining = self.sessions.begin_drain();
         pool.close();
         let end = |session| end(session, Arc::clone(&self.prepared));
