@@ -155,26 +155,26 @@ impl Prepared {
         line.ask(endpoint, &self.unseen, questions).await
     }
 
-    /// Opens one with each server of a session that stays busy. Never ready.
-    ///
-    /// # Cancel safety
-    /// Cancel safe; those that are open stay.
-    pub(crate) async fn prepare(&self, sessions: &Sessions) {
+    /// The sessions that stay busy when a drain has begun: their servers may have to be asked to end something.
+    pub(crate) async fn staying(&self, sessions: &Sessions) -> Vec<Arc<Session>> {
         let waiting: Vec<_> =
             busy(sessions.open()).into_iter().map(|session| (session.part().answers(), session)).collect();
         tokio::time::sleep(PREPARE_AFTER).await;
         // One that gets its answers is about to end by itself.
         let stays =
             |(answers, session): (usize, Arc<Session>)| (session.part().answers() == answers).then_some(session);
-        let servers = by_server(busy(waiting.into_iter().filter_map(stays).collect()));
-        join_all(servers.into_iter().map(|(address, sessions)| async move {
+        busy(waiting.into_iter().filter_map(stays).collect())
+    }
+
+    /// Opens a connection with each server of these sessions.
+    pub(crate) async fn prepare(&self, sessions: Vec<Arc<Session>>) {
+        join_all(by_server(sessions).into_iter().map(|(address, sessions)| async move {
             let line = self.line(&address);
             let mut line = line.lock().await;
             // Where it cannot be opened now it is tried again when it is needed, and what is wrong is told then.
             let _ = line.open(&sessions[0].part().endpoint, &self.unseen).await;
         }))
         .await;
-        std::future::pending().await
     }
 
     /// What is not closed when this is dropped is in the report.

@@ -1,6 +1,6 @@
 //! The resource: how sessions are opened, handed out, checked, given back and ended.
 
-use std::{fmt, sync::Arc, time::Instant};
+use std::{fmt, pin::pin, sync::Arc, time::Instant};
 
 use redis::aio::ConnectionManager;
 use winddown_core::{Capabilities, Drain, Error, ErrorKind, Latency, Ledger, Ledgers, Resource};
@@ -147,10 +147,19 @@ impl Resource for Redis {
         let end = |session| end(session, Arc::clone(&self.prepared));
         let stop = |session| self.prepared.stop_abandoned(session);
         let goodbye = async {
-            tokio::select! {
-                () = draining.goodbye(drain, || pool.settled(), end) => {}
-                () = self.prepared.prepare(&self.sessions) => {}
-            }
+            let mut leaving = pin!(draining.goodbye(drain, || pool.settled(), end));
+            let staying = tokio::select! {
+                () = &mut leaving => return,
+                staying = self.prepared.staying(&self.sessions) => staying,
+            };
+            // What is being opened when the last session leaves is opened, so that it can be closed.
+            let preparing = async {
+                tokio::select! {
+                    () = self.prepared.prepare(staying) => {}
+                    () = drain.cut() => {}
+                }
+            };
+            tokio::join!(leaving, preparing);
         };
         draining.stop_abandoned(drain, goodbye, |session| session.part().is_abandoned(), stop).await;
         self.prepared.close(drain).await;
