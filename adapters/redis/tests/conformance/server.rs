@@ -238,6 +238,7 @@ impl Tenant {
         config.check_after = setup.check_after_idle.unwrap_or(config.check_after);
         // On a machine that does other work an answer may take its time, and no test is about that by the way.
         config.response_timeout = Some(Duration::from_secs(20));
+        config.connect_timeout = Some(Duration::from_secs(5));
         config
     }
 
