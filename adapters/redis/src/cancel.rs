@@ -185,11 +185,13 @@ impl Prepared {
 
     /// Closes all, and waits until the servers have closed their sides, but not longer than half of what is left of the drain.
     pub(crate) async fn close(&self, drain: &Drain) {
-        let lines = std::mem::take(&mut *self.lines());
+        let lines: Vec<_> = self.lines().values().cloned().collect();
         let now = Instant::now();
         let limit = now + drain.deadline().saturating_duration_since(now) / 2;
-        let closing = lines.into_values().map(|line| async move {
-            let Line { open, spoilt, .. } = std::mem::take(&mut *line.lock().await);
+        let closing = lines.into_iter().map(|line| async move {
+            // Held until they are closed: cancelling and the goodbye both come here, and whoever is second waits for the first.
+            let mut line = line.lock().await;
+            let Line { open, spoilt, .. } = std::mem::take(&mut *line);
             let closing = open.into_iter().chain(spoilt).map(|(dialogue, session)| async move {
                 // One that broke is as good as closed: its server sees that, or is gone.
                 if timeout_at(limit, dialogue.close()).await.is_ok() {
