@@ -36,6 +36,9 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 /// between them has swallowed it.
 const FORSAKEN: Duration = Duration::from_millis(250);
 
+/// The session that asks does not leave to be opened again within this time.
+const REOPENED_AFTER: Duration = Duration::from_secs(1);
+
 /// Steps 2, 3 and 5 of the drain protocol, for sessions that nobody is handed any more. `empty` takes the idle ones out
 /// of the pool.
 pub(crate) async fn say(connector: &Arc<Connector>, empty: impl Fn() + Send, drain: &Drain) -> Result<(), Error> {
@@ -70,7 +73,7 @@ pub(crate) async fn say(connector: &Arc<Connector>, empty: impl Fn() + Send, dra
         for Whereabouts { server, abandoned } in servers {
             let wants = prepare || now_wanted.asks() || (now_wanted.abandoned && abandoned);
             if wants && watched.insert(server.index) {
-                let watch = Watch::new(connector, Arc::clone(&server), drain.grace());
+                let watch = Watch::new(connector, Arc::clone(&server), drain.grace(), half);
                 watching.spawn(async move { (server.index, watch.run().await) });
             }
         }
@@ -143,6 +146,8 @@ struct Watch {
     watcher: Option<Watcher>,
     /// How long what nobody waits for may go on.
     grace: Duration,
+    /// When its session must be there in any case.
+    prepare_at: Instant,
     /// Whose statements were stopped.
     cancelled: HashSet<u32>,
     /// Which of those that the driver has dropped wait for it nevertheless, and since when.
@@ -154,9 +159,10 @@ struct Watch {
 }
 
 impl Watch {
-    fn new(connector: &Arc<Connector>, server: Arc<Server>, grace: Duration) -> Self {
+    fn new(connector: &Arc<Connector>, server: Arc<Server>, grace: Duration, prepare_at: Instant) -> Self {
         Self {
             grace,
+            prepare_at,
             connector: Arc::clone(connector),
             wanted: connector.sessions.wanted(),
             server,
@@ -202,7 +208,9 @@ impl Watch {
     /// What nobody waits for has ended, and nothing else is wanted yet: its session would stand among those that somebody has.
     fn is_of_no_use(&self, asked: &[Asked]) -> bool {
         let wanted = *self.wanted.borrow();
-        !wanted.prepare && !wanted.asks() && !asked.iter().any(|asked| asked.is_leaving || asked.has_left)
+        // Not where it would be opened again at once.
+        let is_early = self.prepare_at.saturating_duration_since(Instant::now()) > REOPENED_AFTER;
+        is_early && !wanted.prepare && !wanted.asks() && !asked.iter().any(|asked| asked.is_leaving || asked.has_left)
     }
 
     /// What is wanted now: to be ready, or to ask.
