@@ -240,7 +240,11 @@ impl<T: Send + Sync + 'static, S: Sink<T>> Writing<T, S> {
                     return Attempt::Again(error);
                 }
             }
-            Ok(Err(WriteError::Rejected(error))) => taken.rejected(error),
+            Ok(Err(WriteError::TooLarge(error))) if taken.batch().len() == 1 => {
+                taken.returned(error.clone());
+                return Attempt::Again(error);
+            }
+            Ok(Err(WriteError::Rejected(error) | WriteError::TooLarge(error))) => taken.rejected(error),
             Ok(Err(WriteError::Failed(error))) => match self.put_elsewhere(&taken, error).await {
                 Ok(()) => taken.spilled(),
                 Err(error) => taken.lost(error),
@@ -278,7 +282,8 @@ async fn put_elsewhere<T: Send + Sync + 'static>(
     let spilling = spawn_blocking(move || spill.write(&name, &batches, &why));
     let failed = |error: BoxError| Error::new(ErrorKind::Write, "neither written nor spilled").with_source(error);
     match spilling.await {
-        Ok(spilled) => spilled.map_err(failed),
+        Ok(Ok(unspilled)) => unspilled.into_iter().next().map_or(Ok(()), |one| Err(failed(one.error.into()))),
+        Ok(Err(error)) => Err(failed(error)),
         Err(panic) => Err(failed(panic.into())),
     }
 }

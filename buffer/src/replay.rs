@@ -151,7 +151,7 @@ where
         };
         match written {
             Ok(()) => pauses = self::pauses(),
-            Err(WriteError::Rejected(_)) if batch.len() > 1 => {
+            Err(WriteError::Rejected(_) | WriteError::TooLarge(_)) if batch.len() > 1 => {
                 let [front, behind] = batch.halves();
                 waiting.extend([behind, front]);
             }
@@ -159,7 +159,7 @@ where
                 tracing::error!(%error, "a spilled record was rejected");
                 rejected.push(batch);
             }
-            Err(WriteError::Retry(error) | WriteError::Unknown(error)) => {
+            Err(WriteError::Retry(error) | WriteError::TooLarge(error) | WriteError::Unknown(error)) => {
                 let Some(pause) = pauses.next() else { return Err(error) };
                 tracing::warn!(%error, ?pause, "cannot replay, trying again");
                 waiting.push(batch);

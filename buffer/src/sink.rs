@@ -3,7 +3,7 @@
 use std::{
     error::Error as StdError,
     fmt,
-    future::Future,
+    future::{Future, ready},
     ops::{Deref, Range},
     slice,
     sync::Arc,
@@ -48,6 +48,40 @@ pub trait Sink<T: Send + Sync + 'static>: Send + Sync + 'static {
         checkout: &mut Checkout<Self::Target>,
         batch: &Batch<T>,
     ) -> impl Future<Output = Result<(), WriteError>> + Send;
+
+    /// Looks whether the target is there and takes such records: the table, its columns, the permission. The buffer asks once,
+    /// when it is initialised, so that what can never be written fails the start and not every batch.
+    ///
+    /// By default there is nothing to look at.
+    ///
+    /// # Cancel safety
+    /// Must be cancel safe, and must change nothing.
+    ///
+    /// # Errors
+    /// What is wrong with the target, and what to do about it; [`retryable`](Error::retryable) for what may pass.
+    fn check(&self, checkout: &mut Checkout<Self::Target>) -> impl Future<Output = Result<(), Error>> + Send {
+        let _ = checkout;
+        ready(Ok(()))
+    }
+
+    /// Takes the checkout of a write that was given up because it hung; the write's future is dropped before. Its connection
+    /// must serve nobody else, and where the server can be asked over another one, what it still does for this one is ended, so
+    /// that the same batch can be written again elsewhere.
+    ///
+    /// By default the checkout is dropped, which is right where that alone ends its use.
+    ///
+    /// # Cancel safety
+    /// Must be cancel safe: what is left then is the pool's to see to.
+    fn abandon(&self, checkout: Checkout<Self::Target>) -> impl Future<Output = ()> + Send {
+        drop(checkout);
+        ready(())
+    }
+
+    /// Where the records go, in a word: the table, the stream. It is part of the buffer's default name, which a replay asks for,
+    /// and must be the same in each process. By default there is none.
+    fn target(&self) -> Option<&str> {
+        None
+    }
 }
 
 /// How often a record is in the target that was accepted, written and not reported otherwise.
@@ -73,6 +107,9 @@ pub enum WriteError {
     /// The target has nothing of it, and refuses at least one of its records for what is in it. The batch is divided
     /// until that record is alone; the others are written.
     Rejected(Error),
+    /// The target has nothing of it, for it came up against a limit that a smaller batch would keep: the time of a statement, its
+    /// memory, its locks. The batch is divided down to one record, and that one is tried again like [`Retry`](Self::Retry).
+    TooLarge(Error),
     /// The target has nothing of it, and it is no record's fault, nor will it pass: no such table, no permission. The batch
     /// is given up: spilled, or lost.
     Failed(Error),
@@ -83,7 +120,11 @@ pub enum WriteError {
 impl WriteError {
     /// The error itself, whatever is to be done about it.
     pub fn error(&self) -> &Error {
-        let (Self::Retry(error) | Self::Rejected(error) | Self::Failed(error) | Self::Unknown(error)) = self;
+        let (Self::Retry(error)
+        | Self::Rejected(error)
+        | Self::TooLarge(error)
+        | Self::Failed(error)
+        | Self::Unknown(error)) = self;
         error
     }
 }
@@ -99,7 +140,7 @@ impl From<Error> for WriteError {
 impl From<WriteError> for Error {
     fn from(error: WriteError) -> Self {
         match error {
-            WriteError::Retry(error) => error.retryable(),
+            WriteError::Retry(error) | WriteError::TooLarge(error) => error.retryable(),
             WriteError::Rejected(error) | WriteError::Failed(error) | WriteError::Unknown(error) => error,
         }
     }

@@ -38,6 +38,16 @@ pub struct Spill<T> {
     to: Arc<dyn Elsewhere<T>>,
 }
 
+/// A record that could not be spilled, and why.
+#[derive(Debug, Clone)]
+pub(crate) struct Unspilled {
+    /// Of the batches that were given.
+    pub(crate) batch: usize,
+    /// Of the batch's records.
+    pub(crate) record: usize,
+    pub(crate) error: Error,
+}
+
 trait Elsewhere<T>: Send + Sync {
     /// Whether it can be used at all.
     fn check(&self) -> Result<(), Error> {
@@ -90,13 +100,12 @@ impl<T: Send + Sync + 'static> Spill<T> {
         self.to.time_for(bytes)
     }
 
-    pub(crate) fn write(&self, buffer: &str, batches: &[Batch<T>], reason: &Error) -> Result<(), BoxError> {
+    /// Puts these elsewhere, and returns the records that could not be: each costs itself alone. An error is for all of them.
+    pub(crate) fn write(&self, buffer: &str, batches: &[Batch<T>], reason: &Error) -> Result<Vec<Unspilled>, BoxError> {
         let records: usize = batches.iter().map(|batch| batch.len()).sum();
-        let spilled = self.to.write(buffer, batches, reason);
-        if spilled.is_ok() {
-            tracing::warn!(buffer, records, %reason, "records spilled");
-        }
-        spilled
+        self.to.write(buffer, batches, reason)?;
+        tracing::warn!(buffer, records, %reason, "records spilled");
+        Ok(Vec::new())
     }
 }
 
