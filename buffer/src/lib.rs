@@ -20,9 +20,9 @@ pub use crate::{
     flusher::Flusher,
     push::{Push, PushError},
     queue::Room,
-    replay::{Replayed, replay},
+    replay::{Progress, Replay, Replayed, SpillFile, Unread, spilled},
     sink::{Batch, BatchKey, Delivery, Sink, WriteError},
-    spill::Spill,
+    spill::{Spill, SpillKey},
     write_with::{Shared, WriteWith, Writing},
     writer::BatchWriter,
 };

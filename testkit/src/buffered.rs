@@ -20,7 +20,7 @@ use libtest_mimic::Trial;
 use rustix::process::Signal;
 use tempfile::TempDir;
 use tokio::{runtime::Builder, time::sleep};
-use winddown_buffer::{BatchWriter, Push as _, Sink, Spill, replay};
+use winddown_buffer::{BatchWriter, Push as _, Replay, Sink, Spill};
 use winddown_core::{BoxError, Error, Lifecycle, Records, Report, ShutdownGuard};
 
 use crate::{
@@ -127,7 +127,7 @@ async fn replays<H: Buffered>() -> Result<(), BoxError> {
     let db = lifecycle.guard_as("db", H::from_env()?);
     lifecycle.init().await?;
     child::ready();
-    let replayed = replay(&db, &H::sink(&variable(TABLE)?), variable(SPILLS)?).await?;
+    let replayed = Replay::<Record, _>::new(&db, H::sink(&variable(TABLE)?), "audit").run(variable(SPILLS)?).await?;
     println!("replayed {}", replayed.written);
     lifecycle.drain().await;
     Ok(())
@@ -231,7 +231,7 @@ impl fmt::Display for Difference {
 async fn replay_here<H: Buffered>(harness: &H, table: &str, spills: &Path) -> Result<u64, BoxError> {
     let lifecycle = lifecycle(Duration::from_secs(10));
     let db = lifecycle.guard_as("db", harness.resource(&Setup::default()));
-    let replayed = replay(&db, &H::sink(table), spills).await;
+    let replayed = Replay::<Record, _>::new(&db, H::sink(table), "audit").run(spills).await;
     lifecycle.drain().await;
     Ok(replayed?.written)
 }
@@ -302,7 +302,7 @@ async fn kills<H: Buffered>(harness: &H) -> Result<String, BoxError> {
         harness.back().await?;
         let failed = |what: &dyn fmt::Display| said(seed, round, &ended, what);
         killed_spills += usize::from(ended.signal.is_some());
-        // Each whole line is a record that the replay must bring.
+        // Each line of a file that is complete is a record that the replay must bring.
         let lines = numbers_in(spills.path())?;
         let in_doubt = match &ended.report {
             Some(report) => {
@@ -349,13 +349,20 @@ async fn kills<H: Buffered>(harness: &H) -> Result<String, BoxError> {
     ))
 }
 
-/// The numbers of the records in the whole lines of the spill files.
+/// The numbers of the records in the spill files that are complete.
 fn numbers_in(spills: &Path) -> Result<BTreeSet<i64>, BoxError> {
     let mut numbers = BTreeSet::new();
     for entry in fs::read_dir(spills)? {
-        for line in BufReader::new(File::open(entry?.path())?).lines() {
-            // The last one may be torn.
-            let Ok(line) = serde_json::from_str::<serde_json::Value>(&line?) else { continue };
+        let path = entry?.path();
+        // What was not finished has never counted as spilled.
+        if path.extension().is_none_or(|extension| extension != "ndjson") {
+            continue;
+        }
+        for line in BufReader::new(File::open(path)?).lines() {
+            let line: serde_json::Value = serde_json::from_str(&line?)?;
+            if line["type"] != "winddown.record" {
+                continue;
+            }
             let number = line["record"][0].as_i64().ok_or("a line without a record")?;
             if !numbers.insert(number) {
                 return Err(format!("record {number} was spilled twice").into());
