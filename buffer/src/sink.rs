@@ -109,6 +109,9 @@ pub enum WriteError {
     Rejected(Error),
     /// The target has nothing of it, for it came up against a limit that a smaller batch would keep: the time of a statement, its
     /// memory, its locks. The batch is divided down to one record, and that one is tried again like [`Retry`](Self::Retry).
+    ///
+    /// The halves have keys of their own. So with [`ExactlyOnce`](Delivery::ExactlyOnce) it is an answer only behind the batch's
+    /// key: a write that ran out of time while another one still had the key says `Retry`.
     TooLarge(Error),
     /// The target has nothing of it, and it is no record's fault, nor will it pass: no such table, no permission. The batch
     /// is given up: spilled, or lost.
