@@ -70,7 +70,8 @@ const PAUSES: (Duration, Duration, usize) = (Duration::from_millis(50), Duration
 /// As the sink's [delivery](Sink::delivery) says, across replays that were killed and run again: with
 /// [`ExactlyOnce`](Delivery::ExactlyOnce) the target knows which batches it has; which ones are seen to is noted besides in a
 /// file with `.replayed` behind its name. With [`AtLeastOnce`](Delivery::AtLeastOnce) one batch may be written twice by a
-/// replay that is killed. With [`AtMostOnce`](Delivery::AtMostOnce) no batch whose outcome is unknown is written again: it is in
+/// replay that is killed. A batch that must be divided, since the target rejects a record of it, is known to be so from the
+/// notes alone; so do not replay copies of one log from several directories. With [`AtMostOnce`](Delivery::AtMostOnce) no batch whose outcome is unknown is written again: it is in
 /// doubt.
 pub struct Replay<T, S: Sink<T>>
 where
@@ -481,6 +482,12 @@ where
                     if batch.key() != whole {
                         note(beside, Note::Written, batch.key()).await?;
                     }
+                }
+                Err(WriteError::Rejected(error) | WriteError::TooLarge(error)) if count > 1 && beside.is_off() => {
+                    // Its halves have keys of their own: another replay that does not know of it would write it whole.
+                    let text = "a batch must be divided, and that cannot be noted beside its file: copy the files to a directory \
+                                that can be written to";
+                    return Err(Error::new(ErrorKind::Config, text).with_source(error));
                 }
                 Err(WriteError::Rejected(_) | WriteError::TooLarge(_)) if count > 1 => {
                     note(beside, Note::Divided, batch.key()).await?;

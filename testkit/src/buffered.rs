@@ -277,9 +277,9 @@ async fn signals<H: Buffered>(harness: &H) -> Result<String, BoxError> {
     ))
 }
 
-/// 200 times, or 4, the server is away when the signal comes. In turns the process may spill to the end, or is killed at a
-/// random moment while it does; the replay is killed at random moments, and run again. What was reported as spilled is there
-/// once, and so is each whole line of a spill that was cut short.
+/// 200 times, or 4, the server is away when the signal comes, for two processes that spill to one directory. Each may spill to
+/// the end, or is killed at a random moment while it does; two replays at once are killed at random moments, and run again.
+/// What was reported as spilled is there once, and so is each line of a spill that was finished by a process that was killed.
 async fn kills<H: Buffered>(harness: &H) -> Result<String, BoxError> {
     const COUNT: i64 = 2_000;
     let (rounds, seed) = (rounds(200, 4), fastrand::u64(..));
@@ -289,57 +289,64 @@ async fn kills<H: Buffered>(harness: &H) -> Result<String, BoxError> {
     for round in 0..rounds {
         let (table, spills) = (harness.table(&format!("kills_{round}")), TempDir::new()?);
         harness.create(&table).await?;
-        let child = start(harness, PUSHES, &table, 0, COUNT, spills.path()).ready();
+        let pushing = [0, COUNT].map(|first| start(harness, PUSHES, &table, first, COUNT, spills.path()));
+        let pushing = pushing.map(Child::ready);
         thread::sleep(Duration::from_micros(random.u64(..10_000)));
         harness.away().await?;
-        let child = child.terminate();
-        let ended = if round % 2 == 0 {
-            child.end()
-        } else {
+        let [one, two] = pushing.map(Child::terminate);
+        // Which of them are killed, by turns: none, either, both.
+        let kills = [round % 2 == 1, round % 4 >= 2];
+        if kills[0] || kills[1] {
             thread::sleep(budget() / 2 + budget().mul_f64(random.f64() / 2.0));
-            child.signal(Signal::KILL).end()
-        };
+        }
+        let kill = |child: Child, is_killed: bool| if is_killed { child.signal(Signal::KILL) } else { child };
+        let ended = [kill(one, kills[0]), kill(two, kills[1])].map(Child::end);
         harness.back().await?;
-        let failed = |what: &dyn fmt::Display| said(seed, round, &ended, what);
-        killed_spills += usize::from(ended.signal.is_some());
+        let failed = |what: &dyn fmt::Display| said(seed, round, &ended[0], &said(seed, round, &ended[1], what));
         // Each line of a file that is complete is a record that the replay must bring.
         let lines = numbers_in(spills.path())?;
-        let in_doubt = match &ended.report {
-            Some(report) => {
-                let Records { accepted, written, spilled, in_doubt, .. } = records(report)?;
-                let whole = accepted == written + spilled + in_doubt;
-                if !whole || !(spilled..=spilled + in_doubt).contains(&(lines.len() as u64)) {
-                    return Err(failed(&format!("{} lines were spilled\n{report}", lines.len())));
-                }
-                in_doubt
-            }
-            // It was killed; or it was over so late, on a machine that does other work, that its report was not waited for.
-            None => {
+        let (mut in_doubt, mut expected) = (0, BTreeSet::new());
+        for (first, ended) in [0, COUNT].into_iter().zip(&ended) {
+            killed_spills += usize::from(ended.signal.is_some());
+            let lines: BTreeSet<_> = lines.range(first..first + COUNT).copied().collect();
+            let Some(report) = &ended.report else {
+                // It was killed; or it was over so late, on a machine that does other work, that its report was not waited for.
+                // What was written before is there too.
                 cut_short += 1;
-                0
+                expected.extend(lines);
+                continue;
+            };
+            let Records { accepted, written, spilled, in_doubt: doubtful, .. } = records(report)?;
+            let whole = accepted == written + spilled + doubtful;
+            if !whole || !(spilled..=spilled + doubtful).contains(&(lines.len() as u64)) {
+                return Err(failed(&format!("{} lines were spilled\n{report}", lines.len())));
             }
-        };
+            in_doubt += doubtful;
+            // With a report that is all that was accepted.
+            expected.extend(first..first + self::accepted(ended).unwrap_or(COUNT));
+        }
         doubts += in_doubt;
         for _ in 0..3 {
-            let replaying = start(harness, REPLAYS, &table, 0, 0, spills.path());
+            let replaying = [(), ()].map(|()| start(harness, REPLAYS, &table, 0, 0, spills.path()));
             thread::sleep(Duration::from_micros(random.u64(..80_000)));
-            let replayed = replaying.signal(Signal::KILL).end();
-            killed_replays += usize::from(replayed.signal.is_some());
+            for replayed in replaying.map(|replay| replay.signal(Signal::KILL).end()) {
+                killed_replays += usize::from(replayed.signal.is_some());
+            }
         }
         replay_here(harness, &table, spills.path()).await?;
         let found = harness.numbers(&table).await?;
-        let accepted = accepted(&ended).unwrap_or(COUNT);
-        // What was written before is there too; with a report that is all that was accepted.
-        let expected = if ended.report.is_some() { (0..accepted).collect() } else { lines };
-        let difference = Difference::between(expected, &found);
-        let strangers = found.iter().filter(|number| !(0..COUNT).contains(*number)).count();
-        let twice = found.len() - found.iter().collect::<BTreeSet<_>>().len();
-        missing += difference.missing;
-        if difference.missing as u64 > in_doubt
-            || strangers + twice > 0
-            || (ended.report.is_some() && difference.too_many > 0)
-        {
-            return Err(failed(&format!("{difference}; {twice} are there twice, {strangers} were never pushed")));
+        let there: BTreeSet<_> = found.iter().copied().collect();
+        let twice = found.len() - there.len();
+        let strangers = there.iter().filter(|number| !(0..2 * COUNT).contains(*number)).count();
+        let lost = expected.difference(&there).count();
+        missing += lost;
+        // What a process that said nothing wrote before it was killed may be there as well.
+        let told = |number: &i64| ended[usize::from(*number >= COUNT)].report.is_some();
+        let too_many = there.difference(&expected).filter(|number| told(number)).count();
+        if lost as u64 > in_doubt || strangers + twice + too_many > 0 {
+            return Err(failed(&format!(
+                "{lost} are missing, {too_many} too many; {twice} are there twice, {strangers} were never pushed"
+            )));
         }
         all += found.len();
     }

@@ -209,7 +209,8 @@ impl Beside {
                 notes.file = is_claimed.then_some(file);
                 Ok(is_claimed)
             }
-            Err(error) if is_needed => {
+            // Whatever else it is may be over soon, and another replay may be at it.
+            Err(error) if is_needed || !is_forbidden(&error) => {
                 let what = "cannot be written: which batches are written must be noted where the target does not remember it; \
                             copy the files to a directory that can be written to";
                 Err(unusable(&self.folder.join(name), what, error))
@@ -315,6 +316,12 @@ impl Beside {
     fn notes(&self) -> MutexGuard<'_, Notes> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether the directory takes no files, or has no locks.
+fn is_forbidden(error: &io::Error) -> bool {
+    use io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem, Unsupported};
+    matches!(error.kind(), PermissionDenied | ReadOnlyFilesystem | Unsupported)
 }
 
 /// Removes notes whose file is gone: a replay was killed after it had removed that.
