@@ -6,6 +6,10 @@ mod replay;
 mod spill;
 mod writer;
 
+/// What the command of each adapter that replays spilled records is made of.
+#[cfg(feature = "cli")]
+pub mod cli;
+
 // What an adapter implements, and what needs none.
 mod sink;
 mod write_with;

@@ -22,7 +22,7 @@ use tokio::{task::spawn_blocking, time::sleep};
 use winddown_core::{Error, ErrorKind, ShutdownGuard};
 
 use self::{
-    files::{Beside, IN_DOUBT, Known, Note, REJECTED, claim_spill, find, header, remove_orphans, unusable},
+    files::{Beside, IN_DOUBT, Known, Note, REJECTED, claim_spill, find, footer, header, remove_orphans, unusable},
     scan::{Scan, Source, Sources, Span, UnreadLines, Wanted},
 };
 use crate::{
@@ -152,6 +152,8 @@ pub struct SpillFile {
     pub record_type: Option<String>,
     /// In bytes.
     pub size: u64,
+    /// How many records it has, if winddown spilled it to its end.
+    pub records: Option<u64>,
     /// Whether it has all that was spilled. A spill that was not finished has not, and a log cannot say.
     pub is_finished: bool,
 }
@@ -169,7 +171,8 @@ pub fn spilled(path: impl AsRef<Path>) -> Result<Vec<SpillFile>, Error> {
         let unreadable = |error: io::Error| unusable(&path, "cannot be read", error);
         let size = std::fs::metadata(&path).map_err(unreadable)?.len();
         let (buffer, record_type) = header(&path).map_err(unreadable)?.unzip();
-        Ok(SpillFile { path, buffer, record_type, size, is_finished })
+        let records = if is_finished { footer(&path).map_err(unreadable)? } else { None };
+        Ok(SpillFile { path, buffer, record_type, size, records, is_finished })
     });
     described.collect()
 }

@@ -232,6 +232,14 @@ impl<T> Batch<T> {
         self.key
     }
 
+    /// The same batch, with its key, of other records: for a sink that hands it on to another one.
+    ///
+    /// # Errors
+    /// The first one that a record cannot be made into.
+    pub fn try_map<U, E>(&self, make: impl FnMut(&T) -> Result<U, E>) -> Result<Batch<U>, E> {
+        Ok(Batch::with_key(self.key, self.iter().map(make).collect::<Result<_, _>>()?))
+    }
+
     /// Two batches of one half each, with keys of their own.
     pub(crate) fn halves(&self) -> [Self; 2] {
         let Range { start, end } = self.range;

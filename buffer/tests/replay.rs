@@ -317,8 +317,9 @@ mod files {
         let directory = directory_of(10).await;
         fs::write(directory.path().join("a.log"), "x\n").unwrap();
         let listed = spilled(directory.path()).unwrap();
-        let listed: Vec<_> = listed.iter().map(|file| (file.buffer.as_deref(), file.is_finished)).collect();
-        assert_eq!(listed, [(Some("audit"), true), (None, false)]);
+        let listed: Vec<_> =
+            listed.iter().map(|file| (file.buffer.as_deref(), file.records, file.is_finished)).collect();
+        assert_eq!(listed, [(Some("audit"), Some(10), true), (None, None, false)]);
     }
 
     #[tokio::test(start_paused = true)]

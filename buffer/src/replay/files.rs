@@ -4,7 +4,7 @@ use std::{
     collections::HashSet,
     ffi::{OsStr, OsString},
     fs::{self, File},
-    io::{self, BufRead as _, BufReader, BufWriter, Read as _, Write as _},
+    io::{self, BufRead as _, BufReader, BufWriter, Read as _, Seek as _, SeekFrom, Write as _},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -15,7 +15,7 @@ use winddown_core::{Error, ErrorKind};
 
 use crate::{
     Batch,
-    spill::{Disk, EXTENSION, Folder, HEADER, Header, Line, Open, PART, Through, Writing, claim, encode, file_name, parent},
+    spill::{Disk, EXTENSION, FOOTER, Folder, Footer, HEADER, Header, Line, Open, PART, Through, Writing, claim, encode, file_name, parent},
 };
 
 /// Behind the name of a file, of those of its batches that are written.
@@ -84,6 +84,19 @@ pub(crate) fn header(path: &Path) -> io::Result<Option<(String, String)>> {
     let Ok(header) = serde_json::from_slice::<Header<'_>>(&line) else { return Ok(None) };
     let is_ours = header.r#type == HEADER && header.version == 1;
     Ok(is_ours.then(|| (header.buffer.into_owned(), header.record_type.into_owned())))
+}
+
+/// How many records a spill file says that it has, in its last line; none if that is not there.
+pub(crate) fn footer(path: &Path) -> io::Result<Option<u64>> {
+    let mut file = File::open(path)?;
+    let size = file.seek(SeekFrom::End(0))?;
+    // Longer than the line can be.
+    file.seek(SeekFrom::Start(size.saturating_sub(256)))?;
+    let mut text = Vec::new();
+    file.read_to_end(&mut text)?;
+    let last = text.trim_ascii_end().rsplit(|byte| *byte == b'\n').next().unwrap_or_default();
+    let Ok(Footer { r#type, records }) = serde_json::from_slice(last) else { return Ok(None) };
+    Ok((r#type == FOOTER).then_some(records))
 }
 
 /// A spill file that is claimed: no other replay takes it while this lives.
