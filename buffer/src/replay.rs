@@ -315,7 +315,7 @@ where
                 return Ok(Some((folderless, None)));
             }
             let Some((folder, name, file)) = claim_spill(&to_read, needs_lock)? else { return Ok(None) };
-            let beside = Beside::new(disk, folder, name).map_err(|error| unusable(&to_read, "cannot be read", error))?;
+            let beside = Beside::new(disk, folder, name);
             Ok(Some((Source { path: to_read, file: Some(file) }, Some(Arc::new(beside)))))
         })
         .await?;

@@ -143,6 +143,20 @@ struct Notes {
 }
 
 impl Notes {
+    fn read(&mut self, mut file: &File) -> io::Result<()> {
+        let mut text = Vec::new();
+        file.read_to_end(&mut text)?;
+        for line in String::from_utf8_lossy(&text).lines() {
+            // The last one may be torn; then it is as if it had not been written.
+            if let Some((verb, key)) = line.split_once(' ')
+                && let Ok(key) = key.parse()
+            {
+                self.know(verb, key);
+            }
+        }
+        Ok(())
+    }
+
     fn know(&mut self, verb: &str, key: Uuid) {
         match verb {
             "written" => drop(self.written.insert(key)),
@@ -178,24 +192,8 @@ pub(crate) enum Known {
 
 impl Beside {
     /// Beside this file.
-    pub(crate) fn new(disk: Arc<dyn Disk>, folder: Folder, base: OsString) -> io::Result<Self> {
-        let beside = Self { disk, folder, base, state: Mutex::default() };
-        match beside.folder.open_file(&beside.name(NOTES), Open::Read) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-            Ok(mut file) => {
-                let mut text = Vec::new();
-                file.read_to_end(&mut text)?;
-                let mut notes = beside.notes();
-                for line in String::from_utf8_lossy(&text).lines() {
-                    // The last one may be torn; then it is as if it had not been written.
-                    let Some((verb, key)) = line.split_once(' ') else { continue };
-                    let Ok(key) = key.parse() else { continue };
-                    notes.know(verb, key);
-                }
-            }
-        }
-        Ok(beside)
+    pub(crate) fn new(disk: Arc<dyn Disk>, folder: Folder, base: OsString) -> Self {
+        Self { disk, folder, base, state: Mutex::default() }
     }
 
     /// Beside the logs of a directory, or beside one log.
@@ -205,23 +203,25 @@ impl Beside {
         } else {
             (parent(path), path.file_name().unwrap_or_default().to_owned())
         };
-        Self::new(disk, Folder::open(&fs::canonicalize(folder)?)?, base)
+        Ok(Self::new(disk, Folder::open(&fs::canonicalize(folder)?)?, base))
     }
 
-    /// Makes the file of notes, and claims it: whether nobody else has it. Where none can be made and none is needed, it is done
-    /// without.
+    /// Makes the file of notes, claims it if need be, and reads what is in it: whether nobody else has it. Where none can be made
+    /// and none is needed, it is done without.
     pub(crate) fn begin(&self, is_needed: bool, to_claim: bool) -> Result<bool, Error> {
         let name = self.name(NOTES);
         let mut notes = self.notes();
         let claimed = self.disk.open(&self.folder, &name, Open::Append).and_then(|file| {
+            // Not before it is ours: another replay may add to it until then.
             let is_claimed = !to_claim || claim(&file)?;
-            Ok((file, is_claimed))
+            if is_claimed {
+                notes.read(&file)?;
+                notes.file = Some(file);
+            }
+            Ok(is_claimed)
         });
         match claimed {
-            Ok((file, is_claimed)) => {
-                notes.file = is_claimed.then_some(file);
-                Ok(is_claimed)
-            }
+            Ok(is_claimed) => Ok(is_claimed),
             // Whatever else it is may be over soon, and another replay may be at it.
             Err(error) if is_needed || !is_forbidden(&error) => {
                 let what = "cannot be written: which batches are written must be noted where the target does not remember it; \
@@ -232,6 +232,10 @@ impl Beside {
                 let path = self.folder.join(name);
                 tracing::warn!(path = %path.display(), %error, "cannot note what is written: the target is asked instead");
                 notes.is_off = true;
+                if let Ok(file) = self.folder.open_file(&name, Open::Read) {
+                    let unreadable = |error: io::Error| unusable(&path, "cannot be read", error);
+                    notes.read(&file).map_err(unreadable)?;
+                }
                 Ok(true)
             }
         }
