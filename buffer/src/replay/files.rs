@@ -229,7 +229,7 @@ impl Beside {
                 Err(unusable(&self.folder.join(name), what, error))
             }
             Err(error) => {
-                let path = self.folder.join(name);
+                let path = self.folder.join(&name);
                 tracing::warn!(path = %path.display(), %error, "cannot note what is written: the target is asked instead");
                 notes.is_off = true;
                 if let Ok(file) = self.folder.open_file(&name, Open::Read) {
