@@ -42,7 +42,8 @@ impl Json {
     pub fn values(&self, columns: &[String]) -> Result<Vec<Value>, String> {
         match &self.0 {
             Value::Object(fields) => {
-                let value = |column: &String| fields.get(column).cloned().ok_or_else(|| format!("it has no field `{column}`"));
+                let value =
+                    |column: &String| fields.get(column).cloned().ok_or_else(|| format!("it has no field `{column}`"));
                 columns.iter().map(value).collect()
             }
             Value::Array(values) if values.len() == columns.len() => Ok(values.clone()),
@@ -95,7 +96,9 @@ impl<S: Sink<U>, U: Send + Sync + 'static> Sink<Json> for Made<S, U> {
     }
 
     async fn write(&self, checkout: &mut Checkout<S::Target>, batch: &Batch<Json>) -> Result<(), WriteError> {
-        let unfit = |why| WriteError::Rejected(Error::new(ErrorKind::Write, format!("the record does not fit the columns: {why}")));
+        let unfit = |why| {
+            WriteError::Rejected(Error::new(ErrorKind::Write, format!("the record does not fit the columns: {why}")))
+        };
         let batch = batch.try_map(|record| (self.make)(record, &self.columns).map_err(unfit))?;
         self.sink.write(checkout, &batch).await
     }
@@ -224,9 +227,10 @@ fn run<T: Target>(cli: Cli<T>) -> Result<ExitCode, Error> {
         Command::Check(source) => asynchronously(async {
             let lifecycle = Lifecycle::builder().signals(false).build()?;
             let nowhere = lifecycle.guard(crate::Shared::new("nowhere", ()));
-            let sink = crate::WriteWith::new(Delivery::ExactlyOnce, |_: &mut Checkout<crate::Shared<()>>, _: &Batch<Json>| {
-                Box::pin(async { Err(WriteError::Failed(Error::new(ErrorKind::Write, "a check writes nothing"))) })
-            });
+            let sink =
+                crate::WriteWith::new(Delivery::ExactlyOnce, |_: &mut Checkout<crate::Shared<()>>, _: &Batch<Json>| {
+                    Box::pin(async { Err(WriteError::Failed(Error::new(ErrorKind::Write, "a check writes nothing"))) })
+                });
             let checked = source.replay(&nowhere, sink).check(&source.path).await?;
             say_to(&mut io::stdout(), &checked.to_string());
             Ok(if checked.is_complete() { ExitCode::SUCCESS } else { STAYS.into() })

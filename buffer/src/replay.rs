@@ -279,7 +279,10 @@ where
             let unreadable = |path: &Path, error| unusable(path, "cannot be read", error);
             blocking(move || {
                 let found = find(&path).map_err(|error| unreadable(&path, error))?;
-                if writes && found.is_folder && let Err(error) = remove_orphans(&*disk, &path) {
+                if writes
+                    && found.is_folder
+                    && let Err(error) = remove_orphans(&*disk, &path)
+                {
                     tracing::warn!(path = %path.display(), %error, "notes of an earlier replay cannot be removed");
                 }
                 Ok(found)
@@ -403,10 +406,8 @@ where
         for span in batches {
             let collected = {
                 let (sources, wanted) = (Arc::clone(sources), Arc::clone(wanted));
-                blocking(move || {
-                    sources.collect::<T>(&span, &wanted).map_err(|error| sources.unreadable(error))
-                })
-                .await?
+                blocking(move || sources.collect::<T>(&span, &wanted).map_err(|error| sources.unreadable(error)))
+                    .await?
             };
             unread.append(collected.unread);
             let there = collected.records.len() as u64;
@@ -625,7 +626,10 @@ impl fmt::Display for Unread {
 impl<T: Send + Sync + 'static, S: Sink<T>> fmt::Debug for Replay<T, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // The sink is left out: it may hold a password.
-        f.debug_struct("Replay").field("target", &self.target.name()).field("wanted", &self.wanted).finish_non_exhaustive()
+        f.debug_struct("Replay")
+            .field("target", &self.target.name())
+            .field("wanted", &self.wanted)
+            .finish_non_exhaustive()
     }
 }
 

@@ -269,7 +269,10 @@ impl<T: Serialize + DeserializeOwned + Send + Sync> Elsewhere<T> for Directory {
             let removed = disk.remove(&folder, part).and_then(|()| disk.remove(&folder, name));
             match removed {
                 Ok(()) => error.into(),
-                Err(kept) => format!("{error}; and what is left in {} cannot be removed: {kept}", folder.join(part).display()).into(),
+                Err(kept) => {
+                    format!("{error}; and what is left in {} cannot be removed: {kept}", folder.join(part).display())
+                        .into()
+                }
             }
         })
     }

@@ -38,7 +38,9 @@ struct Rows {
 enum Answer {
     /// No such table.
     Fail,
-    Unknown { stored: bool },
+    Unknown {
+        stored: bool,
+    },
     Never,
 }
 
@@ -545,7 +547,8 @@ mod spilling {
     #[tokio::test(start_paused = true)]
     async fn what_json_cannot_say_comes_back_all_the_same() {
         let directory = tempfile::tempdir().unwrap();
-        let records = [f64::NAN, 0.1, f64::NEG_INFINITY].map(|number| (number, u128::MAX, BTreeMap::from([((1, 'x'), ())])));
+        let records =
+            [f64::NAN, 0.1, f64::NEG_INFINITY].map(|number| (number, u128::MAX, BTreeMap::from([((1, 'x'), ())])));
         let books = spill_of(Spill::directory(directory.path()), "audit", records.clone()).await;
         assert_eq!((books.spilled, books.lost), (3, 0));
         let got = Arc::new(Mutex::new(Vec::new()));

@@ -10,7 +10,7 @@ use std::{
     future::Future,
     io::{BufRead as _, BufReader},
     path::Path,
-    process::ExitCode,
+    process::{Command, ExitCode, Output},
     sync::Arc,
     thread,
     time::Duration,
@@ -20,8 +20,8 @@ use libtest_mimic::Trial;
 use rustix::process::Signal;
 use tempfile::TempDir;
 use tokio::{runtime::Builder, time::sleep};
-use winddown_buffer::{BatchWriter, Push as _, Replay, Sink, Spill};
-use winddown_core::{BoxError, Error, Lifecycle, Records, Report, ShutdownGuard};
+use winddown_buffer::{Batch, BatchWriter, Delivery, Push as _, Replay, Shared, Sink, Spill, WriteError, WriteWith};
+use winddown_core::{BoxError, Checkout, Error, ErrorKind, Lifecycle, Records, Report, ShutdownGuard};
 
 use crate::{
     Harness, InProcess, Need, ServerUse, Setup,
@@ -51,6 +51,9 @@ pub trait Buffered: InProcess {
 
     /// The numbers of all records in the table, each as often as it is there.
     fn numbers(&self, table: &str) -> impl Future<Output = Result<Vec<i64>, BoxError>> + Send;
+
+    /// The adapter's `winddown-replay` command, and its options up to the table, which comes last.
+    const REPLAY: (&'static str, &'static [&'static str]);
 
     /// Nobody can write for now, and nobody is told: the server is [paused](Harness::pause), where there is one.
     fn away(&self) -> impl Future<Output = Result<(), BoxError>> + Send {
@@ -149,7 +152,8 @@ fn writer<H: Buffered>(db: &ShutdownGuard<H::Resource>, table: &str, spills: &Pa
 #[must_use]
 pub fn trials<H: Buffered>() -> Vec<Trial> {
     type Named<H> = (&'static str, Option<Need>, Claim<H>);
-    let claims: [Named<H>; 6] = [
+    let claims: [Named<H>; 7] = [
+        ("an_operator_lists_checks_and_writes_back_what_was_spilled", None, |h| Box::pin(operator(h))),
         ("s5_a_signal_at_any_moment_costs_no_record", None, |h| Box::pin(signals(h))),
         ("s5_what_is_spilled_and_replayed_under_sigkill_is_there_once", None, |h| Box::pin(kills(h))),
         ("s5_a_server_that_is_killed_in_mid_batch_gets_each_record_once", Some(Need::Kill), |h| {
@@ -354,6 +358,66 @@ async fn kills<H: Buffered>(harness: &H) -> Result<String, BoxError> {
         "{rounds} rounds, {killed_spills} spilling processes and {killed_replays} replays killed ({cut_short} before their \
          report was out): {all} records there, {missing} missing of what was reported ({doubts} in doubt) or in a file, none twice"
     ))
+}
+
+/// An operator looks at what was spilled, mends a line that was damaged, and writes it back, with the adapter's command.
+async fn operator<H: Buffered>(harness: &H) -> Result<String, BoxError> {
+    const COUNT: i64 = 250;
+    let (table, directory) = (harness.table("operator"), TempDir::new()?);
+    harness.create(&table).await?;
+    let spills = directory.path();
+    spill(spills, COUNT).await?;
+    let (program, options) = H::REPLAY;
+    let run = |arguments: &[&str], options: &[&str], table: &str| -> Result<(Option<i32>, String), BoxError> {
+        let mut command = Command::new(program);
+        command.args(arguments).arg(spills).args(options).envs(harness.environment());
+        if !table.is_empty() {
+            command.arg(table);
+        }
+        let Output { status, stdout, stderr } = command.output()?;
+        Ok((status.code(), format!("{}{}", String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr))))
+    };
+    let expect = |what: &str, (code, said): (Option<i32>, String), expected: i32, text: &str| -> Result<(), BoxError> {
+        let is_right = code == Some(expected) && said.contains(text);
+        let failed = || format!("{what}: exit status {code:?} and not {expected}, or without {text:?}:\n{said}").into();
+        if is_right { Ok(()) } else { Err(failed()) }
+    };
+    expect("list", run(&["list"], &[], "")?, 0, "       250  audit ")?;
+
+    let entry = fs::read_dir(spills)?.next().ok_or("there is no spill file")??.path();
+    let whole = fs::read_to_string(&entry)?;
+    fs::write(&entry, whole.replacen("\"record\":[7,", "\"record\":[7", 1))?;
+    let buffer = ["--buffer", "audit"];
+    expect("check", run(&["check"], &buffer, "")?, 1, "9: it is damaged")?;
+    fs::write(&entry, whole)?;
+    expect("check", run(&["check"], &buffer, "")?, 0, "250 records found, 0 written")?;
+    if !harness.numbers(&table).await?.is_empty() {
+        return Err("a check has written something".into());
+    }
+    let write: Vec<_> = buffer.into_iter().chain(options.iter().copied()).collect();
+    expect("write", run(&["write"], &write, &table)?, 0, "250 written, 1 files removed")?;
+    Difference::between(0..COUNT, &harness.numbers(&table).await?).none()?;
+    expect("write again", run(&["write"], &write, &table)?, 0, "0 records found")?;
+    let usage = run(&["write"], &[], "")?;
+    expect("write without a buffer", usage, 2, "--buffer")?;
+    Ok(format!("{COUNT} records listed, checked and written, each there once"))
+}
+
+/// Spills records to this directory, of a buffer whose target takes none.
+async fn spill(directory: &Path, count: i64) -> Result<(), BoxError> {
+    let lifecycle = lifecycle(Duration::from_secs(2));
+    let nowhere = lifecycle.guard(Shared::new("nowhere", ()));
+    let away = WriteWith::new(Delivery::ExactlyOnce, |_: &mut Checkout<Shared<()>>, _: &Batch<Record>| {
+        Box::pin(async { Err(WriteError::Failed(Error::new(ErrorKind::Write, "there is no such table"))) })
+    });
+    let writer = BatchWriter::new(&nowhere, away).name("audit").spill(Spill::directory(directory));
+    // So large that all are in one file.
+    let buffer = lifecycle.guard(writer.batch_size(count as usize).max_age(Duration::MAX));
+    for number in 0..count {
+        buffer.push(record(number)).await?;
+    }
+    let books = records(&*lifecycle.drain().await)?;
+    if books.spilled == count as u64 { Ok(()) } else { Err(format!("not all were spilled: {books:?}").into()) }
 }
 
 /// The numbers of the records in the spill files that are complete.

@@ -15,7 +15,10 @@ use winddown_core::{Error, ErrorKind};
 
 use crate::{
     Batch,
-    spill::{Disk, EXTENSION, FOOTER, Folder, Footer, HEADER, Header, Line, Open, PART, Through, Writing, claim, encode, file_name, parent},
+    spill::{
+        Disk, EXTENSION, FOOTER, Folder, Footer, HEADER, Header, Line, Open, PART, Through, Writing, claim, encode,
+        file_name, parent,
+    },
 };
 
 /// Behind the name of a file, of those of its batches that are written.
@@ -112,7 +115,8 @@ pub(crate) fn claim_spill(path: &Path, needs_lock: bool) -> Result<Option<(Folde
         Ok(true) => {}
         Ok(false) => return Ok(None),
         Err(error) if needs_lock => {
-            let what = "is on a file system without locks, where two replays at once would write it twice: move it to another";
+            let what =
+                "is on a file system without locks, where two replays at once would write it twice: move it to another";
             return Err(unusable(path, what, error));
         }
         Err(error) => tracing::warn!(path = %path.display(), %error, "no locks here: another replay may read it too"),

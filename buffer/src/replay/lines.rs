@@ -193,7 +193,10 @@ pub(crate) fn object(mut line: &[u8]) -> Option<&[u8]> {
 fn after_time(line: &[u8]) -> Option<&[u8]> {
     let (time, rest) = token(line)?;
     let is_time = (20..=40).contains(&time.len())
-        && time[..10].iter().enumerate().all(|(at, byte)| if at == 4 || at == 7 { *byte == b'-' } else { byte.is_ascii_digit() })
+        && time[..10]
+            .iter()
+            .enumerate()
+            .all(|(at, byte)| if at == 4 || at == 7 { *byte == b'-' } else { byte.is_ascii_digit() })
         && time[10] == b'T'
         && time[11..].iter().all(|byte| byte.is_ascii_digit() || b":.,+-Z".contains(byte));
     is_time.then_some(rest)

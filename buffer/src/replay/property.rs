@@ -150,7 +150,9 @@ impl Sink<u64> for Into {
         let mut rows = checkout.0.lock().unwrap();
         let answer = match rows.script.pop().unwrap_or(Answer::Store) {
             // A limit is met behind the key, or nobody could say that the target has nothing of it.
-            Answer::TooLarge if self.delivery == Delivery::ExactlyOnce && rows.keys.contains(&batch.key()) => Answer::Store,
+            Answer::TooLarge if self.delivery == Delivery::ExactlyOnce && rows.keys.contains(&batch.key()) => {
+                Answer::Store
+            }
             answer => answer,
         };
         if matches!(answer, Answer::Store | Answer::Unknown { stored: true }) {
@@ -222,9 +224,23 @@ fn cases() -> impl Strategy<Value = Case> {
     let delivery = prop::sample::select(vec![Delivery::ExactlyOnce, Delivery::AtLeastOnce, Delivery::AtMostOnce]);
     let prefix = prop::sample::select(vec!["", "2026-01-31T23:59:59.123456789Z ", "web-1  | "]);
     let damage = vec(option::weighted(0.2, 0..12_u8), 5);
-    (delivery, vec(spill, 1..5), vec(prop::bool::weighted(0.3), 5), vec(any::<u16>(), 60), prefix, damage, vec(replay, 0..4))
-        .prop_map(|(delivery, spills, logs, order, prefix, damage, replays)| {
-            Case { delivery, spills, logs, order, prefix, damage, replays }
+    (
+        delivery,
+        vec(spill, 1..5),
+        vec(prop::bool::weighted(0.3), 5),
+        vec(any::<u16>(), 60),
+        prefix,
+        damage,
+        vec(replay, 0..4),
+    )
+        .prop_map(|(delivery, spills, logs, order, prefix, damage, replays)| Case {
+            delivery,
+            spills,
+            logs,
+            order,
+            prefix,
+            damage,
+            replays,
         })
 }
 

@@ -109,7 +109,9 @@ enum Read<'a> {
     Record(Line<'a>),
     Other,
     /// Of a file with this buffer's records, or of another one's.
-    Header { is_ours: bool },
+    Header {
+        is_ours: bool,
+    },
     Footer(u64),
     /// None of ours.
     Foreign,

@@ -30,10 +30,12 @@ impl SpillKey {
     pub fn new(key: impl AsRef<[u8]>) -> Result<Self, Error> {
         let key = key.as_ref();
         if key.len() < SHORTEST {
-            let text = format!("the key for spilled records ({VARIABLE}) has {} bytes: give it {SHORTEST} or more", key.len());
+            let text =
+                format!("the key for spilled records ({VARIABLE}) has {} bytes: give it {SHORTEST} or more", key.len());
             return Err(Error::new(ErrorKind::Config, text));
         }
-        let unusable = |error| Error::new(ErrorKind::Config, "the key for spilled records cannot be used").with_source(error);
+        let unusable =
+            |error| Error::new(ErrorKind::Config, "the key for spilled records cannot be used").with_source(error);
         Ok(Self(Hmac::new_from_slice(key).map_err(unusable)?))
     }
 

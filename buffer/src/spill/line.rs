@@ -113,7 +113,10 @@ fn try_encode<T: Serialize + DeserializeOwned>(record: &T) -> Result<Encoded, Er
 }
 
 fn refused(why: &dyn fmt::Display) -> Error {
-    Error::new(ErrorKind::Write, format!("this record cannot be spilled: neither JSON nor MessagePack can hold it: {why}"))
+    Error::new(
+        ErrorKind::Write,
+        format!("this record cannot be spilled: neither JSON nor MessagePack can hold it: {why}"),
+    )
 }
 
 fn panicked(panic: &(dyn Any + Send)) -> Error {

@@ -13,9 +13,9 @@ use winddown_sqlite::{
 /// The file, and the table in it.
 #[derive(Debug, Args)]
 struct Table {
-    /// The database
+    /// The database [default: that in SQLITE_PATH]
     #[arg(long, value_name = "FILE")]
-    database: PathBuf,
+    database: Option<PathBuf>,
     /// The table
     #[arg(long)]
     table: String,
@@ -52,7 +52,11 @@ impl Target for Table {
         if let Some(key_table) = self.key_table {
             insert = insert.key_table(key_table);
         }
-        Ok((Sqlite::new(Config::new(self.database)), Made::new(insert, self.columns, row)))
+        let database = match self.database {
+            Some(path) => Sqlite::new(Config::new(path)),
+            None => Sqlite::from_env()?,
+        };
+        Ok((database, Made::new(insert, self.columns, row)))
     }
 }
 
