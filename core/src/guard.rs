@@ -32,8 +32,13 @@ pub async fn as_dependent<F: Future>(future: F) -> F::Output {
     DEPENDENT.scope((), future).await
 }
 
+/// Whether a drain waits for what runs here, as far as that can be told: see [`as_dependent`].
+pub(crate) fn is_dependent() -> bool {
+    DEPENDENT.try_with(|()| ()).is_ok()
+}
+
 fn caller() -> Caller {
-    if DEPENDENT.try_with(|()| ()).is_ok() { Caller::Dependent } else { Caller::Application }
+    if is_dependent() { Caller::Dependent } else { Caller::Application }
 }
 
 /// A resource as the application holds it: initialised on first use, handing out counted checkouts, drained once.
