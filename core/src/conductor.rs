@@ -36,7 +36,7 @@ use crate::{
     node::{Ended, Node, Order},
     notify, panics,
     plan::{ANSWER_SHARE, Plan},
-    report::{Known, Tally},
+    report::{AtCut, Known, Tally, in_words},
 };
 
 /// The exit status of a process that had to be ended at its deadline: what `timeout(1)` uses.
@@ -201,7 +201,7 @@ pub(crate) async fn conduct(shared: &Shared, begun: &Begun, place: Place, forced
                 let deadlines = plan.deadlines[i];
                 let answer_by = deadlines.end + plan.answer;
                 let (gate, tally) = (Arc::clone(nodes[i].gate()), Arc::clone(&rows[i].tally));
-                let drain = Drain { deadlines, grace: plan.graces[i], gate, tally };
+                let drain = Drain { deadlines, grace: plan.graces[i], gate, tally, began: Instant::now() };
                 let answer = place.drain(Arc::clone(&nodes[i]), drain, released.clone());
                 running.spawn(async move {
                     let finished = timeout_at(answer_by, answer).await;
@@ -314,7 +314,7 @@ impl Row {
     /// The row of the report; none for tracked work where there was none.
     fn report(self) -> Option<ResourceReport> {
         let facts = self.node.facts();
-        let Known { step, mut sessions, open, stragglers, error } = self.tally.known();
+        let Known { step, mut sessions, open, stragglers, at_cut, mut reasons, error } = self.tally.known();
         let records = facts.ledger.as_ref().map(|ledger| ledger.close());
         let (took, left_out) = match &self.state {
             State::Waiting => (Duration::ZERO, self.node.gate().out()),
@@ -323,8 +323,19 @@ impl Row {
         };
         // One that has come to its end has accounted for all.
         if !matches!(self.state, State::Over { finished: Ok(Ended::Drained | Ended::NotInitialised), .. }) {
+            if open > 0 {
+                reasons.push(format!("{open} were open when it was left"));
+            }
             sessions.cut += open;
         }
+        if let Some(at) = at_cut {
+            reasons.extend(why_cut(sessions.cut.saturating_sub(at.before), at, facts.address.as_deref()));
+        }
+        if !facts.capabilities.confirmed_end {
+            // Nobody can have seen their end.
+            sessions.unconfirmed += std::mem::take(&mut sessions.closed);
+        }
+        let [refused, refused_tracked] = self.node.gate().refusals();
         let (outcome, error) = match self.state {
             State::Waiting => (Outcome::NotReached, error),
             // Cut short by a second signal.
@@ -348,8 +359,32 @@ impl Row {
         // What a resource cannot do matters to who reads what became of its sessions.
         let cannot = if outcome == Outcome::NotInitialised { Vec::new() } else { facts.capabilities.missing() };
         let name = facts.name.clone();
-        Some(ResourceReport { name, outcome, step, took, sessions, stragglers, left_out, records, error, cannot })
+        Some(ResourceReport {
+            name,
+            outcome,
+            step,
+            took,
+            sessions,
+            stragglers,
+            left_out,
+            refused,
+            refused_tracked,
+            records,
+            error,
+            reasons,
+            cannot,
+        })
     }
+}
+
+/// Why so many sessions were cut when their time was over.
+fn why_cut(cut: u64, at: AtCut, address: Option<&str>) -> Vec<String> {
+    let held = cut.min(at.out);
+    let after = in_words(at.after);
+    let whom = address.unwrap_or("the server");
+    let held_so = format!("{held} cut while checked out, after {after}");
+    let silent = format!("{} cut since {whom} had not ended its side after {after}", cut - held);
+    [(held, held_so), (cut - held, silent)].into_iter().filter(|(count, _)| *count > 0).map(|(_, why)| why).collect()
 }
 
 /// Where a resource is drained.
@@ -448,6 +483,7 @@ pub enum ReportFormat {
     /// | `BudgetShare` | Percent | the same, of the platform's budget |
     /// | `UncleanDrains` | Count | 1 where not everything was drained, else 0 |
     /// | `SessionsClosed` | Count | sessions that said goodbye |
+    /// | `SessionsUnconfirmed` | Count | sessions that were ended where nobody can see the server's end |
     /// | `SessionsCut` | Count | sessions that could not |
     /// | `StatementsCancelled` | Count | statements that the server was asked to stop |
     /// | `RecordsAccepted` | Count | records that buffers took in, in their whole life |

@@ -187,7 +187,16 @@ impl Lifecycle {
     /// [`ErrorKind::ShuttingDown`] once draining has begun.
     #[track_caller]
     pub fn track(&self) -> Result<Tracked, Error> {
-        self.shared.life().track(Location::caller())
+        self.shared.life().track(Location::caller(), None)
+    }
+
+    /// The same with a name for the report, which has it where the work does not end in time: a request's id, a route, a job.
+    ///
+    /// # Errors
+    /// [`ErrorKind::ShuttingDown`] once draining has begun.
+    #[track_caller]
+    pub fn track_as(&self, name: impl Into<String>) -> Result<Tracked, Error> {
+        self.shared.life().track(Location::caller(), Some(name.into().into()))
     }
 
     /// Initialises every resource, all at once. If one fails, the others are drained again and the lifecycle is over.
@@ -379,7 +388,7 @@ impl Lifecycle {
                 Err(error) => return Err(error),
             }
             // Not before: a rollback of init would wait for it.
-            let result = match life.track(site) {
+            let result = match life.track(site, None) {
                 Ok(tracked) => {
                     let failed = |error: E| Error::new(ErrorKind::Work, "the work failed").with_source(error);
                     let work = async { work.into_future().await.map_err(failed) };
@@ -517,8 +526,11 @@ impl Life {
         }
     }
 
-    fn track(&self, site: &'static Location<'static>) -> Result<Tracked, Error> {
+    fn track(&self, site: &'static Location<'static>, name: Option<Box<str>>) -> Result<Tracked, Error> {
         let pass = Pass::enter(&self.tracked, site)?;
+        if let Some(name) = name {
+            pass.label(name);
+        }
         pass.hand_out()?;
         Ok(Tracked::new(pass))
     }

@@ -65,7 +65,7 @@ struct Directive {
 struct Directives {
     namespace: &'static str,
     dimensions: [Vec<&'static str>; 1],
-    metrics: [Metric; 11],
+    metrics: [Metric; 12],
 }
 
 #[derive(Debug, Serialize)]
@@ -82,6 +82,7 @@ struct Values {
     budget_share: f64,
     unclean_drains: u64,
     sessions_closed: u64,
+    sessions_unconfirmed: u64,
     sessions_cut: u64,
     statements_cancelled: u64,
     records_accepted: u64,
@@ -92,11 +93,12 @@ struct Values {
 }
 
 /// In the order of [`Values`].
-const METRICS: [(&str, &str); 11] = [
+const METRICS: [(&str, &str); 12] = [
     ("DrainTime", "Milliseconds"),
     ("BudgetShare", "Percent"),
     ("UncleanDrains", "Count"),
     ("SessionsClosed", "Count"),
+    ("SessionsUnconfirmed", "Count"),
     ("SessionsCut", "Count"),
     ("StatementsCancelled", "Count"),
     ("RecordsAccepted", "Count"),
@@ -121,6 +123,7 @@ impl Metrics {
         };
         for resource in &report.resources {
             values.sessions_closed += resource.sessions.closed;
+            values.sessions_unconfirmed += resource.sessions.unconfirmed;
             values.sessions_cut += resource.sessions.cut;
             values.statements_cancelled += resource.sessions.cancelled;
             let records = resource.records.unwrap_or_default();
@@ -194,8 +197,11 @@ mod tests {
             sessions,
             stragglers: Vec::new(),
             left_out: 0,
+            refused: 0,
+            refused_tracked: 0,
             records,
             error: None,
+            reasons: Vec::new(),
             cannot: Vec::new(),
         }
     }

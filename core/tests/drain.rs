@@ -13,7 +13,7 @@ use std::{
 
 use tokio::task::JoinSet;
 use winddown_core::{
-    Drain, Error, Hook, Lifecycle, Outcome, Report, Resource, ResourceId, ShutdownGuard, State, Step,
+    Capabilities, Drain, Error, Hook, Lifecycle, Outcome, Report, Resource, ResourceId, ShutdownGuard, State, Step,
     memory::{Memory, MemoryPool, MemorySession, Server},
 };
 
@@ -147,6 +147,9 @@ async fn l1_l2_one_that_blocks_its_thread_costs_only_itself_on_a_single_threaded
             thread::sleep(BUDGET);
             Ok(())
         }
+        fn capabilities(&self) -> Capabilities {
+            Capabilities::NO_SESSIONS
+        }
     }
     let lifecycle = Lifecycle::builder().signals(false).budget(USED_UP).build().unwrap();
     let server = Server::new();
@@ -192,6 +195,9 @@ impl Resource for Keeps {
     }
     fn drains_last(&self) -> bool {
         self.is_last
+    }
+    fn capabilities(&self) -> Capabilities {
+        self.memory.capabilities()
     }
 }
 
@@ -314,6 +320,9 @@ async fn s4_what_tracked_work_uses_for_the_first_time_while_draining_may_use_its
         }
         fn depends_on(&self) -> Vec<ResourceId> {
             vec![self.0.id()]
+        }
+        fn capabilities(&self) -> Capabilities {
+            Capabilities::NO_SESSIONS
         }
     }
     let lifecycle = lifecycle();

@@ -11,7 +11,7 @@ use std::{
 
 use tokio::time::sleep;
 use winddown_core::{
-    Drain, Error, ErrorKind, Hook, Lifecycle, Outcome, Reason, Resource, State,
+    Capabilities, Drain, Error, ErrorKind, Hook, Lifecycle, Outcome, Reason, Resource, State,
     memory::{Memory, Server},
 };
 
@@ -193,6 +193,10 @@ impl Resource for Opened {
 
     async fn goodbye(&self, (): &(), _: &Drain) -> Result<(), Error> {
         Ok(())
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::NO_SESSIONS
     }
 }
 

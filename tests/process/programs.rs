@@ -23,7 +23,7 @@ use tokio::{
     time::sleep,
 };
 use winddown::{
-    Drain, Error, Lifecycle, Resource,
+    Capabilities, Drain, Error, Lifecycle, Resource,
     buffer::{BatchWriter, Push},
     lambda::{Flush, Function, LambdaEvent, lambda_runtime, service_fn},
     memory::Memory,
@@ -174,6 +174,9 @@ impl Resource for Faulty {
             }
         }
     }
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::NO_SESSIONS
+    }
 }
 
 async fn faulty(fault: Fault) -> Result<(), Error> {
@@ -230,6 +233,9 @@ impl Resource for SlowInit {
     }
     async fn goodbye(&self, (): &(), _: &Drain) -> Result<(), Error> {
         Ok(())
+    }
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::NO_SESSIONS
     }
 }
 
