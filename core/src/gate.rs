@@ -302,19 +302,19 @@ impl Gate {
 
     /// The checkouts that are out, by the place that made them, with the age of the oldest. Walks them.
     pub(crate) fn stragglers(&self) -> Vec<Straggler> {
+        type Out = (Duration, Option<Box<str>>);
         let state = self.state();
-        let mut sites: BTreeMap<String, (Vec<Duration>, Vec<(Duration, Box<str>)>)> = BTreeMap::new();
+        let mut sites: BTreeMap<String, Vec<Out>> = BTreeMap::new();
         for (_, inside) in state.inside.iter().filter(|(_, inside)| inside.is_active()) {
-            let (ages, names) = sites.entry(inside.site.to_string()).or_default();
-            let age = inside.since.elapsed();
-            ages.push(age);
-            names.extend(inside.name.clone().map(|name| (age, name)));
+            sites.entry(inside.site.to_string()).or_default().push((inside.since.elapsed(), inside.name.clone()));
         }
         drop(state);
-        let stragglers = sites.into_iter().map(|(site, (ages, mut names))| {
-            names.sort_by_key(|(age, _)| std::cmp::Reverse(*age));
-            let names = names.into_iter().take(NAMES).map(|(_, name)| name.into()).collect();
-            Straggler::new(site, ages.len(), ages.into_iter().max().unwrap_or_default(), names)
+        let stragglers = sites.into_iter().map(|(site, mut out)| {
+            out.sort_by_key(|(age, _)| std::cmp::Reverse(*age));
+            let oldest = out.first().map(|(age, _)| *age).unwrap_or_default();
+            let count = out.len();
+            let names = out.into_iter().filter_map(|(_, name)| name.map(Into::into)).take(NAMES).collect();
+            Straggler::new(site, count, oldest, names)
         });
         stragglers.collect()
     }

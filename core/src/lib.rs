@@ -25,12 +25,14 @@ mod node;
 mod notify;
 mod panics;
 mod plan;
+mod signals;
+mod standard_error;
 mod sync;
 
 pub mod memory;
 
 #[doc(hidden)]
-pub use crate::log_line::warning_line;
+pub use crate::{log_line::warning_line, standard_error::write_line};
 
 pub use crate::{
     conductor::{EXIT_AT_DEADLINE, ReportFormat},
@@ -47,3 +49,4 @@ pub use crate::{
     rested::Rested,
     work::{Hook, HookResult},
 };
+pub use tokio::signal::unix::SignalKind;

@@ -13,7 +13,7 @@ use std::{
 
 use tokio::task::JoinSet;
 use winddown_core::{
-    Capabilities, Drain, Error, Hook, Lifecycle, Outcome, Report, Resource, ResourceId, ShutdownGuard, State, Step,
+    Capabilities, Drain, Error, ErrorKind, Hook, Lifecycle, Outcome, Report, Resource, ResourceId, ShutdownGuard, State, Step,
     memory::{Memory, MemoryPool, MemorySession, Server},
 };
 
@@ -28,6 +28,11 @@ const LATE: Duration = Duration::from_secs(5);
 
 fn lifecycle() -> Lifecycle {
     Lifecycle::builder().signals(false).budget(BUDGET).build().unwrap()
+}
+
+/// One that something else stops: here the test.
+fn embedded() -> Lifecycle {
+    Lifecycle::builder().embedded().budget(BUDGET).build().unwrap()
 }
 
 #[tokio::test]
@@ -405,7 +410,7 @@ fn runtime_free_block_on<F: Future>(future: F) -> F::Output {
 
 #[tokio::test]
 async fn run_ends_when_the_work_ends_and_drains() {
-    let lifecycle = lifecycle();
+    let lifecycle = embedded();
     let server = Server::new();
     let db = lifecycle.guard(Memory::on(&server, "db"));
     let work = async { db.get().await.map(drop) };
@@ -413,13 +418,13 @@ async fn run_ends_when_the_work_ends_and_drains() {
     assert_eq!(report.resource("db").unwrap().outcome, Outcome::Drained);
     assert_eq!(server.sessions(), 0);
 
-    let error = self::lifecycle().run(async { Err("out of paper") }).await.unwrap_err();
+    let error = embedded().run(async { Err("out of paper") }).await.unwrap_err();
     assert_eq!(error.to_string(), "the work failed: out of paper");
 }
 
 #[tokio::test]
 async fn run_lets_the_work_end_by_itself_when_draining_begins() {
-    let lifecycle = lifecycle();
+    let lifecycle = embedded();
     let db = lifecycle.guard(Memory::new("db"));
     let server = {
         let (stop, db) = (lifecycle.draining(), db.clone());
@@ -441,4 +446,14 @@ async fn run_lets_the_work_end_by_itself_when_draining_begins() {
     let report = lifecycle.run(server).await.unwrap();
     assert!(report.is_clean(), "{report}");
     stop.await.unwrap();
+}
+
+#[tokio::test]
+async fn run_is_refused_where_nothing_would_ever_say_stop() {
+    let lifecycle = lifecycle();
+    let db = lifecycle.guard(Memory::new("db"));
+    let error = lifecycle.run(async { Ok::<_, Error>(()) }).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Config);
+    assert!(error.to_string().contains("`embedded()` where something else calls `begin_drain`"), "{error}");
+    assert_eq!((lifecycle.state(), db.resource().server().sessions()), (State::Starting, 0), "nothing was begun");
 }

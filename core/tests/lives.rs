@@ -231,7 +231,7 @@ async fn a_failed_init_can_be_followed_by_a_life_that_succeeds() {
 
 #[tokio::test]
 async fn work_that_was_given_to_run_does_not_end_the_life_after_its_own() {
-    let lifecycle = lifecycle();
+    let lifecycle = Lifecycle::builder().embedded().build().unwrap();
     let db = lifecycle.guard(Memory::new("db"));
     let work = async {
         lifecycle.begin_drain();
