@@ -154,8 +154,12 @@ impl fmt::Display for Error {
             // Drivers often repeat their source in their own message; saying it once is enough.
             let text = source.to_string();
             if !last.ends_with(&text) {
-                said.push_str(": ");
-                said.push_str(&text);
+                // A sentence, not a name or a number that may well come again.
+                let is_known = |part: &&str| part.contains(' ') && said.split(PAUSE).any(|known| known == *part);
+                let new: Vec<&str> = text.split(PAUSE).filter(|part| !is_known(part)).collect();
+                if !new.is_empty() {
+                    said = format!("{said}{PAUSE}{}", new.join(PAUSE));
+                }
             }
             // One of ours has said all that is behind it.
             next = if source.is::<Self>() { None } else { source.source() };
@@ -169,7 +173,7 @@ impl fmt::Display for Error {
 /// same kind (`Input/output error: Input/output error: ...`), or repeats its source with something after it.
 fn once(chain: &str) -> String {
     let mut links: Vec<&str> = Vec::new();
-    for link in chain.split(": ") {
+    for link in chain.split(PAUSE) {
         links.push(link);
         // However long it is, what came just now stands before it already.
         let repeated = (1..=links.len() / 2).find(|n| {
@@ -180,8 +184,11 @@ fn once(chain: &str) -> String {
             links.truncate(links.len() - repeated);
         }
     }
-    links.join(": ")
+    links.join(PAUSE)
 }
+
+/// What stands between the links of a chain, also within the text of one.
+const PAUSE: &str = ": ";
 
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -235,6 +242,10 @@ mod tests {
         assert_eq!(of("a: connection refused").with_source(io()).to_string(), "a: connection refused");
         let chain = of("a").with_source(of("b: c").with_source(of("b: c: d")));
         assert_eq!(chain.to_string(), "a: b: c: d");
+        // SQLite's.
+        let code = std::io::Error::other("Error code 14: unable to open database file");
+        let sqlite = of("cannot open").with_source(of("unable to open database file: /app.db").with_source(code));
+        assert_eq!(sqlite.to_string(), "cannot open: unable to open database file: /app.db: Error code 14");
         assert_eq!(of("x: y: x: z").to_string(), "x: y: x: z", "not what is apart");
     }
 

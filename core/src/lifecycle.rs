@@ -122,7 +122,10 @@ fn own_process(shared: &Arc<Shared>) -> Result<(), Error> {
     drop(owned);
     for kind in handled {
         let message = format!("{} had a handler before the lifecycle was made", signals::name(kind));
-        shared.warn(&message, "it runs first, and if it ends the process nothing is drained: make the lifecycle first");
+        Shared::warn(
+            &message,
+            "it runs first, and if it ends the process nothing is drained: make the lifecycle first",
+        );
     }
     Ok(())
 }
@@ -463,12 +466,12 @@ impl Lifecycle {
 }
 
 impl Shared {
-    /// Warns where the report is written, else by `tracing`: whoever reads the report reads this.
-    fn warn(&self, message: &str, why: &str) {
-        if self.report_format.is_some() {
-            write_line(&warning_line(message, why));
-        } else {
+    /// Warns of what must be seen: through tracing where the application has set it up by then, else on standard error.
+    fn warn(message: &str, why: &str) {
+        if tracing::dispatcher::has_been_set() {
             tracing::warn!("{message}: {why}");
+        } else {
+            write_line(&warning_line(message, why));
         }
     }
 

@@ -13,7 +13,8 @@ use std::{
 
 use tokio::task::JoinSet;
 use winddown_core::{
-    Capabilities, Drain, Error, ErrorKind, Hook, Lifecycle, Outcome, Report, Resource, ResourceId, ShutdownGuard, State, Step,
+    Capabilities, Drain, Error, ErrorKind, Hook, Lifecycle, Outcome, Report, Resource, ResourceId, ShutdownGuard,
+    State, Step,
     memory::{Memory, MemoryPool, MemorySession, Server},
 };
 

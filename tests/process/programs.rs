@@ -33,7 +33,7 @@ use winddown::{
 
 use winddown_testkit::{Director, child::ready};
 
-use crate::scripted;
+use crate::{scripted, stops};
 
 /// Longer than any budget here.
 const FOR_EVER: Duration = Duration::from_secs(3600);
@@ -71,7 +71,7 @@ pub(crate) fn run(program: &str) -> ExitCode {
             "scripted" => scripted::function().await,
             "scripted_extension" => scripted::extension(),
             "telemetry_hangs" => telemetry_hangs().await,
-            other => panic!("no program {other}"),
+            other => stops::program(other).await,
         }
     });
     match result {
@@ -84,7 +84,7 @@ pub(crate) fn run(program: &str) -> ExitCode {
 }
 
 /// The work of a program that waits for its end.
-async fn until_stopped(lifecycle: &Lifecycle) -> Result<(), Error> {
+pub(crate) async fn until_stopped(lifecycle: &Lifecycle) -> Result<(), Error> {
     let stop = lifecycle.draining();
     let work = async {
         ready();
@@ -215,7 +215,7 @@ fn spin() {
     }
 }
 
-struct SlowInit;
+pub(crate) struct SlowInit;
 
 impl Resource for SlowInit {
     type Pool = ();

@@ -97,7 +97,7 @@ impl Shared {
                     if signals::has_ctrlc() {
                         let why = "it has replaced the lifecycle's, so Ctrl-C, and with its feature `termination` SIGTERM, drains nothing: \
                                    call `begin_drain` in it, or do without it";
-                        self.warn("the crate ctrlc has a handler for signals", why);
+                        Self::warn("the crate ctrlc has a handler for signals", why);
                     }
                     notify::ready().await;
                 }
