@@ -183,7 +183,7 @@ impl Function {
     {
         let Some(started) = self.start(false).await? else { return Ok(()) };
         let around = &started.invocations;
-        let handler = Around::new(handler, around.clone(), Invocations::handle);
+        let handler = Around::new(handler, around.clone(), Invocations::handle::<A, F, R, B, S>);
         let layer = layer_fn(|service| Around::new(service, around.clone(), Invocations::answer));
         let runtime = Runtime::new(handler).layer(TracingLayer::new()).layer(layer);
         // Boxed: with the handler's own inside, the future of a `main` would be nested deeper than the compiler follows.
@@ -209,7 +209,7 @@ impl Function {
     {
         let Some(started) = self.start(true).await? else { return Ok(()) };
         let around = &started.invocations;
-        let handler = Around::new(handler, around.clone(), Invocations::handle);
+        let handler = Around::new(handler, around.clone(), Invocations::handle::<A, F, R, B, S>);
         let layer = layer_fn(|service| Around::new(service, around.clone(), Invocations::answer));
         let runtime = Runtime::new(handler).layer(TracingLayer::new()).layer(layer);
         let runtime = Box::pin(started.with_snapshot(runtime).run_concurrent());

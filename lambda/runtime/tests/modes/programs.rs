@@ -2,6 +2,7 @@
 
 use std::{process::ExitCode, time::Duration};
 
+use futures_util::{StreamExt, stream};
 use lambda_http::{Adapter, Request, RequestExt};
 use serde_json::{Value, json};
 use tokio::runtime::Builder;
@@ -12,7 +13,7 @@ use winddown_core::{
 use winddown_lambda::{
     LambdaEvent,
     lambda_runtime::{
-        self,
+        self, StreamResponse,
         streaming::{Body, Response, channel},
     },
     run_concurrent, service_fn,
@@ -28,6 +29,7 @@ pub(crate) fn run(program: &str) -> ExitCode {
             "restored" => restored().await,
             "many_lives" => many_lives().await,
             "streaming" => streaming().await,
+            "paging" => paging().await,
             "http" => http().await,
             other => panic!("no program {other}"),
         }
@@ -117,6 +119,35 @@ async fn streaming() -> Result<(), Error> {
         Ok::<Response<Body>, lambda_runtime::Error>(Response::from(body))
     });
     winddown_lambda::run(lifecycle, handler).await
+}
+
+/// Streams four pages, each read with a checkout of its own, by the task of `lambda_runtime` that sends them. The third
+/// waits until draining has begun.
+async fn paging() -> Result<(), Error> {
+    let lifecycle = Lifecycle::detect()?;
+    let db = lifecycle.guard(Memory::new("db"));
+    let lives = lifecycle.clone();
+    let handler = service_fn(move |_: LambdaEvent<Value>| {
+        let (db, lifecycle) = (db.clone(), lives.clone());
+        let pages = stream::iter(0..4).then(move |page| {
+            let (db, lifecycle) = (db.clone(), lifecycle.clone());
+            async move {
+                if page == 2 {
+                    println!("begun");
+                    lifecycle.draining().await;
+                }
+                Ok::<_, lambda_runtime::Error>(match db.get().await {
+                    Ok(_session) => format!("page {page} "),
+                    Err(error) => format!("[{error}] "),
+                })
+            }
+        });
+        async { Ok::<_, lambda_runtime::Error>(StreamResponse::from(Box::pin(pages))) }
+    });
+    match std::env::var_os("AWS_LAMBDA_MAX_CONCURRENCY") {
+        Some(_) => run_concurrent(lifecycle, handler).await,
+        None => winddown_lambda::run(lifecycle, handler).await,
+    }
 }
 
 async fn http() -> Result<(), Error> {
