@@ -49,10 +49,7 @@ impl<B> TrackedBody<B> {
     }
 
     /// Polls the body as what it is part of.
-    fn poll_with<T>(
-        self: Pin<&mut Self>,
-        poll: impl FnOnce(Pin<&mut B>) -> Poll<Option<T>>,
-    ) -> Poll<Option<T>> {
+    fn poll_with<T>(self: Pin<&mut Self>, poll: impl FnOnce(Pin<&mut B>) -> Poll<Option<T>>) -> Poll<Option<T>> {
         let this = self.project();
         // Not counted any more, or inside already: nothing to add.
         let polled =
