@@ -134,7 +134,7 @@ async fn conduct_life(shared: &Arc<Shared>, life: &Arc<Life>, signals: &mut Sign
     let report = Arc::new(conduct(shared, &begun, Place::Thread, forced).await);
     let clean = report.is_clean();
     if let Some(format) = shared.report_format {
-        write_report(&report, format, time_to_write(shared.budget, begun.at)).await;
+        write_report(&report, format, time_to_write(begun.budget.unwrap_or(shared.budget), begun.at)).await;
     }
     if let Some(signal) = second {
         // Before anybody is told that the drain is over: nothing comes before this end.
@@ -186,7 +186,7 @@ const SAME_REQUEST: Duration = Duration::from_millis(100);
 /// Drains everything in order and says what happened, by the deadline whatever a resource does (L1).
 pub(crate) async fn conduct(shared: &Shared, begun: &Begun, place: Place, forced: impl Future<Output = ()>) -> Report {
     let nodes = &begun.nodes;
-    let plan = Plan::new(nodes, begun.at, shared.budget);
+    let plan = Plan::new(nodes, begun.at, begun.budget.unwrap_or(shared.budget));
     let (_release, released) = watch::channel(());
 
     let mut rows: Vec<Row> = nodes.iter().map(|node| Row::new(Arc::clone(node))).collect();
@@ -237,8 +237,9 @@ pub(crate) async fn conduct(shared: &Shared, begun: &Begun, place: Place, forced
 fn blank_report(shared: &Shared, begun: &Begun) -> Report {
     Report {
         reason: begun.reason.clone(),
+        error: begun.error.clone(),
         platform: shared.platform.to_string(),
-        budget: shared.budget.total(),
+        budget: begun.budget.unwrap_or(shared.budget).total(),
         took: Duration::ZERO,
         forced: false,
         resources: Vec::new(),

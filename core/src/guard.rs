@@ -32,6 +32,7 @@ pub async fn as_dependent<F: Future>(future: F) -> F::Output {
     DEPENDENT.scope((), future).await
 }
 
+/// Whether a drain waits for what runs here, as far as that can be told: see [`as_dependent`].
 pub(crate) fn is_dependent() -> bool {
     DEPENDENT.try_with(|()| ()).is_ok()
 }

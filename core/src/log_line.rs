@@ -8,7 +8,7 @@ use std::{
 
 use serde::Serialize;
 
-use crate::{Report, report::as_milliseconds};
+use crate::{Reason, Report, report::as_milliseconds};
 
 /// AWS Lambda Developer Guide, "Log-level filtering": a line without a level counts as INFO, whatever it says, and one
 /// whose time is not in RFC 3339 does too.
@@ -16,7 +16,7 @@ use crate::{Report, report::as_milliseconds};
 struct Line<'a> {
     timestamp: String,
     level: &'static str,
-    message: &'static str,
+    message: Cow<'static, str>,
     r#type: &'static str,
     clean: bool,
     #[serde(flatten)]
@@ -28,7 +28,14 @@ struct Line<'a> {
 /// One line of JSON that was written at this time.
 pub(crate) fn line(report: &Report, at: SystemTime, metrics: Option<Metrics>) -> String {
     let clean = report.is_clean();
-    let (level, message) = if clean { ("INFO", "drained") } else { ("WARN", "not everything was drained") };
+    let (level, message) = match (&report.reason, clean) {
+        (Reason::InitFailed, _) => {
+            let error = report.error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
+            ("ERROR", format!("{}{error}", report.reason).into())
+        }
+        (_, true) => ("INFO", "drained".into()),
+        (_, false) => ("WARN", "not everything was drained".into()),
+    };
     let timestamp = humantime::format_rfc3339_millis(at).to_string();
     let line = Line { timestamp, level, message, r#type: "winddown.report", clean, report, metrics };
     serde_json::to_string(&line).expect("a report has only strings, numbers and lists")
@@ -172,7 +179,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::{Outcome, Reason, Records, ResourceReport, Sessions, Step};
+    use crate::{Outcome, Records, ResourceReport, Sessions, Step};
 
     fn at() -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_millis(1_790_000_000_123)
@@ -196,6 +203,7 @@ mod tests {
     fn report(resources: Vec<ResourceReport>) -> Report {
         Report {
             reason: Reason::Signal("SIGTERM".into()),
+            error: None,
             platform: "lambda".into(),
             budget: Duration::from_millis(500),
             took: Duration::from_millis(125),

@@ -17,6 +17,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 pub struct Report {
     /// Why draining began.
     pub reason: Reason,
+    /// What went wrong, where that is why: the error of init, in one line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
     /// The platform whose budget was used.
     pub platform: String,
     /// The time between the signal and SIGKILL.
@@ -266,9 +269,15 @@ impl fmt::Display for Step {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("winddown: ")?;
+        if self.reason == Reason::InitFailed {
+            let error = self.error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
+            writeln!(f, "{INIT_FAILED}{error}")?;
+            f.write_str("winddown: ")?;
+        }
         writeln!(
             f,
-            "winddown: {} in {:.1} ms of {} ms ({}, {}){}",
+            "{} in {:.1} ms of {} ms ({}, {}){}",
             if self.is_clean() { "drained" } else { "NOT everything was drained" },
             as_milliseconds(self.took),
             self.budget.as_millis(),

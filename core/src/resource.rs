@@ -146,6 +146,12 @@ pub trait Resource: Send + Sync + 'static {
         RESERVE_FLOOR
     }
 
+    /// Where its server is, for errors and reports: `db.example:5432`, several with commas between. Without user or password.
+    /// Asked for once for each life. By default it is not known.
+    fn address(&self) -> Option<String> {
+        None
+    }
+
     /// The resources this one uses, and must therefore be drained before (S4): the
     /// [`id`](crate::ShutdownGuard::id)s of the guards it holds.
     fn depends_on(&self) -> Vec<ResourceId> {
