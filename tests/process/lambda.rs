@@ -88,6 +88,7 @@ pub(crate) const LATE: Duration = Duration::from_secs(5);
 /// With [`AMPLE`] time for everything, and [`BUDGET`].
 fn ample(config: Config) -> Config {
     let config = config.init_timeout(AMPLE).timeout(AMPLE).budget(AMPLE);
+    let config = config.env("WINDDOWN_INIT_LIMIT_MS", AMPLE.as_millis().to_string());
     config.env("WINDDOWN_BUDGET_MS", BUDGET.as_millis().to_string())
 }
 

@@ -6,13 +6,17 @@ mod extension;
 mod flush;
 mod init_error;
 mod invocations;
+mod limit;
 mod run;
 mod snapshot;
+
+use std::io::{self, Write};
 
 pub use lambda_runtime::{self, Context, LambdaEvent, service_fn};
 
 pub use crate::{
     flush::Flush,
+    limit::INIT_LIMIT_VARIABLE,
     run::{Function, run, run_concurrent},
 };
 
@@ -22,6 +26,8 @@ fn warn(message: &str, error: &dyn std::fmt::Display) {
     if tracing::dispatcher::has_been_set() {
         tracing::warn!(%error, "{message}");
     } else {
-        eprintln!("{}", winddown_core::warning_line(message, &error.to_string()));
+        let line = winddown_core::warning_line(message, &error.to_string()) + "\n";
+        // Where standard error is closed there is nobody to tell, and an invocation is not to fail of that.
+        let _ = io::stderr().lock().write_all(line.as_bytes());
     }
 }
