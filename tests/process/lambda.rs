@@ -97,7 +97,12 @@ fn within_lambdas_limits(program: &str) -> Config {
 }
 
 fn function() -> Config {
-    ample(within_lambdas_limits("lambda"))
+    function_of("lambda")
+}
+
+/// This program as a function, with time for everything.
+pub(crate) fn function_of(program: &str) -> Config {
+    ample(within_lambdas_limits(program))
 }
 
 /// Runs a scene on a runtime of its own.
@@ -114,7 +119,7 @@ fn report(record: &Record) -> Report {
 }
 
 /// The function ended by itself, drained.
-fn ended_well(record: &Record) {
+pub(crate) fn ended_well(record: &Record) {
     assert!(record.ended_by_itself(), "{record}\n{:?}", record.output);
     assert_eq!(record.function.exit_code, Some(0), "{record}");
     assert!(record.shutdown.sigterm_sent && !record.shutdown.overran);

@@ -33,7 +33,7 @@ use winddown::{
 
 use winddown_testkit::{Director, child::ready};
 
-use crate::scripted;
+use crate::{platform, scripted};
 
 /// Longer than any budget here.
 const FOR_EVER: Duration = Duration::from_secs(3600);
@@ -71,7 +71,10 @@ pub(crate) fn run(program: &str) -> ExitCode {
             "scripted" => scripted::function().await,
             "scripted_extension" => scripted::extension(),
             "telemetry_hangs" => telemetry_hangs().await,
-            other => panic!("no program {other}"),
+            other => match platform::run(other).await {
+                Some(ended) => ended,
+                None => panic!("no program {other}"),
+            },
         }
     });
     match result {
