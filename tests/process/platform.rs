@@ -3,8 +3,8 @@
 
 use std::{
     env, fs,
-    io::Write,
-    net::TcpListener,
+    io::{BufRead, BufReader, Write},
+    net::{TcpListener, TcpStream},
     path::PathBuf,
     sync::{Arc, Mutex},
     time::Duration,
@@ -33,6 +33,8 @@ cases![
     what_a_client_behind_a_hook_holds_has_been_sent_when_the_function_is_frozen,
     a_body_that_checks_out_for_each_page_is_streamed_to_its_end_after_sigterm,
     an_init_that_waits_for_a_mute_server_is_an_error_and_not_a_timeout,
+    another_handler_that_would_end_the_process_in_the_drain_is_warned_of,
+    another_extension_that_ends_nothing_is_not_warned_of,
 ];
 
 /// The program of this name, if it is one of these.
@@ -41,6 +43,8 @@ pub(crate) async fn run(program: &str) -> Option<Result<(), Error>> {
         "tracked_errors" => tracked_errors().await,
         "paging" => paging().await,
         "mute_postgres" => mute_postgres().await,
+        "two_handlers_single" => two_handlers().await,
+        "two_extensions" => two_extensions().await,
         _ => return None,
     })
 }
@@ -149,8 +153,7 @@ async fn mute_postgres() -> Result<(), Error> {
     let lifecycle = Lifecycle::detect()?;
     let _memory = lifecycle.guard(Memory::new("memory"));
     let _db = lifecycle.guard(Postgres::from_env()?);
-    let handler = service_fn(async |event: LambdaEvent<Value>| Ok::<_, lambda_runtime::Error>(event.payload));
-    winddown::lambda::run(lifecycle, handler).await
+    echo(lifecycle).await
 }
 
 /// The server accepts, and says nothing. The platform has more patience than the function is told of, so that a busy machine
@@ -165,4 +168,66 @@ fn an_init_that_waits_for_a_mute_server_is_an_error_and_not_a_timeout() {
     assert_eq!(error.kind(), ErrorKind::InitError, "{error}");
     let text = error.to_string();
     assert!(text.contains("postgres") && !text.contains("secret"), "{text}");
+}
+
+async fn echo(lifecycle: Lifecycle) -> Result<(), Error> {
+    let handler = service_fn(async |event: LambdaEvent<Value>| Ok::<_, lambda_runtime::Error>(event.payload));
+    winddown::lambda::run(lifecycle, handler).await
+}
+
+/// On one thread, so that its task has come to its poll when the time is over.
+async fn two_handlers() -> Result<(), Error> {
+    let lifecycle = Lifecycle::detect()?;
+    lambda_runtime::spawn_graceful_shutdown_handler(async || ()).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    echo(lifecycle).await
+}
+
+/// The output of such a function, from its start to the end of its first invocation.
+fn output_of(program: &str) -> (Vec<String>, Vec<String>) {
+    let record = play(async {
+        let sim = Sim::start(function_of(program)).await.unwrap();
+        assert!(sim.invoke(json!({})).await.unwrap().ok);
+        sim.shutdown(Reason::Spindown).await
+    });
+    let output = record.output.iter().map(|output| output.line.clone()).collect();
+    (output, record.extensions.iter().map(|extension| extension.name.clone()).collect())
+}
+
+fn another_handler_that_would_end_the_process_in_the_drain_is_warned_of() {
+    let (output, extensions) = output_of("two_handlers_single");
+    let warned = output.iter().filter(|line| line.contains("spawn_graceful_shutdown_handler")).count();
+    assert_eq!(warned, 1, "{output:?}");
+    assert_eq!(extensions.len(), 2, "{extensions:?}");
+}
+
+/// Registers an extension and polls it, as one that ships telemetry does.
+async fn two_extensions() -> Result<(), Error> {
+    let lifecycle = Lifecycle::detect()?;
+    let api = env::var("AWS_LAMBDA_RUNTIME_API").unwrap();
+    let mut stream = TcpStream::connect(&api).unwrap();
+    let register = format!(
+        "POST /2020-01-01/extension/register HTTP/1.1\r\nhost: {api}\r\nlambda-extension-name: telemetry\r\n\
+         content-length: 13\r\n\r\n{{\"events\":[]}}"
+    );
+    stream.write_all(register.as_bytes()).unwrap();
+    let mut answer = BufReader::new(stream.try_clone().unwrap());
+    let id = loop {
+        let mut line = String::new();
+        assert!(answer.read_line(&mut line).unwrap() > 0, "no identifier");
+        if let Some(id) = line.to_lowercase().trim().strip_prefix("lambda-extension-identifier: ") {
+            break id.to_owned();
+        }
+    };
+    let next = format!(
+        "GET /2020-01-01/extension/event/next HTTP/1.1\r\nhost: {api}\r\nlambda-extension-identifier: {id}\r\n\r\n"
+    );
+    stream.write_all(next.as_bytes()).unwrap();
+    echo(lifecycle).await
+}
+
+fn another_extension_that_ends_nothing_is_not_warned_of() {
+    let (output, extensions) = output_of("two_extensions");
+    assert!(!output.iter().any(|line| line.contains("spawn_graceful_shutdown_handler")), "{output:?}");
+    assert!(extensions.iter().any(|name| name == "telemetry"), "{extensions:?}");
 }

@@ -40,7 +40,9 @@ const FOR_EVER: Duration = Duration::from_secs(3600);
 
 pub(crate) fn run(program: &str) -> ExitCode {
     let runtime = match program {
-        "starved_single" | "blocks_single" => Builder::new_current_thread().enable_all().build(),
+        "starved_single" | "blocks_single" | "two_handlers_single" => {
+            Builder::new_current_thread().enable_all().build()
+        }
         _ => Builder::new_multi_thread().worker_threads(2).enable_all().build(),
     };
     let result = runtime.unwrap().block_on(async {

@@ -7,6 +7,7 @@ mod flush;
 mod init_error;
 mod invocations;
 mod limit;
+mod others;
 mod run;
 mod snapshot;
 
