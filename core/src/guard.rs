@@ -11,7 +11,7 @@ use std::{
 };
 
 use crate::{
-    Error, Resource, ResourceId,
+    Error, Resource, ResourceId, TrackedBody,
     gate::{Caller, Key},
     node::Slot,
 };
@@ -35,6 +35,11 @@ pub async fn as_dependent<F: Future>(future: F) -> F::Output {
 /// Whether a drain waits for what runs here, as far as that can be told: see [`as_dependent`].
 pub(crate) fn is_dependent() -> bool {
     DEPENDENT.try_with(|()| ()).is_ok()
+}
+
+/// Calls this as a dependent: one poll of what [`as_dependent`] is for.
+pub(crate) fn in_dependent<T>(call: impl FnOnce() -> T) -> T {
+    DEPENDENT.sync_scope((), call)
 }
 
 fn caller() -> Caller {
@@ -313,6 +318,34 @@ impl Tracked {
         let output = as_dependent(future).await;
         drop(self);
         output
+    }
+
+    /// Ties the body of a response, or a stream, to the tracked work, which lasts until the body has been sent: guards hand
+    /// out to it whichever task polls it. `examples/axum.rs` does so for every response, in a middleware.
+    ///
+    /// ```
+    /// # use futures_util::{StreamExt, stream};
+    /// # use winddown_core::{Error, Lifecycle, memory::Memory};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Error> {
+    /// # let lifecycle = Lifecycle::builder().signals(false).build()?;
+    /// let db = lifecycle.guard(Memory::new("db"));
+    /// let pages = stream::iter(1..=3).then(move |page| {
+    ///     let db = db.clone();
+    ///     async move { db.get().await.map(|_session| page) }
+    /// });
+    /// let body = lifecycle.track()?.body(pages);
+    ///
+    /// // What a server does with it, when the platform has said stop.
+    /// lifecycle.begin_drain();
+    /// let sent: Vec<_> = body.collect().await;
+    /// assert!(sent.iter().all(Result::is_ok));
+    /// assert!(lifecycle.drained().await.is_clean());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn body<B>(self, body: B) -> TrackedBody<B> {
+        TrackedBody::new(body, Some(Arc::new(self)))
     }
 }
 

@@ -18,6 +18,7 @@ mod resource;
 mod rested;
 
 // What makes it go.
+mod body;
 mod clock;
 mod conductor;
 mod gate;
@@ -37,6 +38,7 @@ pub mod memory;
 pub use crate::{log_line::warning_line, standard_error::write_line};
 
 pub use crate::{
+    body::TrackedBody,
     conductor::{EXIT_AT_DEADLINE, ReportFormat},
     credentials::{Credentials, CredentialsFuture, CredentialsProvider},
     error::{BoxError, Error, ErrorKind},

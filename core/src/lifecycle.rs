@@ -378,6 +378,16 @@ impl Lifecycle {
         self.shared.budget
     }
 
+    /// The limit of init that was [set](Builder::init_limit), if one was.
+    pub fn init_limit(&self) -> Option<Duration> {
+        self.shared.init_limit
+    }
+
+    /// Whether the signals that stop a process drain it: [`Builder::signals`].
+    pub fn receives_signals(&self) -> bool {
+        self.shared.owns_process
+    }
+
     /// The platform of this lifecycle.
     pub fn platform(&self) -> &Platform {
         &self.shared.platform

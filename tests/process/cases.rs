@@ -65,6 +65,7 @@ cases![
     an_extensions_api_that_refuses_is_warned_of_once,
     systemd_is_told,
     a_web_server_answers_the_requests_in_flight_and_is_drained,
+    a_body_that_a_web_server_sends_at_sigterm_checks_out_until_its_end,
     telemetry_that_hangs_is_named_and_keeps_the_process_from_nothing,
 ];
 
@@ -513,6 +514,26 @@ fn a_web_server_answers_the_requests_in_flight_and_is_drained() {
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     assert_eq!(outcome(&ended, "sqlite"), Outcome::Drained);
     assert!(ended.took < AT_ONCE, "{:?}", ended.took);
+}
+
+fn a_body_that_a_web_server_sends_at_sigterm_checks_out_until_its_end() {
+    let budget = AMPLE.as_millis().to_string();
+    let mut server = Child::example("axum", &[("WINDDOWN_BUDGET_MS", budget.as_ref()), ("ADDRESS", "127.0.0.1:0")]);
+    let said = server.line();
+    let address = said.trim().strip_prefix("listening on ").unwrap();
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(stream, "GET /pages HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n").unwrap();
+    let mut answer = BufReader::new(stream);
+    let mut read = String::new();
+    while !read.contains("page 2") {
+        assert!(answer.read_line(&mut read).unwrap() > 0, "{read}");
+    }
+    let server = server.terminate();
+    answer.read_to_string(&mut read).unwrap();
+    assert!(read.contains("page 10: ") && read.ends_with("0\r\n\r\n"), "{read}");
+    let ended = server.end();
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert_eq!(outcome(&ended, "sqlite"), Outcome::Drained);
 }
 
 fn systemd_is_told() {

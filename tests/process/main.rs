@@ -7,6 +7,7 @@ mod cases;
 mod differential;
 mod foreign;
 mod lambda;
+mod platform;
 mod programs;
 mod scripted;
 mod stops;
@@ -19,19 +20,18 @@ fn main() -> ExitCode {
     if let Some(program) = winddown_testkit::child::role() {
         return programs::run(&program);
     }
-    let trials = [cases::ALL, lambda::ALL, foreign::ALL, differential::ALL, stops::ALL].concat().into_iter().map(
-        |(name, case)| {
-            let trial = Trial::test(name, move || {
-                case();
-                Ok(())
-            });
-            // What needs something of the machine can be left out, and only by saying so.
-            let left_out = lambda::left_out(name).or_else(|| foreign::left_out(name));
-            if let Some(reason) = &left_out {
-                println!("{name} is left out: {reason}");
-            }
-            trial.with_ignored_flag(left_out.is_some())
-        },
-    );
+    let all = [cases::ALL, lambda::ALL, platform::ALL, foreign::ALL, differential::ALL, stops::ALL].concat();
+    let trials = all.into_iter().map(|(name, case)| {
+        let trial = Trial::test(name, move || {
+            case();
+            Ok(())
+        });
+        // What needs something of the machine can be left out, and only by saying so.
+        let left_out = lambda::left_out(name).or_else(|| foreign::left_out(name));
+        if let Some(reason) = &left_out {
+            println!("{name} is left out: {reason}");
+        }
+        trial.with_ignored_flag(left_out.is_some())
+    });
     libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit_code()
 }

@@ -33,14 +33,16 @@ use winddown::{
 
 use winddown_testkit::{Director, child::ready};
 
-use crate::{scripted, stops};
+use crate::{platform, scripted, stops};
 
 /// Longer than any budget here.
 const FOR_EVER: Duration = Duration::from_secs(3600);
 
 pub(crate) fn run(program: &str) -> ExitCode {
     let runtime = match program {
-        "starved_single" | "blocks_single" => Builder::new_current_thread().enable_all().build(),
+        "starved_single" | "blocks_single" | "two_handlers_single" => {
+            Builder::new_current_thread().enable_all().build()
+        }
         _ => Builder::new_multi_thread().worker_threads(2).enable_all().build(),
     };
     let result = runtime.unwrap().block_on(async {
@@ -71,7 +73,10 @@ pub(crate) fn run(program: &str) -> ExitCode {
             "scripted" => scripted::function().await,
             "scripted_extension" => scripted::extension(),
             "telemetry_hangs" => telemetry_hangs().await,
-            other => stops::program(other).await,
+            other => match platform::run(other).await {
+                Some(ended) => ended,
+                None => stops::program(other).await,
+            },
         }
     });
     match result {

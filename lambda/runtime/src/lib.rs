@@ -8,6 +8,8 @@ mod extension;
 mod flush;
 mod init_error;
 mod invocations;
+mod limit;
+mod others;
 mod run;
 mod snapshot;
 
@@ -15,6 +17,7 @@ pub use lambda_runtime::{self, Context, LambdaEvent, service_fn};
 
 pub use crate::{
     flush::Flush,
+    limit::INIT_LIMIT_VARIABLE,
     run::{Function, run, run_concurrent},
 };
 
