@@ -14,11 +14,12 @@ use std::{
     fmt,
     io::{self, BufWriter, Write},
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, Once},
     time::Duration,
 };
 
 use serde::{Serialize, de::DeserializeOwned};
+use signal_hook::consts::SIGXFSZ;
 use uuid::Uuid;
 use winddown_core::{BoxError, Error, ErrorKind};
 
@@ -225,6 +226,13 @@ struct Directory {
 impl<T: Serialize + DeserializeOwned + Send + Sync> Elsewhere<T> for Directory {
     fn check(&self) -> Result<(), Error> {
         let Self { path, .. } = self;
+        // A write beyond the limit of a file's size ends the process (setrlimit(2)); where the signal is handled it is an error.
+        static HANDLED: Once = Once::new();
+        HANDLED.call_once(|| {
+            if let Err(error) = signal_hook::flag::register(SIGXFSZ, Arc::default()) {
+                tracing::warn!(%error, "a spill beyond the limit of a file's size will end the process");
+            }
+        });
         Folder::make(path).and_then(|_| tempfile::tempfile_in(path)).map(drop).map_err(|error| {
             let text = format!("the directory for spilled records, {}, cannot be written to", path.display());
             Error::new(ErrorKind::Config, text).with_source(error)
@@ -291,25 +299,32 @@ struct Stderr;
 
 impl<T: Serialize + DeserializeOwned + Send + Sync> Elsewhere<T> for Stderr {
     fn write(&self, from: &Writing<'_>, batches: &[Batch<T>], _: &Error) -> Result<Vec<Unspilled>, BoxError> {
-        let from = Writing { in_log: true, ..*from };
-        let mut to = io::stderr().lock();
-        let mut unspilled = Vec::new();
-        for (number, batch) in batches.iter().enumerate() {
-            let mut lines = Vec::new();
-            let refused = write_records(&mut lines, &from, std::slice::from_ref(batch))?;
-            let (written, error) = write_whole(&mut to, &lines);
-            // What is in the log counts, and what is not does not.
-            let whole = lines[..written].iter().filter(|byte| **byte == b'\n').count();
-            let is_refused = |record: &usize| refused.iter().any(|one| one.record == *record);
-            let unwritten = (0..batch.len()).filter(|record| !is_refused(record)).skip(whole);
-            if let Some(error) = error {
-                let error = Error::new(ErrorKind::Write, "the log takes no more").with_source(error);
-                unspilled.extend(unwritten.map(|record| Unspilled { batch: number, record, error: error.clone() }));
-            }
-            unspilled.extend(refused.into_iter().map(|one| Unspilled { batch: number, ..one }));
-        }
-        Ok(unspilled)
+        write_to_log(&mut io::stderr().lock(), from, batches)
     }
+}
+
+/// Writes the lines of these batches to a log. What is in it counts, and what is not does not.
+fn write_to_log<T: Serialize + DeserializeOwned>(
+    to: &mut impl Write,
+    from: &Writing<'_>,
+    batches: &[Batch<T>],
+) -> Result<Vec<Unspilled>, BoxError> {
+    let from = Writing { in_log: true, ..*from };
+    let mut unspilled = Vec::new();
+    for (number, batch) in batches.iter().enumerate() {
+        let mut lines = Vec::new();
+        let refused = write_records(&mut lines, &from, std::slice::from_ref(batch))?;
+        let (written, error) = write_whole(to, &lines);
+        let whole = lines[..written].iter().filter(|byte| **byte == b'\n').count();
+        let is_refused = |record: &usize| refused.iter().any(|one| one.record == *record);
+        let unwritten = (0..batch.len()).filter(|record| !is_refused(record)).skip(whole);
+        if let Some(error) = error {
+            let error = Error::new(ErrorKind::Write, "the log takes no more").with_source(error);
+            unspilled.extend(unwritten.map(|record| Unspilled { batch: number, record, error: error.clone() }));
+        }
+        unspilled.extend(refused.into_iter().map(|one| Unspilled { batch: number, ..one }));
+    }
+    Ok(unspilled)
 }
 
 /// Writes as much of it as can be written, and says how much that was.

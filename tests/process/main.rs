@@ -10,6 +10,7 @@ mod lambda;
 mod platform;
 mod programs;
 mod scripted;
+mod spills;
 mod stops;
 
 use std::process::ExitCode;
@@ -20,7 +21,8 @@ fn main() -> ExitCode {
     if let Some(program) = winddown_testkit::child::role() {
         return programs::run(&program);
     }
-    let all = [cases::ALL, lambda::ALL, platform::ALL, foreign::ALL, differential::ALL, stops::ALL].concat();
+    let all =
+        [cases::ALL, lambda::ALL, platform::ALL, foreign::ALL, differential::ALL, stops::ALL, spills::ALL].concat();
     let trials = all.into_iter().map(|(name, case)| {
         let trial = Trial::test(name, move || {
             case();

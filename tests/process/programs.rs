@@ -33,7 +33,7 @@ use winddown::{
 
 use winddown_testkit::{Director, child::ready};
 
-use crate::{platform, scripted, stops};
+use crate::{platform, scripted, spills, stops};
 
 /// Longer than any budget here.
 const FOR_EVER: Duration = Duration::from_secs(3600);
@@ -75,7 +75,10 @@ pub(crate) fn run(program: &str) -> ExitCode {
             "telemetry_hangs" => telemetry_hangs().await,
             other => match platform::run(other).await {
                 Some(ended) => ended,
-                None => stops::program(other).await,
+                None => match spills::run(other).await {
+                    Some(ended) => ended,
+                    None => stops::program(other).await,
+                },
             },
         }
     });

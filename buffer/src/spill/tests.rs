@@ -15,7 +15,7 @@ use tokio::{
 };
 use winddown_core::{Checkout, Error, ErrorKind, Lifecycle, Outcome, Records, Report};
 
-use super::{Disk, Folder, RealDisk, Spill};
+use super::{Disk, Folder, RealDisk, Spill, Writing, write_to_log};
 use crate::{Batch, BatchWriter, Delivery, Push as _, Shared, WriteError, WriteWith};
 
 /// Drains have 900 ms of it, and the pool keeps the last 50 ms of these and 25 ms for the buffer's answer.
@@ -143,5 +143,45 @@ async fn what_the_disk_does_not_take_is_lost_and_leaves_nothing_whether_it_is_th
         let records = report.resource("audit").unwrap().records.unwrap();
         assert_eq!((records.accepted, records.spilled, records.lost), (3, 0, 3), "{report}");
         assert_eq!(files(directory.path()), 0, "what is lost is not found by a replay");
+    }
+}
+
+#[test]
+fn what_a_log_took_counts_and_what_it_did_not_take_is_named() {
+    /// Takes so many bytes.
+    struct Full(usize, Vec<u8>);
+    impl io::Write for Full {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let taken = bytes.len().min(self.0 - self.1.len()).min(100);
+            if taken == 0 {
+                return Err(io::ErrorKind::BrokenPipe.into());
+            }
+            self.1.extend_from_slice(&bytes[..taken]);
+            Ok(taken)
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    // The second record of each batch cannot be held.
+    let batches =
+        [Batch::from(vec![Some(Some(1)), Some(None), Some(Some(3))]), Batch::from(vec![Some(Some(4)), Some(None)])];
+    let from = Writing { buffer: "audit", record_type: "t", key: None, in_log: false };
+    let whole = {
+        let mut all = Full(usize::MAX, Vec::new());
+        assert_eq!(write_to_log(&mut all, &from, &batches).unwrap().len(), 2);
+        all.1
+    };
+    for room in 0..=whole.len() {
+        let mut log = Full(room, Vec::new());
+        let unspilled = write_to_log(&mut log, &from, &batches).unwrap();
+        let lines = log.1.iter().filter(|byte| **byte == b'\n').count();
+        assert_eq!(lines + unspilled.len(), 5, "{room}");
+        let mut named: Vec<_> = unspilled.iter().map(|one| (one.batch, one.record)).collect();
+        named.sort_unstable();
+        let mut expected = vec![(0, 1), (1, 1)];
+        expected.extend([(0, 0), (0, 2), (1, 0)].into_iter().skip(lines));
+        expected.sort_unstable();
+        assert_eq!(named, expected, "{room}");
     }
 }
