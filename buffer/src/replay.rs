@@ -5,6 +5,8 @@ mod lines;
 #[cfg(test)]
 mod property;
 mod scan;
+#[cfg(test)]
+mod tests;
 
 use std::{
     any::type_name,
@@ -242,7 +244,8 @@ where
         self
     }
 
-    /// Writes what this path has: a spill file or a log, or all files of a directory.
+    /// Writes what this path has: a spill file or a log, or all files of a directory. A path without an extension that is not
+    /// there is a directory that nothing was spilled to yet, and has nothing.
     ///
     /// # Cancel safety
     /// Cancel safe, as it may be killed: run it again. What it was writing then has no known outcome; what becomes of that is

@@ -339,10 +339,17 @@ mod files {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_not_there_is_an_error_that_names_it() {
-        let error = replay(&Table::default(), "nowhere").await.unwrap_err();
+    async fn a_directory_that_is_not_there_yet_has_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let replayed = replay(&Table::default(), directory.path().join("spills")).await.unwrap();
+        assert_eq!(replayed, Replayed::default());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_file_that_is_not_there_is_an_error_that_names_it() {
+        let error = replay(&Table::default(), "nowhere.ndjson").await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Config, "{error}");
-        assert!(error.to_string().starts_with("nowhere"), "{error}");
+        assert!(error.to_string().starts_with("nowhere.ndjson"), "{error}");
     }
 }
 

@@ -44,7 +44,14 @@ pub(crate) struct Found {
 
 /// Looks at a file, or at all files of a directory.
 pub(crate) fn find(path: &Path) -> io::Result<Found> {
-    if !fs::metadata(path)?.is_dir() {
+    let metadata = match fs::metadata(path) {
+        // Where each process begins with a replay, the first one has nothing to find.
+        Err(error) if error.kind() == io::ErrorKind::NotFound && path.extension().is_none() => {
+            return Ok(Found::default());
+        }
+        metadata => metadata?,
+    };
+    if !metadata.is_dir() {
         let is_spill = header(path)?.is_some() && is_finished(path);
         let (spills, logs) = if is_spill { (vec![path.to_owned()], vec![]) } else { (vec![], vec![path.to_owned()]) };
         return Ok(Found { spills, logs, ..Found::default() });
