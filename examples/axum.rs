@@ -34,7 +34,8 @@ async fn main() -> Result<(), Error> {
 }
 
 async fn track(State(lifecycle): State<Lifecycle>, request: Request, next: Next) -> Response {
-    match lifecycle.track() {
+    // The report names what did not end in time.
+    match lifecycle.track_as(format!("{} {}", request.method(), request.uri().path())) {
         Ok(tracked) => tracked.scope(next.run(request)).await,
         Err(_) => StatusCode::SERVICE_UNAVAILABLE.into_response(),
     }
