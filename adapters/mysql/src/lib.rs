@@ -1,5 +1,8 @@
 #![doc = include_str!("../README.md")]
 
+#[cfg(feature = "buffer")]
+mod abandon;
+mod code;
 mod config;
 mod connect;
 mod error;
