@@ -9,7 +9,7 @@ use winddown_core::{Capabilities, Drain, Error, ErrorKind, Latency, Resource, Re
 
 use crate::{
     config::Config,
-    connect::{Connection, Connector, Manager, Pool},
+    connect::{Connection, Connector, Hung, Manager, Pool},
     error, farewell,
     sessions::Sessions,
     wrapped::Wrapped,
@@ -71,6 +71,7 @@ impl Mysql {
             rested: Rested::new(*check_after),
             check_timeout: *check_timeout,
             reset: driver.pool_opts().reset_connection(),
+            hung: Hung::default(),
         };
         let builder = Pool::builder(manager).config(*pool).runtime(Runtime::Tokio1);
         builder.build().map_err(|error| bad("cannot build the pool").with_source(error))
