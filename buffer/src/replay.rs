@@ -36,6 +36,8 @@ use crate::{
 /// A target that is away is tried again for as long as these pauses take together, some 10 s.
 const PAUSES: (Duration, Duration, usize) = (Duration::from_millis(50), Duration::from_secs(2), 10);
 
+type OnProgress = Arc<dyn Fn(&Progress<'_>) + Send + Sync>;
+
 /// Writes spilled records to the target: those of one buffer, from a file, from a directory of files, or from logs.
 ///
 /// ```
@@ -83,7 +85,7 @@ where
     sink: S,
     wanted: Wanted,
     incomplete: bool,
-    on_progress: Option<Arc<dyn Fn(&Progress<'_>) + Send + Sync>>,
+    on_progress: Option<OnProgress>,
     disk: Arc<dyn Disk>,
     records: PhantomData<fn(T)>,
 }
@@ -545,7 +547,7 @@ where
             if beside.is_off() {
                 return Ok(());
             }
-            let record_type = wanted.record_type.as_deref().unwrap_or(type_name::<T>());
+            let record_type = wanted.record_type.as_deref().unwrap_or_else(type_name::<T>);
             let from = Writing { buffer: &wanted.buffer, record_type, key: wanted.key.as_ref(), in_log: false };
             beside.keep(kind, &from, &batch, &why.to_string())?;
             beside.note(Note::Written, batch.key().into())

@@ -26,7 +26,7 @@ use crate::{
 /// A record whose push returned `Ok` is accepted, and ends in exactly one of four ways (S5):
 /// - *written*: the sink returned `Ok` for its batch;
 /// - *spilled*: it could not be written in time, or never will, and is now where [`spill`](Self::spill) says, from where
-///   [`replay`](crate::replay) writes it later;
+///   a [`Replay`](crate::Replay) writes it later;
 /// - *lost*: it could not be written or spilled, or the sink [rejects](crate::WriteError::Rejected) it for what is in it. It is
 ///   counted, logged without its contents, and given to [`on_rejected`](Self::on_rejected) or [`on_lost`](Self::on_lost);
 /// - *in doubt*: its batch was handed to a sink that writes [at most once](crate::Delivery::AtMostOnce), and no answer came. It is

@@ -374,7 +374,8 @@ mod logs {
             let log = serde_json::to_string(&format!("{line}\n")).unwrap();
             format!("{{\"log\":{log},\"stream\":\"stderr\",\"time\":\"2026-01-31T23:59:59Z\"}}")
         };
-        let formats: [Box<dyn Fn(&str) -> String>; 6] = [
+        type Format = Box<dyn Fn(&str) -> String>;
+        let formats: [Format; 6] = [
             Box::new(str::to_owned),
             Box::new(|line| format!("2026-01-31T23:59:59.123456789Z {line}")),
             Box::new(|line| format!("2026-01-31T23:59:59.123456789Z stderr F {line}")),

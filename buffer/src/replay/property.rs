@@ -401,5 +401,4 @@ fn s5_what_is_spilled_is_in_the_target_once_or_still_in_a_file_soak() {
         runtime.block_on(check(&case))
     });
     outcome.unwrap_or_else(|failure| panic!("{failure}"));
-    println!("{cases} cases");
 }

@@ -106,7 +106,7 @@ pub(crate) struct Collected<T> {
 
 /// What a line is.
 enum Read<'a> {
-    Record(Line<'a>),
+    Record(Box<Line<'a>>),
     Other,
     /// Of a file with this buffer's records, or of another one's.
     Header {
@@ -269,7 +269,7 @@ fn read<'a>(text: &'a Text, is_log: bool, wanted: &Wanted) -> Read<'a> {
     if index >= count {
         return Read::Unread("its place is outside of its batch");
     }
-    Read::Record(line)
+    Read::Record(Box::new(line))
 }
 
 /// The first or the last line of a spill file.
