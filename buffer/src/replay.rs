@@ -547,7 +547,7 @@ where
             if beside.is_off() {
                 return Ok(());
             }
-            let record_type = wanted.record_type.as_deref().unwrap_or_else(type_name::<T>);
+            let record_type = wanted.record_type.as_deref().unwrap_or_else(|| type_name::<T>());
             let from = Writing { buffer: &wanted.buffer, record_type, key: wanted.key.as_ref(), in_log: false };
             beside.keep(kind, &from, &batch, &why.to_string())?;
             beside.note(Note::Written, batch.key().into())
