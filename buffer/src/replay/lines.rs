@@ -59,7 +59,8 @@ impl<R: BufRead> Lines<R> {
                 return Ok(Some(Text { place, bytes: std::mem::take(&mut self.raw), is_cut }));
             }
             let Some(wrapped) = wrapped(&self.raw) else {
-                return Ok(Some(Text { place, bytes: std::mem::take(&mut self.raw), is_cut }));
+                let bytes = without_inner_times(&self.raw).unwrap_or_else(|| std::mem::take(&mut self.raw));
+                return Ok(Some(Text { place, bytes, is_cut }));
             };
             let Wrapped { stream, text, is_piece } = wrapped;
             if !self.pieces.contains_key(&*stream) {
@@ -168,6 +169,22 @@ fn cri(line: &[u8]) -> Option<Wrapped<'_>> {
         _ => return None,
     };
     Some(Wrapped { stream: stream.into(), text: Cow::Borrowed(&rest[end + 1..]), is_piece })
+}
+
+/// What `docker logs --timestamps` makes of a line that Docker has divided is one line again, with a time before each piece; none
+/// if it is another line.
+fn without_inner_times(line: &[u8]) -> Option<Vec<u8>> {
+    /// <https://github.com/moby/moby/blob/master/daemon/logger/copier.go>: `defaultBufSize`.
+    const PIECE: usize = 16 << 10;
+    let mut rest = after_time(line)?;
+    let mut whole = Vec::new();
+    while rest.len() > PIECE {
+        let (piece, behind) = rest.split_at(PIECE);
+        whole.extend_from_slice(piece);
+        rest = after_time(behind)?;
+    }
+    whole.extend_from_slice(rest);
+    Some(whole)
 }
 
 /// The object that a line of a log is, behind the prefixes that tools put before it. None if it begins otherwise.
@@ -294,6 +311,15 @@ mod tests {
             "2026-01-31T23:59:59.123456789Z stderr F  two\n",
         );
         assert_eq!(read(cri), [(2, "other".into(), false), (1, "one two".into(), false)]);
+    }
+
+    #[test]
+    fn times_in_the_middle_of_a_line_are_taken_out_where_docker_puts_them() {
+        let (time, piece) = ("2026-01-31T23:59:59.123456789Z ", "x".repeat(16 << 10));
+        let divided = format!("{time}{piece}{time}{piece}{time}end\n");
+        assert_eq!(read(&divided), [(1, format!("{piece}{piece}end"), false)]);
+        let other = format!("{time}{piece}y{time}end");
+        assert_eq!(read(&other), [(1, other.clone(), true)]);
     }
 
     #[test]
