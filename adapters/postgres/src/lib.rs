@@ -11,6 +11,8 @@ mod sessions;
 mod sink;
 mod stream;
 mod tls;
+#[cfg(feature = "buffer")]
+mod token;
 mod wrapped;
 
 pub use deadpool_postgres::{self, tokio_postgres};

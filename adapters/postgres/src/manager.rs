@@ -1,11 +1,17 @@
 //! The resource: how sessions are opened, handed out, checked, given back and ended.
 
+#[cfg(feature = "buffer")]
+use std::cell::Cell;
 use std::{fmt, sync::Arc, time::Instant};
 
 use deadpool_postgres::{Client, Hook, HookError, Manager, ManagerConfig, Pool, Runtime, StatementCache};
 use tokio::{task::JoinSet, time::timeout};
+#[cfg(feature = "buffer")]
+use winddown_core::Checkout;
 use winddown_core::{Capabilities, Drain, Error, ErrorKind, Latency, Resource, Rested, client_name};
 
+#[cfg(feature = "buffer")]
+use crate::token::CancelKey;
 use crate::{
     config::Config,
     connect::{Connector, hosts},
@@ -108,6 +114,44 @@ impl Postgres {
     }
 }
 
+#[cfg(feature = "buffer")]
+impl Postgres {
+    /// Takes the connection out of the pool and cuts it: nobody waits for what it does, and it may be dead.
+    fn abandon(&self, client: Client) {
+        if let Source::Wrapped(wrapped) = &self.source {
+            return wrapped.abandon(client);
+        }
+        let key = CancelKey::of(&client.cancel_token());
+        drop(Client::take(client));
+        let is_its = |session: &Arc<Session>| key.is_some() && session.part().cancel_key() == key;
+        if let Some(session) = self.sessions.open().into_iter().find(is_its) {
+            session.cut();
+        }
+    }
+}
+
+#[cfg(feature = "buffer")]
+thread_local! {
+    /// What is given back now, on this thread, is not to be used any more.
+    static ABANDONS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Gives a checkout back that is not to be used any more: there is no other way to say that of it.
+#[cfg(feature = "buffer")]
+pub(crate) fn abandon(checkout: Checkout<Postgres>) {
+    struct Over;
+
+    impl Drop for Over {
+        fn drop(&mut self) {
+            ABANDONS.set(false);
+        }
+    }
+
+    let _over = Over;
+    ABANDONS.set(true);
+    drop(checkout);
+}
+
 impl Resource for Postgres {
     type Pool = Pool;
     type Checkout = Client;
@@ -161,6 +205,10 @@ impl Resource for Postgres {
     }
 
     fn give_back(&self, _: &Pool, client: Client) {
+        #[cfg(feature = "buffer")]
+        if ABANDONS.get() {
+            return self.abandon(client);
+        }
         match &self.source {
             Source::Config { .. } => drop(client),
             Source::Wrapped(wrapped) => wrapped.give_back(client),
