@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use tokio::time::{Instant, timeout_at};
 
 use crate::{
-    Capabilities, Drain, Error, Latency, Ledger, Resource, ResourceId, Step,
+    Books, Capabilities, Drain, Error, Latency, Resource, ResourceId, Step,
     gate::{Admits, Gate, wake},
     guard::{Pass, as_dependent},
     init::{InitCell, Retry},
@@ -68,7 +68,7 @@ pub(crate) struct Facts {
     pub(crate) depends_on: Vec<ResourceId>,
     pub(crate) capabilities: Capabilities,
     pub(crate) latency: Option<Arc<Latency>>,
-    pub(crate) ledger: Option<Arc<Ledger>>,
+    pub(crate) ledger: Option<Arc<dyn Books>>,
 }
 
 /// How the drain of a node ended.

@@ -3,7 +3,7 @@
 use std::{fmt, pin::pin, sync::Arc, time::Instant};
 
 use redis::aio::ConnectionManager;
-use winddown_core::{Capabilities, Drain, Error, ErrorKind, Latency, Ledger, Ledgers, Resource};
+use winddown_core::{Books, Capabilities, Drain, Error, ErrorKind, Latency, Ledgers, Resource};
 
 use crate::{
     cancel::Prepared,
@@ -186,7 +186,7 @@ impl Resource for Redis {
         Some(Arc::clone(self.sessions.latency()))
     }
 
-    fn ledger(&self) -> Option<Arc<Ledger>> {
+    fn ledger(&self) -> Option<Arc<dyn Books>> {
         match &self.source {
             Source::Config(_) => Some(self.ledgers.begin_life()),
             Source::Wrapped(_) => None,
