@@ -97,7 +97,8 @@ struct Left<'a, T: Send + Sync>(&'a Queue<T>);
 
 impl<T: Send + Sync> Drop for Left<'_, T> {
     fn drop(&mut self) {
-        self.0.close(&Error::new(ErrorKind::Timeout, "the drain was left at its deadline before they could be written"));
+        self.0
+            .close(&Error::new(ErrorKind::Timeout, "the drain was left at its deadline before they could be written"));
     }
 }
 
@@ -112,7 +113,8 @@ impl<T: Send + Sync + 'static, S: Sink<T>> Drop for Flusher<T, S> {
         let name = queue.name();
         if records > 0 {
             let message = format!("{name}: {records} records were accepted and are not written");
-            let advice = "the buffer was dropped without a drain: call `Lifecycle::drain` or `run` before the process ends";
+            let advice =
+                "the buffer was dropped without a drain: call `Lifecycle::drain` or `run` before the process ends";
             tracing::error!(buffer = name, records, "{message}: {advice}");
             if !tracing::dispatcher::has_been_set() {
                 // Nobody would see it. There is nowhere left to say that standard error cannot be written to.

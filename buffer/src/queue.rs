@@ -35,11 +35,11 @@ use tokio::{
 use winddown_core::{Books as _, Error, ErrorKind};
 
 pub use self::room::Room;
+use self::{books::Columns, fits::Fits, out::Out, turns::Waited};
 pub(crate) use self::{
     out::{Smaller, Started, Taken},
     turns::Next,
 };
-use self::{books::Columns, fits::Fits, out::Out, turns::Waited};
 use crate::{Batch, Delivery, PushError};
 
 /// Called with records that are given up.

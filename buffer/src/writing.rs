@@ -174,10 +174,9 @@ impl<T: Send + Sync + 'static, S: Sink<T>> Writing<T, S> {
         };
         let Some(result) = result else { return self.give_up(until, checkout, taken, began).await };
         drop(checkout);
-        match &result {
-            // What was refused, or never got there, says nothing about how long a write takes.
-            Ok(Ok(()) | Err(WriteError::TooLarge(_))) => self.pace().took(began.elapsed()),
-            Ok(Err(_)) | Err(_) => {}
+        // What was refused, or never got there, says nothing about how long a write takes.
+        if let Ok(Ok(()) | Err(WriteError::TooLarge(_))) = &result {
+            self.pace().took(began.elapsed());
         }
         match result {
             Ok(Ok(())) => taken.written(),

@@ -363,7 +363,8 @@ mod beginning_and_end {
         let lost = Arc::new(Mutex::new(Vec::new()));
         let told = Arc::clone(&lost);
         let setup = setup_with(Delivery::ExactlyOnce, usize::MAX, move |writer| {
-            writer.on_lost(move |records: &[u64], error| told.lock().unwrap().push((records.to_vec(), error.to_string())))
+            writer
+                .on_lost(move |records: &[u64], error| told.lock().unwrap().push((records.to_vec(), error.to_string())))
         });
         setup.lifecycle.init().await.unwrap();
         setup.target.answers([Answer::Hang { stored: false }]);

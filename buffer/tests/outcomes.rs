@@ -382,7 +382,11 @@ mod draining {
             setup.push(0..35).await;
             let (report, records) = setup.drain().await;
             assert_eq!((records.spilled, records.in_doubt), (35, 0), "{report}");
-            assert_eq!(setup.table.rows().len(), if stored { 35 } else { 0 }, "each was tried, over sessions of its own");
+            assert_eq!(
+                setup.table.rows().len(),
+                if stored { 35 } else { 0 },
+                "each was tried, over sessions of its own"
+            );
             setup.table.then(Answer::Store);
             replay_into(&setup.table, Delivery::ExactlyOnce, directory.path()).await.unwrap();
             setup.table.has_once(0..35);

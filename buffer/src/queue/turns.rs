@@ -9,7 +9,10 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-use super::{Queue, State, Writer, out::{Out, Started}};
+use super::{
+    Queue, State, Writer,
+    out::{Out, Started},
+};
 use crate::Delivery;
 
 enum Due {

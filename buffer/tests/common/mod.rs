@@ -1,4 +1,5 @@
 //! A target in memory that can do all that a server and a network can: hang, answer late, lose an answer, refuse.
+#![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::{
     collections::{BTreeMap, HashSet, VecDeque},
@@ -21,14 +22,22 @@ pub(crate) enum Answer {
     Store,
     StoreAfter(Duration),
     /// The connection broke, before or behind the commit.
-    Unknown { stored: bool },
+    Unknown {
+        stored: bool,
+    },
     Retry,
     Fail,
     TooLarge,
     Rejected,
     /// The network is gone without a word, before or behind the commit.
-    Hang { stored: bool },
-    Panic { stored: bool },
+    Hang {
+        stored: bool,
+    },
+    Panic {
+        stored: bool,
+    },
+    /// The network is gone without a word, and the server commits after this time, whatever the client does meanwhile.
+    CommitsLater(Duration),
 }
 
 /// A clone is the same target.
@@ -100,6 +109,10 @@ impl Target {
     }
 
     fn store(&self, delivery: Delivery, batch: &Batch<u64>) {
+        if batch.iter().any(|record| *record >= POISON) {
+            // It cannot be there, so nothing of the batch is.
+            return;
+        }
         let mut rows = self.0.rows.lock().unwrap();
         if rows.keys.insert(batch.key()) || delivery != Delivery::ExactlyOnce {
             for record in batch {
@@ -121,7 +134,9 @@ impl Target {
             Answer::StoreAfter(time) => sleep(time).await,
             Answer::Retry => return Err(WriteError::Retry(error("the server is away"))),
             Answer::Fail => return Err(WriteError::Failed(error("no such table"))),
-            Answer::TooLarge => return Err(WriteError::TooLarge(error("canceling statement due to statement timeout"))),
+            Answer::TooLarge => {
+                return Err(WriteError::TooLarge(error("canceling statement due to statement timeout")));
+            }
             Answer::Rejected if !self.knows(delivery, batch.key()) => {
                 return Err(WriteError::Rejected(error("duplicate key")));
             }
@@ -136,6 +151,14 @@ impl Target {
                     _ => {}
                 }
                 return Err(WriteError::Unknown(error("the connection broke")));
+            }
+            Answer::CommitsLater(time) => {
+                let (target, batch) = (self.clone(), batch.clone());
+                tokio::spawn(async move {
+                    sleep(time).await;
+                    target.store(delivery, &batch);
+                });
+                pending::<()>().await;
             }
         }
         if !self.knows(delivery, batch.key()) && batch.iter().any(|record| *record >= POISON) {
