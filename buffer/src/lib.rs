@@ -18,7 +18,10 @@ mod write_with;
 
 // What makes it go.
 mod flusher;
+mod pace;
 mod queue;
+mod spilling;
+mod writing;
 
 pub use uuid;
 

@@ -1,14 +1,17 @@
 //! The buffer as a resource, and its settings.
 
-use std::{fmt, sync::Arc, time::Duration};
-
-use tokio::{sync::Semaphore, task::spawn_blocking};
-use winddown_core::{
-    Capabilities, Drain, Error, ErrorKind, Ledger, Ledgers, Records, Resource, ResourceId, ShutdownGuard,
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
+
+use tokio::{sync::Semaphore, task::spawn_blocking, time::timeout};
+use winddown_core::{Books, Capabilities, Drain, Error, ErrorKind, Records, Resource, ResourceId, ShutdownGuard};
 
 use crate::{
     Flusher, Room, Sink, Spill,
+    pace::Pace,
     queue::{Callbacks, HeapSize, Limits, OnLost, Queue},
 };
 
@@ -65,7 +68,9 @@ pub struct BatchWriter<T: Send + Sync + 'static, S: Sink<T>> {
     spill: Option<Spill<T>>,
     target: ShutdownGuard<S::Target>,
     sink: Arc<S>,
-    ledgers: Ledgers,
+    write_within: Option<Duration>,
+    /// That of the life that is lived now. Each life has its own.
+    queue: Mutex<Option<Arc<Queue<T>>>>,
 }
 
 impl<T: Send + Sync + 'static, S: Sink<T>> BatchWriter<T, S> {
@@ -82,7 +87,8 @@ impl<T: Send + Sync + 'static, S: Sink<T>> BatchWriter<T, S> {
             spill: None,
             target: target.clone(),
             sink: Arc::new(sink),
-            ledgers: Ledgers::default(),
+            write_within: None,
+            queue: Mutex::new(None),
         }
     }
 
@@ -186,8 +192,63 @@ impl<T: Send + Sync + 'static, S: Sink<T>> BatchWriter<T, S> {
         self
     }
 
+    /// How long a write may take before it is taken for hung: it is dropped, its checkout is given up
+    /// ([`Sink::abandon`]), and the batch is written again over another one, where [`delivery`](Sink::delivery) allows that.
+    /// A checkout is waited for as long. In a drain it is half of what is left, where that is less.
+    ///
+    /// Defaults to what the buffer learns: four times [`max_age`](Self::max_age), from 5 s to 30 s, or eight times what the
+    /// slowest write took lately, whichever is more; and after each write that was given up, twice as long for the next.
+    #[must_use]
+    pub fn write_within(mut self, time: Duration) -> Self {
+        self.write_within = Some(time);
+        self
+    }
+
+    fn queue(&self) -> Option<Arc<Queue<T>>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     pub(crate) fn records(&self) -> Records {
-        self.ledgers.now().records()
+        self.queue().map(|queue| queue.records()).unwrap_or_default()
+    }
+
+    /// The queue of a life that begins.
+    fn new_queue(&self) -> Arc<Queue<T>> {
+        // With settings that cannot be used it is never initialised.
+        let limits = self.checked_limits().unwrap_or(DEFAULTS);
+        let callbacks = Callbacks {
+            heap_size: self.heap_size.clone(),
+            on_lost: self.on_lost.clone(),
+            on_rejected: self.on_rejected.clone(),
+        };
+        let queue = Arc::new(Queue::new(&self.name, limits, self.sink.delivery(), callbacks));
+        *self.queue.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&queue));
+        queue
+    }
+
+    /// Asks the sink whether the target is there.
+    async fn check(&self) -> Result<(), Error> {
+        let name = self.target.name();
+        let too_late = |what: &str| {
+            let text = format!("{what} within {CHECK_WITHIN:?}, to look at what the buffer writes to");
+            Error::new(ErrorKind::Init, text).of(name).retryable()
+        };
+        let checkout = timeout(CHECK_WITHIN, self.target.get()).await;
+        let mut checkout = checkout.map_err(|_| too_late("no checkout came"))??;
+        let Ok(checked) = timeout(CHECK_WITHIN, self.sink.check(&mut checkout)).await else {
+            // What it does beyond its time is the pool's to see to.
+            let _ = timeout(CHECK_WITHIN, self.sink.abandon(checkout)).await;
+            return Err(too_late("no answer came"));
+        };
+        checked.map_err(|error| match error.kind() {
+            ErrorKind::Config | ErrorKind::Init | ErrorKind::ShuttingDown => error,
+            _ => {
+                let wrapped = Error::new(ErrorKind::Init, "what it writes to cannot be used");
+                let is_retryable = error.is_retryable();
+                let wrapped = wrapped.with_source(error);
+                if is_retryable { wrapped.retryable() } else { wrapped }
+            }
+        })
     }
 
     fn checked_limits(&self) -> Result<Limits, Error> {
@@ -220,7 +281,7 @@ impl<T: Send + Sync + 'static, S: Sink<T>> Resource for BatchWriter<T, S> {
 
     /// Initialises the target too: no record is accepted before there was something to write to.
     async fn init(&self) -> Result<Flusher<T, S>, Error> {
-        let limits = self.checked_limits()?;
+        self.checked_limits()?;
         if let Err(error) = self.target.pool().await {
             if error.is_shutting_down() {
                 return Err(error);
@@ -233,13 +294,10 @@ impl<T: Send + Sync + 'static, S: Sink<T>> Resource for BatchWriter<T, S> {
             let check = spawn_blocking(move || spill.check()).await;
             check.map_err(|panic| Error::new(ErrorKind::Panicked, "checking the spill").with_source(panic))??;
         }
-        let callbacks = Callbacks {
-            heap_size: self.heap_size.clone(),
-            on_lost: self.on_lost.clone(),
-            on_rejected: self.on_rejected.clone(),
-        };
-        let queue = Queue::new(&self.name, limits, self.sink.delivery(), self.ledgers.now(), callbacks);
-        Flusher::start(queue, Arc::clone(&self.sink), self.target.clone(), self.spill.clone())
+        self.check().await?;
+        let queue = self.queue().unwrap_or_else(|| self.new_queue());
+        let pace = Pace::new(self.write_within, self.limits.max_age);
+        Flusher::start(queue, Arc::clone(&self.sink), self.target.clone(), self.spill.clone(), pace)
     }
 
     async fn checkout(&self, flusher: &Flusher<T, S>) -> Result<Room<T>, Error> {
@@ -263,8 +321,8 @@ impl<T: Send + Sync + 'static, S: Sink<T>> Resource for BatchWriter<T, S> {
         vec![self.target.id()]
     }
 
-    fn ledger(&self) -> Option<Arc<Ledger>> {
-        Some(self.ledgers.begin_life())
+    fn ledger(&self) -> Option<Arc<dyn Books>> {
+        Some(self.new_queue())
     }
 
     fn capabilities(&self) -> Capabilities {
@@ -292,6 +350,9 @@ const DEFAULTS: Limits = Limits {
     max_age: Duration::from_secs(1),
     in_flight: 1,
 };
+
+/// A server that is there has answered by then, also a busy one.
+const CHECK_WITHIN: Duration = Duration::from_secs(5);
 
 /// A last answer from the target, and the callbacks for what is lost.
 const RESERVE: Duration = Duration::from_millis(50);

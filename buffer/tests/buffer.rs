@@ -579,10 +579,11 @@ mod draining {
     async fn s5_what_comes_late_in_a_life_that_is_over_changes_no_books() {
         let Setup { far, buffer, lifecycle, .. } = setup_with(USED_UP, |writer| only_when_asked(writer).batch_size(2));
         lifecycle.init().await.unwrap();
-        far.answers([Answer::Block]);
+        far.answers([Answer::Block]).then(Answer::Later);
         push_all(&buffer, 0..3).await;
         let first = lifecycle.drain().await;
         assert_eq!(books(&first), records(3, 0, 1, 2), "{first}");
+        far.then(Answer::Store);
         lifecycle.begin_life().unwrap();
         push_all(&buffer, 10..13).await;
         far.release();
@@ -723,7 +724,8 @@ mod draining {
         }
         let report = lifecycle.drain_in_tasks().await;
         assert_eq!(took(&report), CUT, "{report}");
-        assert_eq!(books(&report), records(55, 20, 15, 20));
+        // What comes behind is tried over another session, once: what hangs is in doubt here.
+        assert_eq!(books(&report), records(55, 20, 0, 35));
         assert_eq!(outcome(&report, "audit"), Outcome::Incomplete, "{report}");
         assert_eq!(outcome(&report, "db"), Outcome::Drained, "{report}");
         assert_eq!(server.sessions(), 0);
@@ -732,7 +734,7 @@ mod draining {
     #[tokio::test(start_paused = true)]
     async fn l1_a_batch_that_hung_before_the_drain_is_in_doubt_and_gives_its_checkout_back() {
         let Setup { far, buffer, lifecycle, server, .. } = setup(|writer| only_when_asked(writer).batch_size(20)).await;
-        far.then(Answer::Hang);
+        far.answers([Answer::Hang]).then(Answer::Later);
         push_all(&buffer, 0..35).await;
         others().await;
         assert_eq!(far.calls(), 1);

@@ -48,7 +48,7 @@ pub use crate::{
     lifecycle::{Builder, Lifecycle, State},
     name::client_name,
     platform::{BUDGET_VARIABLE, Budget, PLATFORMS, Platform},
-    report::{Ledger, Ledgers, Outcome, Reason, Records, Report, ResourceReport, Sessions, Step, Straggler},
+    report::{Books, Ledger, Ledgers, Outcome, Reason, Records, Report, ResourceReport, Sessions, Step, Straggler},
     resource::{Capabilities, Drain, Resource, ResourceId},
     rested::Rested,
     work::{Hook, HookResult},

@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use tokio::time::{Instant, timeout_at};
 
 use crate::{
-    Capabilities, Drain, Error, ErrorKind, Latency, Ledger, Resource, ResourceId, Step,
+    Books, Capabilities, Drain, Error, ErrorKind, Latency, Resource, ResourceId, Step,
     gate::{Admits, Gate, wake},
     guard::{Pass, as_dependent},
     init::{InitCell, Retry},
@@ -74,7 +74,7 @@ pub(crate) struct Facts {
     pub(crate) capabilities: Capabilities,
     pub(crate) latency: Option<Arc<Latency>>,
     pub(crate) address: Option<String>,
-    pub(crate) ledger: Option<Arc<Ledger>>,
+    pub(crate) ledger: Option<Arc<dyn Books>>,
 }
 
 /// An initialisation that is under way.

@@ -447,17 +447,32 @@ impl Tally {
     }
 }
 
-/// The books of a buffer: every record it accepted is in exactly one column, at every moment (S5).
+/// The books of a resource that buffers records: every record it accepted is in exactly one column, at every moment (S5).
+///
+/// Whoever holds the records keeps the books, and the report asks, also when the resource hangs. [`Ledger`] is the simple
+/// implementation, for what counts records one by one.
+pub trait Books: fmt::Debug + Send + Sync {
+    /// The columns now. Must be quick, and run no foreign code.
+    fn records(&self) -> Records;
+
+    /// Ends the accounting, since the report is made: what is known not to be in the sink is lost, what may be there is in doubt,
+    /// nothing is pending. Returns the columns, which never change again; nothing more may be accepted or written.
+    ///
+    /// Called by the thread that owns the deadline: must be quick, and run no foreign code. May be called more than once.
+    fn close(&self) -> Records;
+}
+
+/// [`Books`] for what counts its records one by one.
 ///
 /// The buffer moves records between the columns; the report reads them, also when the buffer hangs. Nobody can move more
 /// than there is: a wrong count is limited to what the column has.
 #[derive(Debug, Default)]
 pub struct Ledger {
-    books: Mutex<Books>,
+    columns: Mutex<Columns>,
 }
 
 #[derive(Debug, Default)]
-struct Books {
+struct Columns {
     records: Records,
     writing: u64,
     closed: bool,
@@ -524,32 +539,37 @@ impl Ledger {
 
     /// The columns now.
     pub fn records(&self) -> Records {
-        self.books.lock().unwrap_or_else(PoisonError::into_inner).records
+        self.columns.lock().unwrap_or_else(PoisonError::into_inner).records
     }
 
-    /// Ends the accounting: what is pending is lost, what is being written is in doubt. Later changes are ignored,
-    /// since the report has been made.
-    pub(crate) fn close(&self) -> Records {
-        let mut books = self.books.lock().unwrap_or_else(PoisonError::into_inner);
-        if !books.closed {
-            books.closed = true;
-            let Books { records, writing, .. } = &mut *books;
-            records.in_doubt += *writing;
-            records.lost += records.pending - *writing;
-            records.pending = 0;
-        }
-        books.records
-    }
-
-    fn change(&self, change: impl FnOnce(&mut Books)) {
-        let mut books = self.books.lock().unwrap_or_else(PoisonError::into_inner);
+    fn change(&self, change: impl FnOnce(&mut Columns)) {
+        let mut books = self.columns.lock().unwrap_or_else(PoisonError::into_inner);
         if !books.closed {
             change(&mut books);
         }
     }
 }
 
-/// The books of a resource that may live more than once: each life has its own, so that nothing of one that is over can
+impl Books for Ledger {
+    fn records(&self) -> Records {
+        Self::records(self)
+    }
+
+    /// What is pending is lost, what is being written is in doubt. Later changes are ignored.
+    fn close(&self) -> Records {
+        let mut books = self.columns.lock().unwrap_or_else(PoisonError::into_inner);
+        if !books.closed {
+            books.closed = true;
+            let Columns { records, writing, .. } = &mut *books;
+            records.in_doubt += *writing;
+            records.lost += records.pending - *writing;
+            records.pending = 0;
+        }
+        books.records
+    }
+}
+
+/// The [`Ledger`] of a resource that may live more than once: each life has its own, so that nothing of one that is over can
 /// change those of the next.
 #[derive(Debug, Default)]
 pub struct Ledgers {

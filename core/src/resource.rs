@@ -14,7 +14,7 @@ use crate::{
     Error, ErrorKind, Latency,
     gate::Gate,
     plan::RESERVE_FLOOR,
-    report::{AtCut, Ledger, Step, Tally},
+    report::{AtCut, Books, Step, Tally},
 };
 
 /// Something initialised once and drained once: a pool, a client, a buffer.
@@ -177,8 +177,8 @@ pub trait Resource: Send + Sync + 'static {
     }
 
     /// The books of a resource that buffers records. Asked for once for each life, before it is initialised in that life:
-    /// new books each time, as [`Ledgers`](crate::Ledgers) has them.
-    fn ledger(&self) -> Option<Arc<Ledger>> {
+    /// new books each time, as [`Ledgers`](crate::Ledgers) has them, or those of whatever holds the records.
+    fn ledger(&self) -> Option<Arc<dyn Books>> {
         None
     }
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use tokio::sync::watch;
-use winddown_core::{Capabilities, Drain, Error, Latency, Ledger, Resource, ResourceId};
+use winddown_core::{Books, Capabilities, Drain, Error, Latency, Resource, ResourceId};
 
 /// Any resource, with its steps counted, held and made to fail by a [`Director`]. What is not directed is the
 /// resource's own.
@@ -195,7 +195,7 @@ impl<R: Resource> Resource for Directed<R> {
         self.resource.lives_again()
     }
 
-    fn ledger(&self) -> Option<Arc<Ledger>> {
+    fn ledger(&self) -> Option<Arc<dyn Books>> {
         self.resource.ledger()
     }
 }

@@ -3,7 +3,7 @@
 use std::{fmt, pin::pin, sync::Arc, time::Instant};
 
 use redis::aio::ConnectionManager;
-use winddown_core::{Capabilities, Drain, Error, ErrorKind, Latency, Ledger, Ledgers, Resource};
+use winddown_core::{Books, Capabilities, Drain, Error, ErrorKind, Latency, Ledgers, Resource};
 
 use crate::{
     cancel::Prepared,
@@ -193,7 +193,7 @@ impl Resource for Redis {
         Some(asked.iter().map(|server| server.addr().to_string()).collect::<Vec<_>>().join(", "))
     }
 
-    fn ledger(&self) -> Option<Arc<Ledger>> {
+    fn ledger(&self) -> Option<Arc<dyn Books>> {
         match &self.source {
             Source::Config(_) => Some(self.ledgers.begin_life()),
             Source::Wrapped(_) => None,

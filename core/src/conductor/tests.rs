@@ -17,7 +17,7 @@ use crate::{
     Capabilities, Drain, Error, ErrorKind, Hook, Latency, Lifecycle, Outcome, Reason, Records, Report, Resource,
     ResourceId, Retry, ShutdownGuard, Step,
     memory::{Memory, Server},
-    report::Ledger,
+    report::{Books, Ledger},
 };
 
 /// 1000 ms: 100 ms of margin, so drains end at 900 ms; one resource's reserve is 50 ms, so settling ends at 850 ms and
@@ -591,8 +591,8 @@ impl Resource for Hoard {
         self.0.writing(3);
         pending().await
     }
-    fn ledger(&self) -> Option<Arc<Ledger>> {
-        Some(Arc::clone(&self.0))
+    fn ledger(&self) -> Option<Arc<dyn Books>> {
+        Some(Arc::clone(&self.0) as Arc<dyn Books>)
     }
     fn capabilities(&self) -> Capabilities {
         Capabilities::NO_SESSIONS
