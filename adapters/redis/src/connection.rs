@@ -77,6 +77,20 @@ impl Connection {
         Self { kind: Kind::Wrapped(manager) }
     }
 
+    /// Something on it hung: if it is its caller's own it leaves the pool and is closed, and if it is shared it is looked at
+    /// before it is handed out again.
+    #[cfg(feature = "buffer")]
+    pub(crate) fn give_up(&mut self) {
+        match &mut self.kind {
+            Kind::Single(Single::Shared(shared)) => shared.distrust(),
+            Kind::Single(Single::Own(handle)) => handle.distrust(),
+            // The driver sees to these by itself.
+            #[cfg(feature = "cluster")]
+            Kind::Cluster(_) => {}
+            Kind::Wrapped(_) => {}
+        }
+    }
+
     /// The driver's own connection with the cluster, for what it can do besides: commands to a node of one's choice, or to
     /// all. `None` where it is no cluster.
     #[cfg(feature = "cluster")]

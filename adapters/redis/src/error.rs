@@ -43,7 +43,7 @@ fn passes(error: &RedisError) -> bool {
 
 /// The server tells this by its words alone: `max number of clients reached`, or `max number of clients + cluster
 /// connections reached`.
-fn is_full(detail: Option<&str>) -> bool {
+pub(crate) fn is_full(detail: Option<&str>) -> bool {
     detail.is_some_and(|text| text.starts_with("max number of clients"))
 }
 

@@ -101,6 +101,12 @@ impl Handle {
         self.line.doubtful.load(Ordering::Relaxed) && self.line.doubtful.swap(false, Ordering::Relaxed)
     }
 
+    /// It is to be looked at before it is handed out again.
+    #[cfg(feature = "buffer")]
+    pub(crate) fn distrust(&self) {
+        self.line.doubtful.store(true, Ordering::Relaxed);
+    }
+
     /// One round trip.
     pub(crate) async fn ping(&self) -> RedisResult<()> {
         self.command(&redis::cmd("PING")).await?.extract_error().map(drop)

@@ -292,6 +292,16 @@ impl Shared {
         }
     }
 
+    /// Something on the connection hung: whoever comes next looks at it.
+    #[cfg(feature = "buffer")]
+    pub(crate) fn distrust(&self) {
+        if let Ok(slot) = self.slot()
+            && let Some(handle) = slot.get()
+        {
+            handle.distrust();
+        }
+    }
+
     /// The connection in this slot is done with.
     fn replace(&self, slot: &Slot) {
         let mut current = self.current();

@@ -8,6 +8,8 @@ use winddown_core::{Checkout, Error, ErrorKind};
 
 use crate::{Connection, Redis, error};
 
+mod look;
+
 /// How many arguments one command may have: a script can hand on some thousands.
 const MOST_OF_COMMAND: usize = 4096;
 
@@ -67,6 +69,11 @@ impl Target {
         Self { key: key.into(), delivery: Delivery::ExactlyOnce, remember: REMEMBER }
     }
 
+    /// The key itself, if it is a text.
+    fn name(&self) -> Option<&str> {
+        str::from_utf8(&self.key).ok()
+    }
+
     /// The key that says that a batch has been written. In a cluster it is where the target is.
     fn marker(&self, batch: BatchKey) -> Vec<u8> {
         let mut marker = vec![b'{'];
@@ -75,8 +82,15 @@ impl Target {
         marker
     }
 
-    async fn append(&self, connection: &mut Connection, batch: BatchKey, calls: Calls) -> Result<(), WriteError> {
-        calls.check()?;
+    /// Appends so many records.
+    async fn append(
+        &self,
+        connection: &mut Connection,
+        batch: BatchKey,
+        records: usize,
+        calls: Calls,
+    ) -> Result<(), WriteError> {
+        calls.check(records)?;
         let appended = if self.delivery == Delivery::ExactlyOnce {
             let mut script = APPEND_ONCE.prepare_invoke();
             // The longest that no server takes for an overflow.
@@ -89,7 +103,7 @@ impl Target {
         } else {
             self.pipeline(&calls).exec_async(connection).await
         };
-        appended.map_err(unwritten)
+        appended.map_err(|failure| unwritten(failure, records))
     }
 
     fn pipeline(&self, calls: &Calls) -> Pipeline {
@@ -104,13 +118,14 @@ impl Target {
 
 impl Calls {
     /// What is divided until it fits, or refused alone. A server would end the session.
-    fn check(&self) -> Result<(), WriteError> {
+    fn check(&self, records: usize) -> Result<(), WriteError> {
         let arguments: usize = self.calls.iter().map(|call| call.len() + 1).sum();
         let bytes: usize = self.calls.iter().flatten().map(Vec::len).sum();
         if arguments <= MOST_OF_BATCH && bytes <= MOST_BYTES {
             return Ok(());
         }
-        Err(refused(format!("{arguments} arguments of {bytes} bytes are too much for one request")))
+        let text = format!("{arguments} arguments of {bytes} bytes are too much for one request");
+        Err(too_large(records)(Error::new(ErrorKind::Write, text)))
     }
 }
 
@@ -126,7 +141,13 @@ fn refused(text: String) -> WriteError {
     WriteError::Rejected(Error::new(ErrorKind::Write, text))
 }
 
-fn unwritten(failure: RedisError) -> WriteError {
+/// What is more than the server takes of so many records at once: of fewer it may take each.
+fn too_large(records: usize) -> fn(Error) -> WriteError {
+    if records > 1 { WriteError::TooLarge } else { WriteError::Rejected }
+}
+
+/// Of an error of a batch of so many records.
+fn unwritten(failure: RedisError, records: usize) -> WriteError {
     use redis::ErrorKind::{
         ClusterConnectionNotFound, Io, MasterNameNotFoundBySentinel, NoValidReplicasFoundBySentinel, Parse,
         UnexpectedReturnType,
@@ -137,8 +158,10 @@ fn unwritten(failure: RedisError) -> WriteError {
     }
     let refusals = failure.clone().into_server_errors();
     // Of a transaction that was aborted, the first is why.
-    let refusal = refusals.as_deref().and_then(|refusals| refusals.first()).map(|(_, refusal)| refusal.code());
-    const PASSING: [&str; 12] = [
+    let refusal = refusals.as_deref().and_then(|refusals| refusals.first()).map(|(_, refusal)| refusal);
+    let details = refusal.and_then(|refusal| refusal.details()).unwrap_or_default();
+    // By the server's own words for what it is just now: it is full, loads, is no primary, runs another's script.
+    const PASSING: [&str; 13] = [
         "OOM",
         "LOADING",
         "READONLY",
@@ -151,9 +174,15 @@ fn unwritten(failure: RedisError) -> WriteError {
         "NOSCRIPT",
         "MOVED",
         "ASK",
+        "REDIRECT",
     ];
     let kind = match (refusal, failure.kind()) {
-        (Some(code), _) if PASSING.contains(&code) => WriteError::Retry,
+        (Some(refusal), _) if PASSING.contains(&refusal.code()) => WriteError::Retry,
+        // Full of clients, which may also be said to one that was let in before; or somebody has ended the script, which is
+        // possible only as long as it has not written anything.
+        (Some(_), _) if error::is_full(Some(details)) || details.contains("Script killed by user") => WriteError::Retry,
+        // An argument is longer, or there are more of them, than the server reads; it has read nothing else.
+        (Some(_), _) if details.starts_with("Protocol error") => too_large(records),
         (Some(_), _) => WriteError::Failed,
         (None, Io) if failure.is_connection_refusal() => WriteError::Retry,
         (None, MasterNameNotFoundBySentinel | NoValidReplicasFoundBySentinel) => WriteError::Retry,
@@ -256,7 +285,21 @@ where
     /// was no answer.
     async fn write(&self, checkout: &mut Checkout<Redis>, batch: &Batch<T>) -> Result<(), WriteError> {
         let calls = batch.iter().map(|record| self.call(record)).collect::<Result<_, _>>()?;
-        self.target.append(checkout, batch.key(), Calls { command: "XADD", calls }).await
+        self.target.append(checkout, batch.key(), batch.len(), Calls { command: "XADD", calls }).await
+    }
+
+    async fn check(&self, checkout: &mut Checkout<Redis>) -> Result<(), Error> {
+        self.target.check(checkout, "stream", "XADD", &["*", "name", "value"]).await
+    }
+
+    /// A connection of its own is closed; one that is shared is looked at before it is used again. What it has sent the server
+    /// may still execute, once.
+    async fn abandon(&self, mut checkout: Checkout<Redis>) {
+        checkout.give_up();
+    }
+
+    fn target(&self) -> Option<&str> {
+        self.target.name()
     }
 }
 
@@ -326,7 +369,20 @@ where
             });
             calls.push(elements.collect::<Result<Vec<_>, _>>()?);
         }
-        self.target.append(checkout, batch.key(), Calls { command: "RPUSH", calls }).await
+        self.target.append(checkout, batch.key(), batch.len(), Calls { command: "RPUSH", calls }).await
+    }
+
+    async fn check(&self, checkout: &mut Checkout<Redis>) -> Result<(), Error> {
+        self.target.check(checkout, "list", "RPUSH", &["element"]).await
+    }
+
+    /// As a stream's.
+    async fn abandon(&self, mut checkout: Checkout<Redis>) {
+        checkout.give_up();
+    }
+
+    fn target(&self) -> Option<&str> {
+        self.target.name()
     }
 }
 

@@ -4,6 +4,9 @@
 
 #[path = "redis/blocked.rs"]
 mod blocked;
+#[cfg(feature = "buffer")]
+#[path = "redis/checked.rs"]
+mod checked;
 #[cfg(feature = "cluster")]
 #[path = "conformance/cluster.rs"]
 mod cluster;
@@ -164,6 +167,13 @@ fn main() -> ExitCode {
     let suite = suite.tests(left_out, soak::trials()).tests(
         left_out,
         trials! {
+            checked:
+                what_can_be_appended_to_passes_the_check_and_nothing_is_changed
+                a_key_of_another_type_is_found
+                a_user_who_may_not_append_is_told_so
+                a_server_that_takes_no_writes_now_is_worth_another_try
+                what_is_more_than_the_server_reads_at_once_is_divided
+                a_write_that_hangs_is_given_up_and_written_once;
             sink:
                 a_batch_is_written_whole_or_not_at_all
                 a_batch_that_comes_again_is_written_once

@@ -13,55 +13,55 @@ use crate::{
     server::{Redis8, Valkey8, Version},
 };
 
-type Entry = [(&'static str, String); 2];
+pub(crate) type Entry = [(&'static str, String); 2];
 
-fn entry(id: i64) -> Entry {
+pub(crate) fn entry(id: i64) -> Entry {
     [("id", id.to_string()), ("what", format!("did {id}"))]
 }
 
-fn entries(ids: impl IntoIterator<Item = i64>) -> Batch<Entry> {
+pub(crate) fn entries(ids: impl IntoIterator<Item = i64>) -> Batch<Entry> {
     ids.into_iter().map(entry).collect::<Vec<_>>().into()
 }
 
-fn elements(ids: impl IntoIterator<Item = i64>) -> Batch<i64> {
+pub(crate) fn elements(ids: impl IntoIterator<Item = i64>) -> Batch<i64> {
     ids.into_iter().collect::<Vec<_>>().into()
 }
 
-struct Scene<V> {
-    server: Server<V>,
-    lifecycle: Lifecycle,
-    db: ShutdownGuard<Redis>,
-    stream: String,
-    list: String,
+pub(crate) struct Scene<V> {
+    pub(crate) server: Server<V>,
+    pub(crate) lifecycle: Lifecycle,
+    pub(crate) db: ShutdownGuard<Redis>,
+    pub(crate) stream: String,
+    pub(crate) list: String,
 }
 
 impl<V: Version> Scene<V> {
-    async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         let server = start::<V>().await;
         let redis = Redis::new(config(&server));
         Self::of(server, redis)
     }
 
-    fn of(server: Server<V>, redis: Redis) -> Self {
+    pub(crate) fn of(server: Server<V>, redis: Redis) -> Self {
         let lifecycle = lifecycle(Duration::from_secs(30));
         let db = lifecycle.guard_as("db", redis);
         let (stream, list) = (server.tenant.key("stream"), server.tenant.key("list"));
         Self { server, lifecycle, db, stream, list }
     }
 
-    fn stream(&self) -> Stream {
+    pub(crate) fn stream(&self) -> Stream {
         Stream::to(&*self.stream)
     }
 
-    fn list(&self) -> List {
+    pub(crate) fn list(&self) -> List {
         List::to(&*self.list)
     }
 
-    async fn get(&self) -> Checkout<Redis> {
+    pub(crate) async fn get(&self) -> Checkout<Redis> {
         self.db.get().await.unwrap()
     }
 
-    async fn write<T: Send + Sync + 'static>(
+    pub(crate) async fn write<T: Send + Sync + 'static>(
         &self,
         sink: &impl Sink<T, Target = Redis>,
         batch: &Batch<T>,
@@ -70,24 +70,24 @@ impl<V: Version> Scene<V> {
     }
 
     /// What is in the stream and in the list, by its number, as another session sees it.
-    async fn ids(&self) -> (Vec<i64>, Vec<i64>) {
+    pub(crate) async fn ids(&self) -> (Vec<i64>, Vec<i64>) {
         ids(&mut self.server.superuser().await, &self.stream, &self.list).await
     }
 
     /// The keys of batches.
-    async fn keys(&self) -> Vec<String> {
+    pub(crate) async fn keys(&self) -> Vec<String> {
         let pattern = self.server.tenant.key("winddown_batch:*");
         cmd("KEYS").arg(pattern).query_async(&mut self.server.superuser().await).await.unwrap()
     }
 
     /// Changes what the tenant may do.
-    async fn rules(&self, rules: &[&str]) {
+    pub(crate) async fn rules(&self, rules: &[&str]) {
         let mut set = cmd("ACL");
         set.arg("SETUSER").arg(&self.server.tenant.name).arg(rules);
         set.exec_async(&mut self.server.superuser().await).await.unwrap();
     }
 
-    async fn end(self) {
+    pub(crate) async fn end(self) {
         let report = self.lifecycle.drain().await;
         assert!(report.is_clean(), "{report}");
         assert_nothing_left(&self.server).await;
@@ -115,6 +115,7 @@ macro_rules! on_both {
         })*
     };
 }
+pub(crate) use on_both;
 
 on_both! {
     a_batch_is_written_whole_or_not_at_all whole;
@@ -347,7 +348,7 @@ async fn large<V: Version>() {
     scene.write(&other, &wide).await.unwrap();
     // Too much for one request is not for the server to say.
     let error = scene.write(&scene.list(), &elements(0..1_000_001)).await.unwrap_err();
-    assert!(matches!(error, WriteError::Rejected(_)), "{error:?}");
+    assert!(matches!(error, WriteError::TooLarge(_)), "{error:?}");
     // The oldest go.
     scene.write(&scene.stream().max_len_approx(1000), &entries(20_000..20_500)).await.unwrap();
     let (streamed, _) = scene.ids().await;
@@ -415,7 +416,7 @@ pub(crate) async fn what_passes_can_be_written_again() {
     scene.end().await;
 }
 
-async fn run(superuser: &mut MultiplexedConnection, command: &str) -> RedisResult<Value> {
+pub(crate) async fn run(superuser: &mut MultiplexedConnection, command: &str) -> RedisResult<Value> {
     let mut words = command.split(' ');
     let mut command = cmd(words.next().unwrap());
     command.arg(words.collect::<Vec<_>>());
