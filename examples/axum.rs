@@ -1,19 +1,21 @@
 //! A web server that is drained on SIGTERM: requests in flight end, then the pool says goodbye.
 //!
-//! `cargo run --example axum --features sqlite`, then `curl localhost:PORT/count`, and Ctrl-C while a slow request runs:
-//! `curl localhost:PORT/slow`.
+//! `cargo run --example axum --features http-body,sqlite`, then `curl localhost:PORT/count`, and Ctrl-C while a slow request runs:
+//! `curl localhost:PORT/slow`, or `curl -N localhost:PORT/pages`.
 
 use std::time::Duration;
 
 use axum::{
     Router,
+    body::Body,
     extract::{Request, State},
     http::StatusCode,
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::get,
 };
-use winddown::{Error, ErrorKind, Lifecycle, ShutdownGuard, sqlite::Sqlite};
+use futures_util::{StreamExt, stream};
+use winddown::{Error, ErrorKind, Lifecycle, ShutdownGuard, as_dependent, sqlite::Sqlite};
 
 #[tokio::main]
 async fn main() -> Result<(), Error> {
@@ -23,6 +25,7 @@ async fn main() -> Result<(), Error> {
     let app = Router::new()
         .route("/count", get(count))
         .route("/slow", get(slow))
+        .route("/pages", get(pages))
         // Every request is tracked: it may check out until its end, also when that is after SIGTERM.
         .layer(middleware::from_fn_with_state(lifecycle.clone(), track))
         .with_state(db);
@@ -34,10 +37,12 @@ async fn main() -> Result<(), Error> {
 }
 
 async fn track(State(lifecycle): State<Lifecycle>, request: Request, next: Next) -> Response {
-    match lifecycle.track() {
-        Ok(tracked) => tracked.scope(next.run(request)).await,
-        Err(_) => StatusCode::SERVICE_UNAVAILABLE.into_response(),
-    }
+    // The report names what did not end in time.
+    let name = format!("{} {}", request.method(), request.uri().path());
+    let Ok(tracked) = lifecycle.track_as(name) else { return StatusCode::SERVICE_UNAVAILABLE.into_response() };
+    let response = as_dependent(next.run(request)).await;
+    // The body is polled after this, by a task of the server: it belongs to the request all the same.
+    response.map(|body| Body::new(tracked.body(body)))
 }
 
 async fn count(State(db): State<ShutdownGuard<Sqlite>>) -> Result<String, (StatusCode, String)> {
@@ -53,6 +58,18 @@ async fn count(State(db): State<ShutdownGuard<Sqlite>>) -> Result<String, (Statu
 async fn slow(db: State<ShutdownGuard<Sqlite>>) -> Result<String, (StatusCode, String)> {
     tokio::time::sleep(Duration::from_millis(700)).await;
     count(db).await
+}
+
+/// Sends ten pages, one by one, each read with a checkout of its own.
+async fn pages(State(db): State<ShutdownGuard<Sqlite>>) -> Body {
+    Body::from_stream(stream::iter(1..=10).then(move |page| {
+        let db = db.clone();
+        async move {
+            let read = count(State(db)).await.map_err(|(_, error)| error)?;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            Ok::<_, String>(format!("page {page}: {read}"))
+        }
+    }))
 }
 
 fn no_address(address: &str, error: std::io::Error) -> Error {

@@ -9,7 +9,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use winddown::{
     Lifecycle, Report,
-    buffer::{BatchWriter, Push, Spill, replay},
+    buffer::{BatchWriter, Push, Replay, Spill},
     sqlite::{Config, Insert, Sqlite, rusqlite},
 };
 
@@ -26,7 +26,7 @@ async fn main() -> anyhow::Result<()> {
     // The next process, or somebody with a shell: whatever a spill file has is written, once, however often it is tried.
     let lifecycle = Lifecycle::builder().signals(false).build()?;
     let db = lifecycle.guard(Sqlite::new(Config::new(&database)));
-    let replayed = replay::<(i64, String), _>(&db, &sink(), &spills).await?;
+    let replayed = Replay::<(i64, String), _>::new(&db, sink(), "audit").run(&spills).await?;
     println!("replayed {} records from {} file", replayed.written, replayed.files);
     lifecycle.drain().await;
 

@@ -1,10 +1,16 @@
 #![doc = include_str!("../README.md")]
+// They panic where the other end is closed: `winddown_core::write_line` does not.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
 
 // What an application uses.
 mod push;
 mod replay;
 mod spill;
 mod writer;
+
+/// What the command of each adapter that replays spilled records is made of.
+#[cfg(feature = "cli")]
+pub mod cli;
 
 // What an adapter implements, and what needs none.
 mod sink;
@@ -23,9 +29,9 @@ pub use crate::{
     flusher::Flusher,
     push::{Push, PushError},
     queue::Room,
-    replay::{Replayed, replay},
+    replay::{Progress, Replay, Replayed, SpillFile, Unread, spilled},
     sink::{Batch, BatchKey, Delivery, Sink, WriteError},
-    spill::Spill,
+    spill::{Spill, SpillKey},
     write_with::{Shared, WriteWith, Writing},
     writer::BatchWriter,
 };

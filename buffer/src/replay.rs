@@ -1,174 +1,641 @@
 //! Spilled records go where they should have gone.
 
+mod files;
+mod lines;
+#[cfg(test)]
+mod property;
+mod scan;
+#[cfg(test)]
+mod tests;
+
 use std::{
-    collections::HashSet,
-    fs::{self, File, OpenOptions},
-    io::{self, BufRead, BufReader, BufWriter, Write},
+    any::type_name,
+    borrow::Cow,
+    fmt, io,
+    marker::PhantomData,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{task::spawn_blocking, time::sleep};
-use uuid::Uuid;
-use winddown_core::{BoxError, Error, ErrorKind, ShutdownGuard};
+use winddown_core::{Error, ErrorKind, ShutdownGuard};
 
+use self::{
+    files::{Beside, IN_DOUBT, Known, Note, REJECTED, claim_spill, find, footer, header, remove_orphans, unusable},
+    scan::{Scan, Source, Sources, Span, UnreadLines, Wanted},
+};
 use crate::{
-    Batch, Sink, WriteError,
+    Batch, Delivery, Sink, SpillKey, WriteError,
     sink::BatchKey,
-    spill::{EXTENSION, LINE_TYPE, Line, sync_directory, write_lines},
+    spill::{Disk, RealDisk, Writing},
 };
 
 /// A target that is away is tried again for as long as these pauses take together, some 10 s.
 const PAUSES: (Duration, Duration, usize) = (Duration::from_millis(50), Duration::from_secs(2), 10);
 
-/// What a replay did.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Replayed {
-    /// Files that are written, and gone.
-    pub files: u64,
-    /// Records that the target has.
-    pub written: u64,
-    /// Records that the sink rejects for what is in them. They are in a file beside theirs, with `.rejected` behind its name.
-    pub rejected: u64,
-    /// Records that were cut off in the middle, since the process was killed while it spilled them. They had not counted as
-    /// spilled.
-    pub torn: u64,
-}
+type OnProgress = Arc<dyn Fn(&Progress<'_>) + Send + Sync>;
 
-/// Writes spilled records to the target: those of this file, or of all files whose names end in `.ndjson` in this directory.
+/// Writes spilled records to the target: those of one buffer, from a file, from a directory of files, or from logs.
 ///
-/// Each batch keeps its [key](Batch::key). So a sink that writes [exactly once](crate::Delivery::ExactlyOnce) writes no record
-/// twice, whether the batch had been written before it was spilled, or a replay was cut short and is run again, or two run
-/// at once. With another sink a replay that is cut short writes at most one batch twice: which ones are written is noted in a
-/// file beside, with `.replayed` behind the name. A file whose records are all written is removed.
+/// ```
+/// # use winddown_buffer::{Replay, Replayed, Shared, Sink};
+/// # use winddown_core::{Error, ShutdownGuard};
+/// # type Visit = (u64, String);
+/// # async fn replay_all<S: Sink<Visit>>(db: &ShutdownGuard<S::Target>, sink: S) -> Result<(), Error> {
+/// let replayed = Replay::<Visit, _>::new(db, sink, "visits").run("/mnt/spills").await?;
+/// if !replayed.is_complete() {
+///     eprintln!("{replayed}");
+/// }
+/// # Ok(())
+/// # }
+/// ```
 ///
-/// Lines of a log may be among the records, as they are in what was spilled to
-/// [the standard error stream](crate::Spill::stderr); they are passed over.
+/// # What it takes
+/// Lines of the buffer of this name, and of this [record type](Self::record_type). Those of other buffers are left alone; so
+/// several buffers may share a directory. All lines with the [key](Batch::key) of a batch are that batch, wherever they are in
+/// the file, or among all logs of the directory. Nothing is held in memory but one batch, and some bytes for each other.
 ///
-/// # Cancel safety
-/// Cancel safe, as it may be killed: run it again. What it was writing then has no known outcome, see above.
+/// In logs it finds records behind what `kubectl logs`, `docker compose logs`, exports of CloudWatch and journald put before a
+/// line, and in the log files of container runtimes (`json-file`, CRI), where it puts lines together that were divided.
 ///
-/// # Errors
-/// What was written stands in each case, and the file stays for the next try:
-/// - [`Config`](ErrorKind::Config) when a file cannot be read, or has a record that is none of this type, with the line;
-/// - [`Write`](ErrorKind::Write) when the target does not take a batch, after it has been asked again for some 10 s;
-/// - what [`ShutdownGuard::get`] returns.
-pub async fn replay<T, S>(
-    target: &ShutdownGuard<S::Target>,
-    sink: &S,
-    path: impl AsRef<Path>,
-) -> Result<Replayed, Error>
-where
-    T: Serialize + DeserializeOwned + Send + Sync + 'static,
-    S: Sink<T>,
-{
-    let path = path.as_ref().to_owned();
-    let files = blocking(move || files(&path)).await?;
-    let mut replayed = Replayed::default();
-    for file in files {
-        replay_file(target, sink, file, &mut replayed).await?;
-    }
-    Ok(replayed)
-}
-
-fn files(path: &Path) -> Result<Vec<PathBuf>, Error> {
-    let unreadable = |error: io::Error| unusable(path, "cannot be read", error);
-    if !fs::metadata(path).map_err(unreadable)?.is_dir() {
-        return Ok(vec![path.to_owned()]);
-    }
-    let entries = fs::read_dir(path).and_then(Iterator::collect::<Result<Vec<_>, _>>).map_err(unreadable)?;
-    let mut files: Vec<_> = entries.into_iter().map(|entry| entry.path()).collect();
-    files.retain(|file| file.extension().is_some_and(|extension| extension == EXTENSION));
-    // By buffer, and within it by time: the keys in their names sort so.
-    files.sort_unstable();
-    Ok(files)
-}
-
-/// The batches of one file, in their order.
-struct Spilled<T> {
-    batches: Vec<Batch<T>>,
-    buffer: String,
-    torn: u64,
-}
-
-async fn replay_file<T, S>(
-    target: &ShutdownGuard<S::Target>,
-    sink: &S,
-    path: PathBuf,
-    replayed: &mut Replayed,
-) -> Result<(), Error>
-where
-    T: Serialize + DeserializeOwned + Send + Sync + 'static,
-    S: Sink<T>,
-{
-    let (read, notes) = (path.clone(), beside(&path, "replayed"));
-    let (spilled, done) = {
-        let notes = notes.clone();
-        blocking(move || Ok((read_file::<T>(&read)?, read_notes(&notes)?))).await?
-    };
-    let Spilled { batches, buffer, torn } = spilled;
-    for batch in batches {
-        if done.contains(&Uuid::from(batch.key())) {
-            continue;
-        }
-        let rejected = write(target, sink, batch.clone()).await?;
-        replayed.written += (batch.len() - rejected.len()) as u64;
-        replayed.rejected += rejected.len() as u64;
-        let (notes, rejects, buffer) = (notes.clone(), beside(&path, "rejected"), buffer.clone());
-        blocking(move || {
-            let unwritable = |error: io::Error| unusable(&notes, "cannot be written", error);
-            keep_rejected(&rejects, &buffer, &rejected)
-                .map_err(|error| unusable(&rejects, "cannot be written", error))?;
-            note(&notes, batch.key()).map_err(unwritable)
-        })
-        .await?;
-    }
-    replayed.torn += torn;
-    replayed.files += 1;
-    blocking(move || {
-        let removed = remove(&path).and_then(|()| remove(&notes));
-        removed.map_err(|error| unusable(&path, "is replayed, but cannot be removed", error))
-    })
-    .await
-}
-
-/// Writes one batch, and returns what of it was rejected.
-async fn write<T, S>(target: &ShutdownGuard<S::Target>, sink: &S, batch: Batch<T>) -> Result<Vec<Batch<T>>, Error>
+/// # What becomes of the files
+/// A file that winddown spilled is removed when all of it is written, and only then. A log is never removed or changed. What
+/// could not be read stays where it is, and the result [names it](Replayed::unread) by file and line. Records that the target
+/// rejects are in a file beside theirs, with `.rejected` behind its name; those of which nobody knows whether the target has
+/// them, and which must not be written twice, in one with `.in-doubt`.
+///
+/// Any number of replays may read one directory at once, as when each process begins with one: each file is claimed by one
+/// of them, with a lock that ends with the process.
+///
+/// # How often a record is written
+/// As the sink's [delivery](Sink::delivery) says, across replays that were killed and run again: with
+/// [`ExactlyOnce`](Delivery::ExactlyOnce) the target knows which batches it has; which ones are seen to is noted besides in a
+/// file with `.replayed` behind its name. With [`AtLeastOnce`](Delivery::AtLeastOnce) one batch may be written twice by a
+/// replay that is killed. A batch that must be divided, since the target rejects a record of it, is known to be so from the
+/// notes alone; so do not replay copies of one log from several directories. With [`AtMostOnce`](Delivery::AtMostOnce) no batch whose outcome is unknown is written again: it is in
+/// doubt.
+pub struct Replay<T, S: Sink<T>>
 where
     T: Send + Sync + 'static,
+{
+    target: ShutdownGuard<S::Target>,
+    sink: S,
+    wanted: Wanted,
+    incomplete: bool,
+    on_progress: Option<OnProgress>,
+    disk: Arc<dyn Disk>,
+    records: PhantomData<fn(T)>,
+}
+
+/// What a replay did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Replayed {
+    /// Records of this buffer that were found, those of files that another replay is at left out.
+    pub found: u64,
+    /// Records that the target has.
+    pub written: u64,
+    /// Records that an earlier replay has seen to.
+    pub already: u64,
+    /// Records that the sink rejects for what is in them.
+    pub rejected: u64,
+    /// Records of which nobody knows whether the target has them, and which may not be written twice.
+    pub in_doubt: u64,
+    /// Records of batches that are not whole in a log, and therefore not written: see [`Replay::incomplete`].
+    pub incomplete: u64,
+    /// Records of other buffers.
+    pub others: u64,
+    /// Spill files that are written whole, and gone.
+    pub files: u64,
+    /// Files that another replay is at.
+    pub busy: u64,
+    /// Spills that were not finished: a process is at it, or was killed. What they have never counted as spilled.
+    pub unfinished: Vec<PathBuf>,
+    /// How many lines could not be read.
+    pub unread_lines: u64,
+    /// The first thousand of them.
+    pub unread: Vec<Unread>,
+}
+
+/// What could not be read, and stays where it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Unread {
+    /// The file.
+    pub path: PathBuf,
+    /// The line, from 1 on; none for all of the file.
+    pub line: Option<u64>,
+    /// Why, without what is in it.
+    pub why: String,
+}
+
+/// How far a replay is.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct Progress<'a> {
+    /// The file, or the directory of logs.
+    pub path: &'a Path,
+    /// Records of it that are seen to.
+    pub done: u64,
+    /// Records that it has.
+    pub records: u64,
+}
+
+/// What one file or log has, for whatever buffer: see [`spilled`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SpillFile {
+    /// The file.
+    pub path: PathBuf,
+    /// Whose records it has, if winddown spilled it.
+    pub buffer: Option<String>,
+    /// The type of its records, if winddown spilled it.
+    pub record_type: Option<String>,
+    /// In bytes.
+    pub size: u64,
+    /// How many records it has, if winddown spilled it to its end.
+    pub records: Option<u64>,
+    /// Whether it has all that was spilled. A spill that was not finished has not, and a log cannot say.
+    pub is_finished: bool,
+}
+
+/// Lists what a path has to replay: the file, or all files of the directory.
+///
+/// # Errors
+/// [`Config`](ErrorKind::Config) when it cannot be read.
+pub fn spilled(path: impl AsRef<Path>) -> Result<Vec<SpillFile>, Error> {
+    let path = path.as_ref();
+    let found = find(path).map_err(|error| unusable(path, "cannot be read", error))?;
+    let all = [(found.spills, true), (found.unfinished, false), (found.logs, false)];
+    let files = all.into_iter().flat_map(|(paths, is_finished)| paths.into_iter().map(move |path| (path, is_finished)));
+    let described = files.map(|(path, is_finished)| {
+        let unreadable = |error: io::Error| unusable(&path, "cannot be read", error);
+        let size = std::fs::metadata(&path).map_err(unreadable)?.len();
+        let (buffer, record_type) = header(&path).map_err(unreadable)?.unzip();
+        let records = if is_finished { footer(&path).map_err(unreadable)? } else { None };
+        Ok(SpillFile { path, buffer, record_type, size, records, is_finished })
+    });
+    described.collect()
+}
+
+impl<T, S> Replay<T, S>
+where
+    T: Serialize + DeserializeOwned + Send + Sync + 'static,
     S: Sink<T>,
 {
-    let (mut waiting, mut rejected) = (vec![batch], Vec::new());
-    let mut pauses = pauses();
-    while let Some(batch) = waiting.pop() {
-        let written = match target.get().await {
-            Ok(mut checkout) => sink.write(&mut checkout, &batch).await,
-            Err(error) if error.is_shutting_down() => return Err(error),
-            Err(error) => Err(WriteError::Retry(error)),
-        };
-        match written {
-            Ok(()) => pauses = self::pauses(),
-            Err(WriteError::Rejected(_) | WriteError::TooLarge(_)) if batch.len() > 1 => {
-                let [front, behind] = batch.halves();
-                waiting.extend([behind, front]);
-            }
-            Err(WriteError::Rejected(error)) => {
-                tracing::error!(%error, "a spilled record was rejected");
-                rejected.push(batch);
-            }
-            Err(WriteError::Retry(error) | WriteError::TooLarge(error) | WriteError::Unknown(error)) => {
-                let Some(pause) = pauses.next() else { return Err(error) };
-                tracing::warn!(%error, ?pause, "cannot replay, trying again");
-                waiting.push(batch);
-                sleep(pause).await;
-            }
-            Err(WriteError::Failed(error)) => return Err(error),
+    /// Of the buffer with this [name](crate::BatchWriter::name), to this sink.
+    pub fn new(target: &ShutdownGuard<S::Target>, sink: S, buffer: impl Into<String>) -> Self {
+        Self {
+            target: target.clone(),
+            sink,
+            wanted: Wanted { buffer: buffer.into(), record_type: Some(type_name::<T>().to_owned()), key: None },
+            incomplete: false,
+            on_progress: None,
+            disk: Arc::new(RealDisk),
+            records: PhantomData,
         }
     }
-    Ok(rejected)
+
+    /// The name of the records' type, as [`Spill::record_type`](crate::Spill::record_type) was told. Records of this buffer
+    /// that are of another type stay unread.
+    ///
+    /// Defaults to the path of the type as the compiler has it.
+    #[must_use]
+    pub fn record_type(mut self, name: impl Into<Cow<'static, str>>) -> Self {
+        self.wanted.record_type = Some(name.into().into_owned());
+        self
+    }
+
+    /// Takes records of any type that can be read as this one.
+    #[must_use]
+    pub fn any_record_type(mut self) -> Self {
+        self.wanted.record_type = None;
+        self
+    }
+
+    /// Takes only what is signed with this key, whatever the environment says.
+    #[must_use]
+    pub fn key(mut self, key: SpillKey) -> Self {
+        self.wanted.key = Some(key);
+        self
+    }
+
+    /// Writes of batches in logs also what there is where lines are missing: the log was cut, or is of another day. Once that is
+    /// written, a log that has the missing lines too cannot add them: the target has the batch's key.
+    ///
+    /// Defaults to `false`: they are counted as [incomplete](Replayed::incomplete), and not written.
+    #[must_use]
+    pub fn incomplete(mut self, incomplete: bool) -> Self {
+        self.incomplete = incomplete;
+        self
+    }
+
+    /// Calls this after each batch.
+    #[must_use]
+    pub fn on_progress(mut self, callback: impl Fn(&Progress<'_>) + Send + Sync + 'static) -> Self {
+        self.on_progress = Some(Arc::new(callback));
+        self
+    }
+
+    #[cfg(test)]
+    pub(crate) fn on_disk(mut self, disk: Arc<dyn Disk>) -> Self {
+        self.disk = disk;
+        self
+    }
+
+    /// Writes what this path has: a spill file or a log, or all files of a directory. A path without an extension that is not
+    /// there is a directory that nothing was spilled to yet, and has nothing.
+    ///
+    /// # Cancel safety
+    /// Cancel safe, as it may be killed: run it again. What it was writing then has no known outcome; what becomes of that is
+    /// said [above](Self#how-often-a-record-is-written).
+    ///
+    /// # Errors
+    /// What was written stands in each case, and the files stay for the next try:
+    /// - [`Config`](ErrorKind::Config) when a file cannot be read, or what must be noted cannot be;
+    /// - [`Write`](ErrorKind::Write) when the target does not take a batch, after it has been asked again for some 10 s;
+    /// - what [`ShutdownGuard::get`] returns.
+    pub async fn run(&self, path: impl AsRef<Path>) -> Result<Replayed, Error> {
+        self.replay(path.as_ref(), true).await
+    }
+
+    /// Reads what this path has as [`run`](Self::run) would, and neither writes nor claims anything.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    ///
+    /// # Errors
+    /// [`Config`](ErrorKind::Config) when a file cannot be read.
+    pub async fn check(&self, path: impl AsRef<Path>) -> Result<Replayed, Error> {
+        self.replay(path.as_ref(), false).await
+    }
+
+    async fn replay(&self, path: &Path, writes: bool) -> Result<Replayed, Error> {
+        let mut wanted = self.wanted.clone();
+        if wanted.key.is_none() {
+            wanted.key = SpillKey::from_env()?;
+        }
+        let wanted = Arc::new(wanted);
+        let found = {
+            let (path, disk) = (path.to_owned(), Arc::clone(&self.disk));
+            let unreadable = |path: &Path, error| unusable(path, "cannot be read", error);
+            blocking(move || {
+                let found = find(&path).map_err(|error| unreadable(&path, error))?;
+                if writes
+                    && found.is_folder
+                    && let Err(error) = remove_orphans(&*disk, &path)
+                {
+                    tracing::warn!(path = %path.display(), %error, "notes of an earlier replay cannot be removed");
+                }
+                Ok(found)
+            })
+            .await?
+        };
+        let mut replayed = Replayed { unfinished: found.unfinished, ..Replayed::default() };
+        for spill in found.spills {
+            self.replay_spill(spill, &wanted, writes, &mut replayed).await?;
+        }
+        if !found.logs.is_empty() {
+            self.replay_logs(path, found.is_folder, found.logs, &wanted, writes, &mut replayed).await?;
+        }
+        if !replayed.is_complete() {
+            let unread = replayed.unread_lines;
+            tracing::warn!(path = %path.display(), unread, rejected = replayed.rejected, "not everything was replayed");
+        }
+        Ok(replayed)
+    }
+
+    async fn replay_spill(
+        &self,
+        path: PathBuf,
+        wanted: &Arc<Wanted>,
+        writes: bool,
+        replayed: &mut Replayed,
+    ) -> Result<(), Error> {
+        let needs_lock = self.sink.delivery() != Delivery::ExactlyOnce;
+        let (to_read, disk) = (path.clone(), Arc::clone(&self.disk));
+        let claimed = blocking(move || {
+            if !writes {
+                let folderless = Source { path: to_read, file: None };
+                return Ok(Some((folderless, None)));
+            }
+            let Some((folder, name, file)) = claim_spill(&to_read, needs_lock)? else { return Ok(None) };
+            let beside = Beside::new(disk, folder, name);
+            Ok(Some((Source { path: to_read, file: Some(file) }, Some(Arc::new(beside)))))
+        })
+        .await?;
+        let Some((source, beside)) = claimed else {
+            replayed.busy += 1;
+            return Ok(());
+        };
+        let sources = Arc::new(Sources { files: vec![source], is_log: false });
+        let scan = self.scan(&sources, wanted).await?;
+        let is_ours = scan.is_ours;
+        let is_whole = self.write_all(&path, &sources, scan, wanted, beside.clone(), replayed).await?;
+        if let Some(beside) = beside
+            && is_whole
+            && is_ours
+            && !beside.is_off()
+        {
+            blocking(move || beside.remove()).await?;
+            replayed.files += 1;
+        }
+        Ok(())
+    }
+
+    async fn replay_logs(
+        &self,
+        path: &Path,
+        is_folder: bool,
+        logs: Vec<PathBuf>,
+        wanted: &Arc<Wanted>,
+        writes: bool,
+        replayed: &mut Replayed,
+    ) -> Result<(), Error> {
+        let files = logs.into_iter().map(|path| Source { path, file: None }).collect();
+        let sources = Arc::new(Sources { files, is_log: true });
+        let scan = self.scan(&sources, wanted).await?;
+        let mut beside = None;
+        if writes && scan.records > 0 {
+            let is_needed = self.sink.delivery() != Delivery::ExactlyOnce;
+            let (path, disk, buffer) = (path.to_owned(), Arc::clone(&self.disk), wanted.buffer.clone());
+            let notes = blocking(move || {
+                let unreadable = |error| unusable(&path, "cannot be read", error);
+                let beside = Beside::logs(disk, &path, is_folder, &buffer).map_err(unreadable)?;
+                let is_claimed = beside.begin(is_needed, true)?;
+                Ok(is_claimed.then(|| Arc::new(beside)))
+            })
+            .await?;
+            if notes.is_none() {
+                replayed.busy += 1;
+                return Ok(());
+            }
+            beside = notes;
+        }
+        self.write_all(path, &sources, scan, wanted, beside, replayed).await?;
+        Ok(())
+    }
+
+    async fn scan(&self, sources: &Arc<Sources>, wanted: &Arc<Wanted>) -> Result<Scan, Error> {
+        let (sources, wanted) = (Arc::clone(sources), Arc::clone(wanted));
+        blocking(move || sources.scan::<T>(&wanted).map_err(|error| sources.unreadable(error))).await
+    }
+
+    /// Writes the batches that were found, or only looks at them where there is nothing to note it. Whether all of it is seen
+    /// to, and nothing is left that was not read.
+    async fn write_all(
+        &self,
+        path: &Path,
+        sources: &Arc<Sources>,
+        scan: Scan,
+        wanted: &Arc<Wanted>,
+        beside: Option<Arc<Beside>>,
+        replayed: &mut Replayed,
+    ) -> Result<bool, Error> {
+        let Scan { batches, records, others, mut unread, .. } = scan;
+        replayed.found += records;
+        replayed.others += others;
+        if let Some(beside) = &beside
+            && !sources.is_log
+            && records > 0
+        {
+            let is_needed = self.sink.delivery() != Delivery::ExactlyOnce;
+            let beside = Arc::clone(beside);
+            blocking(move || beside.begin(is_needed, false)).await?;
+        }
+        let mut done = 0;
+        let mut is_whole = true;
+        for span in batches {
+            let collected = {
+                let (sources, wanted) = (Arc::clone(sources), Arc::clone(wanted));
+                blocking(move || sources.collect::<T>(&span, &wanted).map_err(|error| sources.unreadable(error)))
+                    .await?
+            };
+            unread.append(collected.unread);
+            let there = collected.records.len() as u64;
+            let Some(beside) = &beside else {
+                if sources.is_log && there < span.count && !self.incomplete {
+                    replayed.incomplete += there;
+                }
+                continue;
+            };
+            if beside.known(span.key) == Known::Written {
+                replayed.already += there;
+            } else if sources.is_log && there < span.count && !self.incomplete {
+                replayed.incomplete += there;
+                unread.add(path, None, missing(&span, there));
+                is_whole = false;
+            } else if there > 0 {
+                let batch = Batch::with_key(BatchKey::from(span.key), collected.records);
+                self.write(batch, wanted, beside, replayed).await?;
+            }
+            done += there;
+            if let Some(callback) = &self.on_progress {
+                callback(&Progress { path, done, records });
+            }
+        }
+        is_whole &= unread.count == 0;
+        replayed.add(unread);
+        Ok(is_whole)
+    }
+
+    /// Writes one batch, and notes what became of it.
+    async fn write(
+        &self,
+        batch: Batch<T>,
+        wanted: &Arc<Wanted>,
+        beside: &Arc<Beside>,
+        replayed: &mut Replayed,
+    ) -> Result<(), Error> {
+        let whole = batch.key();
+        let delivery = self.sink.delivery();
+        let (mut waiting, mut pauses) = (vec![batch], pauses());
+        while let Some(batch) = waiting.pop() {
+            let count = batch.len() as u64;
+            match beside.known(batch.key().into()) {
+                Known::Written => {
+                    replayed.already += count;
+                    continue;
+                }
+                Known::Divided => {
+                    let [front, behind] = batch.halves();
+                    waiting.extend([behind, front]);
+                    continue;
+                }
+                Known::Begun if delivery == Delivery::AtMostOnce => {
+                    let error = Error::new(ErrorKind::Write, "a replay was cut off while it wrote them");
+                    self.keep(IN_DOUBT, batch, wanted, beside, error).await?;
+                    replayed.in_doubt += count;
+                    continue;
+                }
+                Known::Begun | Known::Nothing => {}
+            }
+            let written = match self.target.get().await {
+                Ok(mut checkout) => {
+                    if delivery == Delivery::AtMostOnce {
+                        note(beside, Note::Begun, batch.key()).await?;
+                    }
+                    self.sink.write(&mut checkout, &batch).await
+                }
+                Err(error) if error.is_shutting_down() => return Err(error),
+                // Nothing is wrong with the records, so whatever the error, they wait.
+                Err(error) => Err(WriteError::Retry(error)),
+            };
+            match written {
+                Ok(()) => {
+                    pauses = self::pauses();
+                    replayed.written += count;
+                    if batch.key() != whole {
+                        note(beside, Note::Written, batch.key()).await?;
+                    }
+                }
+                Err(WriteError::Rejected(error) | WriteError::TooLarge(error)) if count > 1 && beside.is_off() => {
+                    // Its halves have keys of their own: another replay that does not know of it would write it whole.
+                    let text = "a batch must be divided, and that cannot be noted beside its file: copy the files to a directory \
+                                that can be written to";
+                    return Err(Error::new(ErrorKind::Config, text).with_source(error));
+                }
+                Err(WriteError::Rejected(_) | WriteError::TooLarge(_)) if count > 1 => {
+                    note(beside, Note::Divided, batch.key()).await?;
+                    waiting.push(batch);
+                }
+                Err(WriteError::Rejected(error)) => {
+                    tracing::error!(%error, "a spilled record was rejected");
+                    self.keep(REJECTED, batch, wanted, beside, error).await?;
+                    replayed.rejected += count;
+                }
+                Err(WriteError::Unknown(error)) if delivery == Delivery::AtMostOnce => {
+                    tracing::error!(%error, records = count, "spilled records are in doubt");
+                    self.keep(IN_DOUBT, batch, wanted, beside, error).await?;
+                    replayed.in_doubt += count;
+                }
+                Err(WriteError::Retry(error) | WriteError::TooLarge(error) | WriteError::Unknown(error)) => {
+                    if delivery == Delivery::AtMostOnce {
+                        note(beside, Note::Returned, batch.key()).await?;
+                    }
+                    let Some(pause) = pauses.next() else { return Err(error) };
+                    tracing::warn!(%error, ?pause, "cannot replay, trying again");
+                    waiting.push(batch);
+                    sleep(pause).await;
+                }
+                Err(WriteError::Failed(error)) => {
+                    if delivery == Delivery::AtMostOnce {
+                        note(beside, Note::Returned, batch.key()).await?;
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        note(beside, Note::Written, whole).await
+    }
+
+    /// Puts these records into a file beside theirs, and notes that they are seen to. Where no file can be made beside a log,
+    /// they stay in that alone.
+    async fn keep(
+        &self,
+        kind: &'static str,
+        batch: Batch<T>,
+        wanted: &Arc<Wanted>,
+        beside: &Arc<Beside>,
+        why: Error,
+    ) -> Result<(), Error> {
+        let (wanted, beside) = (Arc::clone(wanted), Arc::clone(beside));
+        blocking(move || {
+            if beside.is_off() {
+                return Ok(());
+            }
+            let record_type = wanted.record_type.as_deref().unwrap_or_else(|| type_name::<T>());
+            let from = Writing { buffer: &wanted.buffer, record_type, key: wanted.key.as_ref(), in_log: false };
+            beside.keep(kind, &from, &batch, &why.to_string())?;
+            beside.note(Note::Written, batch.key().into())
+        })
+        .await
+    }
+}
+
+async fn note(beside: &Arc<Beside>, note: Note, key: BatchKey) -> Result<(), Error> {
+    let beside = Arc::clone(beside);
+    blocking(move || beside.note(note, key.into())).await
+}
+
+fn missing(span: &Span, there: u64) -> String {
+    let Span { key, count, .. } = span;
+    format!("of batch {key} only {there} of {count} records are there, so it is not written: see `Replay::incomplete`")
+}
+
+impl Sources {
+    fn unreadable(&self, error: io::Error) -> Error {
+        let paths = || self.files.iter().map(|source| source.path.display().to_string()).collect::<Vec<_>>().join(", ");
+        Error::new(ErrorKind::Config, format!("{} cannot be read", paths())).with_source(error)
+    }
+}
+
+impl Replayed {
+    /// Whether everything that was found is in the target, and nothing stays that could not be read, was refused or has no known
+    /// outcome. Files that another replay is at are that one's.
+    pub fn is_complete(&self) -> bool {
+        self.unread_lines + self.rejected + self.in_doubt + self.incomplete == 0 && self.unfinished.is_empty()
+    }
+
+    fn add(&mut self, unread: UnreadLines) {
+        self.unread_lines += unread.count;
+        let mut all = UnreadLines { count: 0, named: std::mem::take(&mut self.unread) };
+        all.append(unread);
+        self.unread = all.named;
+    }
+}
+
+/// One line for people, and one for each thing that stays.
+impl fmt::Display for Replayed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { found, written, already, rejected, in_doubt, incomplete, others, files, busy, .. } = self;
+        write!(f, "{found} records found, {written} written, {files} files removed")?;
+        for (count, what) in [
+            (*already, "seen to before"),
+            (*rejected, "rejected"),
+            (*in_doubt, "in doubt"),
+            (*incomplete, "of incomplete batches"),
+            (*others, "of other buffers"),
+            (*busy, "files that another replay is at"),
+            (self.unread_lines, "lines unread"),
+        ] {
+            if count > 0 {
+                write!(f, ", {count} {what}")?;
+            }
+        }
+        for path in &self.unfinished {
+            write!(f, "\n{}: a spill that is not finished", path.display())?;
+        }
+        for unread in &self.unread {
+            write!(f, "\n{unread}")?;
+        }
+        let more = self.unread_lines - self.unread.len() as u64;
+        if more > 0 { write!(f, "\nand {more} more") } else { Ok(()) }
+    }
+}
+
+/// As `path:line: why`.
+impl fmt::Display for Unread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { path, line, why } = self;
+        match line {
+            Some(line) => write!(f, "{}:{line}: {why}", path.display()),
+            None => write!(f, "{}: {why}", path.display()),
+        }
+    }
+}
+
+impl<T: Send + Sync + 'static, S: Sink<T>> fmt::Debug for Replay<T, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The sink is left out: it may hold a password.
+        f.debug_struct("Replay")
+            .field("target", &self.target.name())
+            .field("wanted", &self.wanted)
+            .finish_non_exhaustive()
+    }
 }
 
 fn pauses() -> impl Iterator<Item = Duration> + Send + use<> {
@@ -179,91 +646,6 @@ fn pauses() -> impl Iterator<Item = Duration> + Send + use<> {
         .with_max_times(times)
         .with_jitter()
         .build()
-}
-
-fn read_file<T: DeserializeOwned>(path: &Path) -> Result<Spilled<T>, Error> {
-    let unreadable = |error: io::Error| unusable(path, "cannot be read", error);
-    let mut lines = BufReader::new(File::open(path).map_err(unreadable)?);
-    let (mut batches, mut records, mut key) = (Vec::new(), Vec::new(), None);
-    let mut spilled = Spilled { batches: Vec::new(), buffer: String::new(), torn: 0 };
-    let (mut number, mut text) = (0_u64, Vec::new());
-    loop {
-        text.clear();
-        number += 1;
-        if lines.read_until(b'\n', &mut text).map_err(unreadable)? == 0 {
-            break;
-        }
-        // What is no record of ours may be anything, and what was torn is not even JSON, nor UTF-8.
-        let Ok(line) = serde_json::from_slice::<Line<'_, serde_json::Value>>(&text) else {
-            spilled.torn += u64::from(!text.ends_with(b"\n") && text.starts_with(b"{"));
-            continue;
-        };
-        if line.r#type != LINE_TYPE {
-            continue;
-        }
-        let record = serde_json::from_value(line.record).map_err(|error| {
-            unusable(path, &format!("has a record in line {number} that is not of the type that is replayed"), error)
-        })?;
-        if key.is_some_and(|key| key != line.batch) {
-            batches.push((key, std::mem::take(&mut records)));
-        }
-        key = Some(line.batch);
-        spilled.buffer = line.buffer.into_owned();
-        records.push(record);
-    }
-    batches.push((key, records));
-    spilled.batches =
-        batches.into_iter().filter_map(|(key, records)| Some(Batch::with_key(BatchKey::from(key?), records))).collect();
-    Ok(spilled)
-}
-
-/// The keys of the batches that an earlier replay has written.
-fn read_notes(path: &Path) -> Result<HashSet<Uuid>, Error> {
-    match fs::read_to_string(path) {
-        // The last one may be torn; then it is written again.
-        Ok(text) => Ok(text.lines().filter_map(|line| line.parse().ok()).collect()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(HashSet::new()),
-        Err(error) => Err(unusable(path, "cannot be read", error)),
-    }
-}
-
-fn note(path: &Path, key: BatchKey) -> io::Result<()> {
-    let mut file = OpenOptions::new().create(true).append(true).open(path)?;
-    // First a line's end: what is there may be torn.
-    file.write_all(format!("\n{key}").as_bytes())?;
-    file.sync_data()
-}
-
-fn keep_rejected<T: Serialize>(path: &Path, buffer: &str, rejected: &[Batch<T>]) -> io::Result<()> {
-    if rejected.is_empty() {
-        return Ok(());
-    }
-    let mut lines = BufWriter::new(OpenOptions::new().create(true).append(true).open(path)?);
-    for batch in rejected {
-        write_lines(&mut lines, buffer, batch)?;
-    }
-    lines.into_inner()?.sync_data()
-}
-
-fn remove(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        // Another replay may have been faster, and notes need not be there.
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    path.parent().map_or(Ok(()), sync_directory)
-}
-
-/// The path with this behind its name.
-fn beside(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".");
-    name.push(suffix);
-    name.into()
-}
-
-fn unusable(path: &Path, what: &str, error: impl Into<BoxError>) -> Error {
-    Error::new(ErrorKind::Config, format!("{} {what}", path.display())).with_source(error)
 }
 
 /// Runs this where it may block.

@@ -109,6 +109,9 @@ pub enum WriteError {
     Rejected(Error),
     /// The target has nothing of it, for it came up against a limit that a smaller batch would keep: the time of a statement, its
     /// memory, its locks. The batch is divided down to one record, and that one is tried again like [`Retry`](Self::Retry).
+    ///
+    /// The halves have keys of their own. So with [`ExactlyOnce`](Delivery::ExactlyOnce) it is an answer only behind the batch's
+    /// key: a write that ran out of time while another one still had the key says `Retry`.
     TooLarge(Error),
     /// The target has nothing of it, and it is no record's fault, nor will it pass: no such table, no permission. The batch
     /// is given up: spilled, or lost.
@@ -227,6 +230,14 @@ impl<T> Batch<T> {
     /// Names this batch: the same whenever it is written, in this process or by a replay, and never that of another.
     pub fn key(&self) -> BatchKey {
         self.key
+    }
+
+    /// The same batch, with its key, of other records: for a sink that hands it on to another one.
+    ///
+    /// # Errors
+    /// The first one that a record cannot be made into.
+    pub fn try_map<U, E>(&self, make: impl FnMut(&T) -> Result<U, E>) -> Result<Batch<U>, E> {
+        Ok(Batch::with_key(self.key, self.iter().map(make).collect::<Result<_, _>>()?))
     }
 
     /// Two batches of one half each, with keys of their own.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use tokio::{sync::Semaphore, task::spawn_blocking, time::timeout};
-use winddown_core::{Books, Drain, Error, ErrorKind, Records, Resource, ResourceId, ShutdownGuard};
+use winddown_core::{Books, Capabilities, Drain, Error, ErrorKind, Records, Resource, ResourceId, ShutdownGuard};
 
 use crate::{
     Flusher, Room, Sink, Spill,
@@ -29,7 +29,7 @@ use crate::{
 /// A record whose push returned `Ok` is accepted, and ends in exactly one of four ways (S5):
 /// - *written*: the sink returned `Ok` for its batch;
 /// - *spilled*: it could not be written in time, or never will, and is now where [`spill`](Self::spill) says, from where
-///   [`replay`](crate::replay) writes it later;
+///   a [`Replay`](crate::Replay) writes it later;
 /// - *lost*: it could not be written or spilled, or the sink [rejects](crate::WriteError::Rejected) it for what is in it. It is
 ///   counted, logged without its contents, and given to [`on_rejected`](Self::on_rejected) or [`on_lost`](Self::on_lost);
 /// - *in doubt*: its batch was handed to a sink that writes [at most once](crate::Delivery::AtMostOnce), and no answer came. It is
@@ -323,6 +323,10 @@ impl<T: Send + Sync + 'static, S: Sink<T>> Resource for BatchWriter<T, S> {
 
     fn ledger(&self) -> Option<Arc<dyn Books>> {
         Some(self.new_queue())
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::NO_SESSIONS
     }
 }
 

@@ -17,7 +17,7 @@ use std::{
 
 use tokio::time::{Instant, advance, sleep};
 use winddown_buffer::{
-    Batch, BatchKey, BatchWriter, Delivery, Push as _, Replayed, Shared, Sink, Spill, WriteError, WriteWith, replay,
+    Batch, BatchKey, BatchWriter, Delivery, Push as _, Replay, Replayed, Shared, Sink, Spill, WriteError, WriteWith,
 };
 use winddown_core::{Checkout, Error, ErrorKind, Lifecycle, Outcome, Records, Report, ShutdownGuard};
 
@@ -191,7 +191,7 @@ impl<S: Sink<u64>> Setup<S> {
 async fn replay_into(table: &Table, delivery: Delivery, path: &Path) -> Result<Replayed, Error> {
     let lifecycle = Lifecycle::builder().signals(false).build().unwrap();
     let db = lifecycle.guard(Shared::new("db", table.clone()));
-    let replayed = replay(&db, &table.sink(delivery), path).await;
+    let replayed = Replay::<u64, _>::new(&db, table.sink(delivery), "audit").run(path).await;
     lifecycle.drain_in_tasks().await;
     replayed
 }
@@ -368,7 +368,7 @@ mod draining {
 
         let table = Table::default();
         let replayed = replay_into(&table, Delivery::ExactlyOnce, directory.path()).await.unwrap();
-        assert_eq!((replayed.files, replayed.written, replayed.rejected, replayed.torn), (1, 1_234, 0, 0));
+        assert_eq!((replayed.files, replayed.written, replayed.is_complete()), (1, 1_234, true));
         table.has_once(0..1_234);
         assert!(names(directory.path()).is_empty(), "what is replayed is gone");
     }
@@ -499,131 +499,5 @@ mod draining {
         let error = buffer.push(1).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Config, "{error}");
         assert!(error.to_string().contains(&file.path().display().to_string()), "{error}");
-    }
-}
-
-mod replaying {
-    use super::*;
-
-    /// A spill file with three batches of 10 in it.
-    async fn spilled(directory: &Path) -> Table {
-        let setup = start_with(Delivery::ExactlyOnce, Some(Spill::directory(directory)), 1).await;
-        setup.table.then(Answer::Retry);
-        setup.push(0..30).await;
-        let (report, records) = setup.drain().await;
-        assert_eq!(records.spilled, 30, "{report}");
-        Table::default()
-    }
-
-    fn only_file(directory: &Path) -> std::path::PathBuf {
-        let names = names(directory);
-        assert_eq!(names.len(), 1, "{names:?}");
-        directory.join(&names[0])
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_replay_that_fails_in_the_middle_goes_on_where_it_was() {
-        for delivery in [Delivery::ExactlyOnce, Delivery::AtLeastOnce] {
-            let directory = tempfile::tempdir().unwrap();
-            let table = spilled(directory.path()).await;
-            table.answers([Answer::Store, Answer::Fail]);
-            let error = replay_into(&table, delivery, directory.path()).await.unwrap_err();
-            assert!(error.to_string().contains("no such table"), "{error}");
-            table.has_once(0..10);
-            let replayed = replay_into(&table, delivery, directory.path()).await.unwrap();
-            assert_eq!(replayed.written, 20);
-            table.has_once(0..30);
-            assert!(names(directory.path()).is_empty());
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_same_file_twice_is_there_once() {
-        let directory = tempfile::tempdir().unwrap();
-        let table = spilled(directory.path()).await;
-        let file = only_file(directory.path());
-        let text = fs::read(&file).unwrap();
-        replay_into(&table, Delivery::ExactlyOnce, &file).await.unwrap();
-        fs::write(&file, text).unwrap();
-        replay_into(&table, Delivery::ExactlyOnce, &file).await.unwrap();
-        table.has_once(0..30);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_line_that_was_torn_is_counted_and_the_others_are_written() {
-        let directory = tempfile::tempdir().unwrap();
-        let table = spilled(directory.path()).await;
-        let file = only_file(directory.path());
-        let mut text = fs::read(&file).unwrap();
-        text.truncate(text.len() - 5);
-        // In the middle of a character.
-        text.push("é".as_bytes()[0]);
-        fs::write(&file, text).unwrap();
-        let replayed = replay_into(&table, Delivery::ExactlyOnce, &file).await.unwrap();
-        assert_eq!((replayed.written, replayed.torn), (29, 1));
-        table.has_once(0..29);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn lines_of_a_log_between_the_records_are_passed_over() {
-        let directory = tempfile::tempdir().unwrap();
-        let table = spilled(directory.path()).await;
-        let file = only_file(directory.path());
-        let text = fs::read_to_string(&file).unwrap();
-        let mixed: String = text
-            .lines()
-            .map(|line| format!("START RequestId: 1\n{line}\n{{\"type\":\"platform.report\"}}\n"))
-            .collect();
-        fs::write(&file, mixed).unwrap();
-        let replayed = replay_into(&table, Delivery::ExactlyOnce, &file).await.unwrap();
-        assert_eq!((replayed.written, replayed.torn), (30, 0));
-        table.has_once(0..30);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_record_of_another_type_is_an_error_with_its_line_and_nothing_is_written() {
-        let directory = tempfile::tempdir().unwrap();
-        let table = spilled(directory.path()).await;
-        let file = only_file(directory.path());
-        let text = fs::read_to_string(&file).unwrap().replacen("\"record\":4}", "\"record\":\"four\"}", 1);
-        fs::write(&file, text).unwrap();
-        let error = replay_into(&table, Delivery::ExactlyOnce, &file).await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Config, "{error}");
-        assert!(error.to_string().contains("line 5"), "{error}");
-        assert!(table.rows().is_empty());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_record_that_is_rejected_is_kept_beside() {
-        let directory = tempfile::tempdir().unwrap();
-        let table = spilled(directory.path()).await;
-        let file = only_file(directory.path());
-        let text = fs::read_to_string(&file).unwrap().replacen("\"record\":4}", "\"record\":1000004}", 1);
-        fs::write(&file, text).unwrap();
-        let replayed = replay_into(&table, Delivery::ExactlyOnce, directory.path()).await.unwrap();
-        assert_eq!((replayed.written, replayed.rejected), (29, 1));
-        table.has_once((0..30).filter(|record| *record != 4));
-        let kept = only_file(directory.path());
-        assert!(kept.to_str().unwrap().ends_with(".rejected"), "{kept:?}");
-        assert!(fs::read_to_string(kept).unwrap().contains("\"record\":1000004}"));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_buffer_may_have_any_name() {
-        let directory = tempfile::tempdir().unwrap();
-        let table = spilled(directory.path()).await;
-        let file = only_file(directory.path());
-        let name = serde_json::to_string("../\"é\\").unwrap();
-        let text = fs::read_to_string(&file).unwrap().replace("\"audit\"", &name);
-        fs::write(&file, text).unwrap();
-        let replayed = replay_into(&table, Delivery::ExactlyOnce, &file).await.unwrap();
-        assert_eq!(replayed.written, 30);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_is_not_there_is_an_error_that_names_it() {
-        let error = replay_into(&Table::default(), Delivery::ExactlyOnce, Path::new("nowhere")).await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Config, "{error}");
-        assert!(error.to_string().starts_with("nowhere"), "{error}");
     }
 }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use crate::{
-    Error, Resource, ResourceId,
+    Error, Resource, ResourceId, TrackedBody,
     gate::{Caller, Key},
     node::Slot,
 };
@@ -32,8 +32,18 @@ pub async fn as_dependent<F: Future>(future: F) -> F::Output {
     DEPENDENT.scope((), future).await
 }
 
+/// Whether a drain waits for what runs here, as far as that can be told: see [`as_dependent`].
+pub(crate) fn is_dependent() -> bool {
+    DEPENDENT.try_with(|()| ()).is_ok()
+}
+
+/// Calls this as a dependent: one poll of what [`as_dependent`] is for.
+pub(crate) fn in_dependent<T>(call: impl FnOnce() -> T) -> T {
+    DEPENDENT.sync_scope((), call)
+}
+
 fn caller() -> Caller {
-    if DEPENDENT.try_with(|()| ()).is_ok() { Caller::Dependent } else { Caller::Application }
+    if is_dependent() { Caller::Dependent } else { Caller::Application }
 }
 
 /// A resource as the application holds it: initialised on first use, handing out counted checkouts, drained once.
@@ -65,7 +75,7 @@ impl<R: Resource> ShutdownGuard<R> {
         let site = Location::caller();
         async move {
             let slot = self.slot.now();
-            let mut checkout = Checkout { value: None, pass: Pass::enter(slot, site)? };
+            let mut checkout = Checkout { value: None, pass: Pass::of_checkout(slot, site)? };
             let pool = match slot.pool() {
                 Some(pool) => pool,
                 // Boxed, since it happens once: inline it would make the future of every checkout larger.
@@ -80,12 +90,15 @@ impl<R: Resource> ShutdownGuard<R> {
             match result {
                 // The driver may have been connecting when draining began and succeeded afterwards: then the checkout
                 // is dropped here, and so given back.
-                Ok(()) => checkout.pass.hand_out().map(|()| checkout),
+                Ok(()) => match checkout.pass.hand_out() {
+                    Ok(()) => Ok(checkout),
+                    Err(refusal) => Err(checkout.pass.count(refusal)),
+                },
                 // A driver whose pool is closed under a waiting caller says so in its own way.
                 Err(error) if checkout.pass.is_refused() && !error.is_shutting_down() => {
-                    Err(self.refusal().with_source(error))
+                    Err(checkout.pass.count(self.refusal().with_source(error)))
                 }
-                Err(error) => Err(error.of(self.name())),
+                Err(error) => Err(checkout.pass.count(error.of(self.name()))),
             }
         }
     }
@@ -103,7 +116,7 @@ impl<R: Resource> ShutdownGuard<R> {
         let site = Location::caller();
         async move {
             let slot = self.slot.now();
-            let pass = Pass::enter(slot, site)?;
+            let pass = Pass::of_checkout(slot, site)?;
             match slot.pool() {
                 Some(pool) => Ok(pool),
                 None => init_with(slot, &pass).await,
@@ -138,7 +151,7 @@ impl<R: Resource> ShutdownGuard<R> {
 
 async fn init_with<'a, R: Resource>(slot: &'a Arc<Slot<R>>, pass: &Pass<R>) -> Result<&'a R::Pool, Error> {
     let mut init = pin!(slot.initialised());
-    pass.unless_refused(|context| init.as_mut().poll(context)).await
+    pass.unless_refused(|context| init.as_mut().poll(context)).await.map_err(|error| pass.count(error))
 }
 
 impl<R: Resource> Clone for ShutdownGuard<R> {
@@ -217,6 +230,23 @@ impl<R: Resource> Pass<R> {
         }
     }
 
+    /// The same, and a refusal is counted.
+    fn of_checkout(slot: &Arc<Slot<R>>, site: &'static Location<'static>) -> Result<Self, Error> {
+        Self::enter(slot, site).inspect_err(|_| slot.gate().count_refusal(caller()))
+    }
+
+    /// Counts the error if it is a refusal.
+    fn count(&self, error: Error) -> Error {
+        if error.is_shutting_down() {
+            self.slot.gate().count_refusal(self.key.caller());
+        }
+        error
+    }
+
+    pub(crate) fn label(&self, name: Box<str>) {
+        self.slot.gate().label(self.key, name);
+    }
+
     pub(crate) fn hand_out(&self) -> Result<(), Error> {
         self.slot.gate().hand_out(self.key).map_err(|_| Error::shutting_down(self.slot.name()))
     }
@@ -288,6 +318,34 @@ impl Tracked {
         let output = as_dependent(future).await;
         drop(self);
         output
+    }
+
+    /// Ties the body of a response, or a stream, to the tracked work, which lasts until the body has been sent: guards hand
+    /// out to it whichever task polls it. `examples/axum.rs` does so for every response, in a middleware.
+    ///
+    /// ```
+    /// # use futures_util::{StreamExt, stream};
+    /// # use winddown_core::{Error, Lifecycle, memory::Memory};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Error> {
+    /// # let lifecycle = Lifecycle::builder().signals(false).build()?;
+    /// let db = lifecycle.guard(Memory::new("db"));
+    /// let pages = stream::iter(1..=3).then(move |page| {
+    ///     let db = db.clone();
+    ///     async move { db.get().await.map(|_session| page) }
+    /// });
+    /// let body = lifecycle.track()?.body(pages);
+    ///
+    /// // What a server does with it, when the platform has said stop.
+    /// lifecycle.begin_drain();
+    /// let sent: Vec<_> = body.collect().await;
+    /// assert!(sent.iter().all(Result::is_ok));
+    /// assert!(lifecycle.drained().await.is_clean());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn body<B>(self, body: B) -> TrackedBody<B> {
+        TrackedBody::new(body, Some(Arc::new(self)))
     }
 }
 

@@ -129,6 +129,16 @@ impl<T: Send + Sync + 'static> InitCell<T> {
         self.value.get()
     }
 
+    /// Ends an attempt that is under way, and lets no further one begin.
+    pub(crate) fn give_up(&self) {
+        let mut progress = self.progress();
+        let Progress::Running { task, .. } = &*progress else { return };
+        if let Some(task) = task {
+            task.abort();
+        }
+        *progress = Progress::Stopped;
+    }
+
     /// Waits for an attempt's outcome.
     ///
     /// # Cancel safety

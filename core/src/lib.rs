@@ -1,4 +1,6 @@
 #![doc = include_str!("../README.md")]
+// They panic where the other end is closed: `winddown_core::write_line` does not.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
 
 // What an application uses.
 mod error;
@@ -16,6 +18,7 @@ mod resource;
 mod rested;
 
 // What makes it go.
+mod body;
 mod clock;
 mod conductor;
 mod gate;
@@ -25,14 +28,17 @@ mod node;
 mod notify;
 mod panics;
 mod plan;
+mod signals;
+mod standard_error;
 mod sync;
 
 pub mod memory;
 
 #[doc(hidden)]
-pub use crate::log_line::warning_line;
+pub use crate::{log_line::warning_line, standard_error::write_line};
 
 pub use crate::{
+    body::TrackedBody,
     conductor::{EXIT_AT_DEADLINE, ReportFormat},
     credentials::{Credentials, CredentialsFuture, CredentialsProvider},
     error::{BoxError, Error, ErrorKind},
@@ -47,3 +53,4 @@ pub use crate::{
     rested::Rested,
     work::{Hook, HookResult},
 };
+pub use tokio::signal::unix::SignalKind;

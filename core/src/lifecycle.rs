@@ -1,5 +1,8 @@
 //! The process-wide registry and state machine.
 
+mod builder;
+mod starting;
+
 use std::{
     fmt,
     future::{Future, IntoFuture, poll_fn},
@@ -10,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::{runtime::Handle, sync::watch, task::JoinSet, time::Instant};
+use tokio::{signal::unix::SignalKind, sync::watch, time::Instant};
 
 use crate::{
     Budget, Error, ErrorKind, Hook, Platform, Reason, Report, ReportFormat, Resource, Retry, ShutdownGuard, Tracked,
@@ -18,9 +21,10 @@ use crate::{
     error::BoxError,
     gate::{Admits, wake},
     guard::Pass,
+    log_line::warning_line,
     node::{Node, Order, Renewal, Slot},
-    panics,
-    platform::BUDGET_VARIABLE,
+    panics, signals,
+    standard_error::write_line,
     work::TrackedWork,
 };
 
@@ -70,11 +74,18 @@ pub(crate) struct Shared {
     pub(crate) report_format: Option<ReportFormat>,
     /// Receives signals, and ends the process at the deadline.
     pub(crate) owns_process: bool,
+    /// Those that it receives then.
+    pub(crate) signals: Vec<SignalKind>,
+    /// Somebody else begins its drain.
+    embedded: bool,
     retry: Retry,
+    init_limit: Option<Duration>,
     lives: watch::Sender<Lives>,
     /// Held while a life is made, and never waited for.
     beginning: Mutex<()>,
 }
+
+pub use builder::Builder;
 
 /// The life that is lived now, and whether it is the last.
 #[derive(Clone)]
@@ -105,8 +116,17 @@ fn own_process(shared: &Arc<Shared>) -> Result<(), Error> {
             "this process has a lifecycle that receives signals: use that one, or build this one with `signals(false)`",
         ));
     }
+    let handled = signals::handled(&shared.signals).unwrap_or_default();
     conductor::start(shared, &shared.life())?;
     *owned = true;
+    drop(owned);
+    for kind in handled {
+        let message = format!("{} had a handler before the lifecycle was made", signals::name(kind));
+        Shared::warn(
+            &message,
+            "it runs first, and if it ends the process nothing is drained: make the lifecycle first",
+        );
+    }
     Ok(())
 }
 
@@ -115,8 +135,26 @@ fn own_process(shared: &Arc<Shared>) -> Result<(), Error> {
 pub(crate) struct Begun {
     pub(crate) reason: Reason,
     pub(crate) at: Instant,
+    /// What went wrong, where that is why.
+    pub(crate) error: Option<String>,
+    /// Less than that of the lifecycle, where the platform has less.
+    pub(crate) budget: Option<Budget>,
     /// What is drained: what was registered until then.
     pub(crate) nodes: Arc<[Arc<dyn Node>]>,
+}
+
+/// A request to stop.
+struct Stop {
+    reason: Reason,
+    at: Instant,
+    error: Option<String>,
+    budget: Option<Budget>,
+}
+
+impl Stop {
+    fn now(reason: Reason) -> Self {
+        Self { reason, at: Instant::now(), error: None, budget: None }
+    }
 }
 
 impl Lifecycle {
@@ -124,6 +162,24 @@ impl Lifecycle {
     /// here on, and the report is written to standard error.
     ///
     /// Make one per process, before anything slow: a platform may say stop while the process still starts.
+    ///
+    /// # Other handlers
+    /// What else handles SIGTERM or SIGINT in this process can keep it from being drained:
+    /// - a handler that was there before is called first, and then ours. There is a warning; if it ends the process by itself,
+    ///   nothing is drained.
+    /// - a later one by tokio or `signal-hook` runs beside ours. That cannot be seen: it must not end the process
+    ///   (`std::process::exit`), and has [`draining`](Self::draining) to wait for instead.
+    /// - a later one by `sigaction` replaces ours, and the signal begins no drain any more. The crate `ctrlc` does that: with
+    ///   Ctrl-C, and with its feature `termination` also with SIGTERM and SIGHUP. When [`init`](Self::init) or
+    ///   [`run`](Self::run) finds its thread, or finds that one of the signals is handled by nobody any more (on Linux), there is a
+    ///   warning; others cannot be seen. Call
+    ///   [`begin_drain`](Self::begin_drain) in such a handler, or do without it: Ctrl-C is handled here already.
+    ///
+    /// # As process 1
+    /// The first process of a container (PID 1) has no default action for signals: until this is called SIGTERM does nothing at
+    /// all, and from then on it drains as everywhere. A shell as process 1 (`CMD my-server` in shell form) does not pass the
+    /// signal on: write `CMD ["my-server"]`, or `exec my-server` in a script. Zombies of other processes' children are not
+    /// reaped here: where there are any, put an init (`docker run --init`, tini) first, which passes SIGTERM on.
     ///
     /// # Errors
     /// [`ErrorKind::Config`] when `WINDDOWN_BUDGET_MS` is not a number, the signal thread cannot be started, or the
@@ -164,20 +220,53 @@ impl Lifecycle {
     /// [`ErrorKind::ShuttingDown`] once draining has begun.
     #[track_caller]
     pub fn track(&self) -> Result<Tracked, Error> {
-        self.shared.life().track(Location::caller())
+        self.shared.life().track(Location::caller(), None)
+    }
+
+    /// The same with a name for the report, which has it where the work does not end in time: a request's id, a route, a job.
+    ///
+    /// # Errors
+    /// [`ErrorKind::ShuttingDown`] once draining has begun.
+    #[track_caller]
+    pub fn track_as(&self, name: impl Into<String>) -> Result<Tracked, Error> {
+        self.shared.life().track(Location::caller(), Some(name.into().into()))
     }
 
     /// Initialises every resource, all at once. If one fails, the others are drained again and the lifecycle is over.
+    ///
+    /// Where draining begins meanwhile, it returns when that is over: a `main` that ends with the error (`?`) then ends
+    /// nothing in the middle, and its exit status is that of a failure. [`run`](Self::run) counts it as a success, and
+    /// [`was_stopped`](Self::was_stopped) tells the two apart.
+    ///
+    /// Work that the drain waits for gets the refusal at once, if it runs in [`Tracked::scope`], the work given to `run`, or a
+    /// hook. Nobody can tell that of code that holds a checkout or a [`Tracked`] and calls this outside of them: do not, the
+    /// two would wait for each other until the deadline.
     ///
     /// # Cancel safety
     /// Cancel safe: initialisations that have begun go on.
     ///
     /// # Errors
     /// - the first failure, after the rollback;
-    /// - [`ErrorKind::ShuttingDown`] when draining began meanwhile;
+    /// - [`ErrorKind::ShuttingDown`] when draining began meanwhile, after its end;
+    /// - [`ErrorKind::Timeout`] where there is a [limit](Builder::init_limit), as [`init_within`](Self::init_within) has it;
     /// - [`ErrorKind::Config`] when a resource depends on one of another lifecycle.
     pub async fn init(&self) -> Result<(), Error> {
-        self.shared.init(&self.shared.life()).await
+        self.shared.init(&self.shared.life(), self.shared.init_limit).await
+    }
+
+    /// The same where the platform has a limit for it, counted from this call: a second before that, or a quarter of the
+    /// limit where that is less, it fails and says what was not initialised, so that there is a reason in the log and the
+    /// others are still drained. What is left of the limit is the budget of that drain, where it is less than the
+    /// lifecycle's.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: initialisations that have begun go on.
+    ///
+    /// # Errors
+    /// Those of [`init`](Self::init), and [`ErrorKind::Timeout`], which names what was not initialised, its
+    /// [address](Resource::address), how long it was waited for, and what its last try failed of.
+    pub async fn init_within(&self, limit: Duration) -> Result<(), Error> {
+        self.shared.init(&self.shared.life(), Some(limit)).await
     }
 
     /// Flushes every initialised resource, all at once: when this returns, what buffers and exporters held is where it
@@ -290,6 +379,16 @@ impl Lifecycle {
         self.shared.budget
     }
 
+    /// The limit of init that was [set](Builder::init_limit), if one was.
+    pub fn init_limit(&self) -> Option<Duration> {
+        self.shared.init_limit
+    }
+
+    /// Whether the signals that stop a process drain it: [`Builder::signals`].
+    pub fn receives_signals(&self) -> bool {
+        self.shared.owns_process
+    }
+
     /// The platform of this lifecycle.
     pub fn platform(&self) -> &Platform {
         &self.shared.platform
@@ -313,6 +412,7 @@ impl Lifecycle {
     /// ```
     ///
     /// # Errors
+    /// - [`ErrorKind::Config`] where the lifecycle receives no signals, and is not [embedded](Builder::embedded) either;
     /// - what [`init`](Self::init) returns, but for a stop that arrives meanwhile: that is drained and counts as a
     ///   success;
     /// - [`ErrorKind::Work`] when the work failed, [`ErrorKind::Panicked`] when it panicked: drained all the same;
@@ -325,14 +425,15 @@ impl Lifecycle {
     {
         let site = Location::caller();
         async move {
+            self.shared.check_stoppable()?;
             let life = self.shared.life();
-            match self.shared.init(&life).await {
+            match self.shared.init(&life, self.shared.init_limit).await {
                 Ok(()) => {}
                 Err(error) if life.was_stopped(&error).await => return life.ended(Ok(())).await,
                 Err(error) => return Err(error),
             }
             // Not before: a rollback of init would wait for it.
-            let result = match life.track(site) {
+            let result = match life.track(site, None) {
                 Ok(tracked) => {
                     let failed = |error: E| Error::new(ErrorKind::Work, "the work failed").with_source(error);
                     let work = async { work.into_future().await.map_err(failed) };
@@ -351,6 +452,15 @@ impl Lifecycle {
         }
     }
 
+    /// What [`run`](Self::run) asks first: for other functions that run the work of a process.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] where nothing would ever begin the drain.
+    #[doc(hidden)]
+    pub fn check_stoppable(&self) -> Result<(), Error> {
+        self.shared.check_stoppable()
+    }
+
     /// Whether an error of [`init`](Self::init) says that the platform or the application stopped it, and not that a
     /// resource failed. Waits for the end of the drain.
     pub async fn was_stopped(&self, error: &Error) -> bool {
@@ -367,6 +477,27 @@ impl Lifecycle {
 }
 
 impl Shared {
+    /// Warns of what must be seen: through tracing where the application has set it up by then, else on standard error.
+    fn warn(message: &str, why: &str) {
+        if tracing::dispatcher::has_been_set() {
+            tracing::warn!("{message}: {why}");
+        } else {
+            write_line(&warning_line(message, why));
+        }
+    }
+
+    /// An error where nothing would ever say stop.
+    fn check_stoppable(&self) -> Result<(), Error> {
+        if self.owns_process || self.embedded {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::Config,
+            "this lifecycle receives no signals, so SIGTERM would end the process without a drain: build it without \
+             `signals(false)`, or with `embedded()` where something else calls `begin_drain`",
+        ))
+    }
+
     /// The life that is lived now.
     pub(crate) fn life(&self) -> Arc<Life> {
         Arc::clone(&self.lives.borrow().now)
@@ -441,7 +572,11 @@ impl Shared {
 
     /// Begins to drain, if nobody has. Returns whether it was this call.
     pub(crate) fn begin(self: &Arc<Self>, life: &Arc<Life>, reason: Reason) -> bool {
-        let first = life.refuse(reason, Instant::now());
+        self.stop(life, Stop::now(reason))
+    }
+
+    fn stop(self: &Arc<Self>, life: &Arc<Life>, stop: Stop) -> bool {
+        let first = life.stop(stop);
         // A lifecycle that owns the process has its thread from the start.
         if first
             && !self.owns_process
@@ -452,62 +587,6 @@ impl Shared {
             life.publish_failure(self, &error);
         }
         first
-    }
-
-    async fn init(self: &Arc<Self>, life: &Arc<Life>) -> Result<(), Error> {
-        Handle::try_current().map_err(|error| {
-            Error::new(ErrorKind::Init, "initialise from inside a tokio runtime").with_source(error)
-        })?;
-        let refused = || Error::new(ErrorKind::ShuttingDown, "shutting down: draining began during start");
-        if life.state() >= State::Draining {
-            return Err(refused());
-        }
-        let nodes = life.nodes();
-        let foreign = nodes.iter().find(|node| {
-            let known = |id| nodes.iter().any(|other| other.facts().id == id);
-            !node.facts().depends_on.iter().all(|id| known(*id))
-        });
-        let mut outcome = match foreign {
-            None => Ok(()),
-            Some(node) => Err(Error::new(
-                ErrorKind::Config,
-                "depends on a resource of another lifecycle, or on one whose only life is over: make both guards with the same one",
-            )
-            .of(&node.facts().name)),
-        };
-        let mut running = JoinSet::new();
-        if outcome.is_ok() {
-            for node in nodes {
-                running.spawn(node.init());
-            }
-        }
-        while outcome.is_ok() {
-            tokio::select! {
-                biased;
-                next = running.join_next() => match next {
-                    None => break,
-                    Some(Ok(result)) => outcome = result,
-                    // The task only waits for the real one, whose panic is an error already.
-                    Some(Err(error)) => {
-                        outcome = Err(Error::new(ErrorKind::Panicked, "initialisation ended").with_source(error));
-                    }
-                },
-                () = life.draining() => return Err(refused()),
-            }
-        }
-        match outcome {
-            Ok(()) => {
-                life.advance(State::Running);
-                if life.state() == State::Running { Ok(()) } else { Err(refused()) }
-            }
-            Err(error) => {
-                if self.begin(life, Reason::InitFailed) {
-                    tracing::debug!(%error, "initialisation failed, taking back the rest");
-                }
-                life.drained().await;
-                Err(error)
-            }
-        }
     }
 }
 
@@ -522,8 +601,11 @@ impl Life {
         }
     }
 
-    fn track(&self, site: &'static Location<'static>) -> Result<Tracked, Error> {
+    fn track(&self, site: &'static Location<'static>, name: Option<Box<str>>) -> Result<Tracked, Error> {
         let pass = Pass::enter(&self.tracked, site)?;
+        if let Some(name) = name {
+            pass.label(name);
+        }
         pass.hand_out()?;
         Ok(Tracked::new(pass))
     }
@@ -565,6 +647,11 @@ impl Life {
     /// From here on the application is refused everywhere (S2). Whoever waits for that is woken here, which is foreign
     /// code: nobody who keeps the time calls this.
     pub(crate) fn refuse(&self, reason: Reason, at: Instant) -> bool {
+        self.stop(Stop { at, ..Stop::now(reason) })
+    }
+
+    fn stop(&self, stop: Stop) -> bool {
+        let Stop { reason, at, error, budget } = stop;
         let mut woken = Vec::new();
         {
             // Under the registry's lock: a resource that is registered later is refused and not drained.
@@ -577,7 +664,7 @@ impl Life {
                 woken.extend(node.gate().refuse(Admits::Dependents));
             }
             // After all are refused: the drain begins with this.
-            self.begun.send_replace(Some(Begun { reason, at, nodes }));
+            self.begun.send_replace(Some(Begun { reason, at, error, budget, nodes }));
         }
         // Whoever sees this state is refused everywhere (S2). It may be over already: states only move on. Before those
         // that waited: one of them may block, and a server waits for this.
@@ -651,102 +738,6 @@ impl Life {
 
     fn registry(&self) -> MutexGuard<'_, Vec<Arc<dyn Node>>> {
         self.registry.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Sets what [`Lifecycle::detect`] decides by itself.
-#[derive(Debug, Clone)]
-#[must_use = "nothing happens before `build`"]
-pub struct Builder {
-    budget: Option<Duration>,
-    platform: Option<Platform>,
-    signals: bool,
-    /// `None`: as `signals` decides.
-    report: Option<Option<ReportFormat>>,
-    retry: Retry,
-}
-
-impl Default for Builder {
-    fn default() -> Self {
-        Self { budget: None, platform: None, signals: true, report: None, retry: Retry::default() }
-    }
-}
-
-impl Builder {
-    /// The time between the signal and SIGKILL.
-    ///
-    /// Defaults to `WINDDOWN_BUDGET_MS`, else to the platform's.
-    pub fn budget(mut self, budget: Duration) -> Self {
-        self.budget = Some(budget);
-        self
-    }
-
-    /// The platform, where it cannot be recognised, or where its budget is set otherwise (Kubernetes:
-    /// `terminationGracePeriodSeconds` less the preStop hook).
-    ///
-    /// Defaults to [`Platform::detect`].
-    pub fn platform(mut self, platform: Platform) -> Self {
-        self.platform = Some(platform);
-        self
-    }
-
-    /// Whether the lifecycle owns the process: SIGTERM and SIGINT drain it, a further signal 100 ms or more after the
-    /// first ends the process at once, and at the deadline it is ended. Without, only the application's own calls drain,
-    /// and nothing ends the process: for tests, and for a lifecycle that is part of something larger.
-    ///
-    /// Defaults to `true`.
-    pub fn signals(mut self, signals: bool) -> Self {
-        self.signals = signals;
-        self
-    }
-
-    /// How the report is written to standard error when the drain ends; `None` to leave it to the caller.
-    ///
-    /// Defaults to [`ReportFormat::detect`] for a lifecycle that receives signals, and to `None` for one that does not.
-    pub fn report(mut self, report: impl Into<Option<ReportFormat>>) -> Self {
-        self.report = Some(report.into());
-        self
-    }
-
-    /// How failed initialisations are tried again.
-    ///
-    /// Defaults to [`Retry::default`].
-    pub fn retry(mut self, retry: Retry) -> Self {
-        self.retry = retry;
-        self
-    }
-
-    /// The lifecycle. Signals are received from here on.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Config`] when the budget cannot be used, the signal thread cannot be started, or signals are asked
-    /// for and another lifecycle of this process has them.
-    pub fn build(self) -> Result<Lifecycle, Error> {
-        let Self { budget, platform, signals, report, retry } = self;
-        let platform = platform.unwrap_or_else(Platform::detect);
-        let variable = std::env::var_os(BUDGET_VARIABLE).map(|value| value.to_string_lossy().into_owned());
-        // A variable that cannot be used is an error even where the builder overrides it: somebody meant something.
-        let variable = Budget::from_variable(variable.as_deref())?;
-        let budget = match (budget, variable) {
-            (Some(budget), _) => Budget::new(budget)?,
-            (None, Some(variable)) => variable,
-            (None, None) => Budget::new(platform.budget)?,
-        };
-        let tracked = Arc::new(TrackedWork::slot(retry));
-        let life = Arc::new(Life::new(vec![Arc::clone(&tracked) as Arc<dyn Node>], tracked));
-        let shared = Arc::new(Shared {
-            platform,
-            budget,
-            report_format: report.unwrap_or_else(|| signals.then(ReportFormat::detect)),
-            owns_process: signals,
-            retry,
-            lives: watch::Sender::new(Lives { now: life, is_last: false }),
-            beginning: Mutex::new(()),
-        });
-        if signals {
-            own_process(&shared)?;
-        }
-        Ok(Lifecycle { shared })
     }
 }
 

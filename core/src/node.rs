@@ -4,7 +4,7 @@ use std::{
     panic::Location,
     pin::pin,
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -14,12 +14,13 @@ use async_trait::async_trait;
 use tokio::time::{Instant, timeout_at};
 
 use crate::{
-    Books, Capabilities, Drain, Error, Latency, Resource, ResourceId, Step,
+    Books, Capabilities, Drain, Error, ErrorKind, Latency, Resource, ResourceId, Step,
     gate::{Admits, Gate, wake},
     guard::{Pass, as_dependent},
     init::{InitCell, Retry},
     panics,
     plan::{RESERVE_FLOOR, Reserve},
+    report::in_words,
     resource::Deadlines,
 };
 
@@ -46,6 +47,10 @@ pub(crate) trait Node: Send + Sync {
     /// The time to keep for cancelling and for the last goodbyes; none where nothing is initialised.
     fn reserve(&self) -> Reserve;
     async fn init(self: Arc<Self>) -> Result<(), Error>;
+    /// The initialisation that is under way, if one is.
+    fn unfinished(&self) -> Option<Unfinished>;
+    /// Ends it: there has been time enough.
+    fn give_up(&self);
     async fn flush(self: Arc<Self>) -> Result<(), Error>;
     async fn drain(self: Arc<Self>, drain: Drain) -> Result<Ended, Error>;
     /// The same resource for a further life of its lifecycle; none where it has only one. Asks the resource about itself,
@@ -68,7 +73,29 @@ pub(crate) struct Facts {
     pub(crate) depends_on: Vec<ResourceId>,
     pub(crate) capabilities: Capabilities,
     pub(crate) latency: Option<Arc<Latency>>,
+    pub(crate) address: Option<String>,
     pub(crate) ledger: Option<Arc<dyn Books>>,
+}
+
+/// An initialisation that is under way.
+#[derive(Debug)]
+pub(crate) struct Unfinished {
+    pub(crate) waited: Duration,
+    /// ` (its address)`, where that is known.
+    pub(crate) whom: String,
+    /// Of its last try.
+    pub(crate) last: Option<Error>,
+    /// All of this.
+    pub(crate) error: Error,
+}
+
+/// What is known of the initialisation of one resource.
+#[derive(Debug, Default)]
+struct Trying {
+    /// When the one that is under way began.
+    since: Option<Instant>,
+    /// Of the last try, if that failed.
+    failed: Option<Error>,
 }
 
 /// How the drain of a node ended.
@@ -89,6 +116,7 @@ pub(crate) struct Slot<R: Resource> {
     facts: Facts,
     resource: Arc<R>,
     pool: InitCell<R::Pool>,
+    trying: Mutex<Trying>,
     reserve: OnceLock<Duration>,
     gate: Arc<Gate>,
     retry: Retry,
@@ -118,6 +146,7 @@ impl<R: Resource> Slot<R> {
             depends_on: resource.depends_on(),
             capabilities: resource.capabilities(),
             latency: resource.latency(),
+            address: resource.address(),
             ledger: resource.ledger(),
         };
         let opened = resource.opened();
@@ -130,6 +159,7 @@ impl<R: Resource> Slot<R> {
             facts,
             resource,
             pool: InitCell::new(opened),
+            trying: Mutex::default(),
             reserve,
             gate: Arc::new(Gate::new(Admits::Everyone)),
             retry,
@@ -181,17 +211,23 @@ impl<R: Resource> Slot<R> {
         // An attempt is inside the gate, so that draining does not overlook it, and is woken by refusal.
         let pass = Pass::enter(&slot, Location::caller())?;
         pass.is_not_a_checkout()?;
+        *slot.trying() = Trying { since: Some(Instant::now()), failed: None };
         let mut pauses = slot.retry.pauses();
         loop {
-            let error = match slot.resource.init().await {
+            let error = match panics::catch(slot.resource.init()).await {
                 Ok(pool) => {
                     // In one life there is one success.
                     let _ = slot.reserve.set(slot.resource.reserve(&pool));
+                    *slot.trying() = Trying::default();
                     return Ok(pool);
                 }
                 Err(error) => error,
             };
-            let Some(pause) = pauses.next().filter(|_| error.is_retryable()) else { return Err(error) };
+            slot.trying().failed = Some(error.clone());
+            let Some(pause) = pauses.next().filter(|_| error.is_retryable()) else {
+                slot.trying().since = None;
+                return Err(error);
+            };
             tracing::debug!(resource = slot.name(), %error, ?pause, "initialisation failed, trying again");
             let refused = std::future::poll_fn(|context| pass.poll_refused(context));
             tokio::select! {
@@ -199,6 +235,16 @@ impl<R: Resource> Slot<R> {
                 () = refused => return Err(Error::shutting_down(slot.name()).with_source(error)),
             }
         }
+    }
+
+    /// Why it is not initialised, where that was tried.
+    fn why_not(&self) -> Option<Error> {
+        self.unfinished().map(|unfinished| unfinished.error).or_else(|| self.trying().failed.clone())
+    }
+
+    fn trying(&self) -> MutexGuard<'_, Trying> {
+        // No foreign code runs under it, and it is whole at every unlock.
+        self.trying.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -224,6 +270,24 @@ impl<R: Resource> Node for Slot<R> {
 
     async fn init(self: Arc<Self>) -> Result<(), Error> {
         self.initialised().await.map(|_| ())
+    }
+
+    fn unfinished(&self) -> Option<Unfinished> {
+        let (waited, last) = {
+            let trying = self.trying();
+            (trying.since?.elapsed(), trying.failed.clone())
+        };
+        let whom = self.facts.address.as_ref().map(|address| format!(" ({address})")).unwrap_or_default();
+        let error = Error::new(ErrorKind::Timeout, format!("not initialised after {waited:.1?}{whom}"));
+        let error = match &last {
+            Some(last) => error.with_source(last.clone()),
+            None => error,
+        };
+        Some(Unfinished { waited, whom, last, error })
+    }
+
+    fn give_up(&self) {
+        self.pool.give_up();
     }
 
     async fn flush(self: Arc<Self>) -> Result<(), Error> {
@@ -255,6 +319,9 @@ impl<R: Resource> Node for Slot<R> {
         step(Step::Refuse);
         wake(self.gate.refuse(Admits::Nobody));
         let Some(pool) = self.pool.stop(settle.min(Instant::now() + INIT_PATIENCE)).await else {
+            if let Some(error) = self.why_not() {
+                drain.note(&error);
+            }
             step(Step::Done);
             return Ok(Ended::NotInitialised);
         };
@@ -273,10 +340,18 @@ impl<R: Resource> Node for Slot<R> {
             let stragglers = self.gate.stragglers();
             drain.tally.change(|known| known.stragglers = stragglers);
             let cancel = async {
+                let began = Instant::now();
                 let asked = timeout_at(cut, panics::catch(self.resource.cancel(pool, &drain))).await;
                 step(Step::Goodbye);
-                // Where it ran out of time, what it counted stands in the report, and the cut follows now.
-                asked.unwrap_or(Ok(()))
+                asked.unwrap_or_else(|_| {
+                    // What it counted stands in the report, and the cut follows now.
+                    let whom = self.facts.address.as_deref().unwrap_or("the server");
+                    drain.reason(format!(
+                        "cancelling ran out of time: {whom} did not answer within {}",
+                        in_words(began.elapsed())
+                    ));
+                    Ok(())
+                })
             };
             // 5. Goodbye to the rest. The adapter cuts what is left at `Drain::cut`; a checkout that is still out then
             // stays with its holder, and is not waited for any longer.

@@ -111,17 +111,19 @@ pub struct Budget {
 /// a thread may wait tens of milliseconds for its turn.
 const MARGIN: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(250));
 
-const SMALLEST: Duration = Duration::from_millis(10);
 const LARGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
 impl Budget {
+    /// Less would not leave time to say anything.
+    pub(crate) const SMALLEST: Self = Self { total: Duration::from_millis(10) };
+
     /// A budget of this much time between the signal and the end of the process.
     ///
     /// # Errors
     /// [`ErrorKind::Config`] under 10 ms, which would not leave time to say anything, and over a day, which is no
     /// deadline.
     pub fn new(total: Duration) -> Result<Self, Error> {
-        if total < SMALLEST || total > LARGEST {
+        if total < Self::SMALLEST.total || total > LARGEST {
             return Err(Error::new(
                 ErrorKind::Config,
                 format!("a budget of {} ms cannot be used: give 10 ms to one day", total.as_millis()),

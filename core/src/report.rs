@@ -17,6 +17,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 pub struct Report {
     /// Why draining began.
     pub reason: Reason,
+    /// What went wrong, where that is why: the error of init, in one line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
     /// The platform whose budget was used.
     pub platform: String,
     /// The time between the signal and SIGKILL.
@@ -66,12 +69,21 @@ pub struct ResourceReport {
     pub stragglers: Vec<Straggler>,
     /// Checkouts that never came back.
     pub left_out: usize,
+    /// Checkouts that were refused because draining had begun, to whom nobody waits for.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub refused: u64,
+    /// The same to tracked work, hooks and buffers: they came when the resource itself was being drained.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub refused_tracked: u64,
     /// What became of buffered records, for a resource that has them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub records: Option<Records>,
     /// The error or the panic's message, in one line; or what [`Drain::note`](crate::Drain::note) quoted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// Why something was cut, or not cancelled, where time was the reason: who did not answer, and for how long.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reasons: Vec<String>,
     /// What this resource cannot do, said by its adapter.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub cannot: Vec<Cow<'static, str>>,
@@ -125,6 +137,10 @@ pub enum Step {
 pub struct Sessions {
     /// Said goodbye, and the server has closed its side.
     pub closed: u64,
+    /// Ended from our side in order, and whether the server has closed its own nobody could see: that is all that its driver
+    /// lets anybody do. No failure.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub unconfirmed: u64,
     /// Could not say goodbye: the connection was cut, or left to the end of the process.
     pub cut: u64,
     /// Statements that the server was asked to stop.
@@ -170,10 +186,14 @@ pub struct Straggler {
     /// How long the oldest had been out, to a few milliseconds.
     #[serde(rename = "oldest_ms", with = "milliseconds")]
     pub oldest: Duration,
+    /// What they are, where [`Lifecycle::track_as`](crate::Lifecycle::track_as) was told: of the oldest eight.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub names: Vec<String>,
 }
 
 impl Report {
-    /// Whether everything was closed and written: each resource is drained, or was never initialised.
+    /// Whether everything was closed and written: each resource is drained, or was never initialised. That of a drain after
+    /// a failed init says this of what init had opened until then; the failure is in [`reason`](Self::reason).
     pub fn is_clean(&self) -> bool {
         !self.forced && self.resources.iter().all(|r| matches!(r.outcome, Outcome::Drained | Outcome::NotInitialised))
     }
@@ -198,8 +218,8 @@ impl Report {
 }
 
 impl Straggler {
-    pub(crate) fn new(site: String, count: usize, oldest: Duration) -> Self {
-        Self { site, count, oldest }
+    pub(crate) fn new(site: String, count: usize, oldest: Duration, names: Vec<String>) -> Self {
+        Self { site, count, oldest, names }
     }
 }
 
@@ -266,10 +286,20 @@ impl fmt::Display for Step {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("winddown: ")?;
+        if self.reason == Reason::InitFailed {
+            let error = self.error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
+            writeln!(f, "{INIT_FAILED}{error}")?;
+            f.write_str("winddown: ")?;
+        }
         writeln!(
             f,
-            "winddown: {} in {:.1} ms of {} ms ({}, {}){}",
-            if self.is_clean() { "drained" } else { "NOT everything was drained" },
+            "{} in {:.1} ms of {} ms ({}, {}){}",
+            match (self.is_clean(), &self.reason) {
+                (true, Reason::InitFailed) => "taken back",
+                (true, _) => "drained",
+                (false, _) => "NOT everything was drained",
+            },
             as_milliseconds(self.took),
             self.budget.as_millis(),
             self.platform,
@@ -292,13 +322,14 @@ impl ResourceReport {
         if matches!(self.outcome, Outcome::Hung | Outcome::Panicked | Outcome::Failed) {
             parts.push(format!("at {}", self.step));
         }
-        let Sessions { closed, cut, cancelled, left_behind } = self.sessions;
+        let Sessions { closed, unconfirmed, cut, cancelled, left_behind } = self.sessions;
         let mut count = |number: u64, what: &str| {
             if number > 0 {
                 parts.push(format!("{number} {what}"));
             }
         };
         count(closed, "closed");
+        count(unconfirmed, "ended, unconfirmed");
         count(cancelled, "cancelled");
         count(cut, "cut");
         count(left_behind, "of the drain's own left behind");
@@ -313,12 +344,21 @@ impl ResourceReport {
             count(in_doubt, "in doubt");
             count(pending, "pending");
         }
-        for Straggler { site, count, oldest } in &self.stragglers {
-            parts.push(format!("{count} out since {:.0} ms at {site}", as_milliseconds(*oldest)));
+        for Straggler { site, count, oldest, names } in &self.stragglers {
+            let names = if names.is_empty() { String::new() } else { format!(" ({})", names.join(", ")) };
+            parts.push(format!("{count} out since {:.0} ms at {site}{names}", as_milliseconds(*oldest)));
         }
         if self.left_out > 0 {
             parts.push(format!("{} never came back", self.left_out));
         }
+        let mut count = |number: u64, what: &str| {
+            if number > 0 {
+                parts.push(format!("{number} {what}"));
+            }
+        };
+        count(self.refused, "checkouts refused");
+        count(self.refused_tracked, "checkouts of tracked work refused");
+        parts.extend(self.reasons.iter().cloned());
         parts.extend(self.error.clone());
         parts.extend(self.cannot.iter().map(|cannot| format!("cannot {cannot}")));
         parts.join(", ")
@@ -327,6 +367,12 @@ impl ResourceReport {
 
 pub(crate) fn as_milliseconds(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1000.0
+}
+
+/// A duration for people: `850 ms`, `10 s`.
+pub(crate) fn in_words(duration: Duration) -> String {
+    let milliseconds = as_milliseconds(duration).round();
+    if milliseconds >= 1000.0 { format!("{} s", milliseconds / 1000.0) } else { format!("{milliseconds} ms") }
 }
 
 /// Durations as milliseconds, to the microsecond: as fine as any of this is known.
@@ -356,12 +402,33 @@ pub(crate) struct Known {
     /// Sessions that are in no column yet.
     pub(crate) open: u64,
     pub(crate) stragglers: Vec<Straggler>,
+    /// When what was left had to be cut.
+    pub(crate) at_cut: Option<AtCut>,
+    pub(crate) reasons: Vec<String>,
     pub(crate) error: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct AtCut {
+    /// How long the drain had taken.
+    pub(crate) after: Duration,
+    /// Checkouts that were out.
+    pub(crate) out: u64,
+    /// Sessions that were cut before, for another reason.
+    pub(crate) before: u64,
 }
 
 impl Default for Known {
     fn default() -> Self {
-        Self { step: Step::Waiting, sessions: Sessions::default(), open: 0, stragglers: Vec::new(), error: None }
+        Self {
+            step: Step::Waiting,
+            sessions: Sessions::default(),
+            open: 0,
+            stragglers: Vec::new(),
+            at_cut: None,
+            reasons: Vec::new(),
+            error: None,
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    Drain, Error, Resource, ResourceId, Retry, ShutdownGuard,
+    Capabilities, Drain, Error, Resource, ResourceId, Retry, ShutdownGuard,
     error::BoxError,
     node::{Order, Slot},
 };
@@ -53,6 +53,10 @@ impl Resource for TrackedWork {
         Ok(())
     }
 
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::NO_SESSIONS
+    }
+
     fn reserve(&self, (): &()) -> Duration {
         Duration::ZERO
     }
@@ -81,6 +85,7 @@ enum Run {
 /// ```
 pub struct Hook {
     run: Run,
+    flush: Option<Box<dyn Fn() -> Running + Send + Sync>>,
     before: Vec<ResourceId>,
     last: bool,
 }
@@ -94,7 +99,7 @@ impl Hook {
         T: HookResult,
     {
         let run = Box::new(move || Box::pin(async move { hook().await.into_result() }) as Running);
-        Self { run: Run::Once(Mutex::new(Some(run))), before: Vec::new(), last: false }
+        Self::of(Run::Once(Mutex::new(Some(run))))
     }
 
     /// A hook that runs this in the drain of [each life](crate::Lifecycle::begin_life).
@@ -108,7 +113,59 @@ impl Hook {
             let running = hook();
             Box::pin(async move { running.await.into_result() }) as Running
         });
-        Self { run: Run::InEachLife(run), before: Vec::new(), last: false }
+        Self::of(Run::InEachLife(run))
+    }
+
+    fn of(run: Run) -> Self {
+        Self { run, flush: None, before: Vec::new(), last: false }
+    }
+
+    /// Flushes what the client behind this hook holds, as often as [`Lifecycle::flush`](crate::Lifecycle::flush) is called:
+    /// at the end of each invocation of a Lambda function, before it is frozen. For error trackers and exporters that have
+    /// no adapter; without it what they hold waits for the drain, or is lost with an environment that ends without SIGTERM.
+    ///
+    /// It is for sending what there is, and must leave the client usable. It is not called once the hook itself has run, and
+    /// a drain does not call it: the hook does what has to be done then.
+    ///
+    /// Runs on the application's runtime and must not block it: `tokio::task::spawn_blocking` is for clients whose flush
+    /// does.
+    ///
+    /// ```
+    /// # use winddown_core::{Hook, Lifecycle};
+    /// # #[derive(Clone)] struct Tracker;
+    /// # impl Tracker { async fn flush(&self) {} async fn close(&self) {} }
+    /// # fn example(lifecycle: &Lifecycle, tracker: Tracker) {
+    /// let flushed = tracker.clone();
+    /// let hook = Hook::new(async move || tracker.close().await).flush(move || {
+    ///     let tracker = flushed.clone();
+    ///     async move { tracker.flush().await }
+    /// });
+    /// lifecycle.on_drain("error tracker", hook.last());
+    /// # }
+    /// ```
+    ///
+    /// # Cancel safety
+    /// Has to be cancel safe: it is dropped where the one who flushes has no more time.
+    #[must_use]
+    pub fn flush<F, Fut, T>(mut self, flush: F) -> Self
+    where
+        F: Fn() -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = T> + Send + 'static,
+        T: HookResult,
+    {
+        self.flush = Some(Box::new(move || {
+            let flushing = flush();
+            Box::pin(async move { flushing.await.into_result() })
+        }));
+        self
+    }
+
+    /// Whether it can still be asked for what it does.
+    fn has_run(&self) -> bool {
+        match &self.run {
+            Run::Once(run) => run.lock().unwrap_or_else(PoisonError::into_inner).is_none(),
+            Run::InEachLife(_) => false,
+        }
     }
 
     /// Runs before this resource is drained, so that it can still use it. Takes back [`last`](Self::last).
@@ -130,7 +187,11 @@ impl Hook {
 
 impl fmt::Debug for Hook {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Hook").field("before", &self.before).field("last", &self.last).finish_non_exhaustive()
+        f.debug_struct("Hook")
+            .field("flush", &self.flush.is_some())
+            .field("before", &self.before)
+            .field("last", &self.last)
+            .finish_non_exhaustive()
     }
 }
 
@@ -192,6 +253,16 @@ impl Resource for Hook {
             Run::InEachLife(run) => run(),
         };
         running.await.map_err(|error| Error::new(crate::ErrorKind::Work, "the hook failed").with_source(error))
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::NO_SESSIONS
+    }
+
+    async fn flush(&self, (): &()) -> Result<(), Error> {
+        let Some(flush) = self.flush.as_ref().filter(|_| !self.has_run()) else { return Ok(()) };
+        let failed = |error| Error::new(crate::ErrorKind::Work, "the flush of the hook failed").with_source(error);
+        flush().await.map_err(failed)
     }
 
     fn depends_on(&self) -> Vec<ResourceId> {

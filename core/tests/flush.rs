@@ -9,7 +9,7 @@ use std::{
 };
 
 use tokio::time::{Instant, sleep, timeout};
-use winddown_core::{Drain, Error, ErrorKind, Lifecycle, Resource, ShutdownGuard, memory::Memory};
+use winddown_core::{Capabilities, Drain, Error, ErrorKind, Hook, Lifecycle, Resource, ShutdownGuard, memory::Memory};
 
 #[derive(Debug, Clone, Copy)]
 enum Flush {
@@ -53,6 +53,9 @@ impl Resource for Holds {
         }
         self.flushed.fetch_add(1, Ordering::SeqCst);
         Ok(())
+    }
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::NO_SESSIONS
     }
 }
 
@@ -143,4 +146,82 @@ async fn a_flush_that_is_given_up_can_be_asked_for_again() {
     assert_eq!(scene.flushed(), 0);
     timeout(ms(51), lifecycle.flush()).await.unwrap().unwrap();
     assert_eq!(scene.flushed(), 1);
+}
+
+/// A client behind a hook, as an error tracker: what it sent, by whom it was asked.
+#[derive(Clone, Default)]
+struct Tracker(Arc<Mutex<Vec<&'static str>>>);
+
+impl Tracker {
+    fn hook(&self) -> Hook {
+        let (closed, flushed) = (self.clone(), self.clone());
+        Hook::new(async move || closed.0.lock().unwrap().push("closed")).flush(move || {
+            let tracker = flushed.clone();
+            async move {
+                sleep(ms(10)).await;
+                tracker.0.lock().unwrap().push("flushed");
+            }
+        })
+    }
+
+    fn sent(&self) -> Vec<&'static str> {
+        self.0.lock().unwrap().clone()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_behind_a_hook_is_flushed_as_often_as_it_is_asked_for_and_not_after_the_hook_has_run() {
+    let (lifecycle, scene, tracker) = (lifecycle(), Scene::default(), Tracker::default());
+    let _beside = scene.resource(&lifecycle, "beside", Flush::Takes(ms(10)));
+    lifecycle.on_drain("tracker", tracker.hook().last());
+    lifecycle.init().await.unwrap();
+    let began = Instant::now();
+    lifecycle.flush().await.unwrap();
+    assert_eq!(began.elapsed(), ms(10), "beside the others");
+    lifecycle.flush().await.unwrap();
+    assert_eq!(tracker.sent(), ["flushed", "flushed"]);
+
+    let report = lifecycle.drain_in_tasks().await;
+    assert!(report.is_clean(), "{report}");
+    lifecycle.flush().await.unwrap();
+    assert_eq!(tracker.sent(), ["flushed", "flushed", "closed"], "the drain itself flushes nothing behind a hook");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flush_of_a_hook_that_fails_or_panics_names_it_and_costs_no_other() {
+    for panics in [false, true] {
+        let (lifecycle, scene) = (lifecycle(), Scene::default());
+        let flush = move || async move { if panics { panic!("a bug") } else { Err::<(), _>("the tracker says no") } };
+        lifecycle.on_drain("tracker", Hook::new(async || ()).flush(flush));
+        let _other = scene.resource(&lifecycle, "other", Flush::Takes(ms(10)));
+        lifecycle.init().await.unwrap();
+        let error = lifecycle.flush().await.unwrap_err();
+        let (kind, text) = if panics {
+            (ErrorKind::Panicked, "a bug")
+        } else {
+            (ErrorKind::Work, "the flush of the hook failed: the tracker says no")
+        };
+        assert_eq!((error.kind(), error.resource()), (kind, Some("tracker")));
+        assert!(error.to_string().contains(text), "{error}");
+        assert_eq!(scene.flushed(), 1);
+        assert!(lifecycle.drain_in_tasks().await.is_clean(), "the hook runs all the same");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hook_of_each_life_is_flushed_in_each() {
+    let (lifecycle, flushed) = (lifecycle(), Arc::new(AtomicUsize::new(0)));
+    let count = Arc::clone(&flushed);
+    let flush = move || {
+        count.fetch_add(1, Ordering::SeqCst);
+        std::future::ready(())
+    };
+    lifecycle.on_drain("exporter", Hook::in_each_life(async || ()).flush(flush));
+    for life in 1..=3 {
+        lifecycle.init().await.unwrap();
+        lifecycle.flush().await.unwrap();
+        assert_eq!(flushed.load(Ordering::SeqCst), life);
+        lifecycle.drain_in_tasks().await;
+        lifecycle.begin_life().unwrap();
+    }
 }

@@ -10,7 +10,7 @@ use std::{
 
 use tokio::{sync::Semaphore, task::JoinSet};
 use winddown_core::{
-    Drain, Error, ErrorKind, Lifecycle, Outcome, Resource, ResourceId, Retry, State,
+    Capabilities, Drain, Error, ErrorKind, Lifecycle, Outcome, Reason, Resource, ResourceId, Retry, State,
     memory::{Memory, MemoryPool, MemorySession, Server},
 };
 
@@ -54,6 +54,9 @@ impl Resource for Counted {
     }
     async fn goodbye(&self, pool: &MemoryPool, drain: &Drain) -> Result<(), Error> {
         self.memory.goodbye(pool, drain).await
+    }
+    fn capabilities(&self) -> Capabilities {
+        self.memory.capabilities()
     }
 }
 
@@ -230,6 +233,9 @@ async fn a_dependency_of_another_lifecycle_is_an_error_that_says_what_to_do() {
         fn depends_on(&self) -> Vec<ResourceId> {
             vec![self.0]
         }
+        fn capabilities(&self) -> Capabilities {
+            Capabilities::NO_SESSIONS
+        }
     }
     let (one, other) = (lifecycle(), lifecycle());
     let db = one.guard(Memory::new("db"));
@@ -237,4 +243,148 @@ async fn a_dependency_of_another_lifecycle_is_an_error_that_says_what_to_do() {
     let error = other.init().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Config);
     assert!(error.to_string().contains("make both guards with the same one"), "{error}");
+}
+
+/// Takes so long to be there.
+struct Slow {
+    takes: Duration,
+    memory: Memory,
+}
+
+impl Slow {
+    fn new(name: &str, takes: Duration) -> Self {
+        Self { takes, memory: Memory::new(name) }
+    }
+}
+
+impl Resource for Slow {
+    type Pool = MemoryPool;
+    type Checkout = MemorySession;
+
+    fn name(&self) -> &str {
+        self.memory.name()
+    }
+    async fn init(&self) -> Result<MemoryPool, Error> {
+        tokio::time::sleep(self.takes).await;
+        self.memory.init().await
+    }
+    async fn checkout(&self, pool: &MemoryPool) -> Result<MemorySession, Error> {
+        self.memory.checkout(pool).await
+    }
+    fn give_back(&self, pool: &MemoryPool, session: MemorySession) {
+        self.memory.give_back(pool, session);
+    }
+    async fn goodbye(&self, pool: &MemoryPool, drain: &Drain) -> Result<(), Error> {
+        self.memory.goodbye(pool, drain).await
+    }
+    fn capabilities(&self) -> Capabilities {
+        self.memory.capabilities()
+    }
+    fn address(&self) -> Option<String> {
+        Some("db.example:5432".into())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn init_is_given_up_a_second_before_its_limit_and_names_who_was_waited_for() {
+    for (limit, takes, in_time) in
+        [(10_000, 8_999, true), (10_000, 9_001, false), (2_000, 1_499, true), (2_000, 1_501, false)]
+    {
+        let lifecycle = lifecycle();
+        let _quick = lifecycle.guard(Memory::new("quick"));
+        let _slow = lifecycle.guard(Slow::new("slow", Duration::from_millis(takes)));
+        let began = tokio::time::Instant::now();
+        let result = lifecycle.init_within(Duration::from_millis(limit)).await;
+        assert_eq!(result.is_ok(), in_time, "{limit} {takes} {result:?}");
+        if let Err(error) = result {
+            let given_up = Duration::from_millis(limit - (limit / 4).min(1000));
+            assert_eq!(began.elapsed(), given_up);
+            let text = format!("slow: not initialised after {given_up:.1?} (db.example:5432)");
+            assert_eq!((error.kind(), error.to_string()), (ErrorKind::Timeout, text));
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_was_not_initialised_in_time_says_why_in_the_report_and_the_rest_is_drained_in_what_is_left() {
+    let lifecycle = lifecycle();
+    let server = Server::new();
+    server.refuse(usize::MAX);
+    let quick = lifecycle.guard(Memory::new("quick"));
+    let _slow = lifecycle.guard(Slow::new("slow", Duration::from_secs(600)));
+    let _refused = lifecycle.guard(Counted { memory: Memory::on(&server, "refused"), ..Counted::new(|_| Ok(())) });
+    let error = lifecycle.init_within(Duration::from_secs(2)).await.unwrap_err();
+    let text = error.to_string();
+    assert!(text.starts_with("not initialised after 1.5"), "{text}");
+    assert!(text.contains("slow (db.example:5432), refused"), "{text}");
+    let report = lifecycle.drained().await;
+    assert_eq!(report.reason, Reason::InitFailed);
+    assert_eq!(report.error.as_deref(), Some(text.as_str()));
+    assert!(report.budget <= Duration::from_millis(500), "{report}");
+    let row = |name| report.resource(name).unwrap();
+    assert_eq!(row("slow").outcome, Outcome::NotInitialised);
+    assert!(row("slow").error.as_deref().unwrap().starts_with("not initialised after 1.5"), "{report}");
+    assert_eq!((row("quick").outcome, quick.resource().server().sessions()), (Outcome::Drained, 0));
+}
+
+#[tokio::test]
+async fn a_failed_init_says_why_in_its_report() {
+    let lifecycle = lifecycle();
+    let counted = Counted::new(|_| Err(Error::new(ErrorKind::Init, "wrong password")));
+    counted.permits.add_permits(1);
+    let _bad = lifecycle.guard(counted);
+    let error = lifecycle.init().await.unwrap_err();
+    let report = lifecycle.drained().await;
+    assert_eq!(report.error, Some(error.to_string()));
+    assert_eq!(report.resource("counted").unwrap().error.as_deref(), Some("wrong password"));
+    assert!(report.to_string().starts_with("winddown: init failed: counted: wrong password"), "{report}");
+}
+
+#[tokio::test]
+async fn init_returns_its_refusal_when_the_drain_is_over() {
+    let lifecycle = lifecycle();
+    let db = lifecycle.guard(Memory::new("db"));
+    let session = db.get().await.unwrap();
+    let _slow = lifecycle.guard(Slow::new("slow", Duration::from_secs(600)));
+    let init = tokio::spawn({
+        let lifecycle = lifecycle.clone();
+        async move {
+            let error = lifecycle.init().await.unwrap_err();
+            (error, lifecycle.state())
+        }
+    });
+    tokio::task::yield_now().await;
+    assert!(lifecycle.begin_drain());
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    assert!(!init.is_finished(), "the drain waits for a checkout");
+    drop(session);
+    let (error, state) = init.await.unwrap();
+    assert!(error.is_shutting_down(), "{error}");
+    assert_eq!(state, State::Drained);
+    // Also when it is asked after the beginning.
+    assert!(lifecycle.init().await.unwrap_err().is_shutting_down());
+}
+
+#[tokio::test]
+async fn whom_the_drain_waits_for_does_not_wait_for_it_in_init() {
+    let lifecycle = lifecycle();
+    let _slow = lifecycle.guard(Slow::new("slow", Duration::from_secs(600)));
+    let work = lifecycle.track().unwrap();
+    let request = tokio::spawn({
+        let lifecycle = lifecycle.clone();
+        work.scope(async move {
+            let during = lifecycle.init().await;
+            let after = lifecycle.init().await;
+            (during.unwrap_err(), after.unwrap_err(), lifecycle.state())
+        })
+    });
+    tokio::task::yield_now().await;
+    assert!(lifecycle.begin_drain());
+    let (during, after, state) = request.await.unwrap();
+    assert!(during.is_shutting_down() && after.is_shutting_down());
+    assert_eq!(state, State::Draining);
+    let report = lifecycle.drained().await;
+    assert!(report.is_clean(), "{report}");
 }

@@ -11,11 +11,11 @@ use opentelemetry_sdk::{
 use tokio::time::Instant;
 #[cfg(feature = "tracing-appender")]
 use winddown_core::ShutdownGuard;
-use winddown_core::{Drain, Error, ErrorKind, Resource, ResourceId};
+use winddown_core::{Capabilities, Drain, Error, ErrorKind, Resource, ResourceId};
 
 #[cfg(feature = "tracing-appender")]
 use crate::Appender;
-use crate::aside::{Aside, watched};
+use crate::aside::{Aside, Failures, watched};
 
 /// A provider of the OpenTelemetry SDK that is flushed and shut down when everything else has been drained, so that it
 /// exports what is recorded meanwhile too.
@@ -28,7 +28,9 @@ use crate::aside::{Aside, watched};
 /// report calls the provider hung. It is not dropped then, as that would block again.
 ///
 /// [`Lifecycle::flush`](winddown_core::Lifecycle::flush) flushes it too, and so does a Lambda function between invocations.
-/// A flush that hangs is waited for by the next one; there is never more than one thread.
+/// A flush that hangs is waited for by the next one; there is never more than one thread. What was in a flush that failed
+/// is lost: the drain says how many there were and calls the provider failed, also where nobody waited for them any more.
+/// What the SDK exports by itself, on its own interval, it tells nobody but its own log.
 ///
 /// Sampling, export intervals and the exporter are the provider's business, and so is what happens to telemetry that is
 /// recorded after the shutdown: it is dropped.
@@ -53,6 +55,7 @@ pub struct OpenTelemetry {
     name: &'static str,
     provider: Arc<dyn Provider>,
     aside: Aside,
+    failures: Failures,
     before: Vec<ResourceId>,
 }
 
@@ -74,7 +77,13 @@ impl OpenTelemetry {
     }
 
     fn new(name: &'static str, provider: impl Provider) -> Self {
-        Self { name, provider: Arc::new(provider), aside: Aside::default(), before: Vec::new() }
+        Self {
+            name,
+            provider: Arc::new(provider),
+            aside: Aside::default(),
+            failures: Failures::default(),
+            before: Vec::new(),
+        }
     }
 
     /// Flushes before this log, so that what the exporter logs while it does is still written.
@@ -145,13 +154,16 @@ impl Resource for OpenTelemetry {
 
     async fn goodbye(&self, (): &(), drain: &Drain) -> Result<(), Error> {
         let (provider, deadline) = (Arc::clone(&self.provider), drain.deadline());
-        let end = self.aside.run(move || end(&*provider, deadline));
+        let failures = self.failures.clone();
+        // Counted when its turn has come: a flush that was given up may fail until then.
+        let end = self.aside.run(move || failures.and(end(&*provider, deadline)));
         watched(drain, "its exporter does not answer", end).await
     }
 
     async fn flush(&self, (): &()) -> Result<(), Error> {
         let provider = Arc::clone(&self.provider);
-        self.aside.run(move || provider.force_flush().map_err(not_exported)).await
+        let failures = self.failures.clone();
+        self.aside.run(move || failures.keep(|| provider.force_flush().map_err(not_exported))).await
     }
 
     fn depends_on(&self) -> Vec<ResourceId> {
@@ -160,6 +172,10 @@ impl Resource for OpenTelemetry {
 
     fn drains_last(&self) -> bool {
         true
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::NO_SESSIONS
     }
 }
 

@@ -3,7 +3,10 @@
 use std::{
     fs, io,
     io::Write,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -30,6 +33,8 @@ enum Temper {
     Hangs,
     Fails,
     Panics,
+    /// Fails the first time, when it is let go; good from then on.
+    FailsLate,
 }
 
 /// Exports spans, metrics and log records alike.
@@ -38,11 +43,19 @@ struct Exporter {
     temper: Temper,
     exported: Arc<Mutex<Vec<String>>>,
     shut_down: Arc<Mutex<bool>>,
+    late: Arc<Late>,
+}
+
+/// The first export of one that fails late.
+#[derive(Debug, Default)]
+struct Late {
+    let_go: AtomicBool,
+    has_failed: AtomicBool,
 }
 
 impl Exporter {
     fn new(temper: Temper) -> Self {
-        Self { temper, exported: Arc::default(), shut_down: Arc::default() }
+        Self { temper, exported: Arc::default(), shut_down: Arc::default(), late: Arc::default() }
     }
 
     fn export(&self, names: impl Iterator<Item = String>) -> OTelSdkResult {
@@ -54,6 +67,14 @@ impl Exporter {
             },
             Temper::Fails => return Err(OTelSdkError::InternalFailure("the collector says no".into())),
             Temper::Panics => panic!("the exporter has a bug"),
+            Temper::FailsLate if self.late.has_failed.load(Ordering::SeqCst) => {}
+            Temper::FailsLate => {
+                while !self.late.let_go.load(Ordering::SeqCst) {
+                    thread::sleep(Duration::from_millis(1));
+                }
+                self.late.has_failed.store(true, Ordering::SeqCst);
+                return Err(OTelSdkError::InternalFailure("the collector went away".into()));
+            }
         }
         self.exported.lock().unwrap().extend(names);
         Ok(())
@@ -292,6 +313,32 @@ async fn an_exporter_that_fails_or_panics_is_in_the_report_and_in_the_error_of_a
         panics.signal.record("lost");
         let report = panics.lifecycle.drain().await;
         assert_eq!(outcome(&report, name), Outcome::Failed, "{report}");
+    }
+}
+
+/// S5: what was in that flush is lost, and its waiter has gone.
+#[tokio::test]
+async fn a_flush_that_fails_when_nobody_waits_for_it_any_more_is_in_the_report() {
+    for name in SIGNALS {
+        let scene = scene(name, Temper::FailsLate);
+        for lost in ["first", "second", "third"] {
+            scene.signal.record(lost);
+        }
+        timeout(Duration::from_millis(10), scene.lifecycle.flush()).await.unwrap_err();
+        scene.exporter.late.let_go.store(true, Ordering::SeqCst);
+        // Its turn comes when the one before is over.
+        let next = scene.lifecycle.flush().await;
+        assert!(next.is_ok(), "this one has not failed: {next:?}");
+        scene.signal.record("fourth");
+        let report = scene.lifecycle.drain().await;
+        assert_eq!(scene.exporter.exported().last().unwrap(), "fourth");
+        let row = report.resource(name).unwrap();
+        assert_eq!((report.is_clean(), row.outcome), (false, Outcome::Failed), "{report}");
+        let error = row.error.as_ref().unwrap();
+        assert!(
+            error.contains("flushes that failed before: 1") && error.contains("not everything was exported"),
+            "{error}"
+        );
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
     future::Future,
     io::{BufRead as _, BufReader},
     path::Path,
-    process::ExitCode,
+    process::{Command, ExitCode, Output},
     sync::Arc,
     thread,
     time::Duration,
@@ -20,8 +20,8 @@ use libtest_mimic::Trial;
 use rustix::process::Signal;
 use tempfile::TempDir;
 use tokio::{runtime::Builder, time::sleep};
-use winddown_buffer::{BatchWriter, Push as _, Sink, Spill, replay};
-use winddown_core::{BoxError, Error, Lifecycle, Records, Report, ShutdownGuard};
+use winddown_buffer::{Batch, BatchWriter, Delivery, Push as _, Replay, Shared, Sink, Spill, WriteError, WriteWith};
+use winddown_core::{BoxError, Checkout, Error, ErrorKind, Lifecycle, Records, Report, ShutdownGuard};
 
 use crate::{
     Harness, InProcess, Need, ServerUse, Setup,
@@ -51,6 +51,9 @@ pub trait Buffered: InProcess {
 
     /// The numbers of all records in the table, each as often as it is there.
     fn numbers(&self, table: &str) -> impl Future<Output = Result<Vec<i64>, BoxError>> + Send;
+
+    /// The adapter's `winddown-replay` command, and its options up to the table, which comes last.
+    const REPLAY: (&'static str, &'static [&'static str]);
 
     /// Nobody can write for now, and nobody is told: the server is [paused](Harness::pause), where there is one.
     fn away(&self) -> impl Future<Output = Result<(), BoxError>> + Send {
@@ -127,7 +130,7 @@ async fn replays<H: Buffered>() -> Result<(), BoxError> {
     let db = lifecycle.guard_as("db", H::from_env()?);
     lifecycle.init().await?;
     child::ready();
-    let replayed = replay(&db, &H::sink(&variable(TABLE)?), variable(SPILLS)?).await?;
+    let replayed = Replay::<Record, _>::new(&db, H::sink(&variable(TABLE)?), "audit").run(variable(SPILLS)?).await?;
     println!("replayed {}", replayed.written);
     lifecycle.drain().await;
     Ok(())
@@ -149,7 +152,8 @@ fn writer<H: Buffered>(db: &ShutdownGuard<H::Resource>, table: &str, spills: &Pa
 #[must_use]
 pub fn trials<H: Buffered>() -> Vec<Trial> {
     type Named<H> = (&'static str, Option<Need>, Claim<H>);
-    let claims: [Named<H>; 6] = [
+    let claims: [Named<H>; 7] = [
+        ("an_operator_lists_checks_and_writes_back_what_was_spilled", None, |h| Box::pin(operator(h))),
         ("s5_a_signal_at_any_moment_costs_no_record", None, |h| Box::pin(signals(h))),
         ("s5_what_is_spilled_and_replayed_under_sigkill_is_there_once", None, |h| Box::pin(kills(h))),
         ("s5_a_server_that_is_killed_in_mid_batch_gets_each_record_once", Some(Need::Kill), |h| {
@@ -231,7 +235,7 @@ impl fmt::Display for Difference {
 async fn replay_here<H: Buffered>(harness: &H, table: &str, spills: &Path) -> Result<u64, BoxError> {
     let lifecycle = lifecycle(Duration::from_secs(10));
     let db = lifecycle.guard_as("db", harness.resource(&Setup::default()));
-    let replayed = replay(&db, &H::sink(table), spills).await;
+    let replayed = Replay::<Record, _>::new(&db, H::sink(table), "audit").run(spills).await;
     lifecycle.drain().await;
     Ok(replayed?.written)
 }
@@ -277,9 +281,9 @@ async fn signals<H: Buffered>(harness: &H) -> Result<String, BoxError> {
     ))
 }
 
-/// 200 times, or 4, the server is away when the signal comes. In turns the process may spill to the end, or is killed at a
-/// random moment while it does; the replay is killed at random moments, and run again. What was reported as spilled is there
-/// once, and so is each whole line of a spill that was cut short.
+/// 200 times, or 4, the server is away when the signal comes, for two processes that spill to one directory. Each may spill to
+/// the end, or is killed at a random moment while it does; two replays at once are killed at random moments, and run again.
+/// What was reported as spilled is there once, and so is each line of a spill that was finished by a process that was killed.
 async fn kills<H: Buffered>(harness: &H) -> Result<String, BoxError> {
     const COUNT: i64 = 2_000;
     let (rounds, seed) = (rounds(200, 4), fastrand::u64(..));
@@ -289,57 +293,64 @@ async fn kills<H: Buffered>(harness: &H) -> Result<String, BoxError> {
     for round in 0..rounds {
         let (table, spills) = (harness.table(&format!("kills_{round}")), TempDir::new()?);
         harness.create(&table).await?;
-        let child = start(harness, PUSHES, &table, 0, COUNT, spills.path()).ready();
+        let pushing = [0, COUNT].map(|first| start(harness, PUSHES, &table, first, COUNT, spills.path()));
+        let pushing = pushing.map(Child::ready);
         thread::sleep(Duration::from_micros(random.u64(..10_000)));
         harness.away().await?;
-        let child = child.terminate();
-        let ended = if round % 2 == 0 {
-            child.end()
-        } else {
+        let [one, two] = pushing.map(Child::terminate);
+        // Which of them are killed, by turns: none, either, both.
+        let kills = [round % 2 == 1, round % 4 >= 2];
+        if kills[0] || kills[1] {
             thread::sleep(budget() / 2 + budget().mul_f64(random.f64() / 2.0));
-            child.signal(Signal::KILL).end()
-        };
+        }
+        let kill = |child: Child, is_killed: bool| if is_killed { child.signal(Signal::KILL) } else { child };
+        let ended = [kill(one, kills[0]), kill(two, kills[1])].map(Child::end);
         harness.back().await?;
-        let failed = |what: &dyn fmt::Display| said(seed, round, &ended, what);
-        killed_spills += usize::from(ended.signal.is_some());
-        // Each whole line is a record that the replay must bring.
+        let failed = |what: &dyn fmt::Display| said(seed, round, &ended[0], &said(seed, round, &ended[1], what));
+        // Each line of a file that is complete is a record that the replay must bring.
         let lines = numbers_in(spills.path())?;
-        let in_doubt = match &ended.report {
-            Some(report) => {
-                let Records { accepted, written, spilled, in_doubt, .. } = records(report)?;
-                let whole = accepted == written + spilled + in_doubt;
-                if !whole || !(spilled..=spilled + in_doubt).contains(&(lines.len() as u64)) {
-                    return Err(failed(&format!("{} lines were spilled\n{report}", lines.len())));
-                }
-                in_doubt
-            }
-            // It was killed; or it was over so late, on a machine that does other work, that its report was not waited for.
-            None => {
+        let (mut in_doubt, mut expected) = (0, BTreeSet::new());
+        for (first, ended) in [0, COUNT].into_iter().zip(&ended) {
+            killed_spills += usize::from(ended.signal.is_some());
+            let lines: BTreeSet<_> = lines.range(first..first + COUNT).copied().collect();
+            let Some(report) = &ended.report else {
+                // It was killed; or it was over so late, on a machine that does other work, that its report was not waited for.
+                // What was written before is there too.
                 cut_short += 1;
-                0
+                expected.extend(lines);
+                continue;
+            };
+            let Records { accepted, written, spilled, in_doubt: doubtful, .. } = records(report)?;
+            let whole = accepted == written + spilled + doubtful;
+            if !whole || !(spilled..=spilled + doubtful).contains(&(lines.len() as u64)) {
+                return Err(failed(&format!("{} lines were spilled\n{report}", lines.len())));
             }
-        };
+            in_doubt += doubtful;
+            // With a report that is all that was accepted.
+            expected.extend(first..first + self::accepted(ended).unwrap_or(COUNT));
+        }
         doubts += in_doubt;
         for _ in 0..3 {
-            let replaying = start(harness, REPLAYS, &table, 0, 0, spills.path());
+            let replaying = [(), ()].map(|()| start(harness, REPLAYS, &table, 0, 0, spills.path()));
             thread::sleep(Duration::from_micros(random.u64(..80_000)));
-            let replayed = replaying.signal(Signal::KILL).end();
-            killed_replays += usize::from(replayed.signal.is_some());
+            for replayed in replaying.map(|replay| replay.signal(Signal::KILL).end()) {
+                killed_replays += usize::from(replayed.signal.is_some());
+            }
         }
         replay_here(harness, &table, spills.path()).await?;
         let found = harness.numbers(&table).await?;
-        let accepted = accepted(&ended).unwrap_or(COUNT);
-        // What was written before is there too; with a report that is all that was accepted.
-        let expected = if ended.report.is_some() { (0..accepted).collect() } else { lines };
-        let difference = Difference::between(expected, &found);
-        let strangers = found.iter().filter(|number| !(0..COUNT).contains(*number)).count();
-        let twice = found.len() - found.iter().collect::<BTreeSet<_>>().len();
-        missing += difference.missing;
-        if difference.missing as u64 > in_doubt
-            || strangers + twice > 0
-            || (ended.report.is_some() && difference.too_many > 0)
-        {
-            return Err(failed(&format!("{difference}; {twice} are there twice, {strangers} were never pushed")));
+        let there: BTreeSet<_> = found.iter().copied().collect();
+        let twice = found.len() - there.len();
+        let strangers = there.iter().filter(|number| !(0..2 * COUNT).contains(*number)).count();
+        let lost = expected.difference(&there).count();
+        missing += lost;
+        // What a process that said nothing wrote before it was killed may be there as well.
+        let told = |number: &i64| ended[usize::from(*number >= COUNT)].report.is_some();
+        let too_many = there.difference(&expected).filter(|number| told(number)).count();
+        if lost as u64 > in_doubt || strangers + twice + too_many > 0 {
+            return Err(failed(&format!(
+                "{lost} are missing, {too_many} too many; {twice} are there twice, {strangers} were never pushed"
+            )));
         }
         all += found.len();
     }
@@ -349,13 +360,80 @@ async fn kills<H: Buffered>(harness: &H) -> Result<String, BoxError> {
     ))
 }
 
-/// The numbers of the records in the whole lines of the spill files.
+/// An operator looks at what was spilled, mends a line that was damaged, and writes it back, with the adapter's command.
+async fn operator<H: Buffered>(harness: &H) -> Result<String, BoxError> {
+    const COUNT: i64 = 250;
+    let (table, directory) = (harness.table("operator"), TempDir::new()?);
+    harness.create(&table).await?;
+    let spills = directory.path();
+    spill(spills, COUNT).await?;
+    let (program, options) = H::REPLAY;
+    let run = |arguments: &[&str], options: &[&str], table: &str| -> Result<(Option<i32>, String), BoxError> {
+        let mut command = Command::new(program);
+        command.args(arguments).arg(spills).args(options).envs(harness.environment());
+        if !table.is_empty() {
+            command.arg(table);
+        }
+        let Output { status, stdout, stderr } = command.output()?;
+        Ok((status.code(), format!("{}{}", String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr))))
+    };
+    let expect = |what: &str, (code, said): (Option<i32>, String), expected: i32, text: &str| -> Result<(), BoxError> {
+        let is_right = code == Some(expected) && said.contains(text);
+        let failed = || format!("{what}: exit status {code:?} and not {expected}, or without {text:?}:\n{said}").into();
+        if is_right { Ok(()) } else { Err(failed()) }
+    };
+    expect("list", run(&["list"], &[], "")?, 0, "       250  audit ")?;
+
+    let entry = fs::read_dir(spills)?.next().ok_or("there is no spill file")??.path();
+    let whole = fs::read_to_string(&entry)?;
+    fs::write(&entry, whole.replacen("\"record\":[7,", "\"record\":[7", 1))?;
+    let buffer = ["--buffer", "audit"];
+    expect("check", run(&["check"], &buffer, "")?, 1, "9: it is damaged")?;
+    fs::write(&entry, whole)?;
+    expect("check", run(&["check"], &buffer, "")?, 0, "250 records found, 0 written")?;
+    if !harness.numbers(&table).await?.is_empty() {
+        return Err("a check has written something".into());
+    }
+    let write: Vec<_> = buffer.into_iter().chain(options.iter().copied()).collect();
+    expect("write", run(&["write"], &write, &table)?, 0, "250 written, 1 files removed")?;
+    Difference::between(0..COUNT, &harness.numbers(&table).await?).none()?;
+    expect("write again", run(&["write"], &write, &table)?, 0, "0 records found")?;
+    let usage = run(&["write"], &[], "")?;
+    expect("write without a buffer", usage, 2, "--buffer")?;
+    Ok(format!("{COUNT} records listed, checked and written, each there once"))
+}
+
+/// Spills records to this directory, of a buffer whose target takes none.
+async fn spill(directory: &Path, count: i64) -> Result<(), BoxError> {
+    let lifecycle = lifecycle(Duration::from_secs(2));
+    let nowhere = lifecycle.guard(Shared::new("nowhere", ()));
+    let away = WriteWith::new(Delivery::ExactlyOnce, |_: &mut Checkout<Shared<()>>, _: &Batch<Record>| {
+        Box::pin(async { Err(WriteError::Failed(Error::new(ErrorKind::Write, "there is no such table"))) })
+    });
+    let writer = BatchWriter::new(&nowhere, away).name("audit").spill(Spill::directory(directory));
+    // So large that all are in one file.
+    let buffer = lifecycle.guard(writer.batch_size(count as usize).max_age(Duration::MAX));
+    for number in 0..count {
+        buffer.push(record(number)).await?;
+    }
+    let books = records(&*lifecycle.drain().await)?;
+    if books.spilled == count as u64 { Ok(()) } else { Err(format!("not all were spilled: {books:?}").into()) }
+}
+
+/// The numbers of the records in the spill files that are complete.
 fn numbers_in(spills: &Path) -> Result<BTreeSet<i64>, BoxError> {
     let mut numbers = BTreeSet::new();
     for entry in fs::read_dir(spills)? {
-        for line in BufReader::new(File::open(entry?.path())?).lines() {
-            // The last one may be torn.
-            let Ok(line) = serde_json::from_str::<serde_json::Value>(&line?) else { continue };
+        let path = entry?.path();
+        // What was not finished has never counted as spilled.
+        if path.extension().is_none_or(|extension| extension != "ndjson") {
+            continue;
+        }
+        for line in BufReader::new(File::open(path)?).lines() {
+            let line: serde_json::Value = serde_json::from_str(&line?)?;
+            if line["type"] != "winddown.record" {
+                continue;
+            }
             let number = line["record"][0].as_i64().ok_or("a line without a record")?;
             if !numbers.insert(number) {
                 return Err(format!("record {number} was spilled twice").into());

@@ -88,6 +88,7 @@ pub(crate) const LATE: Duration = Duration::from_secs(5);
 /// With [`AMPLE`] time for everything, and [`BUDGET`].
 fn ample(config: Config) -> Config {
     let config = config.init_timeout(AMPLE).timeout(AMPLE).budget(AMPLE);
+    let config = config.env("WINDDOWN_INIT_LIMIT_MS", AMPLE.as_millis().to_string());
     config.env("WINDDOWN_BUDGET_MS", BUDGET.as_millis().to_string())
 }
 
@@ -96,7 +97,12 @@ fn within_lambdas_limits(program: &str) -> Config {
 }
 
 fn function() -> Config {
-    ample(within_lambdas_limits("lambda"))
+    function_of("lambda")
+}
+
+/// This program as a function, with time for everything.
+pub(crate) fn function_of(program: &str) -> Config {
+    ample(within_lambdas_limits(program))
 }
 
 /// Runs a scene on a runtime of its own.
@@ -113,7 +119,7 @@ fn report(record: &Record) -> Report {
 }
 
 /// The function ended by itself, drained.
-fn ended_well(record: &Record) {
+pub(crate) fn ended_well(record: &Record) {
     assert!(record.ended_by_itself(), "{record}\n{:?}", record.output);
     assert_eq!(record.function.exit_code, Some(0), "{record}");
     assert!(record.shutdown.sigterm_sent && !record.shutdown.overran);

@@ -7,8 +7,11 @@ mod cases;
 mod differential;
 mod foreign;
 mod lambda;
+mod platform;
 mod programs;
 mod scripted;
+mod spills;
+mod stops;
 
 use std::process::ExitCode;
 
@@ -18,7 +21,9 @@ fn main() -> ExitCode {
     if let Some(program) = winddown_testkit::child::role() {
         return programs::run(&program);
     }
-    let trials = [cases::ALL, lambda::ALL, foreign::ALL, differential::ALL].concat().into_iter().map(|(name, case)| {
+    let all =
+        [cases::ALL, lambda::ALL, platform::ALL, foreign::ALL, differential::ALL, stops::ALL, spills::ALL].concat();
+    let trials = all.into_iter().map(|(name, case)| {
         let trial = Trial::test(name, move || {
             case();
             Ok(())

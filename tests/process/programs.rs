@@ -23,7 +23,7 @@ use tokio::{
     time::sleep,
 };
 use winddown::{
-    Drain, Error, Lifecycle, Resource,
+    Capabilities, Drain, Error, Lifecycle, Resource,
     buffer::{BatchWriter, Push},
     lambda::{Flush, Function, LambdaEvent, lambda_runtime, service_fn},
     memory::Memory,
@@ -33,14 +33,16 @@ use winddown::{
 
 use winddown_testkit::{Director, child::ready};
 
-use crate::scripted;
+use crate::{platform, scripted, spills, stops};
 
 /// Longer than any budget here.
 const FOR_EVER: Duration = Duration::from_secs(3600);
 
 pub(crate) fn run(program: &str) -> ExitCode {
     let runtime = match program {
-        "starved_single" | "blocks_single" => Builder::new_current_thread().enable_all().build(),
+        "starved_single" | "blocks_single" | "two_handlers_single" => {
+            Builder::new_current_thread().enable_all().build()
+        }
         _ => Builder::new_multi_thread().worker_threads(2).enable_all().build(),
     };
     let result = runtime.unwrap().block_on(async {
@@ -71,7 +73,13 @@ pub(crate) fn run(program: &str) -> ExitCode {
             "scripted" => scripted::function().await,
             "scripted_extension" => scripted::extension(),
             "telemetry_hangs" => telemetry_hangs().await,
-            other => panic!("no program {other}"),
+            other => match platform::run(other).await {
+                Some(ended) => ended,
+                None => match spills::run(other).await {
+                    Some(ended) => ended,
+                    None => stops::program(other).await,
+                },
+            },
         }
     });
     match result {
@@ -84,7 +92,7 @@ pub(crate) fn run(program: &str) -> ExitCode {
 }
 
 /// The work of a program that waits for its end.
-async fn until_stopped(lifecycle: &Lifecycle) -> Result<(), Error> {
+pub(crate) async fn until_stopped(lifecycle: &Lifecycle) -> Result<(), Error> {
     let stop = lifecycle.draining();
     let work = async {
         ready();
@@ -174,6 +182,9 @@ impl Resource for Faulty {
             }
         }
     }
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::NO_SESSIONS
+    }
 }
 
 async fn faulty(fault: Fault) -> Result<(), Error> {
@@ -212,7 +223,7 @@ fn spin() {
     }
 }
 
-struct SlowInit;
+pub(crate) struct SlowInit;
 
 impl Resource for SlowInit {
     type Pool = ();
@@ -230,6 +241,9 @@ impl Resource for SlowInit {
     }
     async fn goodbye(&self, (): &(), _: &Drain) -> Result<(), Error> {
         Ok(())
+    }
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::NO_SESSIONS
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
     pin::pin,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -136,8 +136,17 @@ impl Connector {
         let conn = Conn::new(builder).await?;
         let key = opening.enter(address, opts, conn.id());
         tracing::debug!(session = key.id, %address, "opened a session");
-        let mut session = Session { conn: Some(conn), key, is_tidy: false, sessions: Arc::clone(&self.sessions) };
+        let mut session = Session {
+            conn: Some(conn),
+            key,
+            is_tidy: false,
+            is_given_up: false,
+            max_packet: None,
+            sessions: Arc::clone(&self.sessions),
+        };
         self.identify(opening, key, &mut session).await?;
+        let known = Some(self.max_packet.load(Ordering::Relaxed)).filter(|known| *known > 0);
+        session.max_packet = opts.max_allowed_packet().or(known);
         Ok(session)
     }
 
@@ -210,13 +219,51 @@ pub struct Manager {
     pub(crate) check_timeout: Duration,
     /// Whether sessions begin anew with each checkout.
     pub(crate) reset: bool,
+    pub(crate) hung: Hung,
+}
+
+/// When a write last hung: what was handed out before that may be as dead.
+pub(crate) struct Hung {
+    since: Instant,
+    /// In milliseconds after `since`; zero for never.
+    at: AtomicU64,
+}
+
+impl Default for Hung {
+    fn default() -> Self {
+        Self { since: Instant::now(), at: AtomicU64::new(0) }
+    }
+}
+
+impl Hung {
+    #[cfg(feature = "buffer")]
+    pub(crate) fn now(&self) {
+        self.at.store(self.millis(Instant::now()).saturating_add(1), Ordering::Relaxed);
+    }
+
+    /// Whether a connection that was last handed out at this moment is to be looked at.
+    fn is_suspect(&self, used: Instant) -> bool {
+        self.millis(used) < self.at.load(Ordering::Relaxed)
+    }
+
+    fn millis(&self, moment: Instant) -> u64 {
+        u64::try_from(moment.saturating_duration_since(self.since).as_millis()).unwrap_or(u64::MAX)
+    }
 }
 
 impl Manager {
+    fn is_suspect(&self, used: Instant) -> bool {
+        self.rested.is_suspect(used) || self.hung.is_suspect(used)
+    }
+
     /// Tidies a connection up that has come back, before anybody else can get it: in the background, so that neither the
     /// caller who had it waits nor the next one.
     pub(crate) fn give_back(&self, connection: Connection) {
         let (sessions, key, reset) = (&self.connector.sessions, connection.key, self.reset);
+        if connection.is_given_up {
+            drop(Object::take(connection));
+            return;
+        }
         if connection.is_disconnected() || !sessions.is_open() {
             drop(Object::take(connection));
             return;
@@ -272,7 +319,7 @@ impl managed::Manager for Manager {
             if !session.tidy(self.reset).await {
                 return Err(RecycleError::message("the connection could not be tidied up"));
             }
-        } else if self.rested.is_suspect(metrics.recycled.unwrap_or(metrics.created)) {
+        } else if self.is_suspect(metrics.recycled.unwrap_or(metrics.created)) {
             // What the server has closed meanwhile is known to the kernel, and fails at once.
             let asked = Instant::now();
             let answer = timeout(self.check_timeout, session.ping()).await;
@@ -299,10 +346,27 @@ pub struct Session {
     conn: Option<Conn>,
     key: Key,
     is_tidy: bool,
+    /// Nobody is handed it again.
+    is_given_up: bool,
+    /// The server's limit for a packet, or the options' own.
+    max_packet: Option<usize>,
     sessions: Arc<Sessions>,
 }
 
 impl Session {
+    /// Has it leave the pool when it comes back, without waiting for its server.
+    #[cfg(feature = "buffer")]
+    pub(crate) fn give_up(&mut self) -> Key {
+        self.is_given_up = true;
+        self.key
+    }
+
+    /// How many bytes the server takes at once, if it has said so.
+    #[cfg(feature = "buffer")]
+    pub(crate) fn max_packet(&self) -> Option<usize> {
+        self.max_packet
+    }
+
     /// Leaves nothing of what the last user has done: reads what is left of results, rolls back, and, with `reset`, has
     /// the server forget variables, temporary tables, locks and prepared statements. Whether that went well.
     async fn tidy(&mut self, reset: bool) -> bool {
@@ -341,7 +405,7 @@ impl DerefMut for Session {
 impl Drop for Session {
     fn drop(&mut self) {
         if let Some(conn) = self.conn.take() {
-            self.sessions.came_back(self.key, conn);
+            self.sessions.came_back(self.key, conn, self.is_given_up);
         }
     }
 }

@@ -6,18 +6,17 @@ use deadpool::managed::PoolError;
 use mysql_async::{DriverError, IoError};
 use winddown_core::{Error, ErrorKind};
 
+use crate::code::{Verdict, verdict};
+
 /// What the server says, by the numbers of its errors, which MySQL and MariaDB share:
 /// <https://dev.mysql.com/doc/mysql-errors/en/server-error-reference.html>.
-mod code {
+mod number {
     pub(super) const TOO_MANY_CONNECTIONS: u16 = 1040;
     pub(super) const NO_ACCESS_TO_DATABASE: u16 = 1044;
     pub(super) const ACCESS_DENIED: u16 = 1045;
     pub(super) const UNKNOWN_DATABASE: u16 = 1049;
-    pub(super) const SERVER_SHUTDOWN: u16 = 1053;
     pub(super) const HOST_NOT_ALLOWED: u16 = 1130;
     pub(super) const USER_HAS_TOO_MANY_CONNECTIONS: u16 = 1203;
-    pub(super) const LOCK_WAIT_TIMEOUT: u16 = 1205;
-    pub(super) const DEADLOCK: u16 = 1213;
     pub(super) const USER_LIMIT_REACHED: u16 = 1226;
     pub(super) const ACCESS_DENIED_NO_PASSWORD: u16 = 1698;
     pub(super) const PLUGIN_NOT_LOADED: u16 = 1524;
@@ -59,17 +58,14 @@ fn passes(source: &(dyn StdError + 'static)) -> bool {
         return ours.is_retryable();
     }
     match source.downcast_ref::<mysql_async::Error>() {
-        Some(mysql_async::Error::Server(error)) => {
-            let passing = [code::SERVER_SHUTDOWN, code::LOCK_WAIT_TIMEOUT, code::DEADLOCK];
-            is_full_code(error.code) || passing.contains(&error.code)
-        }
+        Some(mysql_async::Error::Server(error)) => verdict(error) == Verdict::Passes,
         Some(error) => is_connection(error),
         None => false,
     }
 }
 
 fn is_full_code(code: u16) -> bool {
-    let full = [code::TOO_MANY_CONNECTIONS, code::USER_HAS_TOO_MANY_CONNECTIONS, code::USER_LIMIT_REACHED];
+    let full = [number::TOO_MANY_CONNECTIONS, number::USER_HAS_TOO_MANY_CONNECTIONS, number::USER_LIMIT_REACHED];
     full.contains(&code)
 }
 
@@ -81,11 +77,11 @@ pub(crate) fn is_full(failure: &mysql_async::Error) -> bool {
 /// Whether the server has looked at who wants in, and refused.
 pub(crate) fn is_refusal(failure: &mysql_async::Error) -> bool {
     let refusals = [
-        code::ACCESS_DENIED,
-        code::ACCESS_DENIED_NO_PASSWORD,
-        code::HOST_NOT_ALLOWED,
-        code::ACCOUNT_LOCKED,
-        code::ACCOUNT_LOCKED_MARIADB,
+        number::ACCESS_DENIED,
+        number::ACCESS_DENIED_NO_PASSWORD,
+        number::HOST_NOT_ALLOWED,
+        number::ACCOUNT_LOCKED,
+        number::ACCOUNT_LOCKED_MARIADB,
     ];
     matches!(failure, mysql_async::Error::Server(error) if refusals.contains(&error.code))
 }
@@ -95,6 +91,19 @@ pub(crate) fn is_connection(failure: &mysql_async::Error) -> bool {
     match failure {
         mysql_async::Error::Io(IoError::Io(error)) => !is_tls(error),
         mysql_async::Error::Driver(DriverError::ConnectionClosed) => true,
+        _ => false,
+    }
+}
+
+/// Whether the driver has refused to send something, for it knows what the server takes at once.
+#[cfg(feature = "buffer")]
+pub(crate) fn is_too_large(failure: &mysql_async::Error) -> bool {
+    match failure {
+        mysql_async::Error::Driver(DriverError::PacketTooLarge) => true,
+        // What of it the driver gives away is the text.
+        mysql_async::Error::Io(IoError::Io(error)) => {
+            error.get_ref().is_some_and(|said| said.to_string().contains("larger than max_allowed_packet"))
+        }
         _ => false,
     }
 }
@@ -119,10 +128,10 @@ fn is_tls(error: &io::Error) -> bool {
 pub(crate) fn open(failure: mysql_async::Error) -> Error {
     let advice = match &failure {
         mysql_async::Error::Server(refused) => match refused.code {
-            code::UNKNOWN_DATABASE => "there is no such database, create it or name another",
-            code::NO_ACCESS_TO_DATABASE => "the user may not connect to this database",
-            code::TLS_REQUIRED => "the server wants encrypted sessions: set require_ssl=true",
-            code::PLUGIN_NOT_LOADED => {
+            number::UNKNOWN_DATABASE => "there is no such database, create it or name another",
+            number::NO_ACCESS_TO_DATABASE => "the user may not connect to this database",
+            number::TLS_REQUIRED => "the server wants encrypted sessions: set require_ssl=true",
+            number::PLUGIN_NOT_LOADED => {
                 "the server does not have the plugin that the user logs in with: see how the user was created"
             }
             _ if is_refusal(&failure) => "the server does not let this user in: see user, password and require_ssl",

@@ -303,7 +303,7 @@ impl Watch {
 }
 
 /// Opens the session that watches, as soon as the server has room for it.
-async fn open(connector: &Connector, server: &Server) -> Result<Watcher, mysql_async::Error> {
+pub(crate) async fn open(connector: &Connector, server: &Server) -> Result<Watcher, mysql_async::Error> {
     let known = server.opts();
     let mut opts = fresh(connector, &known).await.unwrap_or_else(|| known.clone());
     loop {

@@ -8,7 +8,7 @@ use std::{
     collections::HashMap,
     fmt, mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use deadpool::managed::Object;
@@ -145,7 +145,19 @@ pub(crate) struct Key {
     pub(crate) id: u32,
 }
 
+/// What tells a session from all others, besides its number.
+#[cfg(feature = "buffer")]
+pub(crate) struct Identity {
+    pub(crate) server: Arc<Server>,
+    /// By what name the server knows itself.
+    pub(crate) host: Arc<str>,
+    /// When it was open.
+    pub(crate) opened: (Instant, SystemTime),
+}
+
 struct Entry {
+    /// When it was entered, by a clock that does not go back and by one that goes on while the process is frozen.
+    opened: (Instant, SystemTime),
     /// How many were entered before it.
     entered: u64,
     /// By what name the server knows itself. Others may be behind the same address, with sessions of the same number.
@@ -277,10 +289,10 @@ impl Sessions {
         }
     }
 
-    /// The connection of a session is nobody's any more.
-    pub(crate) fn came_back(&self, key: Key, conn: Conn) {
+    /// The connection of a session is nobody's any more. One that was given up has hung: no goodbye is waited for.
+    pub(crate) fn came_back(&self, key: Key, conn: Conn, is_given_up: bool) {
         let mut state = self.state();
-        let dropped = if state.phase == Phase::Draining && !conn.is_disconnected() {
+        let dropped = if state.phase == Phase::Draining && !conn.is_disconnected() && !is_given_up {
             state.returned.push((key, conn));
             None
         } else {
@@ -303,6 +315,16 @@ impl Sessions {
         {
             runtime.spawn(timeout(LEAVE_PATIENCE, conn.disconnect()));
         }
+    }
+
+    /// What is known of a session, so that it can be told from all others. `None` where its server has not said what it is,
+    /// or the session is not in the book any more.
+    #[cfg(feature = "buffer")]
+    pub(crate) fn identity(&self, key: Key) -> Option<Identity> {
+        let state = self.state();
+        let entry = state.open.get(&key)?;
+        let server = state.servers.iter().find(|server| server.index == key.server)?;
+        Some(Identity { server: Arc::clone(server), host: Arc::clone(entry.host.as_ref()?), opened: entry.opened })
     }
 
     /// This session has not answered in time.
@@ -570,7 +592,8 @@ impl Opening {
         let entered = state.entered;
         state.entered += 1;
         let (standing, waited_for) = (Standing::Held, Instant::now());
-        state.open.insert(key, Entry { entered, host: None, standing, waited_for, is_mute: false, seen: None });
+        let opened = (Instant::now(), SystemTime::now());
+        state.open.insert(key, Entry { opened, entered, host: None, standing, waited_for, is_mute: false, seen: None });
         key
     }
 

@@ -10,7 +10,7 @@ use std::{
 
 use mysql_async::{
     Conn, Opts, Row,
-    prelude::{FromRow, Queryable as _},
+    prelude::{FromRow, Queryable},
 };
 use tokio::time::sleep;
 use winddown_core::{Error, ErrorKind};
@@ -37,11 +37,13 @@ pub(crate) struct Listed {
     pub(crate) is_busy: bool,
     /// It waits for its client.
     pub(crate) rests: bool,
+    /// Its client is on the host of the one who asks.
+    pub(crate) is_from_here: bool,
 }
 
 /// What the server answers; the driver's own shorter ways panic where that is not what was expected.
 pub(crate) async fn rows<T: FromRow + Send + 'static>(
-    conn: &mut Conn,
+    conn: &mut impl Queryable,
     sql: &str,
 ) -> Result<Vec<T>, mysql_async::Error> {
     let rows = conn.query_iter(sql).await?.try_collect_and_drop().await?;
@@ -56,27 +58,34 @@ pub(crate) async fn listed(conn: &mut Conn, ids: &[u32]) -> Result<Vec<Listed>, 
     let own = u64::from(conn.id());
     let ids: HashSet<u64> = ids.iter().map(|id| u64::from(*id)).collect();
     let mut rows: Vec<Row> = rows(conn, "SHOW PROCESSLIST").await?;
-    let mut found: Vec<(u64, String, String)> = Vec::new();
+    let mut found: Vec<(u64, String, String, String)> = Vec::new();
     for row in &mut rows {
         // A server whose columns are others has answered nothing that is of use.
-        let (Some(Ok(id)), Some(Ok(user)), Some(Ok(command))) =
-            (row.take_opt("Id"), row.take_opt("User"), row.take_opt("Command"))
+        let (Some(Ok(id)), Some(Ok(user)), Some(Ok(client)), Some(Ok(command))) =
+            (row.take_opt("Id"), row.take_opt("User"), row.take_opt("Host"), row.take_opt("Command"))
         else {
             return Err(mysql_async::Error::Other("the server's process list is not as expected".into()));
         };
-        found.push((id, user, command));
+        found.push((id, user, client, command));
     }
-    let user = found.iter().find(|(id, ..)| *id == own).map(|(_, user, _)| user.clone());
-    let listed = found.into_iter().filter(|(id, by, _)| ids.contains(id) && Some(by) == user.as_ref());
+    let own = found.iter().find(|(id, ..)| *id == own).map(|(_, user, client, _)| (user.clone(), client.clone()));
+    let Some((user, here)) = own else { return Ok(Vec::new()) };
+    let listed = found.into_iter().filter(|(id, by, ..)| ids.contains(id) && *by == user);
     Ok(listed
-        .filter_map(|(id, _, command)| {
+        .filter_map(|(id, _, client, command)| {
             Some(Listed {
                 id: u32::try_from(id).ok()?,
                 is_busy: matches!(command.as_str(), "Query" | "Execute" | "Fetch"),
                 rests: command == "Sleep",
+                is_from_here: without_port(&client) == without_port(&here),
             })
         })
         .collect())
+}
+
+/// The host of a client, without its port.
+fn without_port(client: &str) -> &str {
+    client.rsplit_once(':').map_or(client, |(host, _)| host)
 }
 
 /// What a server is told to end.
@@ -113,6 +122,14 @@ impl Watcher {
     /// By what name the server knows itself.
     pub(crate) fn host(&self) -> &str {
         &self.host
+    }
+
+    /// For how many seconds the server has been running.
+    #[cfg(feature = "buffer")]
+    pub(crate) async fn uptime(&mut self) -> Result<u64, mysql_async::Error> {
+        let status: Vec<(String, u64)> = rows(&mut self.conn, "SHOW GLOBAL STATUS LIKE 'Uptime'").await?;
+        let uptime = status.into_iter().next().map(|(_, seconds)| seconds);
+        uptime.ok_or_else(|| mysql_async::Error::Other("the server does not say how long it has been running".into()))
     }
 
     /// Which of these sessions the server lists.

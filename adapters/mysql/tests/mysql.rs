@@ -3,6 +3,9 @@
 
 #[path = "mysql/blocked.rs"]
 mod blocked;
+#[cfg(feature = "buffer")]
+#[path = "mysql/checked.rs"]
+mod checked;
 #[path = "mysql/credentials.rs"]
 mod credentials;
 #[path = "mysql/driver.rs"]
@@ -15,6 +18,9 @@ mod gone;
 mod held;
 #[path = "mysql/hosts.rs"]
 mod hosts;
+#[cfg(feature = "buffer")]
+#[path = "mysql/hung.rs"]
+mod hung;
 #[path = "mysql/rest.rs"]
 mod rest;
 #[path = "mysql/scene.rs"]
@@ -31,6 +37,9 @@ mod soak;
 mod tls;
 #[path = "mysql/unix.rs"]
 mod unix;
+#[cfg(feature = "buffer")]
+#[path = "mysql/warned.rs"]
+mod warned;
 #[path = "mysql/wrapped.rs"]
 mod wrapped;
 
@@ -112,6 +121,20 @@ fn main() -> ExitCode {
     let suite = suite.tests(left_out, soak::trials()).tests(
         left_out,
         trials! {
+            checked:
+                what_can_be_written_to_passes_the_check_and_nothing_is_changed
+                a_target_that_cannot_be_written_to_says_what_to_do
+                a_table_of_keys_that_cannot_be_written_to_says_what_to_do
+                a_check_without_an_answer_is_worth_another_try;
+            hung:
+                a_write_that_hangs_is_given_up_and_written_once_over_another_connection
+                a_session_that_may_be_somebody_elses_is_not_ended;
+            warned:
+                what_the_server_cuts_outside_its_strict_mode_is_refused
+                what_the_server_only_remarks_on_is_written
+                a_list_of_warnings_that_is_cut_short_is_not_trusted
+                a_limit_that_a_smaller_batch_would_keep_is_told_from_an_outage
+                prepared_statements_that_others_have_used_up_pass;
             sink:
                 a_batch_is_written_whole_or_not_at_all
                 a_batch_that_comes_again_is_written_once

@@ -1,14 +1,20 @@
 //! The resource: how sessions are opened, handed out, checked, given back and ended.
 
+#[cfg(feature = "buffer")]
+use std::cell::Cell;
 use std::{fmt, sync::Arc, time::Instant};
 
 use deadpool_postgres::{Client, Hook, HookError, Manager, ManagerConfig, Pool, Runtime, StatementCache};
 use tokio::{task::JoinSet, time::timeout};
+#[cfg(feature = "buffer")]
+use winddown_core::Checkout;
 use winddown_core::{Capabilities, Drain, Error, ErrorKind, Latency, Resource, Rested, client_name};
 
+#[cfg(feature = "buffer")]
+use crate::token::CancelKey;
 use crate::{
     config::Config,
-    connect::Connector,
+    connect::{Connector, hosts},
     error::{self, error},
     sessions::{Session, Sessions, end, stop},
     tls::Tls,
@@ -54,8 +60,8 @@ impl Postgres {
 
     /// A pool that the application built. It is drained even if it was never used through the guard.
     ///
-    /// The driver of such a pool says no goodbye, so its sessions are closed without one, and count as cut: the report is
-    /// not clean then. Statements of checkouts that the guard has handed out, and of idle connections, are cancelled.
+    /// The driver of such a pool says no goodbye, so its sessions are closed without one, and nobody sees them end: the report
+    /// calls them unconfirmed. Statements of checkouts that the guard has handed out, and of idle connections, are cancelled.
     /// Use [`Postgres::new`] where you can: it takes the same configuration.
     pub fn wrap(pool: Pool) -> Self {
         Self { source: Source::Wrapped(Wrapped::new(pool)), sessions: Arc::default() }
@@ -106,6 +112,44 @@ impl Postgres {
             .build()
             .map_err(|error| bad("cannot build the pool").with_source(error))
     }
+}
+
+#[cfg(feature = "buffer")]
+impl Postgres {
+    /// Takes the connection out of the pool and cuts it: nobody waits for what it does, and it may be dead.
+    fn abandon(&self, client: Client) {
+        if let Source::Wrapped(wrapped) = &self.source {
+            return wrapped.abandon(client);
+        }
+        let key = CancelKey::of(&client.cancel_token());
+        drop(Client::take(client));
+        let is_its = |session: &Arc<Session>| key.is_some() && session.part().cancel_key() == key;
+        if let Some(session) = self.sessions.open().into_iter().find(is_its) {
+            session.cut();
+        }
+    }
+}
+
+#[cfg(feature = "buffer")]
+thread_local! {
+    /// What is given back now, on this thread, is not to be used any more.
+    static ABANDONS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Gives a checkout back that is not to be used any more: there is no other way to say that of it.
+#[cfg(feature = "buffer")]
+pub(crate) fn abandon(checkout: Checkout<Postgres>) {
+    struct Over;
+
+    impl Drop for Over {
+        fn drop(&mut self) {
+            ABANDONS.set(false);
+        }
+    }
+
+    let _over = Over;
+    ABANDONS.set(true);
+    drop(checkout);
 }
 
 impl Resource for Postgres {
@@ -161,6 +205,10 @@ impl Resource for Postgres {
     }
 
     fn give_back(&self, _: &Pool, client: Client) {
+        #[cfg(feature = "buffer")]
+        if ABANDONS.get() {
+            return self.abandon(client);
+        }
         match &self.source {
             Source::Config { .. } => drop(client),
             Source::Wrapped(wrapped) => wrapped.give_back(client),
@@ -205,6 +253,13 @@ impl Resource for Postgres {
     fn latency(&self) -> Option<Arc<Latency>> {
         Some(Arc::clone(self.sessions.latency()))
     }
+
+    fn address(&self) -> Option<String> {
+        match &self.source {
+            Source::Config { config, .. } => hosts(&config.driver),
+            Source::Wrapped(_) => None,
+        }
+    }
 }
 
 impl fmt::Debug for Postgres {
@@ -215,5 +270,17 @@ impl fmt::Debug for Postgres {
             Source::Wrapped(wrapped) => debug.field("wrapped", wrapped),
         };
         debug.finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn its_address_names_every_host_and_no_secret() {
+        let of = |url: &str| Postgres::open(url).unwrap().address().unwrap();
+        assert_eq!(of("postgres://app:secret@a.example,b.example:6543/orders"), "a.example:5432, b.example:6543");
+        assert_eq!(of("host=/run/postgresql user=app password=secret"), "/run/postgresql/.s.PGSQL.5432");
     }
 }

@@ -20,6 +20,8 @@ use tokio_postgres::{
 use winddown_core::{Error, ErrorKind};
 use winddown_net::{Address, End, Held, Options, Socket, dial};
 
+#[cfg(feature = "buffer")]
+use crate::token::CancelKey;
 use crate::{
     error::Failure,
     stream::{Activity, Negotiated, Stream},
@@ -154,6 +156,12 @@ pub(crate) async fn end(session: Arc<Session>) {
 }
 
 impl Part {
+    /// What tells the session from others, once it is open.
+    #[cfg(feature = "buffer")]
+    pub(crate) fn cancel_key(&self) -> Option<CancelKey> {
+        CancelKey::of(&self.opened.get()?.token)
+    }
+
     /// Whether the server works on a statement of the session.
     pub(crate) fn is_busy(&self) -> bool {
         self.opened.get().is_some_and(|opened| opened.activity.is_busy())

@@ -1,22 +1,20 @@
 //! Buffered records go into a table.
 
 mod copy;
+mod hung;
 mod insert;
 mod keys;
 mod transaction;
+mod verdict;
 
-use std::{error::Error as StdError, io, iter, sync::OnceLock};
+use std::{iter, sync::OnceLock};
 
 use deadpool_postgres::Client;
-use tokio_postgres::{
-    error::SqlState,
-    types::{ToSql, WrongType},
-};
-use winddown_buffer::WriteError;
+use tokio_postgres::types::ToSql;
 use winddown_core::{Error, ErrorKind};
 
 pub use self::{copy::Copy, insert::Insert};
-use crate::error::error;
+use self::verdict::{without_records, write_error};
 
 /// A record as a row: a tuple of values that the driver can send, or a type of the application.
 ///
@@ -69,6 +67,8 @@ tuple!(A B C D E F G H I J K L);
 struct Table {
     schema: Option<String>,
     name: String,
+    /// The table, with its schema where one is set, as it is told.
+    target: String,
     columns: Vec<String>,
     on_conflict: String,
     /// What inserts one row, two, four, and so on: few that are prepared once, for batches of any size.
@@ -78,10 +78,13 @@ struct Table {
 impl Table {
     fn new<C: Into<String>>(name: impl Into<String>, columns: impl IntoIterator<Item = C>) -> Self {
         let columns = columns.into_iter().map(Into::into).collect();
-        Self { schema: None, name: name.into(), columns, on_conflict: String::new(), inserts: Box::default() }
+        let name = name.into();
+        let target = name.clone();
+        Self { schema: None, name, target, columns, on_conflict: String::new(), inserts: Box::default() }
     }
 
     fn set_schema(&mut self, schema: String) {
+        self.target = format!("{schema}.{}", self.name);
         self.schema = Some(schema);
         *self.inserts = Default::default();
     }
@@ -94,6 +97,10 @@ impl Table {
     /// The table, as statements name it.
     fn quoted(&self) -> String {
         self.beside(&self.name)
+    }
+
+    fn target(&self) -> &str {
+        &self.target
     }
 
     /// Another table in the same schema.
@@ -205,71 +212,6 @@ macro_rules! settings {
     };
 }
 use settings;
-
-/// What the driver's error says of a batch that was not committed.
-fn write_error(source: tokio_postgres::Error) -> WriteError {
-    let is = verdict(&source);
-    let error = error(ErrorKind::Write, "a batch was not written", source.into());
-    match is {
-        Verdict::Passes => WriteError::Retry(error.retryable()),
-        Verdict::Rejected => WriteError::Rejected(error),
-        Verdict::Failed => WriteError::Failed(error),
-    }
-}
-
-/// The same for a statement that had no record in it.
-fn without_records(source: tokio_postgres::Error) -> WriteError {
-    match write_error(source) {
-        WriteError::Rejected(error) => WriteError::Failed(error),
-        other => other,
-    }
-}
-
-enum Verdict {
-    Passes,
-    Rejected,
-    Failed,
-}
-
-fn verdict(error: &tokio_postgres::Error) -> Verdict {
-    let Some(server) = error.as_db_error() else { return verdict_of_client(error) };
-    let code = server.code();
-    // Only where its words come from tells a row that a policy refuses from a table that the user may not write to.
-    if *code == SqlState::INSUFFICIENT_PRIVILEGE && server.routine() == Some("ExecWithCheckOptions") {
-        return Verdict::Rejected;
-    }
-    // <https://www.postgresql.org/docs/current/errcodes-appendix.html>, by their first characters.
-    let is_one_of = |classes: &[&str]| classes.iter().any(|class| code.code().starts_with(class));
-    // Connection exceptions, which is also what poolers say of themselves; read-only, as after a failover, and time-outs
-    // of the transaction; rolled back for a deadlock or to keep transactions apart; out of something; locked; cancelled
-    // and shutting down; trouble of the system.
-    if is_one_of(&["08", "25006", "25P03", "25P04", "40", "53", "55P03", "55006", "57", "58"]) {
-        return Verdict::Passes;
-    }
-    // Data; constraints; twice the same row for `DO UPDATE`; a view's `CHECK OPTION`; too large for a row or an index; what a
-    // trigger raises.
-    if is_one_of(&["22", "23", "21", "44", "54000", "P0"]) {
-        return Verdict::Rejected;
-    }
-    Verdict::Failed
-}
-
-fn verdict_of_client(error: &tokio_postgres::Error) -> Verdict {
-    let Some(source) = error.source() else {
-        return if error.is_closed() { Verdict::Passes } else { Verdict::Failed };
-    };
-    match source.downcast_ref::<io::Error>() {
-        // Larger than a message can be.
-        Some(error) if error.kind() == io::ErrorKind::InvalidInput => Verdict::Rejected,
-        Some(_) => Verdict::Passes,
-        None => verdict_of_value(source),
-    }
-}
-
-/// What the error of a value that cannot be sent says: a column of another type is no record's fault.
-fn verdict_of_value(error: &(dyn StdError + 'static)) -> Verdict {
-    if error.is::<WrongType>() { Verdict::Failed } else { Verdict::Rejected }
-}
 
 /// What the protocol can count.
 const MOST_PARAMETERS: usize = u16::MAX as usize;

@@ -67,7 +67,20 @@ impl Wrapped {
         }
     }
 
+<<<<<<< HEAD
+    /// Closes every connection when its statement is over. The driver says no goodbye and sees no end, so what ended in time is
+    /// unconfirmed.
+=======
+    /// Closes the connection as it is.
+    #[cfg(feature = "buffer")]
+    pub(crate) fn abandon(&self, client: Client) {
+        self.state().tokens.remove(&Key::Out(Client::id(&client)));
+        drop(Client::take(client));
+        self.came_back.notify_one();
+    }
+
     /// Closes every connection when its statement is over. The driver says no goodbye, so all of them count as cut.
+>>>>>>> h-pg
     pub(crate) async fn goodbye(&self, drain: &Drain) -> Result<(), Error> {
         self.state().draining = true;
         let idle = self.pool.retain(|_, _| false).removed;
@@ -95,7 +108,7 @@ impl Wrapped {
                 return Ok(());
             }
             tokio::select! {
-                Some(_) = closing.join_next() => drain.was_cut(1),
+                Some(_) = closing.join_next() => drain.unconfirmed(1),
                 () = self.came_back.notified() => {}
                 () = drain.settled(), if !settled => settled = true,
                 () = drain.cut() => {

@@ -15,6 +15,9 @@ mod gone;
 mod held;
 #[path = "postgres/hosts.rs"]
 mod hosts;
+#[cfg(feature = "buffer")]
+#[path = "postgres/hung.rs"]
+mod hung;
 #[path = "conformance/pgbouncer.rs"]
 mod pgbouncer;
 #[path = "postgres/rest.rs"]
@@ -26,6 +29,9 @@ mod server;
 #[cfg(feature = "buffer")]
 #[path = "postgres/sink.rs"]
 mod sink;
+#[cfg(feature = "buffer")]
+#[path = "postgres/sink_limits.rs"]
+mod sink_limits;
 #[cfg(feature = "buffer")]
 #[path = "postgres/soak.rs"]
 mod soak;
@@ -116,6 +122,15 @@ fn main() -> ExitCode {
     let suite = suite.tests(left_out, soak::trials()).tests(
         left_out,
         trials! {
+            hung:
+                a_write_that_hangs_is_ended_on_the_server_and_its_batch_is_written_once
+                a_session_that_is_not_proven_ours_is_left_alone;
+            sink_limits:
+                a_limit_of_time_that_a_smaller_batch_keeps_is_told_from_an_outage
+                a_batch_that_is_written_already_is_not_divided
+                a_code_that_a_trigger_makes_up_is_the_records
+                a_statement_that_the_server_has_forgotten_is_prepared_again
+                the_sinks_say_where_records_go;
             sink:
                 a_batch_is_written_whole_or_not_at_all
                 a_batch_is_written_once_however_often_it_comes

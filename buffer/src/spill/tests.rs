@@ -15,7 +15,7 @@ use tokio::{
 };
 use winddown_core::{Checkout, Error, ErrorKind, Lifecycle, Outcome, Records, Report};
 
-use super::{Disk, Spill};
+use super::{Disk, Folder, RealDisk, Spill, Writing, write_to_log};
 use crate::{Batch, BatchWriter, Delivery, Push as _, Shared, WriteError, WriteWith};
 
 /// Drains have 900 ms of it, and the pool keeps the last 50 ms of these and 25 ms for the buffer's answer.
@@ -35,13 +35,24 @@ struct Held {
     outcome: Mutex<mpsc::Receiver<io::Result<()>>>,
 }
 
-impl Disk for Held {
-    fn sync(&self, file: &File) -> io::Result<()> {
+impl Held {
+    fn wait(&self) -> io::Result<()> {
         // Nobody may listen any more.
         let _ = self.begins.send(());
         // As nobody tells it when a test has failed.
-        self.outcome.lock().unwrap().recv().unwrap_or(Ok(()))?;
-        file.sync_all()
+        self.outcome.lock().unwrap().recv().unwrap_or(Ok(()))
+    }
+}
+
+impl Disk for Held {
+    fn sync(&self, file: &File) -> io::Result<()> {
+        self.wait()?;
+        RealDisk.sync(file)
+    }
+
+    fn sync_folder(&self, folder: &Folder) -> io::Result<()> {
+        self.wait()?;
+        RealDisk.sync_folder(folder)
     }
 }
 
@@ -64,7 +75,7 @@ impl Scene {
         let (outcomes, outcome) = mpsc::channel();
         let disk = Held { begins, outcome: Mutex::new(outcome) };
         let writer = BatchWriter::new(&db, away).name("audit").max_age(Duration::MAX);
-        let buffer = lifecycle.guard(writer.spill(Spill::directory_on(disk, directory.to_owned())));
+        let buffer = lifecycle.guard(writer.spill(Spill::directory_on(Arc::new(disk), directory.to_owned())));
         for record in 0..3 {
             buffer.push(record).await.unwrap();
         }
@@ -120,7 +131,7 @@ async fn what_is_on_the_disk_1_ms_before_the_end_is_spilled_and_1_ms_after_it_in
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_the_disk_does_not_take_is_lost_whether_it_is_the_file_or_its_directory() {
+async fn what_the_disk_does_not_take_is_lost_and_leaves_nothing_whether_it_is_the_file_or_its_directory() {
     for taken in 0..2 {
         let directory = tempfile::tempdir().unwrap();
         let scene = Scene::new(directory.path()).await;
@@ -131,6 +142,46 @@ async fn what_the_disk_does_not_take_is_lost_whether_it_is_the_file_or_its_direc
         let report = scene.lifecycle.drain_in_tasks().await;
         let records = report.resource("audit").unwrap().records.unwrap();
         assert_eq!((records.accepted, records.spilled, records.lost), (3, 0, 3), "{report}");
-        assert_eq!(files(directory.path()), 1, "a replay finds what is there, all the same");
+        assert_eq!(files(directory.path()), 0, "what is lost is not found by a replay");
+    }
+}
+
+#[test]
+fn what_a_log_took_counts_and_what_it_did_not_take_is_named() {
+    /// Takes so many bytes.
+    struct Full(usize, Vec<u8>);
+    impl io::Write for Full {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let taken = bytes.len().min(self.0 - self.1.len()).min(100);
+            if taken == 0 {
+                return Err(io::ErrorKind::BrokenPipe.into());
+            }
+            self.1.extend_from_slice(&bytes[..taken]);
+            Ok(taken)
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    // The second record of each batch cannot be held.
+    let batches =
+        [Batch::from(vec![Some(Some(1)), Some(None), Some(Some(3))]), Batch::from(vec![Some(Some(4)), Some(None)])];
+    let from = Writing { buffer: "audit", record_type: "t", key: None, in_log: false };
+    let whole = {
+        let mut all = Full(usize::MAX, Vec::new());
+        assert_eq!(write_to_log(&mut all, &from, &batches).unwrap().len(), 2);
+        all.1
+    };
+    for room in 0..=whole.len() {
+        let mut log = Full(room, Vec::new());
+        let unspilled = write_to_log(&mut log, &from, &batches).unwrap();
+        let lines = log.1.iter().filter(|byte| **byte == b'\n').count();
+        assert_eq!(lines + unspilled.len(), 5, "{room}");
+        let mut named: Vec<_> = unspilled.iter().map(|one| (one.batch, one.record)).collect();
+        named.sort_unstable();
+        let mut expected = vec![(0, 1), (1, 1)];
+        expected.extend([(0, 0), (0, 2), (1, 0)].into_iter().skip(lines));
+        expected.sort_unstable();
+        assert_eq!(named, expected, "{room}");
     }
 }

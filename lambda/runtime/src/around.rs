@@ -25,13 +25,13 @@ impl<S, C, F> Around<S, C, F> {
     }
 }
 
-impl<I, S, C, F, Fut> Service<I> for Around<S, C, F>
+impl<I, S, C, F, Fut, T> Service<I> for Around<S, C, F>
 where
     S: Service<I>,
     F: Fn(&C, &mut S, I) -> Fut,
-    Fut: Future<Output = Result<S::Response, S::Error>>,
+    Fut: Future<Output = Result<T, S::Error>>,
 {
-    type Response = S::Response;
+    type Response = T;
     type Error = S::Error;
     type Future = Fut;
 

@@ -23,7 +23,7 @@ use tokio::{
 use tower::service_fn;
 use winddown_core::{BoxError, Error, ErrorKind};
 
-use crate::{flush::Flusher, warn};
+use crate::{flush::Flusher, others, warn};
 
 /// Unique in the function: registering a name twice is refused.
 const NAME: &str = "_winddown";
@@ -80,6 +80,8 @@ impl Responded {
 pub(crate) async fn register(after_response: Option<(Flusher, Responded)>) -> Registered {
     let consequence =
         "no extension could be registered, so Lambda will end this function without SIGTERM and nothing is drained";
+    // Before there is a connection of winddown's own.
+    let another = others::poll_the_api().await;
     let registered = async {
         if let Some((flusher, responded)) = after_response {
             match listened_to(|| for_invocations(flusher.clone(), responded.clone())).await {
@@ -90,7 +92,12 @@ pub(crate) async fn register(after_response: Option<(Flusher, Responded)>) -> Re
         listened_to(for_the_signal).await
     };
     match timeout(PATIENCE, registered).await {
-        Ok(Ok(registered)) => registered,
+        Ok(Ok(registered)) => {
+            if another {
+                others::look().await;
+            }
+            registered
+        }
         Ok(Err(error)) => {
             warn(consequence, &error);
             Registered::Signal
@@ -138,7 +145,13 @@ async fn for_invocations(flusher: Flusher, responded: Responded) -> Result<Regis
 }
 
 async fn for_the_signal() -> Result<Registered, BoxError> {
-    let registered = Extension::new().with_extension_name(NAME).with_events(&[]).register().await?;
+    without_events(NAME).await?;
+    Ok(Registered::Signal)
+}
+
+/// Registers an extension that is told of nothing.
+pub(crate) async fn without_events(name: &str) -> Result<(), BoxError> {
+    let registered = Extension::new().with_extension_name(name).with_events(&[]).register().await?;
     // Init ends only when every registered extension polls. The poll is never answered, as there are no events: it waits
     // in the socket and costs nothing.
     tokio::spawn(async move {
@@ -146,5 +159,5 @@ async fn for_the_signal() -> Result<Registered, BoxError> {
             tracing::debug!(%error, "the extension's poll ended");
         }
     });
-    Ok(Registered::Signal)
+    Ok(())
 }

@@ -6,16 +6,21 @@ use std::{
     sync::Arc,
 };
 
-use lambda_runtime::{LambdaEvent, LambdaInvocation};
+use lambda_runtime::{FunctionResponse, IntoFunctionResponse, LambdaEvent, LambdaInvocation, StreamResponse};
 use tokio::sync::watch;
 use tower::Service;
-use winddown_core::{Lifecycle, State};
+use winddown_core::{Lifecycle, State, Tracked, TrackedBody, as_dependent};
 
 use crate::{
     extension::Responded,
     flush::{Flush, Flusher, catch},
     snapshot::Snapshot,
 };
+
+tokio::task_local! {
+    /// The invocation that is handled here: its streamed response belongs to it too.
+    static INVOCATION: Option<Arc<Tracked>>;
+}
 
 /// What all invocations of a function have in common.
 #[derive(Debug, Clone)]
@@ -32,12 +37,17 @@ pub(crate) struct Invocations {
 }
 
 impl Invocations {
-    /// The handler: what it has buffered is flushed before its response is sent, if that is the policy.
-    pub(crate) fn handle<A, S: Service<LambdaEvent<A>>>(
+    /// The handler: what it has buffered is flushed before its response is sent, if that is the policy. A streamed response
+    /// belongs to the invocation until its end, although `lambda_runtime` polls it in a task of its own.
+    pub(crate) fn handle<A, H, R, B, S>(
         &self,
-        handler: &mut S,
+        handler: &mut H,
         event: LambdaEvent<A>,
-    ) -> impl Future<Output = Result<S::Response, S::Error>> + use<A, S> {
+    ) -> impl Future<Output = Result<Answer<B, S>, H::Error>> + use<A, H, R, B, S>
+    where
+        H: Service<LambdaEvent<A>, Response = R>,
+        R: IntoFunctionResponse<B, S>,
+    {
         let flusher = (self.flush == Flush::BeforeResponse).then(|| self.flusher.clone());
         let deadline = event.context.deadline;
         let handling = handler.call(event);
@@ -47,7 +57,16 @@ impl Invocations {
                 flusher.flush(deadline).await;
             }
             // `lambda_runtime` makes a response of a panic too.
-            handled.unwrap_or_else(|panic| resume_unwind(panic))
+            let response = handled.unwrap_or_else(|panic| resume_unwind(panic))?;
+            Ok(match response.into_response() {
+                FunctionResponse::BufferedResponse(response) => FunctionResponse::BufferedResponse(response),
+                FunctionResponse::StreamingResponse(StreamResponse { metadata_prelude, stream }) => {
+                    // None where the invocation came when draining had begun.
+                    let tracked = INVOCATION.try_with(Clone::clone).ok().flatten();
+                    let stream = TrackedBody::new(stream, tracked);
+                    FunctionResponse::StreamingResponse(StreamResponse { metadata_prelude, stream })
+                }
+            })
         }
     }
 
@@ -62,12 +81,17 @@ impl Invocations {
         let counted = in_flight.count();
         let (deadline, request_id) = (invocation.context.deadline, invocation.context.request_id.clone());
         // An invocation that arrives when draining has begun runs untracked: guards refuse it, and its error is posted.
-        let tracked = lifecycle.track();
-        let answering = service.call(invocation);
+        let tracked = lifecycle.track().ok().map(Arc::new);
+        let answering = INVOCATION.scope(tracked.clone(), service.call(invocation));
         async move {
             let result = match tracked {
-                Ok(tracked) => tracked.scope(answering).await,
-                Err(_) => answering.await,
+                Some(tracked) => {
+                    let result = as_dependent(answering).await;
+                    // Its stream may hold it on.
+                    drop(tracked);
+                    result
+                }
+                None => answering.await,
             };
             drop(counted);
             match flush {
@@ -96,6 +120,9 @@ impl Invocations {
         }
     }
 }
+
+/// A response whose stream, if it is one, belongs to its invocation.
+pub(crate) type Answer<B, S> = FunctionResponse<B, TrackedBody<S>>;
 
 /// How many invocations are between their event and the end of the post of their response.
 #[derive(Debug, Clone, Default)]

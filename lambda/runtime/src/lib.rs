@@ -1,4 +1,6 @@
 #![doc = include_str!("../README.md")]
+// They panic where the other end is closed: `winddown_core::write_line` does not.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
 
 mod around;
 mod environment;
@@ -6,6 +8,8 @@ mod extension;
 mod flush;
 mod init_error;
 mod invocations;
+mod limit;
+mod others;
 mod run;
 mod snapshot;
 
@@ -13,6 +17,7 @@ pub use lambda_runtime::{self, Context, LambdaEvent, service_fn};
 
 pub use crate::{
     flush::Flush,
+    limit::INIT_LIMIT_VARIABLE,
     run::{Function, run, run_concurrent},
 };
 
@@ -22,6 +27,6 @@ fn warn(message: &str, error: &dyn std::fmt::Display) {
     if tracing::dispatcher::has_been_set() {
         tracing::warn!(%error, "{message}");
     } else {
-        eprintln!("{}", winddown_core::warning_line(message, &error.to_string()));
+        winddown_core::write_line(&winddown_core::warning_line(message, &error.to_string()));
     }
 }

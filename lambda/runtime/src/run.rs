@@ -16,6 +16,7 @@ use crate::{
     flush::{Flush, Flusher},
     init_error,
     invocations::{InFlight, Invocations},
+    limit::{self, Phase},
     snapshot::Snapshot,
 };
 
@@ -23,7 +24,8 @@ use crate::{
 ///
 /// 1. Registers an internal extension without events, so that Lambda sends SIGTERM at all. Where the Extensions API is
 ///    missing or refuses, it says so once and goes on.
-/// 2. Beside that, initialises every resource of the lifecycle; an error is posted to `/runtime/init/error` and returned.
+/// 2. Beside that, initialises every resource of the lifecycle; an error is posted to `/runtime/init/error` and returned. A
+///    second before Lambda would end a function that is not initialised, that is an error too, which names what it waits for.
 /// 3. Runs the real `lambda_runtime` with the handler. Each invocation is [tracked](Lifecycle::track) until its response
 ///    is posted, and may check out of guards until then. When the handler is done and before its response is sent, what
 ///    is buffered is [flushed](Lifecycle::flush), for 1 s at most; [`Function`] sets that otherwise.
@@ -47,8 +49,8 @@ use crate::{
 /// ```
 ///
 /// # Errors
-/// - [`ErrorKind::Config`] outside Lambda, with what to do;
-/// - what [`Lifecycle::init`] returns;
+/// - [`ErrorKind::Config`] outside Lambda, or for a lifecycle that receives no signals, with what to do;
+/// - what [`Lifecycle::init_within`] returns, for the time that Lambda gives;
 /// - [`ErrorKind::Work`] when the Runtime API fails, or the Extensions API where it is needed after each response;
 /// - [`ErrorKind::Incomplete`] when not everything was drained.
 pub async fn run<A, F, R, B, S, D, E>(lifecycle: Lifecycle, handler: F) -> Result<(), Error>
@@ -109,6 +111,9 @@ where
 {
     Function::new(lifecycle).run_concurrent(handler).await
 }
+
+const WITHOUT_SIGNALS: &str = "this lifecycle was built with `signals(false)`: Lambda would end the function and nothing \
+     would be drained; build it with `Lifecycle::detect()`, or without that setting";
 
 /// A flush over a network takes some milliseconds; a server that has not answered by then is away.
 const FLUSH_WITHIN: Duration = Duration::from_secs(1);
@@ -183,7 +188,7 @@ impl Function {
     {
         let Some(started) = self.start(false).await? else { return Ok(()) };
         let around = &started.invocations;
-        let handler = Around::new(handler, around.clone(), Invocations::handle);
+        let handler = Around::new(handler, around.clone(), Invocations::handle::<A, F, R, B, S>);
         let layer = layer_fn(|service| Around::new(service, around.clone(), Invocations::answer));
         let runtime = Runtime::new(handler).layer(TracingLayer::new()).layer(layer);
         // Boxed: with the handler's own inside, the future of a `main` would be nested deeper than the compiler follows.
@@ -209,7 +214,7 @@ impl Function {
     {
         let Some(started) = self.start(true).await? else { return Ok(()) };
         let around = &started.invocations;
-        let handler = Around::new(handler, around.clone(), Invocations::handle);
+        let handler = Around::new(handler, around.clone(), Invocations::handle::<A, F, R, B, S>);
         let layer = layer_fn(|service| Around::new(service, around.clone(), Invocations::answer));
         let runtime = Runtime::new(handler).layer(TracingLayer::new()).layer(layer);
         let runtime = Box::pin(started.with_snapshot(runtime).run_concurrent());
@@ -220,6 +225,11 @@ impl Function {
     async fn start(self, concurrent: bool) -> Result<Option<Started>, Error> {
         environment::check()?;
         let Self { lifecycle, flush, flush_within } = self;
+        if !lifecycle.receives_signals() {
+            let error = Error::new(ErrorKind::Config, WITHOUT_SIGNALS);
+            init_error::post(&error).await;
+            return Err(error);
+        }
         let flusher = Flusher::new(lifecycle.clone(), flush_within);
         let responded = Responded::default();
 
@@ -228,7 +238,7 @@ impl Function {
         let after_response = by_extension.then(|| (flusher.clone(), responded.clone()));
         // Beside each other, but a failed init is not kept waiting by an Extensions API that does not answer.
         let mut register = pin!(extension::register(after_response));
-        let mut init = pin!(lifecycle.init());
+        let mut init = pin!(limit::init(&lifecycle, Phase::Init));
         let (initialised, registered) = tokio::select! {
             initialised = &mut init => (initialised, None),
             registered = &mut register => (init.await, Some(registered)),

@@ -6,7 +6,10 @@ use lambda_runtime::{BoxFuture, SnapStartResource};
 use tokio::sync::watch;
 use winddown_core::{BoxError, Error, Lifecycle};
 
-use crate::warn;
+use crate::{
+    limit::{self, Phase},
+    warn,
+};
 
 /// Drains before the snapshot, and begins another life after the restore.
 #[derive(Debug)]
@@ -36,7 +39,7 @@ impl Snapshot {
 
     async fn live_again(&self) -> Result<(), Error> {
         let began = match self.lifecycle.begin_life() {
-            Ok(()) => self.lifecycle.init().await,
+            Ok(()) => limit::init(&self.lifecycle, Phase::Restore).await,
             Err(error) => Err(error),
         };
         match began {

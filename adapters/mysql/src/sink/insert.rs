@@ -13,8 +13,8 @@ use mysql_async::{Conn, Params, Transaction, Value, prelude::Queryable as _};
 use winddown_buffer::{Batch, Delivery, Sink, WriteError};
 use winddown_core::{Checkout, Error, ErrorKind};
 
-use super::{Parameters, Place, keys::Keys, settings, unwritten};
-use crate::Mysql;
+use super::{Parameters, Place, keys::Keys, look, settings, unwritten, warnings};
+use crate::{Mysql, abandon};
 
 /// How many parameters a statement may have.
 const MOST_PARAMETERS: usize = u16::MAX as usize;
@@ -73,7 +73,7 @@ impl Insert {
     /// The table, and that of the keys, are in this database. Defaults to that of the connection.
     #[must_use]
     pub fn schema(mut self, schema: impl Into<String>) -> Self {
-        self.place.schema = Some(schema.into());
+        self.place.set_schema(schema.into());
         self
     }
 
@@ -103,7 +103,14 @@ impl Insert {
         format!("INSERT {ignore}INTO {table}({columns}) VALUES {values}{on_duplicate}")
     }
 
-    async fn fill<T: Parameters>(&self, transaction: &mut Transaction<'_>, batch: &Batch<T>) -> Result<(), WriteError> {
+    async fn fill<T: Parameters>(
+        &self,
+        transaction: &mut Transaction<'_>,
+        max_packet: usize,
+        batch: &Batch<T>,
+    ) -> Result<(), WriteError> {
+        // With some room for what is not a value.
+        let most_bytes = MOST_BYTES.min(max_packet / 8 * 7);
         let columns = self.place.columns.len();
         let most = (MOST_PARAMETERS / columns.max(1)).clamp(1, MOST_ROWS);
         let mut values = Vec::with_capacity(most.min(batch.len()) * columns);
@@ -112,46 +119,53 @@ impl Insert {
             let before = values.len();
             self.place.values(record, &mut values)?;
             let row: usize = values[before..].iter().map(size).sum();
-            if row > MOST_BYTES {
-                check_size(transaction, row).await?;
+            if row > most_bytes {
+                check_size(transaction, max_packet, row).await?;
             }
-            if rows == most || rows > 0 && bytes + row > MOST_BYTES {
+            if rows == most || rows > 0 && bytes + row > most_bytes {
                 let next = values.split_off(before);
-                self.execute(transaction, rows, mem::replace(&mut values, next)).await.map_err(unwritten)?;
+                self.execute(transaction, batch.len(), rows, mem::replace(&mut values, next)).await?;
                 (rows, bytes) = (0, 0);
             }
             (rows, bytes) = (rows + 1, bytes + row);
         }
-        self.execute(transaction, rows, values).await.map_err(unwritten)
+        self.execute(transaction, batch.len(), rows, values).await
     }
 
+    /// Inserts so many rows of a batch of so many records.
     async fn execute(
         &self,
         transaction: &mut Transaction<'_>,
+        records: usize,
         rows: usize,
         values: Vec<Value>,
-    ) -> Result<(), mysql_async::Error> {
-        let statement = transaction.prep(self.sql(rows)).await?;
-        transaction.exec_drop(&statement, Params::Positional(values)).await?;
+    ) -> Result<(), WriteError> {
+        let failed = |failure| unwritten(failure, records);
+        let statement = transaction.prep(self.sql(rows)).await.map_err(failed)?;
+        transaction.exec_drop(&statement, Params::Positional(values)).await.map_err(failed)?;
+        // Before the next statement, which has warnings of its own.
+        if self.ignore.is_empty() {
+            warnings::look(transaction, records).await?;
+        }
         // The connection keeps a statement of the size that comes most often, and is spared those of all others.
         if rows < self.most.fetch_max(rows, Ordering::Relaxed) {
-            transaction.close(statement).await?;
+            transaction.close(statement).await.map_err(failed)?;
         }
         Ok(())
     }
 }
 
 /// Refuses a record that is larger than the server takes. The server may say so by ending the session, or with an error
-/// that says nothing.
-async fn check_size(transaction: &mut Transaction<'_>, bytes: usize) -> Result<(), WriteError> {
-    let limit: Option<usize> = transaction.query_first("SELECT @@max_allowed_packet").await.map_err(unwritten)?;
-    match limit {
-        Some(limit) if bytes > limit => {
-            let text = format!("a record of {bytes} bytes is more than the max_allowed_packet of {limit}");
-            Err(WriteError::Rejected(Error::new(ErrorKind::Write, text)))
-        }
-        _ => Ok(()),
+/// that says nothing; the driver, which knows a limit, too, ends it as well.
+async fn check_size(transaction: &mut Transaction<'_>, max_packet: usize, bytes: usize) -> Result<(), WriteError> {
+    let said: Option<usize> =
+        transaction.query_first("SELECT @@max_allowed_packet").await.map_err(|failure| unwritten(failure, 1))?;
+    let limit = said.map_or(max_packet, |said| said.min(max_packet));
+    if bytes <= limit {
+        return Ok(());
     }
+    let text = format!("a record of {bytes} bytes is more than the max_allowed_packet of {limit}");
+    Err(WriteError::Rejected(Error::new(ErrorKind::Write, text)))
 }
 
 /// About how many bytes it takes on the way.
@@ -172,11 +186,27 @@ impl<T: Parameters> Sink<T> for Insert {
     /// Tried again while the server cannot be reached, is full, starts up or is no primary, and where the batch was rolled
     /// back for the sake of another transaction. The outcome is unknown where the commit was not confirmed.
     async fn write(&self, checkout: &mut Checkout<Mysql>, batch: &Batch<T>) -> Result<(), WriteError> {
+        let max_packet = checkout.max_packet().unwrap_or(usize::MAX);
         let conn: &mut Conn = checkout;
         let Some(mut transaction) = self.keys.begin(conn, &self.place, batch.key()).await? else { return Ok(()) };
-        let filled = self.fill(&mut transaction, batch).await;
+        let filled = self.fill(&mut transaction, max_packet, batch).await;
         self.keys.end(transaction, filled).await?;
         self.keys.tidy(conn, &self.place).await;
         Ok(())
+    }
+
+    async fn check(&self, checkout: &mut Checkout<Mysql>) -> Result<(), Error> {
+        let conn: &mut Conn = checkout;
+        look::at_target(conn, &self.place, &self.sql(1)).await?;
+        self.keys.check(conn, &self.place).await
+    }
+
+    /// The session is ended on the server over another one: that gives up the locks which the batch would wait for.
+    async fn abandon(&self, checkout: Checkout<Mysql>) {
+        abandon::session(checkout).await;
+    }
+
+    fn target(&self) -> Option<&str> {
+        Some(&self.place.name)
     }
 }

@@ -16,8 +16,8 @@ use mysql_async::{
 use winddown_buffer::{Batch, Delivery, Sink, WriteError};
 use winddown_core::{Checkout, Error, ErrorKind};
 
-use super::{Parameters, Place, code, keys::Keys, rolled_back, settings, unwritten};
-use crate::Mysql;
+use super::{Parameters, Place, keys::Keys, look, number, rolled_back, settings, unwritten, warnings, without_records};
+use crate::{Mysql, abandon};
 
 /// How large the pieces are in which the rows go to the server: each is one packet.
 const PIECE: usize = 1 << 18;
@@ -118,7 +118,7 @@ impl LoadData {
     /// The table, and that of the keys, are in this database. Defaults to that of the connection.
     #[must_use]
     pub fn schema(mut self, schema: impl Into<String>) -> Self {
-        self.place.schema = Some(schema.into());
+        self.place.set_schema(schema.into());
         self.plan = Arc::default();
         self
     }
@@ -130,9 +130,11 @@ impl LoadData {
             return Ok(plan);
         }
         let (table, columns) = (self.place.table(), self.place.columns());
-        let select = conn.prep(format!("SELECT {columns} FROM {table}")).await.map_err(unwritten)?;
-        let columns: Vec<_> = select.columns().iter().map(Kind::of).collect();
-        conn.close(select).await.map_err(unwritten)?;
+        // Not prepared: the server has a limit for prepared statements.
+        let select = format!("SELECT {columns} FROM {table} LIMIT 0");
+        let answer = conn.query_iter(select).await.map_err(without_records)?;
+        let columns: Vec<_> = answer.columns_ref().iter().map(Kind::of).collect();
+        answer.drop_result().await.map_err(without_records)?;
         Ok(self.plan.get_or_init(|| Plan { sql: self.sql(&columns), columns }))
     }
 
@@ -162,26 +164,18 @@ impl LoadData {
 
     async fn load(&self, transaction: &mut Transaction<'_>, plan: &Plan, records: usize) -> Result<(), WriteError> {
         transaction.query_drop(&plan.sql).await.map_err(|failure| {
-            if matches!(&failure, Failure::Server(error) if code::LOCAL_NOT_ALLOWED.contains(&error.code)) {
+            if matches!(&failure, Failure::Server(error) if number::LOCAL_NOT_ALLOWED.contains(&error.code)) {
                 let text = "the server does not allow LOAD DATA LOCAL: set local_infile=ON there, or use Insert";
                 return WriteError::Failed(Error::new(ErrorKind::Write, text).with_source(failure));
             }
-            unwritten(failure)
+            unwritten(failure, records)
         })?;
-        let (loaded, warnings) = (transaction.affected_rows(), usize::from(transaction.get_warnings()));
-        let mut complaint = None;
-        if warnings > 0 {
-            let listed: Vec<(String, u16, String)> = transaction.query("SHOW WARNINGS").await.map_err(unwritten)?;
-            let is_complete = listed.len() >= warnings;
-            complaint = listed.into_iter().find(|(level, ..)| level != "Note").map(|(_, _, text)| text);
-            if !is_complete {
-                complaint = complaint.or_else(|| Some(format!("the server has {warnings} warnings")));
-            }
-        }
-        if complaint.is_none() && loaded == records as u64 {
+        let loaded = transaction.affected_rows();
+        warnings::look(transaction, records).await?;
+        if loaded == records as u64 {
             return Ok(());
         }
-        let text = complaint.unwrap_or_else(|| format!("the server has loaded {loaded} of {records} records"));
+        let text = format!("the server has loaded {loaded} of {records} records");
         Err(WriteError::Rejected(rolled_back(text)))
     }
 
@@ -279,6 +273,25 @@ impl<T: Parameters> Sink<T> for LoadData {
         written?;
         self.keys.tidy(conn, &self.place).await;
         Ok(())
+    }
+
+    async fn check(&self, checkout: &mut Checkout<Mysql>) -> Result<(), Error> {
+        let conn: &mut Conn = checkout;
+        look::at_loading(conn).await?;
+        let (table, columns) = (self.place.table(), self.place.columns());
+        look::at_target(conn, &self.place, &format!("SELECT {columns} FROM {table}")).await?;
+        let values = vec!["?"; self.place.columns.len()].join(",");
+        look::at_target(conn, &self.place, &format!("INSERT INTO {table}({columns}) VALUES ({values})")).await?;
+        self.keys.check(conn, &self.place).await
+    }
+
+    /// As an insert's.
+    async fn abandon(&self, checkout: Checkout<Mysql>) {
+        abandon::session(checkout).await;
+    }
+
+    fn target(&self) -> Option<&str> {
+        Some(&self.place.name)
     }
 }
 

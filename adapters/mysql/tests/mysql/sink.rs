@@ -23,41 +23,42 @@ use crate::{
     server::{MariaDb, MySql, Tenancy, Version},
 };
 
-type Record = (i64, String);
+pub(crate) type Record = (i64, String);
 
-fn record(id: i64) -> Record {
+pub(crate) fn record(id: i64) -> Record {
     (id, format!("did {id}"))
 }
 
-fn batch(ids: impl IntoIterator<Item = i64>) -> Batch<Record> {
+pub(crate) fn batch(ids: impl IntoIterator<Item = i64>) -> Batch<Record> {
     ids.into_iter().map(record).collect::<Vec<_>>().into()
 }
 
-fn insert() -> Insert {
+pub(crate) fn insert() -> Insert {
     Insert::into("audit", ["id", "what"])
 }
 
-fn load() -> LoadData {
+pub(crate) fn load() -> LoadData {
     LoadData::into("audit", ["id", "what"])
 }
 
-const AUDIT: &str = "CREATE TABLE audit(at BIGINT AUTO_INCREMENT PRIMARY KEY, id BIGINT UNIQUE, what TEXT NOT NULL)";
+pub(crate) const AUDIT: &str =
+    "CREATE TABLE audit(at BIGINT AUTO_INCREMENT PRIMARY KEY, id BIGINT UNIQUE, what TEXT NOT NULL)";
 
 /// A tenant with a table.
-struct Scene<V> {
-    server: Tenancy<V>,
-    lifecycle: Lifecycle,
-    db: ShutdownGuard<Mysql>,
+pub(crate) struct Scene<V> {
+    pub(crate) server: Tenancy<V>,
+    pub(crate) lifecycle: Lifecycle,
+    pub(crate) db: ShutdownGuard<Mysql>,
 }
 
 impl<V: Version> Scene<V> {
-    async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         let server = start::<V>().await;
         let mysql = Mysql::new(config(&server));
         Self::of(server, mysql).await
     }
 
-    async fn of(server: Tenancy<V>, mysql: Mysql) -> Self {
+    pub(crate) async fn of(server: Tenancy<V>, mysql: Mysql) -> Self {
         let lifecycle = lifecycle(Duration::from_secs(30));
         let db = lifecycle.guard_as("db", mysql);
         let scene = Self { server, lifecycle, db };
@@ -65,11 +66,11 @@ impl<V: Version> Scene<V> {
         scene
     }
 
-    async fn run(&self, sql: &str) {
+    pub(crate) async fn run(&self, sql: &str) {
         self.db.get().await.unwrap().query_drop(sql).await.unwrap();
     }
 
-    async fn write<T: Parameters>(
+    pub(crate) async fn write<T: Parameters>(
         &self,
         sink: &impl Sink<T, Target = Mysql>,
         batch: &Batch<T>,
@@ -78,13 +79,13 @@ impl<V: Version> Scene<V> {
     }
 
     /// What another session sees.
-    async fn rows<R: FromRow + Send + 'static>(&self, sql: &str) -> Vec<R> {
+    pub(crate) async fn rows<R: FromRow + Send + 'static>(&self, sql: &str) -> Vec<R> {
         let mut superuser = self.server.server.superuser().await.unwrap();
         superuser.query_drop(format!("USE {}", self.server.tenant.name)).await.unwrap();
         superuser.query(sql).await.unwrap()
     }
 
-    async fn ids(&self) -> Vec<i64> {
+    pub(crate) async fn ids(&self) -> Vec<i64> {
         self.rows("SELECT id FROM audit ORDER BY id").await
     }
 
@@ -92,7 +93,7 @@ impl<V: Version> Scene<V> {
         self.rows("SELECT COUNT(*) FROM winddown_batch").await[0]
     }
 
-    async fn end(self) {
+    pub(crate) async fn end(self) {
         let Self { server, lifecycle, db } = self;
         let report = lifecycle.drain().await;
         assert!(report.is_clean(), "{report}");
@@ -111,6 +112,7 @@ macro_rules! on_both {
         })*
     };
 }
+pub(crate) use on_both;
 
 on_both! {
     a_batch_is_written_whole_or_not_at_all whole;
@@ -681,6 +683,8 @@ pub(crate) async fn loading_that_the_server_does_not_allow_says_what_to_set() {
     scene.server.execute("SET GLOBAL local_infile = OFF").await.unwrap();
     let error = scene.write(&load(), &batch([1])).await.unwrap_err();
     assert!(matches!(error, WriteError::Failed(_)), "{error:?}");
+    assert!(error.to_string().contains("set local_infile=ON"), "{error}");
+    let error = Sink::<Record>::check(&load(), &mut scene.db.get().await.unwrap()).await.unwrap_err();
     assert!(error.to_string().contains("set local_infile=ON"), "{error}");
     scene.server.execute("SET GLOBAL local_infile = ON").await.unwrap();
     scene.write(&load(), &batch([1])).await.unwrap();

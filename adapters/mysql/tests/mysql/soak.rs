@@ -80,6 +80,9 @@ async fn warm<V: Version>(server: &Tenancy<V>) -> Result<String, BoxError> {
 impl<V: Version> Buffered for Tenancy<V> {
     type Sink = Insert;
 
+    const REPLAY: (&'static str, &'static [&'static str]) =
+        (env!("CARGO_BIN_EXE_winddown-replay-mysql"), &["--columns", "number,text", "--table"]);
+
     fn sink(table: &str) -> Insert {
         Insert::into(table, ["number", "text"])
     }

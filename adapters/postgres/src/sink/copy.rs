@@ -17,11 +17,13 @@ use winddown_buffer::{Batch, Delivery, Sink, WriteError};
 use winddown_core::{Checkout, Error, ErrorKind};
 
 use super::{
-    Parameters, Table, Verdict, forget_statement,
+    Parameters, Table, forget_statement,
+    hung::Backends,
     keys::Keys,
     settings,
     transaction::{Key, Transaction},
-    verdict_of_value, without_records, write_error,
+    verdict::{Verdict, verdict_of_value},
+    without_records, write_error,
 };
 use crate::Postgres;
 
@@ -51,13 +53,14 @@ use crate::Postgres;
 pub struct Copy {
     table: Table,
     keys: Keys,
+    backends: Backends,
 }
 
 impl Copy {
     /// Copies into this table, a record's values into these columns. The names are taken as they are: with upper case,
     /// and with quotes in them.
     pub fn into<C: Into<String>>(table: impl Into<String>, columns: impl IntoIterator<Item = C>) -> Self {
-        Self { table: Table::new(table, columns), keys: Keys::default() }
+        Self { table: Table::new(table, columns), keys: Keys::default(), backends: Backends::default() }
     }
 
     settings!();
@@ -121,16 +124,28 @@ impl<T: Parameters> Sink<T> for Copy {
         self.keys.delivery
     }
 
+    fn target(&self) -> Option<&str> {
+        Some(self.table.target())
+    }
+
+    async fn abandon(&self, checkout: Checkout<Postgres>) {
+        self.backends.abandon(checkout).await;
+    }
+
     async fn write(&self, checkout: &mut Checkout<Postgres>, batch: &Batch<T>) -> Result<(), WriteError> {
         let copy = format!("COPY {} ({}) FROM STDIN (FORMAT binary)", self.table.quoted(), self.table.quoted_columns());
         let client = &mut **checkout;
         // A statement's parameters have the types of the columns that they go to; this one is not executed.
-        let (key, columns, copy) = tokio::join!(
+        let (key, columns, copy, ()) = tokio::join!(
             self.keys.prepare(client, &self.table, batch.key()),
             client.prepare_cached(self.table.insert(1)),
             client.prepare_cached(&copy),
+            self.backends.learn(client),
         );
         let (key, columns, copy) = (key?, columns.map_err(without_records)?, copy.map_err(without_records)?);
+        if let Some(settled) = self.keys.settle_too_large(client, key.as_ref()).await {
+            return settled;
+        }
         let written = self.copy(client, batch, columns.params(), &copy, key.clone()).await;
         if written.is_err() {
             // The table may have been altered since its columns' types were asked for.
@@ -150,7 +165,7 @@ fn put_row(values: &[&(dyn ToSql + Sync)], types: &[Type], buffer: &mut BytesMut
         let failed = |source| Error::new(ErrorKind::Write, text).with_source(source);
         let is_null = value.to_sql_checked(r#type, buffer).map_err(|source| match verdict_of_value(&*source) {
             Verdict::Failed => WriteError::Failed(failed(source)),
-            Verdict::Passes | Verdict::Rejected => WriteError::Rejected(failed(source)),
+            _ => WriteError::Rejected(failed(source)),
         })?;
         if matches!(is_null, IsNull::No) {
             let length = i32::try_from(buffer.len() - start - 4);

@@ -6,7 +6,7 @@ use futures_util::future::try_join_all;
 use winddown_buffer::{Batch, Delivery, Sink, WriteError};
 use winddown_core::Checkout;
 
-use super::{Parameters, Table, keys::Keys, quoted, settings, transaction::Transaction, without_records, write_error};
+use super::{Parameters, Table, hung::Backends, keys::Keys, quoted, settings, transaction::Transaction, without_records, write_error};
 use crate::Postgres;
 
 /// Writes each batch with `INSERT` statements of many rows, in one transaction, in two round trips.
@@ -26,13 +26,14 @@ use crate::Postgres;
 pub struct Insert {
     table: Table,
     keys: Keys,
+    backends: Backends,
 }
 
 impl Insert {
     /// Inserts into this table, a record's values into these columns. The names are taken as they are: with upper case,
     /// and with quotes in them.
     pub fn into<C: Into<String>>(table: impl Into<String>, columns: impl IntoIterator<Item = C>) -> Self {
-        Self { table: Table::new(table, columns), keys: Keys::default() }
+        Self { table: Table::new(table, columns), keys: Keys::default(), backends: Backends::default() }
     }
 
     settings!();
@@ -71,6 +72,14 @@ impl<T: Parameters> Sink<T> for Insert {
         self.keys.delivery
     }
 
+    fn target(&self) -> Option<&str> {
+        Some(self.table.target())
+    }
+
+    async fn abandon(&self, checkout: Checkout<Postgres>) {
+        self.backends.abandon(checkout).await;
+    }
+
     async fn write(&self, checkout: &mut Checkout<Postgres>, batch: &Batch<T>) -> Result<(), WriteError> {
         let client = &**checkout;
         let mut values = Vec::with_capacity(batch.len() * self.table.columns.len());
@@ -79,8 +88,15 @@ impl<T: Parameters> Sink<T> for Insert {
         }
         let sizes = self.table.sizes(batch.len());
         let statements = try_join_all(sizes.map(|rows| client.prepare_cached(self.table.insert(rows))));
-        let prepared = tokio::join!(self.keys.prepare(client, &self.table, batch.key()), statements);
-        let (key, statements) = (prepared.0?, prepared.1.map_err(without_records)?);
+        let (key, statements, ()) = tokio::join!(
+            self.keys.prepare(client, &self.table, batch.key()),
+            statements,
+            self.backends.learn(client)
+        );
+        let (key, statements) = (key?, statements.map_err(without_records)?);
+        if let Some(settled) = self.keys.settle_too_large(client, key.as_ref()).await {
+            return settled;
+        }
 
         let mut rest = &values[..];
         let inserts = statements.iter().map(|statement| {

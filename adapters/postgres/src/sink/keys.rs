@@ -1,7 +1,8 @@
 //! The table that remembers which batches are written.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -13,6 +14,7 @@ use winddown_core::{Error, ErrorKind};
 use super::{
     Table, forget_statement,
     transaction::{Key, is_written},
+    verdict::{has_ended_the_session, is_of_the_server},
     without_records, write_error,
 };
 
@@ -24,6 +26,9 @@ pub(super) struct Keys {
     pub(super) remember: Duration,
     /// When old ones are to be deleted next; at once if there is none. Clones share it.
     due: Arc<Mutex<Option<Instant>>>,
+    /// Batches that were too large, with the error that ended their session: whether one is written already, over a connection
+    /// that broke, could not be asked any more. Clones share it.
+    unsettled: Arc<Mutex<HashMap<BatchKey, Error>>>,
 }
 
 impl Default for Keys {
@@ -33,6 +38,7 @@ impl Default for Keys {
             table: "winddown_batch".into(),
             remember: Duration::from_secs(7 * 24 * 60 * 60),
             due: Arc::default(),
+            unsettled: Arc::default(),
         }
     }
 }
@@ -72,6 +78,24 @@ impl Keys {
         client.prepare_cached(&insert).await.map_err(without_records)
     }
 
+    /// What is to be said of a batch that was too large for the session that it was written in: its keys know now. None for
+    /// any other.
+    pub(super) async fn settle_too_large(&self, client: &Client, key: Option<&Key>) -> Option<Result<(), WriteError>> {
+        let key = key?;
+        let error = self.unsettled().get(&key.key).cloned()?;
+        let settled = match is_written(client, key).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(WriteError::TooLarge(error)),
+            Err(error) => return Some(Err(error)),
+        };
+        self.unsettled().remove(&key.key);
+        Some(settled)
+    }
+
+    fn unsettled(&self) -> MutexGuard<'_, HashMap<BatchKey, Error>> {
+        self.unsettled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// What follows from how a batch was written.
     pub(super) async fn settle(
         &self,
@@ -80,9 +104,27 @@ impl Keys {
         table: &Table,
         key: Option<Key>,
     ) -> Result<(), WriteError> {
+        if let Err(WriteError::Retry(error)) = &written
+            && is_of_the_server(error, &SqlState::INVALID_SQL_STATEMENT_NAME)
+        {
+            // It has forgotten what was prepared.
+            client.statement_cache.clear();
+        }
         match (&written, key) {
             (Ok(()), Some(_)) => self.forget(client, table).await,
-            (Err(WriteError::Rejected(_)), Some(key)) if is_written(client, &key).await? => return Ok(()),
+            // Its halves have keys of their own, so it must not be divided where it is written.
+            (Err(WriteError::TooLarge(error)), Some(key)) if has_ended_the_session(error) => {
+                let mut unsettled = self.unsettled();
+                if unsettled.len() >= MOST_UNSETTLED {
+                    // Nobody has come back for them.
+                    unsettled.clear();
+                }
+                unsettled.insert(key.key, error.clone());
+                return Err(WriteError::Retry(error.clone().retryable()));
+            }
+            (Err(WriteError::Rejected(_) | WriteError::TooLarge(_)), Some(key)) if is_written(client, &key).await? => {
+                return Ok(());
+            }
             // The table may have been dropped.
             (Err(WriteError::Retry(_)), Some(_)) => forget_statement(client, &self.insert(table)),
             _ => {}
@@ -135,6 +177,9 @@ const THERE_ALREADY: [SqlState; 3] =
 
 /// Seldom enough to cost nothing, and often enough for a process that lives long.
 const EVERY: Duration = Duration::from_secs(60 * 60);
+
+/// Far more than are written at once.
+const MOST_UNSETTLED: usize = 1024;
 
 /// Few enough not to hold up the batch that they are deleted behind, which may be a drain's; the rest goes behind the next.
 const AT_ONCE: u64 = 1000;

@@ -10,7 +10,7 @@ use tokio_postgres::{
 use winddown_buffer::{BatchKey, WriteError, uuid::Uuid};
 use winddown_core::{Error, ErrorKind};
 
-use super::{without_records, write_error};
+use super::verdict::{without_records, write_error};
 
 /// A batch's key, and the statement that writes it.
 #[derive(Clone)]
@@ -49,14 +49,18 @@ impl<'a> Transaction<'a> {
         let remember = remember(self.client, key.as_ref());
         let (last, remembered, committed) = tokio::join!(biased; last, remember, self.client.batch_execute("COMMIT"));
         self.over = true;
-        last.map_err(not_committed)?;
+        last.map_err(before_the_commit)?;
         match remembered {
             Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => return Ok(()),
             // It was there when the statement was prepared.
             Err(error) if error.code() == Some(&SqlState::UNDEFINED_TABLE) => {
                 return Err(WriteError::Retry(Error::from(write_error(error)).retryable()));
             }
-            remembered => remembered.map_err(not_committed)?,
+            // What ends the wait for another session that writes this key is no limit of the batch.
+            remembered => remembered.map_err(|error| match before_the_commit(error) {
+                WriteError::TooLarge(error) => WriteError::Retry(error.retryable()),
+                other => other,
+            })?,
         };
         committed.map_err(not_committed)
     }
@@ -88,6 +92,14 @@ pub(super) async fn is_written(client: &Client, key: &Key) -> Result<bool, Write
 async fn remember(client: &Client, key: Option<&Key>) -> Result<u64, tokio_postgres::Error> {
     let Some(Key { statement, key }) = key else { return Ok(0) };
     client.execute(statement, &[&Uuid::from(*key)]).await
+}
+
+/// What the error of a statement says that goes before a commit, which was sent too.
+fn before_the_commit(source: tokio_postgres::Error) -> WriteError {
+    // The server has ended the session because the transaction, or a pause in it, took too long. It answers in order, so it
+    // has not come to the commit. PostgreSQL documentation, "Message Flow", "Pipelining".
+    let has_timed_out = source.code().is_some_and(|code| ["25P03", "25P04"].contains(&code.code()));
+    if has_timed_out { write_error(source) } else { not_committed(source) }
 }
 
 /// What an error says once a commit was sent.

@@ -24,26 +24,26 @@ use crate::{
     wrapped,
 };
 
-type Record = (i64, String);
+pub(crate) type Record = (i64, String);
 
 /// Either sink, so that a test can go over both.
 #[derive(Debug, Clone)]
-enum Either {
+pub(crate) enum Either {
     Insert(Insert),
     Copy(Copy),
 }
 
-fn both<const N: usize>(table: &str, columns: [&str; N]) -> [Either; 2] {
+pub(crate) fn both<const N: usize>(table: &str, columns: [&str; N]) -> [Either; 2] {
     [Either::Insert(Insert::into(table, columns)), Either::Copy(Copy::into(table, columns))]
 }
 
-fn audit() -> [Either; 2] {
+pub(crate) fn audit() -> [Either; 2] {
     both("audit", ["id", "what"])
 }
 
 macro_rules! set {
     ($($name:ident: $value:ty),+) => {
-        $(fn $name(self, value: $value) -> Self {
+        $(pub(crate) fn $name(self, value: $value) -> Self {
             match self {
                 Self::Insert(sink) => Self::Insert(sink.$name(value)),
                 Self::Copy(sink) => Self::Copy(sink.$name(value)),
@@ -55,7 +55,7 @@ macro_rules! set {
 impl Either {
     set!(schema: &str, delivery: Delivery, key_table: &str, remember: Duration);
 
-    fn is_copy(&self) -> bool {
+    pub(crate) fn is_copy(&self) -> bool {
         matches!(self, Self::Copy(_))
     }
 }
@@ -76,22 +76,36 @@ impl<T: Parameters> Sink<T> for Either {
             Self::Copy(sink) => sink.write(checkout, batch).await,
         }
     }
+
+    async fn abandon(&self, checkout: Checkout<Postgres>) {
+        match self {
+            Self::Insert(sink) => Sink::<T>::abandon(sink, checkout).await,
+            Self::Copy(sink) => Sink::<T>::abandon(sink, checkout).await,
+        }
+    }
+
+    fn target(&self) -> Option<&str> {
+        match self {
+            Self::Insert(sink) => Sink::<T>::target(sink),
+            Self::Copy(sink) => Sink::<T>::target(sink),
+        }
+    }
 }
 
-struct Scene {
-    server: PostgreSql<Seventeen>,
-    lifecycle: Lifecycle,
-    db: ShutdownGuard<Postgres>,
+pub(crate) struct Scene {
+    pub(crate) server: PostgreSql<Seventeen>,
+    pub(crate) lifecycle: Lifecycle,
+    pub(crate) db: ShutdownGuard<Postgres>,
 }
 
 const CREATE: &str = "CREATE TABLE audit(at bigserial, id int8 UNIQUE, what text)";
 
 impl Scene {
-    async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         Self::with(CREATE).await
     }
 
-    async fn with(sql: &str) -> Self {
+    pub(crate) async fn with(sql: &str) -> Self {
         let server = seventeen().await;
         let lifecycle = lifecycle(Duration::from_secs(30));
         let db = lifecycle.guard_as("db", Postgres::new(config(&server)));
@@ -101,35 +115,35 @@ impl Scene {
     }
 
     /// As the tenant.
-    async fn execute(&self, sql: &str) {
+    pub(crate) async fn execute(&self, sql: &str) {
         self.db.get().await.unwrap().batch_execute(sql).await.unwrap();
     }
 
     /// As a superuser, who sees what another session sees.
-    async fn rows(&self, sql: &str) -> Vec<Row> {
+    pub(crate) async fn rows(&self, sql: &str) -> Vec<Row> {
         let client = self.server.server.superuser(&self.server.tenant.name).await.unwrap();
         client.query(sql, &[]).await.unwrap()
     }
 
-    async fn number(&self, sql: &str) -> i64 {
+    pub(crate) async fn number(&self, sql: &str) -> i64 {
         self.rows(sql).await[0].get(0)
     }
 
-    async fn as_superuser(&self, sql: &str) {
+    pub(crate) async fn as_superuser(&self, sql: &str) {
         self.server.server.superuser(&self.server.tenant.name).await.unwrap().batch_execute(sql).await.unwrap();
     }
 
     /// In the order in which it was written.
-    async fn audit(&self) -> Vec<Record> {
+    pub(crate) async fn audit(&self) -> Vec<Record> {
         let rows = self.rows("SELECT id, what FROM audit ORDER BY at").await;
         rows.iter().map(|row| (row.get(0), row.get(1))).collect()
     }
 
-    async fn write<T: Parameters>(&self, sink: &Either, batch: &Batch<T>) -> Result<(), WriteError> {
+    pub(crate) async fn write<T: Parameters>(&self, sink: &Either, batch: &Batch<T>) -> Result<(), WriteError> {
         sink.write(&mut self.db.get().await.unwrap(), batch).await
     }
 
-    async fn end(self) {
+    pub(crate) async fn end(self) {
         let report = self.lifecycle.drain().await;
         assert!(report.is_clean(), "{report}");
         assert_nothing_left(&self.server).await;
@@ -137,16 +151,16 @@ impl Scene {
     }
 }
 
-fn record(id: i64) -> Record {
+pub(crate) fn record(id: i64) -> Record {
     (id, format!("did {id}"))
 }
 
-fn batch(ids: impl IntoIterator<Item = i64>) -> Batch<Record> {
+pub(crate) fn batch(ids: impl IntoIterator<Item = i64>) -> Batch<Record> {
     Batch::from(ids.into_iter().map(record).collect::<Vec<_>>())
 }
 
 #[track_caller]
-fn assert_rejected(result: Result<(), WriteError>, code: &SqlState) {
+pub(crate) fn assert_rejected(result: Result<(), WriteError>, code: &SqlState) {
     match result {
         Err(WriteError::Rejected(error)) => assert_is(&error, code),
         other => panic!("not rejected: {other:?}"),
@@ -154,7 +168,7 @@ fn assert_rejected(result: Result<(), WriteError>, code: &SqlState) {
 }
 
 #[track_caller]
-fn assert_retry(result: Result<(), WriteError>, code: &SqlState) {
+pub(crate) fn assert_retry(result: Result<(), WriteError>, code: &SqlState) {
     match result {
         Err(WriteError::Retry(error)) => assert_is(&error, code),
         other => panic!("not worth another try: {other:?}"),
@@ -162,7 +176,7 @@ fn assert_retry(result: Result<(), WriteError>, code: &SqlState) {
 }
 
 #[track_caller]
-fn assert_failed(result: Result<(), WriteError>, code: &SqlState) -> Error {
+pub(crate) fn assert_failed(result: Result<(), WriteError>, code: &SqlState) -> Error {
     match result {
         Err(WriteError::Failed(error)) => {
             assert_is(&error, code);

@@ -30,6 +30,9 @@ pub(crate) fn trials() -> Vec<Trial> {
 impl Buffered for Server {
     type Sink = Copy;
 
+    const REPLAY: (&'static str, &'static [&'static str]) =
+        (env!("CARGO_BIN_EXE_winddown-replay-postgres"), &["--columns", "number,text", "--table"]);
+
     fn sink(table: &str) -> Copy {
         Copy::into(table, ["number", "text"])
     }

@@ -64,6 +64,9 @@ pub(crate) fn trials() -> Vec<Trial> {
 impl Buffered for DurableServer {
     type Sink = Stream;
 
+    const REPLAY: (&'static str, &'static [&'static str]) =
+        (env!("CARGO_BIN_EXE_winddown-replay-redis"), &["--fields", "number,text", "--stream"]);
+
     fn sink(table: &str) -> Stream {
         Stream::to(table)
     }
@@ -79,9 +82,13 @@ impl Buffered for DurableServer {
 
     async fn numbers(&self, table: &str) -> Result<Vec<i64>, BoxError> {
         let mut superuser = self.server.superuser().await?;
-        let entries: Vec<(String, (i64, String))> =
+        let entries: Vec<(String, Vec<(String, String)>)> =
             redis::cmd("XRANGE").arg(table).arg("-").arg("+").query_async(&mut superuser).await?;
-        Ok(entries.into_iter().map(|(_, (number, _))| number).collect())
+        // A record is one field, with the number as its name; the command names the fields.
+        let numbers = entries.into_iter().filter_map(|(_, fields)| fields.into_iter().next());
+        Ok(numbers
+            .map(|(name, value)| if name == "number" { value } else { name }.parse())
+            .collect::<Result<_, _>>()?)
     }
 }
 

@@ -26,6 +26,9 @@ pub(crate) fn trials() -> Vec<Trial> {
 impl Buffered for Embedded {
     type Sink = Insert;
 
+    const REPLAY: (&'static str, &'static [&'static str]) =
+        (env!("CARGO_BIN_EXE_winddown-replay-sqlite"), &["--columns", "number,text", "--table"]);
+
     fn sink(table: &str) -> Insert {
         Insert::into(table, ["number", "text"])
     }

@@ -72,7 +72,8 @@ impl Api {
     /// Starts the program of this name as the function, with time for everything unless the variables say otherwise: what it
     /// does by itself, it does on any machine.
     pub(crate) fn function(&self, program: &str, variables: &[(&str, &str)]) -> Child {
-        self.function_within_lambdas_budget(program, &[&[("WINDDOWN_BUDGET_MS", AMPLE_MS)], variables].concat())
+        let ample = [("WINDDOWN_BUDGET_MS", AMPLE_MS), ("WINDDOWN_INIT_LIMIT_MS", AMPLE_MS)];
+        self.function_within_lambdas_budget(program, &[&ample, variables].concat())
     }
 
     /// The same with the budget that is Lambda's, for what holds of it always: the process is gone.

@@ -7,6 +7,7 @@ mod log;
 mod programs;
 mod responses;
 mod snapshot;
+mod starting;
 
 use std::process::ExitCode;
 
@@ -28,11 +29,13 @@ fn main() -> ExitCode {
     if let Some(program) = winddown_testkit::child::role() {
         return programs::run(&program);
     }
-    let trials = [concurrent::ALL, log::ALL, responses::ALL, snapshot::ALL].concat().into_iter().map(|(name, case)| {
-        Trial::test(name, move || {
-            case();
-            Ok(())
-        })
-    });
+    let trials = [concurrent::ALL, log::ALL, responses::ALL, snapshot::ALL, starting::ALL].concat().into_iter().map(
+        |(name, case)| {
+            Trial::test(name, move || {
+                case();
+                Ok(())
+            })
+        },
+    );
     libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit_code()
 }

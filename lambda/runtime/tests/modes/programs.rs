@@ -1,18 +1,27 @@
 //! The functions that the cases run.
 
-use std::{process::ExitCode, time::Duration};
+use std::{
+    process::ExitCode,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
 
+use futures_util::{StreamExt, stream};
 use lambda_http::{Adapter, Request, RequestExt};
 use serde_json::{Value, json};
-use tokio::runtime::Builder;
+use tokio::{
+    io::AsyncReadExt,
+    net::{TcpListener, TcpStream},
+    runtime::Builder,
+};
 use winddown_core::{
-    Error, Hook, Lifecycle, ReportFormat, Retry,
+    Drain, Error, ErrorKind, Hook, Lifecycle, ReportFormat, Resource, Retry,
     memory::{Memory, Server},
 };
 use winddown_lambda::{
     LambdaEvent,
     lambda_runtime::{
-        self,
+        self, StreamResponse,
         streaming::{Body, Response, channel},
     },
     run_concurrent, service_fn,
@@ -28,7 +37,11 @@ pub(crate) fn run(program: &str) -> ExitCode {
             "restored" => restored().await,
             "many_lives" => many_lives().await,
             "streaming" => streaming().await,
+            "paging" => paging().await,
             "http" => http().await,
+            "mute" => mute().await,
+            "no_signals" => no_signals().await,
+            "cannot_flush" => cannot_flush().await,
             other => panic!("no program {other}"),
         }
     });
@@ -119,6 +132,35 @@ async fn streaming() -> Result<(), Error> {
     winddown_lambda::run(lifecycle, handler).await
 }
 
+/// Streams four pages, each read with a checkout of its own, by the task of `lambda_runtime` that sends them. The third
+/// waits until draining has begun.
+async fn paging() -> Result<(), Error> {
+    let lifecycle = Lifecycle::detect()?;
+    let db = lifecycle.guard(Memory::new("db"));
+    let lives = lifecycle.clone();
+    let handler = service_fn(move |_: LambdaEvent<Value>| {
+        let (db, lifecycle) = (db.clone(), lives.clone());
+        let pages = stream::iter(0..4).then(move |page| {
+            let (db, lifecycle) = (db.clone(), lifecycle.clone());
+            async move {
+                if page == 2 {
+                    println!("begun");
+                    lifecycle.draining().await;
+                }
+                Ok::<_, lambda_runtime::Error>(match db.get().await {
+                    Ok(_session) => format!("page {page} "),
+                    Err(error) => format!("[{error}] "),
+                })
+            }
+        });
+        async { Ok::<_, lambda_runtime::Error>(StreamResponse::from(Box::pin(pages))) }
+    });
+    match std::env::var_os("AWS_LAMBDA_MAX_CONCURRENCY") {
+        Some(_) => run_concurrent(lifecycle, handler).await,
+        None => winddown_lambda::run(lifecycle, handler).await,
+    }
+}
+
 async fn http() -> Result<(), Error> {
     let lifecycle = Lifecycle::detect()?;
     let db = lifecycle.guard(Memory::new("db"));
@@ -134,6 +176,66 @@ async fn http() -> Result<(), Error> {
         Some(_) => run_concurrent(lifecycle, handler).await,
         None => winddown_lambda::run(lifecycle, handler).await,
     }
+}
+
+/// Initialises through a server that accepts and says nothing; with `AFTER_RESTORE` only in its second life.
+struct Mute {
+    server: TcpListener,
+    lives: AtomicUsize,
+}
+
+impl Resource for Mute {
+    type Pool = ();
+    type Checkout = ();
+
+    fn name(&self) -> &str {
+        "orders"
+    }
+    fn address(&self) -> Option<String> {
+        self.server.local_addr().ok().map(|address| address.to_string())
+    }
+    async fn init(&self) -> Result<(), Error> {
+        let life = self.lives.fetch_add(1, Ordering::SeqCst);
+        if std::env::var_os("AFTER_RESTORE").is_some() && life == 0 {
+            return Ok(());
+        }
+        let failed = |error| Error::new(ErrorKind::Init, "cannot connect").with_source(error);
+        let mut stream = TcpStream::connect(self.server.local_addr().unwrap()).await.map_err(failed)?;
+        stream.read_u8().await.map(drop).map_err(failed)
+    }
+    async fn checkout(&self, (): &()) -> Result<(), Error> {
+        Ok(())
+    }
+    async fn goodbye(&self, (): &(), _: &Drain) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+async fn mute() -> Result<(), Error> {
+    let lifecycle = Lifecycle::detect()?;
+    let _db = lifecycle.guard(Memory::new("db"));
+    // Its backlog accepts.
+    let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    println!("{}", server.local_addr().unwrap());
+    let _mute = lifecycle.guard(Mute { server, lives: AtomicUsize::new(0) });
+    let handler = service_fn(async |event: LambdaEvent<Value>| Ok::<_, lambda_runtime::Error>(event.payload));
+    winddown_lambda::run(lifecycle, handler).await
+}
+
+async fn no_signals() -> Result<(), Error> {
+    let lifecycle = Lifecycle::builder().signals(false).build()?;
+    let _db = lifecycle.guard(Memory::new("db"));
+    let handler = service_fn(async |event: LambdaEvent<Value>| Ok::<_, lambda_runtime::Error>(event.payload));
+    winddown_lambda::run(lifecycle, handler).await
+}
+
+/// Warns at the end of each invocation.
+async fn cannot_flush() -> Result<(), Error> {
+    let lifecycle = Lifecycle::detect()?;
+    let flush = || std::future::ready(Err::<(), _>("the tracker is away"));
+    lifecycle.on_drain("tracker", Hook::new(async || ()).flush(flush));
+    let handler = service_fn(async |event: LambdaEvent<Value>| Ok::<_, lambda_runtime::Error>(event.payload));
+    winddown_lambda::run(lifecycle, handler).await
 }
 
 /// Lives and lives again until it is told to stop; then says how many sessions are left.

@@ -9,6 +9,7 @@ use crate::{
 
 cases![
     a_streamed_response_that_is_under_way_at_sigterm_is_streamed_to_its_end,
+    a_stream_that_checks_out_is_handed_out_to_until_its_end_after_sigterm,
     a_function_of_lambda_http_is_run,
     a_function_of_lambda_http_is_run_with_several_invocations_at_once,
 ];
@@ -24,6 +25,21 @@ async fn a_streamed_response_that_is_under_way_at_sigterm_is_streamed_to_its_end
     let report = ended.report();
     assert!(report.is_clean(), "{report}");
     assert_eq!(report.resource("db").unwrap().sessions.closed, 1, "{report}");
+}
+
+/// The stream belongs to its invocation, whichever task polls it (S2).
+async fn a_stream_that_checks_out_is_handed_out_to_until_its_end_after_sigterm() {
+    for variables in [&[][..], &[("AWS_LAMBDA_MAX_CONCURRENCY", "4")]] {
+        let api = Api::start().await;
+        let function = api.function("paging", variables);
+        api.invoke(0, json!({}));
+        let ended = terminate(begun(function, 1).await).await;
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        let posted = api.posted("0/response").await;
+        assert!(posted.body.ends_with("page 0 page 1 page 2 page 3 "), "{posted:?}");
+        let report = ended.report();
+        assert!(report.is_clean(), "{report}");
+    }
 }
 
 async fn a_function_of_lambda_http_is_run() {

@@ -1,0 +1,170 @@
+//! Writes on a connection that is dead, which nobody was told.
+
+use std::{
+    net::SocketAddr,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream, tcp::OwnedReadHalf, tcp::OwnedWriteHalf},
+    sync::watch,
+    task::JoinSet,
+    time::timeout,
+};
+use winddown_buffer::Sink;
+use winddown_mysql::{
+    Mysql,
+    mysql_async::{Conn, prelude::Queryable as _},
+};
+use winddown_testkit::{Harness as _, scene::until};
+
+use crate::{
+    scene::{config, config_at, own, start},
+    server::{MariaDb, MySql, Version},
+    sink::{Record, Scene, batch, insert, load, on_both},
+};
+
+on_both! {
+    a_write_that_hangs_is_given_up_and_written_once_over_another_connection hung;
+    a_session_that_may_be_somebody_elses_is_not_ended elses;
+}
+
+/// Between clients and a server: the connections that there are can go dead, and those that come later work.
+struct Wire {
+    address: SocketAddr,
+    accepted: Arc<AtomicUsize>,
+    /// How many of the first connections pass nothing on, no end either.
+    dead: watch::Sender<usize>,
+    _tasks: JoinSet<()>,
+}
+
+impl Wire {
+    async fn to(server: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (accepted, dead) = (Arc::<AtomicUsize>::default(), watch::Sender::new(0));
+        let mut tasks = JoinSet::new();
+        let (count, seen) = (Arc::clone(&accepted), dead.subscribe());
+        tasks.spawn(async move {
+            let mut connections = JoinSet::new();
+            while let Ok((client, _)) = listener.accept().await {
+                let number = count.fetch_add(1, Ordering::Relaxed);
+                let (seen, server) = (seen.clone(), TcpStream::connect(server).await.unwrap());
+                connections.spawn(async move {
+                    let ((from_client, to_client), (from_server, to_server)) =
+                        (client.into_split(), server.into_split());
+                    tokio::join!(
+                        pass(from_client, to_server, number, seen.clone()),
+                        pass(from_server, to_client, number, seen)
+                    );
+                });
+            }
+        });
+        Self { address, accepted, dead, _tasks: tasks }
+    }
+
+    /// Those that there are go dead.
+    fn cut(&self) {
+        self.dead.send_replace(self.accepted.load(Ordering::Relaxed));
+    }
+}
+
+async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, number: usize, mut dead: watch::Receiver<usize>) {
+    let mut buffer = vec![0; 16 * 1024];
+    loop {
+        let read = from.read(&mut buffer).await.unwrap_or(0);
+        if dead.wait_for(|dead| *dead <= number).await.is_err() || read == 0 {
+            break;
+        }
+        if to.write_all(&buffer[..read]).await.is_err() {
+            break;
+        }
+    }
+    let _ = to.shutdown().await;
+}
+
+async fn hung<V: Version>() {
+    hung_by::<V>(insert()).await;
+    hung_by::<V>(load()).await;
+}
+
+async fn hung_by<V: Version>(sink: impl Sink<Record, Target = Mysql>) {
+    let server = start::<V>().await;
+    let wire = Wire::to(server.server.address).await;
+    // One that was started this moment could as well have been started again.
+    until("the server has been running for a while", || async {
+        let mut superuser = server.server.superuser().await.unwrap();
+        let uptime: Option<(String, u64)> = superuser.query_first("SHOW GLOBAL STATUS LIKE 'Uptime'").await.unwrap();
+        uptime.is_some_and(|(_, seconds)| seconds > 2)
+    })
+    .await;
+    let mysql = Mysql::new(config_at(&server, wire.address));
+    let scene = Scene::of(server, mysql).await;
+    scene.write(&sink, &batch([1])).await.unwrap();
+    // Another has the row for a moment, so that the write is in its middle.
+    let mut other = scene.server.server.superuser().await.unwrap();
+    other.query_drop(format!("USE {}", scene.server.tenant.name)).await.unwrap();
+    other.query_drop("BEGIN; INSERT INTO audit(id, what) VALUES (5, '')").await.unwrap();
+    let mut connection = scene.db.get().await.unwrap();
+    let (session, again) = (connection.id(), batch([4, 5, 6]));
+    {
+        let mut write = pin!(sink.write(&mut connection, &again));
+        tokio::select! {
+            result = &mut write => panic!("nobody can have answered: {result:?}"),
+            () = until("it waits for the lock", || async {
+                let waits: Vec<(String, u64)> =
+                    scene.rows("SHOW GLOBAL STATUS LIKE 'Innodb_row_lock_current_waits'").await;
+                waits[0].1 > 0
+            }) => {}
+        }
+        wire.cut();
+        // Now it is done, but for the commit, and nobody hears of that.
+        other.query_drop("ROLLBACK").await.unwrap();
+    }
+    let list = format!("SELECT COUNT(*) FROM information_schema.processlist WHERE id = {session}");
+    assert_eq!(scene.rows::<i64>(&list).await, [1]);
+    timeout(Duration::from_secs(20), sink.abandon(connection)).await.expect("it is bounded");
+    assert_eq!(scene.rows::<i64>(&list).await, [0], "the server has ended it");
+    let written = timeout(Duration::from_secs(20), scene.write(&sink, &again)).await;
+    written.expect("no lock is in its way").unwrap();
+    assert_eq!(scene.ids().await, [1, 4, 5, 6]);
+    // Whatever rested on the dead wire is told to end now.
+    scene.lifecycle.drain().await;
+    assert_eq!(scene.server.sessions().await.unwrap(), 0);
+    scene.server.end().await.unwrap();
+}
+
+async fn elses<V: Version>() {
+    let server = own::<V>().await;
+    // So that numbers are low.
+    server.kill().await.unwrap();
+    server.start_again().await.unwrap();
+    let mysql = Mysql::new(config(&server));
+    let scene = Scene::of(server, mysql).await;
+    let connection = scene.db.get().await.unwrap();
+    let number = connection.id();
+    scene.server.kill().await.unwrap();
+    scene.server.start_again().await.unwrap();
+    // The same user has a session of the same number now, in another process.
+    let opts = config(&scene.server).driver;
+    let mut stranger = Conn::new(opts.clone()).await.unwrap();
+    while stranger.id() < number {
+        let next = Conn::new(opts.clone()).await.unwrap();
+        std::mem::replace(&mut stranger, next).disconnect().await.unwrap();
+    }
+    assert_eq!(stranger.id(), number);
+    timeout(Duration::from_secs(20), Sink::<Record>::abandon(&insert(), connection)).await.expect("it is bounded");
+    stranger.query_drop("SELECT 1").await.unwrap();
+    stranger.disconnect().await.unwrap();
+    // And the pool works.
+    scene.write(&insert(), &batch([1])).await.unwrap();
+    assert_eq!(scene.ids().await, [1]);
+    assert!(scene.lifecycle.drain().await.is_clean());
+    scene.server.end().await.unwrap();
+}

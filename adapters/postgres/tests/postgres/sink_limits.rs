@@ -1,0 +1,123 @@
+//! What a sink makes of limits that a smaller batch would keep, and of the server's more unusual words.
+
+use winddown_buffer::{Delivery, Sink, WriteError};
+use winddown_postgres::tokio_postgres::error::SqlState;
+
+use crate::{
+    scene::driver_error,
+    sink::{Either, Record, Scene, assert_failed, assert_rejected, audit, batch, both, record},
+};
+
+/// Each row takes 20 ms.
+const SLOW_ROWS: &str = "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS
+                             $$ BEGIN PERFORM pg_sleep(0.02); RETURN new; END $$;
+                         CREATE TRIGGER slow BEFORE INSERT ON audit FOR EACH ROW EXECUTE FUNCTION slow()";
+
+/// From now on, for each session.
+async fn set(scene: &Scene, setting: &str) {
+    scene.as_superuser(&format!("ALTER ROLE {} SET {setting}", scene.server.tenant.name)).await;
+    scene.server.end_all().await.unwrap();
+}
+
+#[track_caller]
+fn assert_too_large(result: Result<(), WriteError>, code: &str) {
+    match result {
+        Err(WriteError::TooLarge(error)) => {
+            let found = driver_error(&error).and_then(|error| error.code()).map(SqlState::code);
+            assert_eq!(found, Some(code), "{error}");
+        }
+        other => panic!("not too large: {other:?}"),
+    }
+}
+
+pub(crate) async fn a_limit_of_time_that_a_smaller_batch_keeps_is_told_from_an_outage() {
+    for sink in audit() {
+        for delivery in [Delivery::ExactlyOnce, Delivery::AtLeastOnce, Delivery::AtMostOnce] {
+            for (setting, code) in [("statement_timeout = '1s'", "57014"), ("transaction_timeout = '1s'", "25P04")] {
+                let scene = Scene::new().await;
+                let sink = sink.clone().delivery(delivery);
+                scene.write(&sink, &batch([0])).await.unwrap();
+                scene.execute(SLOW_ROWS).await;
+                set(&scene, setting).await;
+                let large = batch(1..=200);
+                let mut result = scene.write(&sink, &large).await;
+                if code == "25P04" && delivery == Delivery::ExactlyOnce {
+                    // The session is gone, so whether the batch is written already is asked when it comes again.
+                    assert!(matches!(result, Err(WriteError::Retry(_))), "{sink:?}: {result:?}");
+                    result = scene.write(&sink, &large).await;
+                }
+                assert_too_large(result, code);
+                scene.write(&sink, &batch(1..=3)).await.unwrap();
+                assert_eq!(scene.audit().await, (0..=3).map(record).collect::<Vec<_>>(), "{sink:?}");
+                scene.end().await;
+            }
+        }
+    }
+}
+
+pub(crate) async fn a_batch_that_is_written_already_is_not_divided() {
+    for sink in audit() {
+        for setting in ["statement_timeout = '1s'", "transaction_timeout = '1s'"] {
+            let scene = Scene::new().await;
+            scene.execute("ALTER TABLE audit DROP CONSTRAINT audit_id_key").await;
+            let large = batch(1..=200);
+            // Its answer was lost, say: it comes again.
+            scene.write(&sink, &large).await.unwrap();
+            scene.execute(SLOW_ROWS).await;
+            set(&scene, setting).await;
+            let mut result = scene.write(&sink, &large).await;
+            if let Err(WriteError::Retry(_)) = result {
+                result = scene.write(&sink, &large).await;
+            }
+            assert!(result.is_ok(), "{sink:?}: its halves would have been written twice: {result:?}");
+            assert_eq!(scene.audit().await.len(), 200);
+            scene.end().await;
+        }
+    }
+}
+
+pub(crate) async fn a_code_that_a_trigger_makes_up_is_the_records() {
+    for code in ["45000", "U0001", "insufficient_privilege"] {
+        for sink in audit() {
+            let scene = Scene::new().await;
+            let refuse = format!(
+                "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+                     $$ BEGIN IF new.id = 2 THEN RAISE EXCEPTION 'no' USING ERRCODE = '{code}'; END IF; RETURN new; END $$;
+                 CREATE TRIGGER refuse BEFORE INSERT ON audit FOR EACH ROW EXECUTE FUNCTION refuse()"
+            );
+            scene.execute(&refuse).await;
+            let code = if code.len() == 5 { SqlState::from_code(code) } else { SqlState::INSUFFICIENT_PRIVILEGE };
+            assert_rejected(scene.write(&sink, &batch([1, 2, 3])).await, &code);
+            scene.write(&sink, &batch([1])).await.unwrap();
+            scene.end().await;
+        }
+    }
+    // A sequence that is at its end is no record's fault.
+    for sink in audit() {
+        let scene = Scene::new().await;
+        scene.execute("ALTER SEQUENCE audit_at_seq MAXVALUE 2").await;
+        assert_failed(scene.write(&sink, &batch([1, 2, 3])).await, &SqlState::SEQUENCE_GENERATOR_LIMIT_EXCEEDED);
+        scene.end().await;
+    }
+}
+
+pub(crate) async fn a_statement_that_the_server_has_forgotten_is_prepared_again() {
+    for sink in audit() {
+        let scene = Scene::new().await;
+        scene.write(&sink, &batch([1])).await.unwrap();
+        scene.execute("DEALLOCATE ALL").await;
+        let result = scene.write(&sink, &batch([2])).await;
+        assert!(matches!(result, Err(WriteError::Retry(_))), "{sink:?}: {result:?}");
+        scene.write(&sink, &batch([2])).await.unwrap();
+        assert_eq!(scene.audit().await, [1, 2].map(record), "{sink:?}");
+        scene.end().await;
+    }
+}
+
+pub(crate) async fn the_sinks_say_where_records_go() {
+    let target = |sink: &Either| Sink::<Record>::target(sink).map(ToOwned::to_owned);
+    for sink in both("audit", ["id"]) {
+        assert_eq!(target(&sink).as_deref(), Some("audit"));
+        assert_eq!(target(&sink.schema("app")).as_deref(), Some("app.audit"));
+    }
+}

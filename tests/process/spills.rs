@@ -1,0 +1,134 @@
+//! What becomes of spilled records where the process or its disk has little room, and with its standard error in a log.
+
+use std::{
+    env,
+    fs::{self, File},
+    io::{BufWriter, Write as _},
+    time::Duration,
+};
+
+use rustix::process::{Resource, Rlimit, setrlimit};
+use serde_json::Value;
+use winddown::{
+    Checkout, Error, ErrorKind, Lifecycle,
+    buffer::{Batch, BatchWriter, Delivery, Push as _, Replay, Shared, Spill, WriteError, WriteWith},
+};
+use winddown_testkit::child::Child;
+
+use crate::cases::cases;
+
+cases![
+    a_spill_beyond_the_limit_of_a_file_s_size_leaves_nothing_and_is_lost,
+    a_spill_to_the_log_passes_every_log_level_and_is_signed,
+    a_key_that_is_too_short_is_an_error_of_init,
+    a_replay_needs_memory_for_a_batch_and_not_for_a_file,
+];
+
+/// The program of this name, if it is one of these.
+pub(crate) async fn run(name: &str) -> Option<Result<(), Error>> {
+    Some(match name {
+        "spills_beyond_limit" => {
+            let limit = Rlimit { current: Some(8 << 10), maximum: None };
+            setrlimit(Resource::Fsize, limit).unwrap();
+            spills(Spill::directory(env::var_os("SPILLS").unwrap())).await
+        }
+        "spills_to_the_log" => spills(Spill::stderr()).await,
+        "replays" => replays().await,
+        _ => return None,
+    })
+}
+
+/// Accepts a thousand records that nobody takes, and ends.
+async fn spills(spill: Spill<(u64, String)>) -> Result<(), Error> {
+    let lifecycle = Lifecycle::detect()?;
+    let db = lifecycle.guard(Shared::new("db", ()));
+    let away = WriteWith::new(Delivery::ExactlyOnce, |_: &mut Checkout<Shared<()>>, _: &Batch<(u64, String)>| {
+        Box::pin(async { Err(WriteError::Retry(Error::new(ErrorKind::Write, "the server is away"))) })
+    });
+    let buffer = lifecycle.guard(BatchWriter::new(&db, away).name("audit").spill(spill));
+    let work = async {
+        for number in 0..1000 {
+            buffer.push((number, "something".to_owned())).await?;
+        }
+        Ok::<_, Error>(())
+    };
+    lifecycle.run(work).await.map(drop)
+}
+
+fn a_spill_beyond_the_limit_of_a_file_s_size_leaves_nothing_and_is_lost() {
+    let directory = tempfile::tempdir().unwrap();
+    let spills = directory.path().to_str().unwrap().to_owned();
+    let budget = Duration::from_secs(2).as_millis().to_string();
+    let ended = Child::start_with("spills_beyond_limit", &[("SPILLS", spills), ("WINDDOWN_BUDGET_MS", budget)]).end();
+    assert_eq!((ended.code, ended.signal), (Some(1), None), "{}", ended.stderr);
+    let records = ended.report().resource("audit").unwrap().records.unwrap();
+    assert_eq!((records.accepted, records.spilled, records.lost), (1000, 0, 1000), "{}", ended.report());
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+}
+
+fn a_spill_to_the_log_passes_every_log_level_and_is_signed() {
+    let variables = [("WINDDOWN_BUDGET_MS", "2000"), ("WINDDOWN_SPILL_KEY", "sixteen bytes or more")];
+    let ended = Child::start_with("spills_to_the_log", &variables).end();
+    let records = ended.report().resource("audit").unwrap().records.unwrap();
+    assert_eq!((records.accepted, records.spilled), (1000, 1000), "{}", ended.report());
+    let lines: Vec<Value> = ended.stderr.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let lines: Vec<_> = lines.iter().filter(|line| line["type"] == "winddown.record").collect();
+    assert_eq!(lines.len(), 1000);
+    for line in lines {
+        // Lambda drops what is below the level that is set, and the highest of those is FATAL.
+        assert_eq!(line["level"], "FATAL");
+        assert!(line["timestamp"].as_str().unwrap().ends_with('Z'));
+        assert!(line["mac"].is_string(), "there is a key");
+    }
+}
+
+fn a_key_that_is_too_short_is_an_error_of_init() {
+    let ended = Child::start_with("spills_to_the_log", &[("WINDDOWN_SPILL_KEY", "short")]).end();
+    assert_eq!(ended.code, Some(1));
+    assert!(ended.stderr.contains("WINDDOWN_SPILL_KEY") && !ended.stderr.contains("short"), "{}", ended.stderr);
+}
+
+/// Replays a file, and says how much memory the process has had at the most, in KiB.
+async fn replays() -> Result<(), Error> {
+    let lifecycle = Lifecycle::builder().signals(false).build()?;
+    let db = lifecycle.guard(Shared::new("db", ()));
+    let sink = WriteWith::new(Delivery::ExactlyOnce, |_: &mut Checkout<Shared<()>>, _: &Batch<(u64, String)>| {
+        Box::pin(async { Ok(()) })
+    });
+    let replay = Replay::<(u64, String), _>::new(&db, sink, "audit").any_record_type();
+    let replayed = replay.run(env::var_os("SPILLS").unwrap()).await?;
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let most = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next()).unwrap();
+    println!("{} {most}", replayed.written);
+    Ok(())
+}
+
+fn a_replay_needs_memory_for_a_batch_and_not_for_a_file() {
+    const BATCHES: u64 = 200;
+    const RECORDS: u64 = 100;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("audit-1.ndjson");
+    let mut file = BufWriter::new(File::create(&path).unwrap());
+    writeln!(file, r#"{{"type":"winddown.spill","version":1,"buffer":"audit","record_type":"t"}}"#).unwrap();
+    let text = "x".repeat(4000);
+    for batch in 0..BATCHES {
+        let key = format!("00000000-0000-7000-8000-{batch:012}");
+        for index in 0..RECORDS {
+            let number = batch * RECORDS + index;
+            let line = format!(
+                r#"{{"type":"winddown.record","buffer":"audit","record_type":"t","batch":"{key}","index":{index},"#
+            );
+            writeln!(file, r#"{line}"count":{RECORDS},"record":[{number},"{text}"]}}"#).unwrap();
+        }
+    }
+    writeln!(file, r#"{{"type":"winddown.end","records":{}}}"#, BATCHES * RECORDS).unwrap();
+    file.flush().unwrap();
+    let size = fs::metadata(&path).unwrap().len();
+    let ended = Child::start_with("replays", &[("SPILLS", &path)]).end();
+    let (written, most) = ended.stdout.trim().split_once(' ').unwrap_or_else(|| panic!("{}", ended.stderr));
+    assert_eq!(written.parse(), Ok(BATCHES * RECORDS));
+    // 80 MB; the program itself, its runtime and a batch are some 20.
+    let most = most.parse::<u64>().unwrap() << 10;
+    assert!(most < size / 2, "{most} bytes of memory for a file of {size}");
+    assert!(!path.exists());
+}
