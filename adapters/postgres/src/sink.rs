@@ -1,5 +1,6 @@
 //! Buffered records go into a table.
 
+mod check;
 mod copy;
 mod hung;
 mod insert;
@@ -10,11 +11,11 @@ mod verdict;
 use std::{iter, sync::OnceLock};
 
 use deadpool_postgres::Client;
-use tokio_postgres::types::ToSql;
+use tokio_postgres::types::{ToSql, Type};
 use winddown_core::{Error, ErrorKind};
 
-pub use self::{copy::Copy, insert::Insert};
 use self::verdict::{without_records, write_error};
+pub use self::{copy::Copy, insert::Insert};
 
 /// A record as a row: a tuple of values that the driver can send, or a type of the application.
 ///
@@ -35,6 +36,18 @@ use self::verdict::{without_records, write_error};
 pub trait Parameters: Send + Sync + 'static {
     /// Adds the record's values, one for each column of the sink, in their order.
     fn parameters<'a>(&'a self, values: &mut Vec<&'a (dyn ToSql + Sync)>);
+
+    /// Whether each of the values can be sent to a column of the type at its place, for a sink to find out before there is a
+    /// record. There are as many as values, whatever the number of types.
+    ///
+    /// Defaults to `None`: that is not known before. Tuples know it.
+    fn accepts(types: &[Type]) -> Option<Vec<bool>>
+    where
+        Self: Sized,
+    {
+        let _ = types;
+        None
+    }
 }
 
 macro_rules! tuple {
@@ -44,6 +57,11 @@ macro_rules! tuple {
                 #[expect(non_snake_case, reason = "one name for a type and for its value")]
                 let ($($value,)+) = self;
                 $(values.push($value);)+
+            }
+
+            fn accepts(types: &[Type]) -> Option<Vec<bool>> {
+                let mut types = types.iter();
+                Some(vec![$(types.next().is_some_and(<$value as ToSql>::accepts)),+])
             }
         }
     };

@@ -67,10 +67,6 @@ impl Wrapped {
         }
     }
 
-<<<<<<< HEAD
-    /// Closes every connection when its statement is over. The driver says no goodbye and sees no end, so what ended in time is
-    /// unconfirmed.
-=======
     /// Closes the connection as it is.
     #[cfg(feature = "buffer")]
     pub(crate) fn abandon(&self, client: Client) {
@@ -79,8 +75,8 @@ impl Wrapped {
         self.came_back.notify_one();
     }
 
-    /// Closes every connection when its statement is over. The driver says no goodbye, so all of them count as cut.
->>>>>>> h-pg
+    /// Closes every connection when its statement is over. The driver says no goodbye and sees no end, so what ended in time is
+    /// unconfirmed.
     pub(crate) async fn goodbye(&self, drain: &Drain) -> Result<(), Error> {
         self.state().draining = true;
         let idle = self.pool.retain(|_, _| false).removed;

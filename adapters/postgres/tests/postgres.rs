@@ -30,6 +30,9 @@ mod server;
 #[path = "postgres/sink.rs"]
 mod sink;
 #[cfg(feature = "buffer")]
+#[path = "postgres/sink_check.rs"]
+mod sink_check;
+#[cfg(feature = "buffer")]
 #[path = "postgres/sink_limits.rs"]
 mod sink_limits;
 #[cfg(feature = "buffer")]
@@ -125,6 +128,12 @@ fn main() -> ExitCode {
             hung:
                 a_write_that_hangs_is_ended_on_the_server_and_its_batch_is_written_once
                 a_session_that_is_not_proven_ours_is_left_alone;
+            sink_check:
+                what_can_be_written_to_is_found_right_and_nothing_is_changed
+                what_is_wrong_with_the_table_is_said_before_a_record_is_lost
+                what_is_wrong_with_the_table_of_keys_is_said_before_a_record_is_lost
+                what_a_way_of_writing_cannot_do_is_said_before_a_record_is_lost
+                no_error_of_a_sink_shows_a_password_or_a_record;
             sink_limits:
                 a_limit_of_time_that_a_smaller_batch_keeps_is_told_from_an_outage
                 a_batch_that_is_written_already_is_not_divided

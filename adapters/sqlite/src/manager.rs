@@ -1,11 +1,15 @@
 //! The resource: how sessions are opened, handed out, given back and closed.
 
+#[cfg(feature = "buffer")]
+use std::time::Duration;
 use std::{fmt, ops::Deref, path::PathBuf, sync::Arc, thread, time::Instant};
 
 use deadpool_sqlite::{
     Hook, HookError, InteractError, Object, Pool, Runtime,
     rusqlite::{self, InterruptHandle},
 };
+#[cfg(feature = "buffer")]
+use tokio::time::timeout;
 use tokio::{
     task::{JoinSet, spawn_blocking},
     time::sleep_until,
@@ -168,11 +172,11 @@ impl Resource for Sqlite {
         if let Source::Wrapped { at, .. } = self.source {
             self.sessions.recognise(&object, at);
         }
-        Ok(Connection { object, sessions: Arc::clone(&self.sessions) })
+        Ok(Connection { object, sessions: Arc::clone(&self.sessions), is_left: false })
     }
 
     fn give_back(&self, _: &Pool, connection: Connection) {
-        self.sessions.give_back(connection.object);
+        self.sessions.give_back(connection.object, connection.is_left);
     }
 
     async fn goodbye(&self, pool: &Pool, drain: &Drain) -> Result<(), Error> {
@@ -287,6 +291,8 @@ fn interrupt(handles: Vec<Arc<InterruptHandle>>) -> impl FnOnce() + Send + 'stat
 pub struct Connection {
     object: Object,
     sessions: Arc<Sessions>,
+    /// Something runs on it that nobody waits for, and that does not end.
+    is_left: bool,
 }
 
 impl Connection {
@@ -306,13 +312,35 @@ impl Connection {
     {
         let caller = Caller::new(&self.sessions);
         let (sessions, abandoned) = (Arc::clone(&self.sessions), caller.abandoned());
+        let object = Object::id(&self.object);
         let counted = move |connection: &mut rusqlite::Connection| {
-            let _running = Running::new(&sessions, connection.get_interrupt_handle(), abandoned);
+            let _running = Running::new(&sessions, object, connection.get_interrupt_handle(), abandoned);
             f(connection)
         };
         self.object.interact(counted).await
     }
+
+    /// Interrupts what runs on it and nobody waits for, and waits for the end of that. What does not end in time, for it
+    /// waits for a disk or a lock, takes the connection out of the pool.
+    #[cfg(feature = "buffer")]
+    pub(crate) async fn abandon(&mut self) {
+        self.is_left = true;
+        let handles = self.sessions.abandoned_on(Object::id(&self.object));
+        let ended = async {
+            // Not here: as in `cancel`.
+            let _ = spawn_blocking(interrupt(handles)).await;
+            // It comes behind what runs.
+            self.object.interact(|_| ()).await
+        };
+        if timeout(ABANDON_PATIENCE, ended).await.is_ok_and(|ended| ended.is_ok()) {
+            self.is_left = false;
+        }
+    }
 }
+
+/// How long what was interrupted may take to end and to roll back.
+#[cfg(feature = "buffer")]
+const ABANDON_PATIENCE: Duration = Duration::from_secs(2);
 
 impl Deref for Connection {
     type Target = Object;

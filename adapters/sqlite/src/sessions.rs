@@ -182,9 +182,11 @@ impl Sessions {
         }
     }
 
-    pub(crate) fn give_back(&self, object: Object) {
+    /// Takes a connection back; what still runs on one that `is_left` may not hold up whoever would be next.
+    pub(crate) fn give_back(&self, object: Object, is_left: bool) {
         let phase = self.state().phase;
         match phase {
+            Phase::Open if is_left => leave(Object::take(object)),
             Phase::Open => drop(object),
             Phase::Draining => {
                 let session = Object::take(object);
@@ -261,6 +263,8 @@ struct Calls {
 
 /// One closure that runs.
 struct Call {
+    /// The connection that it has.
+    object: ObjectId,
     interrupt: Arc<InterruptHandle>,
     /// When its future was dropped.
     abandoned: Arc<OnceLock<Instant>>,
@@ -292,6 +296,14 @@ impl Sessions {
         calls.running.values_mut().filter_map(|call| (!mem::replace(&mut call.is_counted, true)).then_some(())).count()
     }
 
+    /// How closures are interrupted that run on this connection, and that nobody waits for.
+    #[cfg(feature = "buffer")]
+    pub(crate) fn abandoned_on(&self, object: ObjectId) -> Vec<Arc<InterruptHandle>> {
+        let calls = self.calls();
+        let left = calls.running.values().filter(|call| call.object == object && call.abandoned.get().is_some());
+        left.map(|call| Arc::clone(&call.interrupt)).collect()
+    }
+
     /// What is to be done about closures that nobody has waited for since this moment, or later: each is interrupted when it has
     /// gone on for this long, and again each time that it has, since a statement that it begins then knows of nothing.
     pub(crate) fn abandoned(&self, since: Instant, grace: Duration) -> Abandoned {
@@ -319,11 +331,16 @@ pub(crate) struct Running<'a> {
 }
 
 impl<'a> Running<'a> {
-    pub(crate) fn new(sessions: &'a Sessions, interrupt: InterruptHandle, abandoned: Arc<OnceLock<Instant>>) -> Self {
+    pub(crate) fn new(
+        sessions: &'a Sessions,
+        object: ObjectId,
+        interrupt: InterruptHandle,
+        abandoned: Arc<OnceLock<Instant>>,
+    ) -> Self {
         let mut calls = sessions.calls();
         calls.last += 1;
         let number = calls.last;
-        let call = Call { interrupt: Arc::new(interrupt), abandoned, interrupted: None, is_counted: false };
+        let call = Call { object, interrupt: Arc::new(interrupt), abandoned, interrupted: None, is_counted: false };
         calls.running.insert(number, call);
         Self { sessions, number }
     }

@@ -1,9 +1,11 @@
 //! Buffered records go into a table.
 
+mod verdict;
+
 use std::{
     borrow::Cow,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, SystemTime},
@@ -11,11 +13,12 @@ use std::{
 
 use deadpool_sqlite::{
     InteractError,
-    rusqlite::{self, ErrorCode, Params, Transaction, TransactionBehavior},
+    rusqlite::{self, Params, Transaction, TransactionBehavior},
 };
 use winddown_buffer::{Batch, BatchKey, Delivery, Sink, WriteError};
 use winddown_core::{BoxError, Checkout, Error, ErrorKind};
 
+use self::verdict::{uncommitted, unwritten, without_records};
 use crate::Sqlite;
 
 const KEY_TABLE: &str = "winddown_batch";
@@ -57,6 +60,8 @@ pub struct Insert {
 struct Settings {
     schema: Option<String>,
     table: String,
+    /// The table, with its schema where one is set, as it is told.
+    target: String,
     columns: Vec<String>,
     or: &'static str,
     delivery: Delivery,
@@ -67,9 +72,11 @@ struct Settings {
 impl Insert {
     /// Writes into these columns of this table. Names are taken as they are, and quoted.
     pub fn into(table: impl Into<String>, columns: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        let table = table.into();
         let settings = Settings {
             schema: None,
-            table: table.into(),
+            target: table.clone(),
+            table,
             columns: columns.into_iter().map(Into::into).collect(),
             or: "",
             delivery: Delivery::ExactlyOnce,
@@ -82,7 +89,9 @@ impl Insert {
     /// The table, and that of the keys, are in this attached database. Defaults to the first that has one of that name.
     #[must_use]
     pub fn schema(mut self, schema: impl Into<String>) -> Self {
-        self.settings.schema = Some(schema.into());
+        let schema = schema.into();
+        self.settings.target = format!("{schema}.{}", self.settings.table);
+        self.settings.schema = Some(schema);
         self
     }
 
@@ -129,12 +138,32 @@ impl<T: Params + Clone + Send + Sync + 'static> Sink<T> for Insert {
     /// Tried again while another connection has the lock, while the disk is full, and where the drain interrupted it.
     async fn write(&self, checkout: &mut Checkout<Sqlite>, batch: &Batch<T>) -> Result<(), WriteError> {
         let (insert, batch) = (self.clone(), batch.clone());
-        let written = checkout.interact(move |connection| insert.write(connection, &batch)).await;
+        // Gone with this future, and so the closure knows that nobody waits for it any more.
+        let waiting = Arc::new(());
+        let waits = Arc::downgrade(&waiting);
+        let written = checkout.interact(move |connection| insert.write(connection, &batch, &waits)).await;
+        drop(waiting);
         written.map_err(|error| match error {
             // Before it began: the runtime has ended.
             InteractError::Cancelled => WriteError::Retry(failed(error.to_string())),
             InteractError::Panic(_) => WriteError::Failed(failed(error.to_string())),
         })?
+    }
+
+    async fn check(&self, checkout: &mut Checkout<Sqlite>) -> Result<(), Error> {
+        let settings = self.settings.clone();
+        let checked = checkout.interact(move |connection| settings.check(connection)).await;
+        checked.map_err(|error| {
+            Error::new(ErrorKind::Init, "the table was not looked at").with_source(error.to_string())
+        })?
+    }
+
+    async fn abandon(&self, mut checkout: Checkout<Sqlite>) {
+        checkout.abandon().await;
+    }
+
+    fn target(&self) -> Option<&str> {
+        Some(&self.settings.target)
     }
 }
 
@@ -143,6 +172,7 @@ impl Insert {
         &self,
         connection: &mut rusqlite::Connection,
         batch: &Batch<T>,
+        waits: &Weak<()>,
     ) -> Result<(), WriteError> {
         if !connection.is_autocommit() {
             // Whoever had the connection before has left a transaction open; it is not to swallow this one.
@@ -154,7 +184,7 @@ impl Insert {
         if remembers && !self.settings.remember_key(&transaction, batch.key()).map_err(without_records)? {
             return Ok(());
         }
-        self.settings.fill(&transaction, batch).map_err(unwritten)?;
+        self.settings.fill(&transaction, batch, waits)?;
         transaction.commit().map_err(uncommitted)?;
         if remembers
             && self.written.fetch_add(1, Ordering::Relaxed).is_multiple_of(FORGET_EVERY)
@@ -167,30 +197,93 @@ impl Insert {
 }
 
 impl Settings {
-    fn fill<T: Params + Clone>(&self, transaction: &Transaction<'_>, batch: &Batch<T>) -> rusqlite::Result<()> {
+    fn fill<T: Params + Clone>(
+        &self,
+        transaction: &Transaction<'_>,
+        batch: &Batch<T>,
+        waits: &Weak<()>,
+    ) -> Result<(), WriteError> {
+        let mut statement = transaction.prepare_cached(&self.insert()).map_err(without_records)?;
+        let still_wanted = || match waits.strong_count() {
+            0 => Err(WriteError::Retry(failed("nobody waits for it any more").retryable())),
+            _ => Ok(()),
+        };
+        for record in batch {
+            still_wanted()?;
+            statement.execute(record.clone()).map_err(unwritten)?;
+        }
+        still_wanted()
+    }
+
+    fn insert(&self) -> String {
         let columns: Vec<_> = self.columns.iter().map(|column| quoted(column)).collect();
         let values = vec!["?"; columns.len()].join(", ");
         let (or, table, columns) = (self.or, self.named(&self.table), columns.join(", "));
-        let mut statement =
-            transaction.prepare_cached(&format!("INSERT {or}INTO {table}({columns}) VALUES ({values})"))?;
-        for record in batch {
-            statement.execute(record.clone())?;
+        format!("INSERT {or}INTO {table}({columns}) VALUES ({values})")
+    }
+
+    fn insert_key(&self) -> String {
+        format!("INSERT INTO {}(key) VALUES (?) ON CONFLICT (key) DO NOTHING", self.named(&self.key_table))
+    }
+
+    /// Compiles what a batch is written with. Changes nothing.
+    fn check(&self, connection: &rusqlite::Connection) -> Result<(), Error> {
+        let refused = |table: &str, error: rusqlite::Error, advice: &str| {
+            let text = format!("{table} cannot be written to: {error}: {advice}");
+            match without_records(error) {
+                WriteError::Retry(source) => Error::new(ErrorKind::Init, text).with_source(source).retryable(),
+                other => Error::new(ErrorKind::Config, text).with_source(Error::from(other)),
+            }
+        };
+        let create = "create the table with these columns, or name others in the sink";
+        connection.prepare(&self.insert()).map_err(|error| refused(&self.target, error, create))?;
+        let schema = self.schema.as_deref().unwrap_or("main");
+        let is_read_only = connection.is_readonly(schema).and_then(|is_read_only| {
+            let queries_only: bool = connection.pragma_query_value(None, "query_only", |row| row.get(0))?;
+            Ok(is_read_only || queries_only)
+        });
+        if is_read_only.map_err(|error| refused(&self.target, error, "see its database"))? {
+            let text = format!(
+                "{} cannot be written to, the database is read-only: make its file writable, and set no `query_only`",
+                self.target
+            );
+            return Err(Error::new(ErrorKind::Config, text));
         }
-        Ok(())
+        if self.delivery != Delivery::ExactlyOnce {
+            return Ok(());
+        }
+        match connection.prepare(&self.insert_key()) {
+            Ok(_) => Ok(()),
+            // It is made with the first batch.
+            Err(_) if !self.has_key_table(connection).unwrap_or(true) => Ok(()),
+            Err(error) => {
+                let advice = format!("it is for the keys of batches, make it by `{}`", self.create_keys());
+                Err(refused(&self.key_table, error, &advice))
+            }
+        }
+    }
+
+    fn has_key_table(&self, connection: &rusqlite::Connection) -> rusqlite::Result<bool> {
+        let sql = "SELECT count(*) FROM pragma_table_info(?1, ?2)";
+        connection
+            .query_row(sql, (&self.key_table, &self.schema), |row| row.get::<_, i64>(0))
+            .map(|columns| columns > 0)
+    }
+
+    /// Of no cost where it exists: the statement is compiled, and has nothing to do.
+    fn create_keys(&self) -> String {
+        format!(
+            "CREATE TABLE IF NOT EXISTS {}(\
+                 key BLOB NOT NULL PRIMARY KEY, written_at TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP\
+             ) WITHOUT ROWID",
+            self.named(&self.key_table)
+        )
     }
 
     /// Whether the batch was not there before.
     fn remember_key(&self, transaction: &Transaction<'_>, key: BatchKey) -> rusqlite::Result<bool> {
-        let table = self.named(&self.key_table);
-        // Of no cost where it exists: the statement is compiled, and has nothing to do.
-        let create = format!(
-            "CREATE TABLE IF NOT EXISTS {table}(\
-                 key BLOB NOT NULL PRIMARY KEY, written_at TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP\
-             ) WITHOUT ROWID"
-        );
-        transaction.prepare_cached(&create)?.execute([])?;
-        let mut insert =
-            transaction.prepare_cached(&format!("INSERT INTO {table}(key) VALUES (?) ON CONFLICT (key) DO NOTHING"))?;
+        transaction.prepare_cached(&self.create_keys())?.execute([])?;
+        let mut insert = transaction.prepare_cached(&self.insert_key())?;
         Ok(insert.execute([key.as_bytes()])? == 1)
     }
 
@@ -217,37 +310,4 @@ fn quoted(name: &str) -> String {
 
 fn failed(source: impl Into<BoxError>) -> Error {
     Error::new(ErrorKind::Write, "a batch was rolled back").with_source(source)
-}
-
-/// Of an error before the commit.
-fn unwritten(error: rusqlite::Error) -> WriteError {
-    use ErrorCode::*;
-    let converts = matches!(error, rusqlite::Error::ToSqlConversionFailure(_));
-    match error.sqlite_error_code() {
-        Some(DatabaseBusy | DatabaseLocked | DiskFull | OperationInterrupted | OutOfMemory) => {
-            WriteError::Retry(failed(error))
-        }
-        // A trigger that raises an error counts as a constraint.
-        Some(ConstraintViolation | TypeMismatch | TooBig) => WriteError::Rejected(failed(error)),
-        _ if converts => WriteError::Rejected(failed(error)),
-        _ => WriteError::Failed(failed(error)),
-    }
-}
-
-/// The same of a statement that had no record in it.
-fn without_records(error: rusqlite::Error) -> WriteError {
-    match unwritten(error) {
-        WriteError::Rejected(error) => WriteError::Failed(error),
-        other => other,
-    }
-}
-
-/// Of an error of the commit.
-fn uncommitted(error: rusqlite::Error) -> WriteError {
-    if error.sqlite_error_code() == Some(ErrorCode::SystemIoFailure) {
-        // What is in the log may count as committed by whoever reads it next.
-        let text = "the disk failed during the commit: whether the batch was written is not known";
-        return WriteError::Unknown(Error::new(ErrorKind::Write, text).with_source(error));
-    }
-    unwritten(error)
 }

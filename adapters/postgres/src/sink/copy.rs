@@ -17,7 +17,9 @@ use winddown_buffer::{Batch, Delivery, Sink, WriteError};
 use winddown_core::{Checkout, Error, ErrorKind};
 
 use super::{
-    Parameters, Table, forget_statement,
+    Parameters, Table,
+    check::{Way, check},
+    forget_statement,
     hung::Backends,
     keys::Keys,
     settings,
@@ -126,6 +128,10 @@ impl<T: Parameters> Sink<T> for Copy {
 
     fn target(&self) -> Option<&str> {
         Some(self.table.target())
+    }
+
+    async fn check(&self, checkout: &mut Checkout<Postgres>) -> Result<(), Error> {
+        check::<T>(checkout, &self.table, &self.keys, Way::Copy).await
     }
 
     async fn abandon(&self, checkout: Checkout<Postgres>) {

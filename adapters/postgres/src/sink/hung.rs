@@ -69,7 +69,10 @@ impl Backends {
         manager::abandon(checkout);
         let (Some(pool), Some(backend)) = (pool, backend) else { return };
         if timeout(PATIENCE, end(&pool, backend)).await.is_err() {
-            tracing::warn!(pid = backend.pid, "whether the server has ended the session of a write that hung is not known");
+            tracing::warn!(
+                pid = backend.pid,
+                "whether the server has ended the session of a write that hung is not known"
+            );
         }
     }
 }
@@ -104,7 +107,8 @@ async fn end(pool: &Pool, Backend { pid, started }: Backend) {
 
 /// Waits until the session has ended, so that nothing of it is in the way of the same batch any more. No row says that it
 /// has ended already. PostgreSQL documentation, "Server Signaling Functions".
-const TERMINATE: &str = "SELECT pg_terminate_backend(pid, 2000) FROM pg_stat_activity WHERE pid = $1 AND backend_start = $2";
+const TERMINATE: &str =
+    "SELECT pg_terminate_backend(pid, 2000) FROM pg_stat_activity WHERE pid = $1 AND backend_start = $2";
 
 /// How long a connection may take to answer that, which takes 2 s at most, until another is asked.
 const ANSWER: Duration = Duration::from_secs(3);

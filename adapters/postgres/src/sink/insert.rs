@@ -4,9 +4,17 @@ use std::{future::ready, time::Duration};
 
 use futures_util::future::try_join_all;
 use winddown_buffer::{Batch, Delivery, Sink, WriteError};
-use winddown_core::Checkout;
+use winddown_core::{Checkout, Error};
 
-use super::{Parameters, Table, hung::Backends, keys::Keys, quoted, settings, transaction::Transaction, without_records, write_error};
+use super::{
+    Parameters, Table,
+    check::{Way, check},
+    hung::Backends,
+    keys::Keys,
+    quoted, settings,
+    transaction::Transaction,
+    without_records, write_error,
+};
 use crate::Postgres;
 
 /// Writes each batch with `INSERT` statements of many rows, in one transaction, in two round trips.
@@ -76,6 +84,10 @@ impl<T: Parameters> Sink<T> for Insert {
         Some(self.table.target())
     }
 
+    async fn check(&self, checkout: &mut Checkout<Postgres>) -> Result<(), Error> {
+        check::<T>(checkout, &self.table, &self.keys, Way::Insert).await
+    }
+
     async fn abandon(&self, checkout: Checkout<Postgres>) {
         self.backends.abandon(checkout).await;
     }
@@ -88,11 +100,8 @@ impl<T: Parameters> Sink<T> for Insert {
         }
         let sizes = self.table.sizes(batch.len());
         let statements = try_join_all(sizes.map(|rows| client.prepare_cached(self.table.insert(rows))));
-        let (key, statements, ()) = tokio::join!(
-            self.keys.prepare(client, &self.table, batch.key()),
-            statements,
-            self.backends.learn(client)
-        );
+        let (key, statements, ()) =
+            tokio::join!(self.keys.prepare(client, &self.table, batch.key()), statements, self.backends.learn(client));
         let (key, statements) = (key?, statements.map_err(without_records)?);
         if let Some(settled) = self.keys.settle_too_large(client, key.as_ref()).await {
             return settled;

@@ -15,7 +15,7 @@ use super::{
     Table, forget_statement,
     transaction::{Key, is_written},
     verdict::{has_ended_the_session, is_of_the_server},
-    without_records, write_error,
+    without_records,
 };
 
 /// The keys of a sink's batches.
@@ -64,14 +64,10 @@ impl Keys {
             Err(error) if error.code() == Some(&SqlState::UNDEFINED_TABLE) => {}
             prepared => return prepared.map_err(without_records),
         }
-        let create = format!(
-            "CREATE TABLE IF NOT EXISTS {} (key uuid PRIMARY KEY, written_at timestamptz NOT NULL DEFAULT now())",
-            table.beside(&self.table)
-        );
-        match client.batch_execute(&create).await {
+        match client.batch_execute(&self.create(table)).await {
             // Who makes the same table at the same time may be told that it, its type or its entry is there already.
             Err(error) if !error.code().is_some_and(|code| THERE_ALREADY.contains(code)) => {
-                return Err(cannot_create(&create, error));
+                return Err(self.cannot_create(table, error));
             }
             _ => {}
         }
@@ -132,7 +128,29 @@ impl Keys {
         written
     }
 
-    fn insert(&self, table: &Table) -> String {
+    fn cannot_create(&self, table: &Table, source: tokio_postgres::Error) -> WriteError {
+        let error = match without_records(source) {
+            WriteError::Retry(error) => return WriteError::Retry(error),
+            other => Error::from(other),
+        };
+        WriteError::Failed(Error::new(ErrorKind::Write, self.no_table(table)).with_source(error))
+    }
+
+    /// That there is none, and what to do about it.
+    pub(super) fn no_table(&self, table: &Table) -> String {
+        let create = self.create(table);
+        format!("there is no table for the keys of batches, and it cannot be created: run `{create}`")
+    }
+
+    /// What makes the table.
+    pub(super) fn create(&self, table: &Table) -> String {
+        let keys = table.beside(&self.table);
+        format!(
+            "CREATE TABLE IF NOT EXISTS {keys} (key uuid PRIMARY KEY, written_at timestamptz NOT NULL DEFAULT now())"
+        )
+    }
+
+    pub(super) fn insert(&self, table: &Table) -> String {
         format!("INSERT INTO {} (key) VALUES ($1)", table.beside(&self.table))
     }
 
@@ -161,15 +179,6 @@ impl Keys {
         }
         is_due
     }
-}
-
-fn cannot_create(create: &str, source: tokio_postgres::Error) -> WriteError {
-    let error = match write_error(source) {
-        WriteError::Retry(error) => return WriteError::Retry(error),
-        other => Error::from(other),
-    };
-    let text = format!("there is no table for the keys of batches, and it cannot be created: run `{create}`");
-    WriteError::Failed(Error::new(ErrorKind::Write, text).with_source(error))
 }
 
 const THERE_ALREADY: [SqlState; 3] =

@@ -119,8 +119,8 @@ fn verdict_of_code(code: &str, message: &str) -> Verdict {
 
         // Statements and what they name; permission; what the server cannot do, or not in this state; a damaged database.
         (
-            "00" | "01" | "02" | "03" | "0A" | "0B" | "0F" | "0L" | "0P" | "0Z" | "24" | "25" | "28" | "2B" | "2D" | "34" | "39"
-            | "3B" | "3D" | "3F" | "42" | "55" | "F0" | "HV" | "XX",
+            "00" | "01" | "02" | "03" | "0A" | "0B" | "0F" | "0L" | "0P" | "0Z" | "24" | "25" | "28" | "2B" | "2D"
+            | "34" | "39" | "3B" | "3D" | "3F" | "42" | "55" | "F0" | "HV" | "XX",
             _,
         ) => Failed,
         // None of the server's: a trigger has made it up.

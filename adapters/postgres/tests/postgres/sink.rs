@@ -77,6 +77,13 @@ impl<T: Parameters> Sink<T> for Either {
         }
     }
 
+    async fn check(&self, checkout: &mut Checkout<Postgres>) -> Result<(), Error> {
+        match self {
+            Self::Insert(sink) => Sink::<T>::check(sink, checkout).await,
+            Self::Copy(sink) => Sink::<T>::check(sink, checkout).await,
+        }
+    }
+
     async fn abandon(&self, checkout: Checkout<Postgres>) {
         match self {
             Self::Insert(sink) => Sink::<T>::abandon(sink, checkout).await,
