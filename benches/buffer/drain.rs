@@ -50,7 +50,7 @@ fn drain(url: &str, budget: Duration) -> Result<Duration> {
         let began = Instant::now();
         let report = lifecycle.drain().await;
         let took = began.elapsed();
-        let counts = report.resource("postgres-buffer").and_then(|row| row.records).context("it was registered")?;
+        let counts = report.resources.iter().find_map(|row| row.records).context("it was registered")?;
         ensure!(report.is_clean() && counts.written == RECORDS as u64, "{report}");
         Ok(took)
     })

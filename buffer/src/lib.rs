@@ -18,6 +18,7 @@ mod write_with;
 
 // What makes it go.
 mod flusher;
+mod name;
 mod pace;
 mod queue;
 mod spilling;

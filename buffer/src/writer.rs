@@ -11,6 +11,7 @@ use winddown_core::{Books, Capabilities, Drain, Error, ErrorKind, Records, Resou
 
 use crate::{
     Flusher, Room, Sink, Spill,
+    name::Name,
     pace::Pace,
     queue::{Callbacks, HeapSize, Limits, OnLost, Queue},
 };
@@ -60,7 +61,7 @@ use crate::{
 /// Nothing is on disk while it runs: a crash or SIGKILL loses what is buffered. Dropping the lifecycle and all guards
 /// without a drain does too, without a count. A write has no timeout of its own while running: the sink knows best.
 pub struct BatchWriter<T: Send + Sync + 'static, S: Sink<T>> {
-    name: String,
+    name: Name,
     limits: Limits,
     heap_size: Option<HeapSize<T>>,
     on_lost: Option<OnLost<T>>,
@@ -78,8 +79,9 @@ impl<T: Send + Sync + 'static, S: Sink<T>> BatchWriter<T, S> {
     ///
     /// Settings that cannot be used are errors of kind [`Config`](ErrorKind::Config) when it is initialised.
     pub fn new(target: &ShutdownGuard<S::Target>, sink: S) -> Self {
+        let wish = format!("{}-{}", target.name(), sink.target().unwrap_or("buffer"));
         Self {
-            name: format!("{}-buffer", target.name()),
+            name: Name::by_default(target.id(), &wish),
             limits: DEFAULTS,
             heap_size: None,
             on_lost: None,
@@ -92,12 +94,14 @@ impl<T: Send + Sync + 'static, S: Sink<T>> BatchWriter<T, S> {
         }
     }
 
-    /// The name it has in reports and logs.
+    /// The name it has in reports and logs, and by which a [`Replay`](crate::Replay) knows what it has spilled: one that stays the
+    /// same from one process to the next. Two that [spill](Self::spill) on one pool must not have the same.
     ///
-    /// Defaults to the pool's name with `-buffer` behind it.
+    /// Defaults to the pool's name, and behind it where the sink [writes to](Sink::target), or `buffer`; with a number behind that
+    /// for a further one.
     #[must_use]
     pub fn name(mut self, name: impl Into<String>) -> Self {
-        self.name = name.into();
+        self.name.set(name.into());
         self
     }
 
@@ -221,7 +225,7 @@ impl<T: Send + Sync + 'static, S: Sink<T>> BatchWriter<T, S> {
             on_lost: self.on_lost.clone(),
             on_rejected: self.on_rejected.clone(),
         };
-        let queue = Arc::new(Queue::new(&self.name, limits, self.sink.delivery(), callbacks));
+        let queue = Arc::new(Queue::new(self.name.as_str(), limits, self.sink.delivery(), callbacks));
         *self.queue.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&queue));
         queue
     }
@@ -276,7 +280,7 @@ impl<T: Send + Sync + 'static, S: Sink<T>> Resource for BatchWriter<T, S> {
     type Checkout = Room<T>;
 
     fn name(&self) -> &str {
-        &self.name
+        self.name.as_str()
     }
 
     /// Initialises the target too: no record is accepted before there was something to write to.
@@ -290,6 +294,7 @@ impl<T: Send + Sync + 'static, S: Sink<T>> Resource for BatchWriter<T, S> {
             return Err(Error::new(ErrorKind::Init, "what it writes to is not initialised").with_source(error));
         }
         if let Some(spill) = &self.spill {
+            self.name.is_unique()?;
             let spill = spill.clone();
             let check = spawn_blocking(move || spill.check()).await;
             check.map_err(|panic| Error::new(ErrorKind::Panicked, "checking the spill").with_source(panic))??;
@@ -334,7 +339,7 @@ impl<T: Send + Sync + 'static, S: Sink<T>> fmt::Debug for BatchWriter<T, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // The sink is left out: it may hold a password.
         f.debug_struct("BatchWriter")
-            .field("name", &self.name)
+            .field("name", &self.name.as_str())
             .field("target", &self.target.name())
             .field("limits", &self.limits)
             .field("records", &self.records())

@@ -599,6 +599,25 @@ mod spilling {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn two_buffers_on_one_pool_do_not_share_a_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let lifecycle = Lifecycle::builder().signals(false).build().unwrap();
+        let db = lifecycle.guard(Shared::new("db", Table::default()));
+        let writer = || BatchWriter::new(&db, Into(Delivery::ExactlyOnce)).spill(Spill::directory(directory.path()));
+        let (one, two) = (lifecycle.guard(writer()), lifecycle.guard(writer()));
+        assert_eq!((one.name(), two.name()), ("db-buffer", "db-buffer-2"));
+        one.push(1).await.unwrap();
+        two.push(2).await.unwrap();
+        // Whoever gives them the same is told.
+        let (three, four) = (lifecycle.guard(writer().name("audit")), lifecycle.guard(writer().name("audit")));
+        for buffer in [three, four] {
+            let error = buffer.push(1).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+            assert!(error.to_string().contains("BatchWriter::name"), "{error}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_directory_that_was_removed_is_made_again() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("spills");

@@ -925,7 +925,7 @@ mod sink {
         }
         let report = drain(&lifecycle).await;
         assert!(report.is_clean(), "{report}");
-        assert_eq!(report.resource("sqlite-buffer").unwrap().records.unwrap().written, 500, "{report}");
+        assert_eq!(report.resources.iter().find_map(|row| row.records).unwrap().written, 500, "{report}");
         assert_eq!(database.rows(), 1 + 500);
         assert_eq!(database.logs(), [""; 0]);
     }

@@ -646,7 +646,7 @@ async fn refused_by<V: Version>(sink: impl Sink<Record, Target = Mysql>) {
         buffer.push(record(id)).await.unwrap();
     }
     let report = scene.lifecycle.drain().await;
-    let records = report.resource("db-buffer").unwrap().records.unwrap();
+    let records = report.resources.iter().find_map(|row| row.records).unwrap();
     assert_eq!((records.accepted, records.written, records.lost, records.in_doubt), (450, 446, 4, 0), "{report}");
     rejected.lock().unwrap().sort_unstable();
     assert_eq!(*rejected.lock().unwrap(), poisonous);
@@ -668,7 +668,7 @@ async fn drained_by<V: Version>(sink: impl Sink<Record, Target = Mysql>) {
     }
     let report = lifecycle.drain().await;
     assert!(report.is_clean(), "{report}");
-    let records = report.resource("db-buffer").unwrap().records.unwrap();
+    let records = report.resources.iter().find_map(|row| row.records).unwrap();
     assert_eq!((records.accepted, records.written), (1234, 1234), "{report}");
     let scene = Scene { server, lifecycle, db };
     assert_eq!(scene.ids().await, (0..1234).collect::<Vec<_>>());

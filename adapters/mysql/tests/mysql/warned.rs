@@ -77,7 +77,7 @@ async fn cut_short<V: Version>() {
         buffer.push(small(id, "ok")).await.unwrap();
     }
     let report = scene.lifecycle.drain().await;
-    let records = report.resource("db-buffer").unwrap().records.unwrap();
+    let records = report.resources.iter().find_map(|row| row.records).unwrap();
     assert_eq!((records.accepted, records.written, records.lost), (40, 28, 12), "{report}");
     let mut rejected = rejected.lock().unwrap().clone();
     rejected.sort_unstable();

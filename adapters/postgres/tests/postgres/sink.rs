@@ -782,7 +782,7 @@ pub(crate) async fn the_records_that_the_table_refuses_are_found_and_the_others_
             buffer.push((id, what)).await.unwrap();
         }
         let report = scene.lifecycle.drain().await;
-        let records = report.resource("db-buffer").unwrap().records.unwrap();
+        let records = report.resources.iter().find_map(|row| row.records).unwrap();
         assert_eq!((records.accepted, records.written, records.lost, records.in_doubt), (450, 446, 4, 0), "{report}");
         rejected.lock().unwrap().sort();
         assert_eq!(*rejected.lock().unwrap(), poisonous, "{sink:?}");
@@ -803,7 +803,7 @@ pub(crate) async fn everything_that_was_accepted_is_in_the_table_after_the_drain
         }
         let report = scene.lifecycle.drain().await;
         assert!(report.is_clean(), "{report}");
-        let records = report.resource("db-buffer").unwrap().records.unwrap();
+        let records = report.resources.iter().find_map(|row| row.records).unwrap();
         assert_eq!((records.accepted, records.written), (1234, 1234), "{report}");
         let mut audit = scene.audit().await;
         audit.sort();
