@@ -103,7 +103,7 @@ impl Target {
         } else {
             self.pipeline(&calls).exec_async(connection).await
         };
-        appended.map_err(|failure| unwritten(failure, records))
+        appended.map_err(unwritten)
     }
 
     fn pipeline(&self, calls: &Calls) -> Pipeline {
@@ -146,8 +146,7 @@ fn too_large(records: usize) -> fn(Error) -> WriteError {
     if records > 1 { WriteError::TooLarge } else { WriteError::Rejected }
 }
 
-/// Of an error of a batch of so many records.
-fn unwritten(failure: RedisError, records: usize) -> WriteError {
+fn unwritten(failure: RedisError) -> WriteError {
     use redis::ErrorKind::{
         ClusterConnectionNotFound, Io, MasterNameNotFoundBySentinel, NoValidReplicasFoundBySentinel, Parse,
         UnexpectedReturnType,
@@ -181,8 +180,6 @@ fn unwritten(failure: RedisError, records: usize) -> WriteError {
         // Full of clients, which may also be said to one that was let in before; or somebody has ended the script, which is
         // possible only as long as it has not written anything.
         (Some(_), _) if error::is_full(Some(details)) || details.contains("Script killed by user") => WriteError::Retry,
-        // An argument is longer, or there are more of them, than the server reads; it has read nothing else.
-        (Some(_), _) if details.starts_with("Protocol error") => too_large(records),
         (Some(_), _) => WriteError::Failed,
         (None, Io) if failure.is_connection_refusal() => WriteError::Retry,
         (None, MasterNameNotFoundBySentinel | NoValidReplicasFoundBySentinel) => WriteError::Retry,

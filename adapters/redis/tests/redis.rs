@@ -172,7 +172,6 @@ fn main() -> ExitCode {
                 a_key_of_another_type_is_found
                 a_user_who_may_not_append_is_told_so
                 a_server_that_takes_no_writes_now_is_worth_another_try
-                what_is_more_than_the_server_reads_at_once_is_divided
                 a_write_that_hangs_is_given_up_and_written_once;
             sink:
                 a_batch_is_written_whole_or_not_at_all

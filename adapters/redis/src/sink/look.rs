@@ -66,6 +66,16 @@ impl Target {
                 );
                 Err(Error::new(ErrorKind::Config, text))
             }
+            Err(failure)
+                if says(&failure, "NOPERM")
+                    && failure.detail().is_some_and(|detail| detail.contains("access a key")) =>
+            {
+                let text = format!(
+                    "the user may not use the key {name}, or those beside it that remember batches: allow them by ACL SETUSER, with \
+                     a pattern of such keys"
+                );
+                Err(Error::new(ErrorKind::Config, text).with_source(failure))
+            }
             // A transaction needs no scripts.
             Err(failure) if says(&failure, "NOPERM") && !is_exactly_once => Ok(()),
             Err(failure) if says(&failure, "NOPERM") => {
@@ -73,7 +83,7 @@ impl Target {
                             SETUSER, with +evalsha and +script|load, or choose another delivery";
                 Err(Error::new(ErrorKind::Config, text).with_source(failure))
             }
-            Err(failure) => match unwritten(failure.clone(), 0) {
+            Err(failure) => match unwritten(failure.clone()) {
                 WriteError::Retry(_) | WriteError::Unknown(_) => Err(unanswered(failure)),
                 // Redis 6 knows neither the first line nor the function.
                 _ => Ok(()),

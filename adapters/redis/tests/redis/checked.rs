@@ -3,7 +3,7 @@
 use std::{pin::pin, time::Duration};
 
 use redis::cmd;
-use winddown_buffer::{Batch, Delivery, Sink, WriteError};
+use winddown_buffer::{Delivery, Sink};
 use winddown_core::{Checkout, Error, ErrorKind};
 use winddown_redis::{List, Redis, Stream, redis};
 use winddown_testkit::{Harness as _, proxy::Proxy};
@@ -17,7 +17,6 @@ use crate::{
 on_both! {
     what_can_be_appended_to_passes_the_check_and_nothing_is_changed good;
     a_key_of_another_type_is_found another_type;
-    a_user_who_may_not_append_is_told_so denied;
     a_write_that_hangs_is_given_up_and_written_once hung;
 }
 
@@ -72,8 +71,11 @@ async fn another_type<V: Version>() {
     scene.end().await;
 }
 
-async fn denied<V: Version>() {
-    let scene = Scene::<V>::new().await;
+/// On a server of its own: it takes away scripts that others have loaded.
+pub(crate) async fn a_user_who_may_not_append_is_told_so() {
+    let server = own().await;
+    let redis = Redis::new(config(&server));
+    let scene = Scene::of(server, redis);
     let mut connection = scene.get().await;
     for (rule, says) in
         [("-xadd", "+xadd"), ("-set", "+set"), ("-get", "+get"), ("-evalsha", "+evalsha"), ("-script|load", "+evalsha")]
@@ -121,29 +123,6 @@ pub(crate) async fn a_server_that_takes_no_writes_now_is_worth_another_try() {
     }
     drop(connection);
     scene.end().await;
-}
-
-pub(crate) async fn what_is_more_than_the_server_reads_at_once_is_divided() {
-    let server = own().await;
-    let redis = Redis::new(config(&server));
-    let scene = Scene::of(server, redis);
-    run(&mut scene.server.superuser().await, "CONFIG SET proto-max-bulk-len 1048576").await.unwrap();
-    let long = "x".repeat(2 << 20);
-    for delivery in [Delivery::ExactlyOnce, Delivery::AtLeastOnce] {
-        let list = scene.list().delivery(delivery);
-        let batch = |texts: &[&str]| -> Batch<String> {
-            texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>().into()
-        };
-        let error = scene.write(&list, &batch(&["1", &long])).await.unwrap_err();
-        assert!(matches!(error, WriteError::TooLarge(_)), "{delivery:?}: {error:?}");
-        let error = scene.write(&list, &batch(&[&long])).await.unwrap_err();
-        assert!(matches!(error, WriteError::Rejected(_)), "{delivery:?}: {error:?}");
-        scene.write(&list, &batch(&["1"])).await.unwrap();
-    }
-    run(&mut scene.server.superuser().await, "CONFIG SET proto-max-bulk-len 536870912").await.unwrap();
-    assert_eq!(scene.ids().await.1, [1, 1]);
-    scene.lifecycle.drain().await;
-    scene.server.end().await.unwrap();
 }
 
 async fn hung<V: Version>() {
