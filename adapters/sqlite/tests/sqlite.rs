@@ -77,6 +77,11 @@ fn main() -> ExitCode {
                 a_batch_that_finds_the_database_locked_can_be_written_again
                 a_batch_for_which_there_is_no_room_can_be_written_again
                 a_record_that_panics_costs_the_batch_and_nothing_else
+                an_error_that_a_function_makes_of_a_record_is_the_records
+                a_write_that_is_given_up_is_interrupted_and_its_batch_written_once
+                a_write_that_is_given_up_between_two_records_is_rolled_back
+                what_is_wrong_with_the_table_is_said_before_a_record_is_lost
+                the_sink_says_where_records_go
                 names_are_taken_as_they_are
                 keys_are_forgotten_when_they_are_old
                 a_transaction_that_was_left_open_does_not_swallow_a_batch
@@ -671,6 +676,7 @@ async fn what_was_written_is_there_for_the_next_life_of_the_process() {
 mod sink {
     use std::time::SystemTime;
 
+    use tokio::time::timeout;
     use winddown_buffer::{Batch, BatchKey, BatchWriter, Delivery, Push as _, Sink, WriteError};
     use winddown_sqlite::Insert;
 
@@ -851,6 +857,119 @@ mod sink {
         write(&db, [2]).await.unwrap();
         assert!(drain(&lifecycle).await.is_clean());
         assert_eq!(database.rows(), 2);
+    }
+
+    pub(super) async fn an_error_that_a_function_makes_of_a_record_is_the_records() {
+        let database = Database::new();
+        let lifecycle = lifecycle(BUDGET);
+        let db = prepared(&lifecycle, Sqlite::open(&database.path)).await;
+        run(&db.get().await.unwrap(), "CREATE TABLE documents(body CHECK (json(body) <> '[]'))").await;
+        let documents = Insert::into("documents", ["body"]);
+        let mut connection = db.get().await.unwrap();
+        let error = documents.write(&mut connection, &vec![("{}",), ("{",)].into()).await.unwrap_err();
+        assert!(matches!(error, WriteError::Rejected(_)), "{error:?}");
+        documents.write(&mut connection, &vec![("{}",)].into()).await.unwrap();
+        drop(connection);
+        assert!(drain(&lifecycle).await.is_clean());
+        assert_eq!(count(&database, "documents"), 1);
+    }
+
+    pub(super) async fn a_write_that_is_given_up_is_interrupted_and_its_batch_written_once() {
+        let database = Database::new();
+        let lifecycle = lifecycle(BUDGET);
+        let mut config = Config::new(&database.path);
+        config.busy_timeout = Duration::from_millis(10);
+        config.pool_size = Some(2);
+        let db = prepared(&lifecycle, Sqlite::new(config)).await;
+        let endless = "CREATE TABLE many(n);
+            WITH RECURSIVE s(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM s WHERE n < 1000) INSERT INTO many SELECT n FROM s;
+            CREATE TRIGGER endless BEFORE INSERT ON t WHEN new.x = 7
+                BEGIN SELECT count(*) FROM many a, many b, many c, many d, many e; END";
+        run(&db.get().await.unwrap(), endless).await;
+
+        let batch = batch([5, 7, 8]);
+        let mut checkout = db.get().await.unwrap();
+        let written = timeout(Duration::from_secs(1), insert().write(&mut checkout, &batch)).await;
+        assert!(written.is_err(), "{written:?}");
+        let abandoned = timeout(Duration::from_secs(20), Sink::<(i64,)>::abandon(&insert(), checkout)).await;
+        abandoned.expect("it has a limit");
+        // For which the lock is needed that it had.
+        run(&db.get().await.unwrap(), "DROP TRIGGER endless").await;
+        insert().write(&mut db.get().await.unwrap(), &batch).await.unwrap();
+        assert!(drain(&lifecycle).await.is_clean());
+        assert_eq!((database.rows(), count(&database, "winddown_batch")), (1 + 3, 1));
+    }
+
+    /// Says when it is being sent, and waits.
+    #[derive(Clone)]
+    struct Waits(Arc<(tokio::sync::Notify, std::sync::Barrier)>);
+
+    impl rusqlite::ToSql for Waits {
+        fn to_sql(&self) -> rusqlite::Result<rusqlite::types::ToSqlOutput<'_>> {
+            self.0.0.notify_one();
+            self.0.1.wait();
+            Ok(2.into())
+        }
+    }
+
+    pub(super) async fn a_write_that_is_given_up_between_two_records_is_rolled_back() {
+        let database = Database::new();
+        let lifecycle = lifecycle(BUDGET);
+        let db = prepared(&lifecycle, Sqlite::open(&database.path)).await;
+        let gate = Arc::new((tokio::sync::Notify::new(), std::sync::Barrier::new(2)));
+        let batch: Batch<(Waits,)> = vec![(Waits(Arc::clone(&gate)),)].into();
+        let mut checkout = db.get().await.unwrap();
+        let insert = insert();
+        tokio::select! {
+            biased;
+            written = insert.write(&mut checkout, &batch) => panic!("it has written: {written:?}"),
+            () = gate.0.notified() => {}
+        }
+        // Nothing is there to be interrupted, and nothing is in its way.
+        gate.1.wait();
+        timeout(Duration::from_secs(20), Sink::<(i64,)>::abandon(&insert, checkout)).await.expect("it has a limit");
+        write(&db, [3]).await.unwrap();
+        assert!(drain(&lifecycle).await.is_clean());
+        assert_eq!((database.rows(), count(&database, "winddown_batch")), (1 + 1, 1));
+    }
+
+    pub(super) async fn what_is_wrong_with_the_table_is_said_before_a_record_is_lost() {
+        let database = Database::new();
+        let lifecycle = lifecycle(BUDGET);
+        let db = prepared(&lifecycle, Sqlite::open(&database.path)).await;
+        let mut connection = db.get().await.unwrap();
+        run(&connection, "CREATE TABLE loose(key); CREATE VIEW v AS SELECT * FROM t").await;
+        for insert in [insert(), insert().schema("main"), insert().or_ignore(), insert().key_table("keys")] {
+            Sink::<(i64,)>::check(&insert, &mut connection).await.unwrap();
+        }
+        assert_eq!(count(&database, "sqlite_schema WHERE name LIKE 'winddown%'"), 0, "nothing is changed");
+        insert().write(&mut connection, &batch([2])).await.unwrap();
+        Sink::<(i64,)>::check(&insert(), &mut connection).await.unwrap();
+        for (insert, words) in [
+            (Insert::into("missing", ["x"]), ["missing", "no such table"]),
+            (Insert::into("t", ["wrong"]), ["t cannot be written to", "no column named wrong"]),
+            (Insert::into("v", ["x"]), ["v cannot be written to", "view"]),
+            (insert().schema("nowhere"), ["nowhere.t", "nowhere"]),
+            (insert().key_table("v"), ["v cannot be written to", "`CREATE TABLE"]),
+            (insert().key_table("loose"), ["loose cannot be written to", "`CREATE TABLE"]),
+        ] {
+            let error = Sink::<(i64,)>::check(&insert, &mut connection).await.unwrap_err();
+            assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::Config, false), "{error}");
+            let text = error.to_string();
+            assert!(words.iter().all(|word| text.contains(word)), "{words:?} in: {text}");
+        }
+        run(&connection, "PRAGMA query_only = on").await;
+        let error = Sink::<(i64,)>::check(&insert(), &mut connection).await.unwrap_err();
+        assert!(error.to_string().contains("read-only"), "{error}");
+        run(&connection, "PRAGMA query_only = off").await;
+        drop(connection);
+        assert!(drain(&lifecycle).await.is_clean());
+        assert_eq!(database.rows(), 2);
+    }
+
+    pub(super) async fn the_sink_says_where_records_go() {
+        assert_eq!(Sink::<(i64,)>::target(&insert()), Some("t"));
+        assert_eq!(Sink::<(i64,)>::target(&insert().schema("main")), Some("main.t"));
     }
 
     pub(super) async fn names_are_taken_as_they_are() {

@@ -58,7 +58,8 @@ async fn can_be_written_to(client: &Client) -> Result<(), Error> {
 /// The types of the columns, by the very statement that rows are inserted with.
 async fn columns(client: &Client, table: &Table) -> Result<Vec<Type>, Error> {
     let insert = table.insert(1);
-    match client.prepare_cached(insert).await {
+    // Not a cached one: the table may have been another when that was prepared.
+    match client.prepare(insert).await {
         Ok(statement) => Ok(statement.params().to_vec()),
         Err(error) => Err(refused(table.target(), &table.quoted(), error)),
     }
@@ -110,7 +111,7 @@ async fn can_copy(client: &Client, table: &Table) -> Result<(), Error> {
 /// The table of keys: it is there and refuses a key that it has, or can be made.
 async fn can_remember(client: &Client, table: &Table, keys: &Keys) -> Result<(), Error> {
     let (insert, name) = (keys.insert(table), table.beside(&keys.table));
-    let statement = match client.prepare_cached(&insert).await {
+    let statement = match client.prepare(&insert).await {
         Err(error) if error.code() == Some(&SqlState::UNDEFINED_TABLE) => return can_create(client, table, keys).await,
         prepared => prepared.map_err(|error| refused(&keys.table, &name, error))?,
     };

@@ -3,6 +3,7 @@
 use winddown_buffer::{Delivery, Sink};
 use winddown_core::{Error, ErrorKind};
 use winddown_postgres::{Insert, Parameters};
+use winddown_testkit::Harness as _;
 
 use crate::sink::{Either, Record, Scene, audit, batch, both, record};
 
