@@ -2,7 +2,7 @@
 
 use std::{fmt, future::Future, marker::PhantomData, pin::Pin};
 
-use winddown_core::{Checkout, Drain, Error, Resource};
+use winddown_core::{Capabilities, Checkout, Drain, Error, Resource};
 
 use crate::{Batch, Delivery, Sink, WriteError};
 
@@ -101,6 +101,10 @@ impl<C: Clone + Send + Sync + 'static> Resource for Shared<C> {
     async fn goodbye(&self, _: &C, drain: &Drain) -> Result<(), Error> {
         drain.settled().await;
         Ok(())
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::NO_SESSIONS
     }
 }
 

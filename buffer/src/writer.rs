@@ -3,7 +3,9 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use tokio::{sync::Semaphore, task::spawn_blocking};
-use winddown_core::{Drain, Error, ErrorKind, Ledger, Ledgers, Records, Resource, ResourceId, ShutdownGuard};
+use winddown_core::{
+    Capabilities, Drain, Error, ErrorKind, Ledger, Ledgers, Records, Resource, ResourceId, ShutdownGuard,
+};
 
 use crate::{
     Flusher, Room, Sink, Spill,
@@ -263,6 +265,10 @@ impl<T: Send + Sync + 'static, S: Sink<T>> Resource for BatchWriter<T, S> {
 
     fn ledger(&self) -> Option<Arc<Ledger>> {
         Some(self.ledgers.begin_life())
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::NO_SESSIONS
     }
 }
 

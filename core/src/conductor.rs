@@ -11,8 +11,9 @@
 mod tests;
 
 use std::{
+    borrow::Cow,
     future::{Future, pending},
-    io::{self, Write},
+    io,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, mpsc as blocking},
     thread,
@@ -24,7 +25,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{mpsc, oneshot, watch},
     task::JoinSet,
-    time::{Instant, timeout, timeout_at},
+    time::{Instant, timeout_at},
 };
 
 use crate::{
@@ -36,7 +37,9 @@ use crate::{
     node::{Ended, Node, Order},
     notify, panics,
     plan::{ANSWER_SHARE, Plan},
-    report::{Known, Tally},
+    report::{AtCut, Known, Tally, in_words},
+    signals,
+    standard_error::Lines,
 };
 
 /// The exit status of a process that had to be ended at its deadline: what `timeout(1)` uses.
@@ -55,7 +58,7 @@ pub(crate) fn start(shared: &Arc<Shared>, life: &Arc<Life>) -> Result<(), Error>
     // The runtime is made and dropped on its thread: an async caller may do neither.
     let (sender, started) = blocking::channel();
     let run = move || {
-        let (runtime, signals) = match prepare(shared.owns_process) {
+        let (runtime, signals) = match prepare(&shared) {
             Ok(prepared) => prepared,
             Err(error) => return drop(sender.send(Err(error))),
         };
@@ -74,14 +77,14 @@ pub(crate) fn start(shared: &Arc<Shared>, life: &Arc<Life>) -> Result<(), Error>
     started.recv().unwrap_or_else(|_| Err(io::Error::other("it ended at once"))).map_err(failed)
 }
 
-fn prepare(owns_process: bool) -> io::Result<(Runtime, Signals)> {
-    if !owns_process {
+fn prepare(shared: &Shared) -> io::Result<(Runtime, Signals)> {
+    if !shared.owns_process {
         return Ok((drain_runtime()?, Signals::none()));
     }
     let runtime = own_runtime()?;
     let signals = {
         let _inside = runtime.enter();
-        Signals::listen()?
+        Signals::listen(&shared.signals)?
     };
     Ok((runtime, signals))
 }
@@ -115,7 +118,7 @@ async fn conduct_life(shared: &Arc<Shared>, life: &Arc<Life>, signals: &mut Sign
         signal = signals.next() => {
             stop = Some(signal.at);
             aside(life, move |life| {
-                life.refuse(Reason::Signal(signal.name.into()), signal.at);
+                life.refuse(Reason::Signal(signal.name.clone()), signal.at);
             });
             life.begun().await
         }
@@ -124,6 +127,12 @@ async fn conduct_life(shared: &Arc<Shared>, life: &Arc<Life>, signals: &mut Sign
         // The application may have begun it between the signal and our own beginning; the platform counts from the signal.
         begun.at = begun.at.min(stop);
     }
+    let mut lines = shared.report_format.map(|format| {
+        let lines = Lines::start();
+        let budget = begun.budget.unwrap_or(shared.budget);
+        lines.say(log_line::begin_line(format, &begun, budget));
+        lines
+    });
     if shared.owns_process {
         notify::stopping(shared.budget.total());
     }
@@ -133,9 +142,11 @@ async fn conduct_life(shared: &Arc<Shared>, life: &Arc<Life>, signals: &mut Sign
     let forced = async { second = Some(signals.second(&mut stop).await) };
     let report = Arc::new(conduct(shared, &begun, Place::Thread, forced).await);
     let clean = report.is_clean();
-    if let Some(format) = shared.report_format {
-        write_report(&report, format, time_to_write(begun.budget.unwrap_or(shared.budget), begun.at)).await;
+    if let (Some(format), Some(lines)) = (shared.report_format, &mut lines) {
+        let at_most = time_to_write(begun.budget.unwrap_or(shared.budget), begun.at);
+        lines.said(report_text(&report, format), at_most).await;
     }
+    drop(lines);
     if let Some(signal) = second {
         // Before anybody is told that the drain is over: nothing comes before this end.
         signal_hook::low_level::exit(signal.exit_status());
@@ -201,7 +212,7 @@ pub(crate) async fn conduct(shared: &Shared, begun: &Begun, place: Place, forced
                 let deadlines = plan.deadlines[i];
                 let answer_by = deadlines.end + plan.answer;
                 let (gate, tally) = (Arc::clone(nodes[i].gate()), Arc::clone(&rows[i].tally));
-                let drain = Drain { deadlines, grace: plan.graces[i], gate, tally };
+                let drain = Drain { deadlines, grace: plan.graces[i], gate, tally, began: Instant::now() };
                 let answer = place.drain(Arc::clone(&nodes[i]), drain, released.clone());
                 running.spawn(async move {
                     let finished = timeout_at(answer_by, answer).await;
@@ -314,7 +325,7 @@ impl Row {
     /// The row of the report; none for tracked work where there was none.
     fn report(self) -> Option<ResourceReport> {
         let facts = self.node.facts();
-        let Known { step, mut sessions, open, stragglers, error } = self.tally.known();
+        let Known { step, mut sessions, open, stragglers, at_cut, mut reasons, error } = self.tally.known();
         let records = facts.ledger.as_ref().map(|ledger| ledger.close());
         let (took, left_out) = match &self.state {
             State::Waiting => (Duration::ZERO, self.node.gate().out()),
@@ -323,8 +334,19 @@ impl Row {
         };
         // One that has come to its end has accounted for all.
         if !matches!(self.state, State::Over { finished: Ok(Ended::Drained | Ended::NotInitialised), .. }) {
+            if open > 0 {
+                reasons.push(format!("{open} were open when it was left"));
+            }
             sessions.cut += open;
         }
+        if let Some(at) = at_cut {
+            reasons.extend(why_cut(sessions.cut.saturating_sub(at.before), at, facts.address.as_deref()));
+        }
+        if !facts.capabilities.confirmed_end {
+            // Nobody can have seen their end.
+            sessions.unconfirmed += std::mem::take(&mut sessions.closed);
+        }
+        let [refused, refused_tracked] = self.node.gate().refusals();
         let (outcome, error) = match self.state {
             State::Waiting => (Outcome::NotReached, error),
             // Cut short by a second signal.
@@ -348,8 +370,32 @@ impl Row {
         // What a resource cannot do matters to who reads what became of its sessions.
         let cannot = if outcome == Outcome::NotInitialised { Vec::new() } else { facts.capabilities.missing() };
         let name = facts.name.clone();
-        Some(ResourceReport { name, outcome, step, took, sessions, stragglers, left_out, records, error, cannot })
+        Some(ResourceReport {
+            name,
+            outcome,
+            step,
+            took,
+            sessions,
+            stragglers,
+            left_out,
+            refused,
+            refused_tracked,
+            records,
+            error,
+            reasons,
+            cannot,
+        })
     }
+}
+
+/// Why so many sessions were cut when their time was over.
+fn why_cut(cut: u64, at: AtCut, address: Option<&str>) -> Vec<String> {
+    let held = cut.min(at.out);
+    let after = in_words(at.after);
+    let whom = address.unwrap_or("the server");
+    let held_so = format!("{held} cut while checked out, after {after}");
+    let silent = format!("{} cut since {whom} had not ended its side after {after}", cut - held);
+    [(held, held_so), (cut - held, silent)].into_iter().filter(|(count, _)| *count > 0).map(|(_, why)| why).collect()
 }
 
 /// Where a resource is drained.
@@ -448,6 +494,7 @@ pub enum ReportFormat {
     /// | `BudgetShare` | Percent | the same, of the platform's budget |
     /// | `UncleanDrains` | Count | 1 where not everything was drained, else 0 |
     /// | `SessionsClosed` | Count | sessions that said goodbye |
+    /// | `SessionsUnconfirmed` | Count | sessions that were ended where nobody can see the server's end |
     /// | `SessionsCut` | Count | sessions that could not |
     /// | `StatementsCancelled` | Count | statements that the server was asked to stop |
     /// | `RecordsAccepted` | Count | records that buffers took in, in their whole life |
@@ -478,27 +525,16 @@ fn time_to_write(budget: Budget, begun: Instant) -> Duration {
 /// A pipe that somebody reads takes the report in less.
 const REPORT_PATIENCE: Duration = Duration::from_secs(1);
 
-/// Writes the report to standard error, on a thread that is left behind if nobody reads the other end of the pipe or
-/// somebody holds the lock.
-async fn write_report(report: &Report, format: ReportFormat, at_most: Duration) {
+fn report_text(report: &Report, format: ReportFormat) -> String {
     let now = SystemTime::now();
-    let text = match format {
-        ReportFormat::Table => report.to_string(),
-        ReportFormat::Json => format!("{}\n", log_line::line(report, now, None)),
-        ReportFormat::CloudWatch => format!("{}\n", log_line::line(report, now, Some(Metrics::of(report, now)))),
-    };
-    let (sender, written) = oneshot::channel();
-    let write = move || {
-        // There is nowhere left to say that standard error cannot be written to.
-        let _ = io::stderr().lock().write_all(text.as_bytes());
-        let _ = sender.send(());
-    };
-    if thread::Builder::new().name("winddown-report".into()).spawn(write).is_ok() {
-        let _ = timeout(at_most, written).await;
+    match format {
+        ReportFormat::Table => report.to_string().trim_end().to_owned(),
+        ReportFormat::Json => log_line::line(report, now, None),
+        ReportFormat::CloudWatch => log_line::line(report, now, Some(Metrics::of(report, now))),
     }
 }
 
-/// SIGTERM and SIGINT, received from creation on, each with the moment of its arrival.
+/// The signals that say stop, received from creation on, each with the moment of its arrival.
 struct Signals {
     /// Received, and not for the life that was over.
     put_back: Option<Received>,
@@ -507,20 +543,20 @@ struct Signals {
     _open: mpsc::UnboundedSender<Received>,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Received {
-    name: &'static str,
+    name: Cow<'static, str>,
     number: i32,
     at: Instant,
 }
 
 impl Received {
-    fn now(name: &'static str, kind: SignalKind) -> Self {
-        Self { name, number: kind.as_raw_value(), at: Instant::now() }
+    fn now(kind: SignalKind) -> Self {
+        Self { name: signals::name(kind), number: kind.as_raw_value(), at: Instant::now() }
     }
 
     /// As shells report a process that a signal ended.
-    fn exit_status(self) -> i32 {
+    fn exit_status(&self) -> i32 {
         128 + self.number
     }
 }
@@ -533,24 +569,21 @@ impl Signals {
     }
 
     /// Must be called inside the runtime of the thread.
-    fn listen() -> io::Result<Self> {
-        let (terminate, interrupt) = (SignalKind::terminate(), SignalKind::interrupt());
-        let (mut terminated, mut interrupted) = (signal(terminate)?, signal(interrupt)?);
+    fn listen(kinds: &[SignalKind]) -> io::Result<Self> {
         let signals = Self::none();
-        let sender = signals._open.clone();
-        // In a task of its own: a signal that arrives while something else is waited for has its moment too.
-        tokio::spawn(async move {
-            loop {
-                let received = tokio::select! {
-                    Some(()) = terminated.recv() => Received::now("SIGTERM", terminate),
-                    Some(()) = interrupted.recv() => Received::now("SIGINT", interrupt),
-                    else => return,
-                };
-                if sender.send(received).is_err() {
-                    return;
+        // All or none: a signal that is received and heard by nobody would be lost.
+        let streams = kinds.iter().map(|kind| Ok((*kind, signal(*kind)?))).collect::<io::Result<Vec<_>>>()?;
+        for (kind, mut stream) in streams {
+            let sender = signals._open.clone();
+            // In a task of its own: a signal that arrives while something else is waited for has its moment too.
+            tokio::spawn(async move {
+                while stream.recv().await.is_some() {
+                    if sender.send(Received::now(kind)).is_err() {
+                        return;
+                    }
                 }
-            }
-        });
+            });
+        }
         Ok(signals)
     }
 

@@ -147,22 +147,48 @@ impl fmt::Display for Error {
         if let Some(resource) = &self.inner.resource {
             write!(f, "{resource}: ")?;
         }
-        f.write_str(&self.inner.message)?;
         let mut said = self.inner.message.to_string();
         let mut next = self.source();
+        let mut last = said.clone();
         while let Some(source) = next {
             // Drivers often repeat their source in their own message; saying it once is enough.
             let text = source.to_string();
-            if !said.ends_with(&text) {
-                write!(f, ": {text}")?;
+            if !last.ends_with(&text) {
+                // A sentence, not a name or a number that may well come again.
+                let is_known = |part: &&str| part.contains(' ') && said.split(PAUSE).any(|known| known == *part);
+                let new: Vec<&str> = text.split(PAUSE).filter(|part| !is_known(part)).collect();
+                if !new.is_empty() {
+                    said = format!("{said}{PAUSE}{}", new.join(PAUSE));
+                }
             }
             // One of ours has said all that is behind it.
             next = if source.is::<Self>() { None } else { source.source() };
-            said = text;
+            last = text;
         }
-        Ok(())
+        f.write_str(&once(&said))
     }
 }
+
+/// The chain without what is said twice in a row: an error of a driver that names its kind is often behind another one of the
+/// same kind (`Input/output error: Input/output error: ...`), or repeats its source with something after it.
+fn once(chain: &str) -> String {
+    let mut links: Vec<&str> = Vec::new();
+    for link in chain.split(PAUSE) {
+        links.push(link);
+        // However long it is, what came just now stands before it already.
+        let repeated = (1..=links.len() / 2).find(|n| {
+            let (before, now) = links.split_at(links.len() - n);
+            before.ends_with(now)
+        });
+        if let Some(repeated) = repeated {
+            links.truncate(links.len() - repeated);
+        }
+    }
+    links.join(PAUSE)
+}
+
+/// What stands between the links of a chain, also within the text of one.
+const PAUSE: &str = ": ";
 
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -200,6 +226,27 @@ mod tests {
         let shared = buffer.clone();
         assert_eq!(buffer.of("log").to_string(), expected.replace("audit", "log"));
         assert_eq!(shared.to_string(), expected);
+    }
+
+    #[test]
+    fn no_text_stands_twice() {
+        let of = |text: &str| Error::new(ErrorKind::Init, text.to_owned());
+        let io = || std::io::Error::other("connection refused");
+        assert_eq!(
+            of("cannot connect")
+                .with_source(of("Input/output error: Input/output error").with_source(io()))
+                .to_string(),
+            "cannot connect: Input/output error: connection refused"
+        );
+        // A link that has its source in the middle of its own text.
+        assert_eq!(of("a: connection refused").with_source(io()).to_string(), "a: connection refused");
+        let chain = of("a").with_source(of("b: c").with_source(of("b: c: d")));
+        assert_eq!(chain.to_string(), "a: b: c: d");
+        // SQLite's.
+        let code = std::io::Error::other("Error code 14: unable to open database file");
+        let sqlite = of("cannot open").with_source(of("unable to open database file: /app.db").with_source(code));
+        assert_eq!(sqlite.to_string(), "cannot open: unable to open database file: /app.db: Error code 14");
+        assert_eq!(of("x: y: x: z").to_string(), "x: y: x: z", "not what is apart");
     }
 
     #[test]

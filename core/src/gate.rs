@@ -85,6 +85,8 @@ struct State {
     inside: Slab<Inside>,
     /// How many of them are active.
     active: usize,
+    /// Who was told that nothing is handed out any more: ordinary code, and dependents.
+    refusals: [u64; 2],
     /// Who waits for the last one to leave: the drain of the resource, and its adapter.
     settled: Vec<Waker>,
 }
@@ -105,8 +107,13 @@ struct Inside {
     caller: Caller,
     site: &'static Location<'static>,
     since: Coarse,
+    /// What it is for, where somebody said so.
+    name: Option<Box<str>>,
     standing: Standing,
 }
+
+/// So many names are listed of one place, those of the oldest.
+const NAMES: usize = 8;
 
 #[derive(Debug)]
 enum Standing {
@@ -137,7 +144,7 @@ impl Key {
         self.0 >> 1
     }
 
-    fn caller(self) -> Caller {
+    pub(crate) fn caller(self) -> Caller {
         if self.0 & 1 == 1 { Caller::Dependent } else { Caller::Application }
     }
 }
@@ -159,7 +166,7 @@ impl Gate {
     pub(crate) fn new(admits: Admits) -> Self {
         Self {
             admits: AtomicU8::new(admits as u8),
-            state: Mutex::new(State { inside: Slab::new(), active: 0, settled: Vec::new() }),
+            state: Mutex::new(State { inside: Slab::new(), active: 0, refusals: [0; 2], settled: Vec::new() }),
         }
     }
 
@@ -175,7 +182,25 @@ impl Gate {
             return Err(Refused);
         }
         state.active += 1;
-        Ok(Key::new(state.inside.insert(Inside { caller, site, since, standing: Standing::Active }), caller))
+        Ok(Key::new(
+            state.inside.insert(Inside { caller, site, since, name: None, standing: Standing::Active }),
+            caller,
+        ))
+    }
+
+    /// Says what the one at `key` is for.
+    pub(crate) fn label(&self, key: Key, name: Box<str>) {
+        self.state().inside[key.index()].name = Some(name);
+    }
+
+    /// One was told that nothing is handed out any more.
+    pub(crate) fn count_refusal(&self, caller: Caller) {
+        self.state().refusals[usize::from(caller == Caller::Dependent)] += 1;
+    }
+
+    /// How many were: ordinary code, and dependents.
+    pub(crate) fn refusals(&self) -> [u64; 2] {
+        self.state().refusals
     }
 
     /// Hands out: from here on the caller has what it came for.
@@ -277,15 +302,21 @@ impl Gate {
 
     /// The checkouts that are out, by the place that made them, with the age of the oldest. Walks them.
     pub(crate) fn stragglers(&self) -> Vec<Straggler> {
+        type Out = (Duration, Option<Box<str>>);
         let state = self.state();
-        let mut sites: BTreeMap<String, (usize, Duration)> = BTreeMap::new();
+        let mut sites: BTreeMap<String, Vec<Out>> = BTreeMap::new();
         for (_, inside) in state.inside.iter().filter(|(_, inside)| inside.is_active()) {
-            let (count, oldest) = sites.entry(inside.site.to_string()).or_default();
-            *count += 1;
-            *oldest = (*oldest).max(inside.since.elapsed());
+            sites.entry(inside.site.to_string()).or_default().push((inside.since.elapsed(), inside.name.clone()));
         }
         drop(state);
-        sites.into_iter().map(|(site, (count, oldest))| Straggler::new(site, count, oldest)).collect()
+        let stragglers = sites.into_iter().map(|(site, mut out)| {
+            out.sort_by_key(|(age, _)| std::cmp::Reverse(*age));
+            let oldest = out.first().map(|(age, _)| *age).unwrap_or_default();
+            let count = out.len();
+            let names = out.into_iter().filter_map(|(_, name)| name.map(Into::into)).take(NAMES).collect();
+            Straggler::new(site, count, oldest, names)
+        });
+        stragglers.collect()
     }
 
     #[inline]

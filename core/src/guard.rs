@@ -75,7 +75,7 @@ impl<R: Resource> ShutdownGuard<R> {
         let site = Location::caller();
         async move {
             let slot = self.slot.now();
-            let mut checkout = Checkout { value: None, pass: Pass::enter(slot, site)? };
+            let mut checkout = Checkout { value: None, pass: Pass::of_checkout(slot, site)? };
             let pool = match slot.pool() {
                 Some(pool) => pool,
                 // Boxed, since it happens once: inline it would make the future of every checkout larger.
@@ -90,12 +90,15 @@ impl<R: Resource> ShutdownGuard<R> {
             match result {
                 // The driver may have been connecting when draining began and succeeded afterwards: then the checkout
                 // is dropped here, and so given back.
-                Ok(()) => checkout.pass.hand_out().map(|()| checkout),
+                Ok(()) => match checkout.pass.hand_out() {
+                    Ok(()) => Ok(checkout),
+                    Err(refusal) => Err(checkout.pass.count(refusal)),
+                },
                 // A driver whose pool is closed under a waiting caller says so in its own way.
                 Err(error) if checkout.pass.is_refused() && !error.is_shutting_down() => {
-                    Err(self.refusal().with_source(error))
+                    Err(checkout.pass.count(self.refusal().with_source(error)))
                 }
-                Err(error) => Err(error.of(self.name())),
+                Err(error) => Err(checkout.pass.count(error.of(self.name()))),
             }
         }
     }
@@ -113,7 +116,7 @@ impl<R: Resource> ShutdownGuard<R> {
         let site = Location::caller();
         async move {
             let slot = self.slot.now();
-            let pass = Pass::enter(slot, site)?;
+            let pass = Pass::of_checkout(slot, site)?;
             match slot.pool() {
                 Some(pool) => Ok(pool),
                 None => init_with(slot, &pass).await,
@@ -148,7 +151,7 @@ impl<R: Resource> ShutdownGuard<R> {
 
 async fn init_with<'a, R: Resource>(slot: &'a Arc<Slot<R>>, pass: &Pass<R>) -> Result<&'a R::Pool, Error> {
     let mut init = pin!(slot.initialised());
-    pass.unless_refused(|context| init.as_mut().poll(context)).await
+    pass.unless_refused(|context| init.as_mut().poll(context)).await.map_err(|error| pass.count(error))
 }
 
 impl<R: Resource> Clone for ShutdownGuard<R> {
@@ -225,6 +228,23 @@ impl<R: Resource> Pass<R> {
             Ok(key) => Ok(Self { slot: Arc::clone(slot), key }),
             Err(_) => Err(Error::shutting_down(slot.name())),
         }
+    }
+
+    /// The same, and a refusal is counted.
+    fn of_checkout(slot: &Arc<Slot<R>>, site: &'static Location<'static>) -> Result<Self, Error> {
+        Self::enter(slot, site).inspect_err(|_| slot.gate().count_refusal(caller()))
+    }
+
+    /// Counts the error if it is a refusal.
+    fn count(&self, error: Error) -> Error {
+        if error.is_shutting_down() {
+            self.slot.gate().count_refusal(self.key.caller());
+        }
+        error
+    }
+
+    pub(crate) fn label(&self, name: Box<str>) {
+        self.slot.gate().label(self.key, name);
     }
 
     pub(crate) fn hand_out(&self) -> Result<(), Error> {

@@ -1,4 +1,6 @@
 #![doc = include_str!("../README.md")]
+// They panic where the other end is closed: `winddown_core::write_line` does not.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
 
 // What an application uses.
 mod error;
@@ -26,12 +28,14 @@ mod node;
 mod notify;
 mod panics;
 mod plan;
+mod signals;
+mod standard_error;
 mod sync;
 
 pub mod memory;
 
 #[doc(hidden)]
-pub use crate::log_line::warning_line;
+pub use crate::{log_line::warning_line, standard_error::write_line};
 
 pub use crate::{
     body::TrackedBody,
@@ -49,3 +53,4 @@ pub use crate::{
     rested::Rested,
     work::{Hook, HookResult},
 };
+pub use tokio::signal::unix::SignalKind;

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::watch, time::Instant};
+use tokio::{signal::unix::SignalKind, sync::watch, time::Instant};
 
 use crate::{
     Budget, Error, ErrorKind, Hook, Platform, Reason, Report, ReportFormat, Resource, Retry, ShutdownGuard, Tracked,
@@ -21,8 +21,10 @@ use crate::{
     error::BoxError,
     gate::{Admits, wake},
     guard::Pass,
+    log_line::warning_line,
     node::{Node, Order, Renewal, Slot},
-    panics,
+    panics, signals,
+    standard_error::write_line,
     work::TrackedWork,
 };
 
@@ -72,6 +74,10 @@ pub(crate) struct Shared {
     pub(crate) report_format: Option<ReportFormat>,
     /// Receives signals, and ends the process at the deadline.
     pub(crate) owns_process: bool,
+    /// Those that it receives then.
+    pub(crate) signals: Vec<SignalKind>,
+    /// Somebody else begins its drain.
+    embedded: bool,
     retry: Retry,
     init_limit: Option<Duration>,
     lives: watch::Sender<Lives>,
@@ -110,8 +116,17 @@ fn own_process(shared: &Arc<Shared>) -> Result<(), Error> {
             "this process has a lifecycle that receives signals: use that one, or build this one with `signals(false)`",
         ));
     }
+    let handled = signals::handled(&shared.signals);
     conductor::start(shared, &shared.life())?;
     *owned = true;
+    drop(owned);
+    for kind in handled {
+        let message = format!("{} had a handler before the lifecycle was made", signals::name(kind));
+        Shared::warn(
+            &message,
+            "it runs first, and if it ends the process nothing is drained: make the lifecycle first",
+        );
+    }
     Ok(())
 }
 
@@ -147,6 +162,23 @@ impl Lifecycle {
     /// here on, and the report is written to standard error.
     ///
     /// Make one per process, before anything slow: a platform may say stop while the process still starts.
+    ///
+    /// # Other handlers
+    /// What else handles SIGTERM or SIGINT in this process can keep it from being drained:
+    /// - a handler that was there before is called first, and then ours. There is a warning; if it ends the process by itself,
+    ///   nothing is drained.
+    /// - a later one by tokio or `signal-hook` runs beside ours. That cannot be seen: it must not end the process
+    ///   (`std::process::exit`), and has [`draining`](Self::draining) to wait for instead.
+    /// - a later one by `sigaction` replaces ours, and the signal begins no drain any more. The crate `ctrlc` does that: with
+    ///   Ctrl-C, and with its feature `termination` also with SIGTERM and SIGHUP. When [`init`](Self::init) or
+    ///   [`run`](Self::run) finds its thread (on Linux), there is a warning; others cannot be seen. Call
+    ///   [`begin_drain`](Self::begin_drain) in such a handler, or do without it: Ctrl-C is handled here already.
+    ///
+    /// # As process 1
+    /// The first process of a container (PID 1) has no default action for signals: until this is called SIGTERM does nothing at
+    /// all, and from then on it drains as everywhere. A shell as process 1 (`CMD my-server` in shell form) does not pass the
+    /// signal on: write `CMD ["my-server"]`, or `exec my-server` in a script. Zombies of other processes' children are not
+    /// reaped here: where there are any, put an init (`docker run --init`, tini) first, which passes SIGTERM on.
     ///
     /// # Errors
     /// [`ErrorKind::Config`] when `WINDDOWN_BUDGET_MS` is not a number, the signal thread cannot be started, or the
@@ -187,7 +219,16 @@ impl Lifecycle {
     /// [`ErrorKind::ShuttingDown`] once draining has begun.
     #[track_caller]
     pub fn track(&self) -> Result<Tracked, Error> {
-        self.shared.life().track(Location::caller())
+        self.shared.life().track(Location::caller(), None)
+    }
+
+    /// The same with a name for the report, which has it where the work does not end in time: a request's id, a route, a job.
+    ///
+    /// # Errors
+    /// [`ErrorKind::ShuttingDown`] once draining has begun.
+    #[track_caller]
+    pub fn track_as(&self, name: impl Into<String>) -> Result<Tracked, Error> {
+        self.shared.life().track(Location::caller(), Some(name.into().into()))
     }
 
     /// Initialises every resource, all at once. If one fails, the others are drained again and the lifecycle is over.
@@ -342,11 +383,6 @@ impl Lifecycle {
         self.shared.init_limit
     }
 
-    /// Whether the signals that stop a process drain it: [`Builder::signals`].
-    pub fn receives_signals(&self) -> bool {
-        self.shared.owns_process
-    }
-
     /// The platform of this lifecycle.
     pub fn platform(&self) -> &Platform {
         &self.shared.platform
@@ -370,6 +406,7 @@ impl Lifecycle {
     /// ```
     ///
     /// # Errors
+    /// - [`ErrorKind::Config`] where the lifecycle receives no signals, and is not [embedded](Builder::embedded) either;
     /// - what [`init`](Self::init) returns, but for a stop that arrives meanwhile: that is drained and counts as a
     ///   success;
     /// - [`ErrorKind::Work`] when the work failed, [`ErrorKind::Panicked`] when it panicked: drained all the same;
@@ -382,6 +419,7 @@ impl Lifecycle {
     {
         let site = Location::caller();
         async move {
+            self.shared.check_stoppable()?;
             let life = self.shared.life();
             match self.shared.init(&life, self.shared.init_limit).await {
                 Ok(()) => {}
@@ -389,7 +427,7 @@ impl Lifecycle {
                 Err(error) => return Err(error),
             }
             // Not before: a rollback of init would wait for it.
-            let result = match life.track(site) {
+            let result = match life.track(site, None) {
                 Ok(tracked) => {
                     let failed = |error: E| Error::new(ErrorKind::Work, "the work failed").with_source(error);
                     let work = async { work.into_future().await.map_err(failed) };
@@ -408,6 +446,15 @@ impl Lifecycle {
         }
     }
 
+    /// What [`run`](Self::run) asks first: for other functions that run the work of a process.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] where nothing would ever begin the drain.
+    #[doc(hidden)]
+    pub fn check_stoppable(&self) -> Result<(), Error> {
+        self.shared.check_stoppable()
+    }
+
     /// Whether an error of [`init`](Self::init) says that the platform or the application stopped it, and not that a
     /// resource failed. Waits for the end of the drain.
     pub async fn was_stopped(&self, error: &Error) -> bool {
@@ -424,6 +471,27 @@ impl Lifecycle {
 }
 
 impl Shared {
+    /// Warns of what must be seen: through tracing where the application has set it up by then, else on standard error.
+    fn warn(message: &str, why: &str) {
+        if tracing::dispatcher::has_been_set() {
+            tracing::warn!("{message}: {why}");
+        } else {
+            write_line(&warning_line(message, why));
+        }
+    }
+
+    /// An error where nothing would ever say stop.
+    fn check_stoppable(&self) -> Result<(), Error> {
+        if self.owns_process || self.embedded {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::Config,
+            "this lifecycle receives no signals, so SIGTERM would end the process without a drain: build it without \
+             `signals(false)`, or with `embedded()` where something else calls `begin_drain`",
+        ))
+    }
+
     /// The life that is lived now.
     pub(crate) fn life(&self) -> Arc<Life> {
         Arc::clone(&self.lives.borrow().now)
@@ -527,8 +595,11 @@ impl Life {
         }
     }
 
-    fn track(&self, site: &'static Location<'static>) -> Result<Tracked, Error> {
+    fn track(&self, site: &'static Location<'static>, name: Option<Box<str>>) -> Result<Tracked, Error> {
         let pass = Pass::enter(&self.tracked, site)?;
+        if let Some(name) = name {
+            pass.label(name);
+        }
         pass.hand_out()?;
         Ok(Tracked::new(pass))
     }

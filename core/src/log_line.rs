@@ -8,7 +8,11 @@ use std::{
 
 use serde::Serialize;
 
-use crate::{Reason, Report, report::as_milliseconds};
+use crate::{
+    Budget, Reason, Report, ReportFormat,
+    lifecycle::Begun,
+    report::{as_milliseconds, in_words},
+};
 
 /// AWS Lambda Developer Guide, "Log-level filtering": a line without a level counts as INFO, whatever it says, and one
 /// whose time is not in RFC 3339 does too.
@@ -41,6 +45,39 @@ pub(crate) fn line(report: &Report, at: SystemTime, metrics: Option<Metrics>) ->
     serde_json::to_string(&line).expect("a report has only strings, numbers and lists")
 }
 
+/// What is said when a drain begins: for people, or one line of JSON.
+pub(crate) fn begin_line(format: ReportFormat, begun: &Begun, budget: Budget) -> String {
+    begin_line_at(format, begun, budget, SystemTime::now())
+}
+
+fn begin_line_at(format: ReportFormat, begun: &Begun, budget: Budget, at: SystemTime) -> String {
+    #[derive(Serialize)]
+    struct Beginning<'a> {
+        timestamp: String,
+        level: &'static str,
+        message: String,
+        r#type: &'static str,
+        reason: &'a Reason,
+        budget_ms: u128,
+    }
+    let Begun { reason, error, .. } = begun;
+    let budget = budget.total();
+    let error = error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
+    let message = format!("{reason}{error}, draining, {}", in_words(budget));
+    if format == ReportFormat::Table {
+        return format!("winddown: {message}");
+    }
+    let line = Beginning {
+        timestamp: humantime::format_rfc3339_millis(at).to_string(),
+        level: if *reason == Reason::InitFailed { "ERROR" } else { "INFO" },
+        message,
+        r#type: "winddown.draining",
+        reason,
+        budget_ms: budget.as_millis(),
+    };
+    serde_json::to_string(&line).expect("it has only strings and a number")
+}
+
 /// CloudWatch's embedded metric format (Amazon CloudWatch User Guide, "Specification: Embedded metric format"): the values
 /// are at the root, `_aws` says which they are.
 #[derive(Debug, Serialize)]
@@ -65,7 +102,7 @@ struct Directive {
 struct Directives {
     namespace: &'static str,
     dimensions: [Vec<&'static str>; 1],
-    metrics: [Metric; 11],
+    metrics: [Metric; 12],
 }
 
 #[derive(Debug, Serialize)]
@@ -82,6 +119,7 @@ struct Values {
     budget_share: f64,
     unclean_drains: u64,
     sessions_closed: u64,
+    sessions_unconfirmed: u64,
     sessions_cut: u64,
     statements_cancelled: u64,
     records_accepted: u64,
@@ -92,11 +130,12 @@ struct Values {
 }
 
 /// In the order of [`Values`].
-const METRICS: [(&str, &str); 11] = [
+const METRICS: [(&str, &str); 12] = [
     ("DrainTime", "Milliseconds"),
     ("BudgetShare", "Percent"),
     ("UncleanDrains", "Count"),
     ("SessionsClosed", "Count"),
+    ("SessionsUnconfirmed", "Count"),
     ("SessionsCut", "Count"),
     ("StatementsCancelled", "Count"),
     ("RecordsAccepted", "Count"),
@@ -121,6 +160,7 @@ impl Metrics {
         };
         for resource in &report.resources {
             values.sessions_closed += resource.sessions.closed;
+            values.sessions_unconfirmed += resource.sessions.unconfirmed;
             values.sessions_cut += resource.sessions.cut;
             values.statements_cancelled += resource.sessions.cancelled;
             let records = resource.records.unwrap_or_default();
@@ -176,6 +216,8 @@ fn warning_line_as(json: bool, at: SystemTime, message: &str, error: &str) -> St
 
 #[cfg(all(test, not(winddown_loom)))]
 mod tests {
+    use std::sync::Arc;
+
     use serde_json::{Value, json};
 
     use super::*;
@@ -194,8 +236,11 @@ mod tests {
             sessions,
             stragglers: Vec::new(),
             left_out: 0,
+            refused: 0,
+            refused_tracked: 0,
             records,
             error: None,
+            reasons: Vec::new(),
             cannot: Vec::new(),
         }
     }
@@ -265,6 +310,40 @@ mod tests {
         let read = serde_json::to_value(Metrics::of_function(&report, at(), None)).unwrap();
         assert_eq!(read["_aws"]["CloudWatchMetrics"][0]["Dimensions"], json!([[]]));
         assert!(read.get("FunctionName").is_none());
+    }
+
+    #[test]
+    fn a_failed_init_is_an_error_that_says_why_however_clean_its_drain_was() {
+        let failed = Report { reason: Reason::InitFailed, error: Some("db: no route".into()), ..report(Vec::new()) };
+        let read: Value = serde_json::from_str(&line(&failed, at(), None)).unwrap();
+        assert_eq!((&read["level"], &read["message"]), (&json!("ERROR"), &json!("init failed: db: no route")));
+        assert_eq!(failed.to_string().lines().next(), Some("winddown: init failed: db: no route"));
+    }
+
+    #[test]
+    fn the_beginning_is_one_line_for_people_or_machines() {
+        let begun =
+            |reason, error| Begun { reason, at: tokio::time::Instant::now(), error, budget: None, nodes: Arc::new([]) };
+        let budget = |ms| Budget::new(Duration::from_millis(ms)).unwrap();
+        let sigterm = begun(Reason::Signal("SIGTERM".into()), None);
+        let text = begin_line_at(ReportFormat::Table, &sigterm, budget(10_000), at());
+        assert_eq!(text, "winddown: SIGTERM, draining, 10 s");
+        let read: Value =
+            serde_json::from_str(&begin_line_at(ReportFormat::CloudWatch, &sigterm, budget(500), at())).unwrap();
+        let expected = json!({
+            "timestamp": "2026-09-21T14:13:20.123Z",
+            "level": "INFO",
+            "message": "SIGTERM, draining, 500 ms",
+            "type": "winddown.draining",
+            "reason": "SIGTERM",
+            "budget_ms": 500,
+        });
+        assert_eq!(read, expected);
+        let failed = begun(Reason::InitFailed, Some("db: no route".into()));
+        let read: Value =
+            serde_json::from_str(&begin_line_at(ReportFormat::Json, &failed, budget(1500), at())).unwrap();
+        assert_eq!(read["level"], json!("ERROR"));
+        assert_eq!(read["message"], json!("init failed: db: no route, draining, 1.5 s"));
     }
 
     #[test]

@@ -19,7 +19,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-use crate::{Drain, Error, ErrorKind, Resource};
+use crate::{Capabilities, Drain, Error, ErrorKind, Resource};
 
 /// The far side: lists sessions and running statements as a database server would, and can be paused, killed, slow and
 /// full as one.
@@ -513,6 +513,10 @@ impl Resource for Memory {
                 }
             }
         }
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::ALL
     }
 
     async fn cancel(&self, pool: &MemoryPool, drain: &Drain) -> Result<(), Error> {

@@ -20,6 +20,7 @@ use crate::{
     init::{InitCell, Retry},
     panics,
     plan::{RESERVE_FLOOR, Reserve},
+    report::in_words,
     resource::Deadlines,
 };
 
@@ -339,10 +340,18 @@ impl<R: Resource> Node for Slot<R> {
             let stragglers = self.gate.stragglers();
             drain.tally.change(|known| known.stragglers = stragglers);
             let cancel = async {
+                let began = Instant::now();
                 let asked = timeout_at(cut, panics::catch(self.resource.cancel(pool, &drain))).await;
                 step(Step::Goodbye);
-                // Where it ran out of time, what it counted stands in the report, and the cut follows now.
-                asked.unwrap_or(Ok(()))
+                asked.unwrap_or_else(|_| {
+                    // What it counted stands in the report, and the cut follows now.
+                    let whom = self.facts.address.as_deref().unwrap_or("the server");
+                    drain.reason(format!(
+                        "cancelling ran out of time: {whom} did not answer within {}",
+                        in_words(began.elapsed())
+                    ));
+                    Ok(())
+                })
             };
             // 5. Goodbye to the rest. The adapter cuts what is left at `Drain::cut`; a checkout that is still out then
             // stays with its holder, and is not waited for any longer.

@@ -69,12 +69,21 @@ pub struct ResourceReport {
     pub stragglers: Vec<Straggler>,
     /// Checkouts that never came back.
     pub left_out: usize,
+    /// Checkouts that were refused because draining had begun, to whom nobody waits for.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub refused: u64,
+    /// The same to tracked work, hooks and buffers: they came when the resource itself was being drained.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub refused_tracked: u64,
     /// What became of buffered records, for a resource that has them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub records: Option<Records>,
     /// The error or the panic's message, in one line; or what [`Drain::note`](crate::Drain::note) quoted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// Why something was cut, or not cancelled, where time was the reason: who did not answer, and for how long.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reasons: Vec<String>,
     /// What this resource cannot do, said by its adapter.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub cannot: Vec<Cow<'static, str>>,
@@ -128,6 +137,10 @@ pub enum Step {
 pub struct Sessions {
     /// Said goodbye, and the server has closed its side.
     pub closed: u64,
+    /// Ended from our side in order, and whether the server has closed its own nobody could see: that is all that its driver
+    /// lets anybody do. No failure.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub unconfirmed: u64,
     /// Could not say goodbye: the connection was cut, or left to the end of the process.
     pub cut: u64,
     /// Statements that the server was asked to stop.
@@ -173,6 +186,9 @@ pub struct Straggler {
     /// How long the oldest had been out, to a few milliseconds.
     #[serde(rename = "oldest_ms", with = "milliseconds")]
     pub oldest: Duration,
+    /// What they are, where [`Lifecycle::track_as`](crate::Lifecycle::track_as) was told: of the oldest eight.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub names: Vec<String>,
 }
 
 impl Report {
@@ -201,8 +217,8 @@ impl Report {
 }
 
 impl Straggler {
-    pub(crate) fn new(site: String, count: usize, oldest: Duration) -> Self {
-        Self { site, count, oldest }
+    pub(crate) fn new(site: String, count: usize, oldest: Duration, names: Vec<String>) -> Self {
+        Self { site, count, oldest, names }
     }
 }
 
@@ -301,13 +317,14 @@ impl ResourceReport {
         if matches!(self.outcome, Outcome::Hung | Outcome::Panicked | Outcome::Failed) {
             parts.push(format!("at {}", self.step));
         }
-        let Sessions { closed, cut, cancelled, left_behind } = self.sessions;
+        let Sessions { closed, unconfirmed, cut, cancelled, left_behind } = self.sessions;
         let mut count = |number: u64, what: &str| {
             if number > 0 {
                 parts.push(format!("{number} {what}"));
             }
         };
         count(closed, "closed");
+        count(unconfirmed, "ended, unconfirmed");
         count(cancelled, "cancelled");
         count(cut, "cut");
         count(left_behind, "of the drain's own left behind");
@@ -322,12 +339,21 @@ impl ResourceReport {
             count(in_doubt, "in doubt");
             count(pending, "pending");
         }
-        for Straggler { site, count, oldest } in &self.stragglers {
-            parts.push(format!("{count} out since {:.0} ms at {site}", as_milliseconds(*oldest)));
+        for Straggler { site, count, oldest, names } in &self.stragglers {
+            let names = if names.is_empty() { String::new() } else { format!(" ({})", names.join(", ")) };
+            parts.push(format!("{count} out since {:.0} ms at {site}{names}", as_milliseconds(*oldest)));
         }
         if self.left_out > 0 {
             parts.push(format!("{} never came back", self.left_out));
         }
+        let mut count = |number: u64, what: &str| {
+            if number > 0 {
+                parts.push(format!("{number} {what}"));
+            }
+        };
+        count(self.refused, "checkouts refused");
+        count(self.refused_tracked, "checkouts of tracked work refused");
+        parts.extend(self.reasons.iter().cloned());
         parts.extend(self.error.clone());
         parts.extend(self.cannot.iter().map(|cannot| format!("cannot {cannot}")));
         parts.join(", ")
@@ -336,6 +362,12 @@ impl ResourceReport {
 
 pub(crate) fn as_milliseconds(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1000.0
+}
+
+/// A duration for people: `850 ms`, `10 s`.
+pub(crate) fn in_words(duration: Duration) -> String {
+    let milliseconds = as_milliseconds(duration).round();
+    if milliseconds >= 1000.0 { format!("{} s", milliseconds / 1000.0) } else { format!("{milliseconds} ms") }
 }
 
 /// Durations as milliseconds, to the microsecond: as fine as any of this is known.
@@ -365,12 +397,33 @@ pub(crate) struct Known {
     /// Sessions that are in no column yet.
     pub(crate) open: u64,
     pub(crate) stragglers: Vec<Straggler>,
+    /// When what was left had to be cut.
+    pub(crate) at_cut: Option<AtCut>,
+    pub(crate) reasons: Vec<String>,
     pub(crate) error: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct AtCut {
+    /// How long the drain had taken.
+    pub(crate) after: Duration,
+    /// Checkouts that were out.
+    pub(crate) out: u64,
+    /// Sessions that were cut before, for another reason.
+    pub(crate) before: u64,
 }
 
 impl Default for Known {
     fn default() -> Self {
-        Self { step: Step::Waiting, sessions: Sessions::default(), open: 0, stragglers: Vec::new(), error: None }
+        Self {
+            step: Step::Waiting,
+            sessions: Sessions::default(),
+            open: 0,
+            stragglers: Vec::new(),
+            at_cut: None,
+            reasons: Vec::new(),
+            error: None,
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use crate::{
     Error, ErrorKind, Latency,
     gate::Gate,
     plan::RESERVE_FLOOR,
-    report::{Ledger, Step, Tally},
+    report::{AtCut, Ledger, Step, Tally},
 };
 
 /// Something initialised once and drained once: a pool, a client, a buffer.
@@ -124,8 +124,11 @@ pub trait Resource: Send + Sync + 'static {
     }
 
     /// What this resource can do, as it is set up. What it cannot is shown in the report.
+    ///
+    /// By default nothing is claimed. A resource without sessions, as a buffer, has
+    /// [none that it could not end](Capabilities::NO_SESSIONS).
     fn capabilities(&self) -> Capabilities {
-        Capabilities::ALL
+        Capabilities::NONE
     }
 
     /// How long the server takes to answer, as the adapter sees it from the first session on; none where there is no server.
@@ -191,7 +194,7 @@ pub struct ResourceId(pub(crate) u64);
 pub struct Capabilities {
     /// Says the protocol's goodbye, where closing the socket alone would leave the server guessing.
     pub goodbye: bool,
-    /// Sees that the server has closed its side.
+    /// Sees that the server has closed its side. Where it does not, what it ends is called unconfirmed, not closed.
     pub confirmed_end: bool,
     /// Stops statements on the server.
     pub cancel: bool,
@@ -202,6 +205,40 @@ pub struct Capabilities {
 impl Capabilities {
     /// Everything.
     pub const ALL: Self = Self { goodbye: true, confirmed_end: true, cancel: true, all_sessions: true };
+
+    /// Nothing.
+    pub const NONE: Self = Self { goodbye: false, confirmed_end: false, cancel: false, all_sessions: false };
+
+    /// Of a resource that has no sessions with a server: there is none that it could not end.
+    pub const NO_SESSIONS: Self = Self::ALL;
+
+    /// The same with stopping statements on the server.
+    #[must_use]
+    pub const fn with_cancel(mut self) -> Self {
+        self.cancel = true;
+        self
+    }
+
+    /// The same with seeing that the server has closed its side.
+    #[must_use]
+    pub const fn with_confirmed_end(mut self) -> Self {
+        self.confirmed_end = true;
+        self
+    }
+
+    /// The same with the protocol's goodbye.
+    #[must_use]
+    pub const fn with_goodbye(mut self) -> Self {
+        self.goodbye = true;
+        self
+    }
+
+    /// The same with sight of sessions that were opened behind the guard's back.
+    #[must_use]
+    pub const fn with_all_sessions(mut self) -> Self {
+        self.all_sessions = true;
+        self
+    }
 
     /// The same without stopping statements on the server.
     #[must_use]
@@ -255,6 +292,7 @@ pub struct Drain {
     pub(crate) grace: Duration,
     pub(crate) gate: Arc<Gate>,
     pub(crate) tally: Arc<Tally>,
+    pub(crate) began: Instant,
 }
 
 /// The instants of one drain, in order.
@@ -267,6 +305,9 @@ pub(crate) struct Deadlines {
     /// The resource is left as it is.
     pub(crate) end: Instant,
 }
+
+/// No further error is quoted beyond this length.
+const MOST_QUOTED: usize = 1000;
 
 impl Drain {
     /// When the resource is left as it is, whatever it does.
@@ -294,6 +335,10 @@ impl Drain {
     pub async fn cut(&self) {
         tokio::time::sleep_until(self.deadlines.cut).await;
         self.tally.step(Step::Cut);
+        let (after, out) = (self.began.elapsed(), self.gate.out() as u64);
+        self.tally.change(|known| {
+            known.at_cut.get_or_insert(AtCut { after, out, before: known.sessions.cut });
+        });
     }
 
     /// So many sessions are open at this moment, in no other count. Where the drain is left with them, because it has not ended
@@ -317,6 +362,12 @@ impl Drain {
         self.tally.change(|known| known.sessions.closed += sessions as u64);
     }
 
+    /// So many sessions were ended from our side in order, and nobody can see whether the server has closed its own. Where the
+    /// capabilities say that this is so of [all](Capabilities::confirmed_end), what is counted as closed counts as this.
+    pub fn unconfirmed(&self, sessions: usize) {
+        self.tally.change(|known| known.sessions.unconfirmed += sessions as u64);
+    }
+
     /// So many sessions were cut, or are left to the end of the process.
     pub fn was_cut(&self, sessions: usize) {
         self.tally.change(|known| known.sessions.cut += sessions as u64);
@@ -328,10 +379,24 @@ impl Drain {
         self.tally.change(|known| known.sessions.left_behind += sessions as u64);
     }
 
-    /// Quotes an error in the report, without making the outcome a failure.
+    /// Quotes an error in the report, without making the outcome a failure. Several are quoted one after the other, each once.
     pub fn note(&self, error: &Error) {
         let text = error.to_string();
-        self.tally.change(|known| known.error = Some(text));
+        self.tally.change(|known| match &mut known.error {
+            Some(known) if known.contains(&text) => {}
+            Some(known) if known.len() < MOST_QUOTED => {
+                known.push_str("; ");
+                known.push_str(&text);
+            }
+            // Whoever fails this often has been quoted enough.
+            Some(_) => {}
+            None => known.error = Some(text),
+        });
+    }
+
+    /// Says in the report why something was not done.
+    pub(crate) fn reason(&self, reason: String) {
+        self.tally.change(|known| known.reasons.push(reason));
     }
 
     /// The server was asked to stop so many statements.

@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    Drain, Error, Resource, ResourceId, Retry, ShutdownGuard,
+    Capabilities, Drain, Error, Resource, ResourceId, Retry, ShutdownGuard,
     error::BoxError,
     node::{Order, Slot},
 };
@@ -51,6 +51,10 @@ impl Resource for TrackedWork {
     async fn goodbye(&self, (): &(), _: &Drain) -> Result<(), Error> {
         // Core itself waits until all of it is back.
         Ok(())
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::NO_SESSIONS
     }
 
     fn reserve(&self, (): &()) -> Duration {
@@ -255,6 +259,10 @@ impl Resource for Hook {
         let Some(flush) = self.flush.as_ref().filter(|_| !self.has_run()) else { return Ok(()) };
         let failed = |error| Error::new(crate::ErrorKind::Work, "the flush of the hook failed").with_source(error);
         flush().await.map_err(failed)
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::NO_SESSIONS
     }
 
     fn depends_on(&self) -> Vec<ResourceId> {

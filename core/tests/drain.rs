@@ -13,7 +13,8 @@ use std::{
 
 use tokio::task::JoinSet;
 use winddown_core::{
-    Drain, Error, Hook, Lifecycle, Outcome, Report, Resource, ResourceId, ShutdownGuard, State, Step,
+    Capabilities, Drain, Error, ErrorKind, Hook, Lifecycle, Outcome, Report, Resource, ResourceId, ShutdownGuard,
+    State, Step,
     memory::{Memory, MemoryPool, MemorySession, Server},
 };
 
@@ -28,6 +29,11 @@ const LATE: Duration = Duration::from_secs(5);
 
 fn lifecycle() -> Lifecycle {
     Lifecycle::builder().signals(false).budget(BUDGET).build().unwrap()
+}
+
+/// One that something else stops: here the test.
+fn embedded() -> Lifecycle {
+    Lifecycle::builder().embedded().budget(BUDGET).build().unwrap()
 }
 
 #[tokio::test]
@@ -147,6 +153,9 @@ async fn l1_l2_one_that_blocks_its_thread_costs_only_itself_on_a_single_threaded
             thread::sleep(BUDGET);
             Ok(())
         }
+        fn capabilities(&self) -> Capabilities {
+            Capabilities::NO_SESSIONS
+        }
     }
     let lifecycle = Lifecycle::builder().signals(false).budget(USED_UP).build().unwrap();
     let server = Server::new();
@@ -192,6 +201,9 @@ impl Resource for Keeps {
     }
     fn drains_last(&self) -> bool {
         self.is_last
+    }
+    fn capabilities(&self) -> Capabilities {
+        self.memory.capabilities()
     }
 }
 
@@ -315,6 +327,9 @@ async fn s4_what_tracked_work_uses_for_the_first_time_while_draining_may_use_its
         fn depends_on(&self) -> Vec<ResourceId> {
             vec![self.0.id()]
         }
+        fn capabilities(&self) -> Capabilities {
+            Capabilities::NO_SESSIONS
+        }
     }
     let lifecycle = lifecycle();
     let inner = lifecycle.guard(Memory::new("inner"));
@@ -396,7 +411,7 @@ fn runtime_free_block_on<F: Future>(future: F) -> F::Output {
 
 #[tokio::test]
 async fn run_ends_when_the_work_ends_and_drains() {
-    let lifecycle = lifecycle();
+    let lifecycle = embedded();
     let server = Server::new();
     let db = lifecycle.guard(Memory::on(&server, "db"));
     let work = async { db.get().await.map(drop) };
@@ -404,13 +419,13 @@ async fn run_ends_when_the_work_ends_and_drains() {
     assert_eq!(report.resource("db").unwrap().outcome, Outcome::Drained);
     assert_eq!(server.sessions(), 0);
 
-    let error = self::lifecycle().run(async { Err("out of paper") }).await.unwrap_err();
+    let error = embedded().run(async { Err("out of paper") }).await.unwrap_err();
     assert_eq!(error.to_string(), "the work failed: out of paper");
 }
 
 #[tokio::test]
 async fn run_lets_the_work_end_by_itself_when_draining_begins() {
-    let lifecycle = lifecycle();
+    let lifecycle = embedded();
     let db = lifecycle.guard(Memory::new("db"));
     let server = {
         let (stop, db) = (lifecycle.draining(), db.clone());
@@ -432,4 +447,14 @@ async fn run_lets_the_work_end_by_itself_when_draining_begins() {
     let report = lifecycle.run(server).await.unwrap();
     assert!(report.is_clean(), "{report}");
     stop.await.unwrap();
+}
+
+#[tokio::test]
+async fn run_is_refused_where_nothing_would_ever_say_stop() {
+    let lifecycle = lifecycle();
+    let db = lifecycle.guard(Memory::new("db"));
+    let error = lifecycle.run(async { Ok::<_, Error>(()) }).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Config);
+    assert!(error.to_string().contains("`embedded()` where something else calls `begin_drain`"), "{error}");
+    assert_eq!((lifecycle.state(), db.resource().server().sessions()), (State::Starting, 0), "nothing was begun");
 }

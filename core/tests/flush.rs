@@ -9,7 +9,7 @@ use std::{
 };
 
 use tokio::time::{Instant, sleep, timeout};
-use winddown_core::{Drain, Error, ErrorKind, Hook, Lifecycle, Resource, ShutdownGuard, memory::Memory};
+use winddown_core::{Capabilities, Drain, Error, ErrorKind, Hook, Lifecycle, Resource, ShutdownGuard, memory::Memory};
 
 #[derive(Debug, Clone, Copy)]
 enum Flush {
@@ -53,6 +53,9 @@ impl Resource for Holds {
         }
         self.flushed.fetch_add(1, Ordering::SeqCst);
         Ok(())
+    }
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::NO_SESSIONS
     }
 }
 

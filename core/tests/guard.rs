@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::sync::Semaphore;
 use winddown_core::{
-    Drain, Error, ErrorKind, Lifecycle, Outcome, Resource,
+    Capabilities, Drain, Error, ErrorKind, Lifecycle, Outcome, Resource,
     memory::{Memory, MemoryPool, MemorySession, Server},
 };
 
@@ -71,6 +71,9 @@ impl Resource for Connecting {
     }
     async fn goodbye(&self, pool: &MemoryPool, drain: &Drain) -> Result<(), Error> {
         self.memory.goodbye(pool, drain).await
+    }
+    fn capabilities(&self) -> Capabilities {
+        self.memory.capabilities()
     }
 }
 

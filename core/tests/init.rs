@@ -55,6 +55,9 @@ impl Resource for Counted {
     async fn goodbye(&self, pool: &MemoryPool, drain: &Drain) -> Result<(), Error> {
         self.memory.goodbye(pool, drain).await
     }
+    fn capabilities(&self) -> Capabilities {
+        self.memory.capabilities()
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -229,6 +232,9 @@ async fn a_dependency_of_another_lifecycle_is_an_error_that_says_what_to_do() {
         }
         fn depends_on(&self) -> Vec<ResourceId> {
             vec![self.0]
+        }
+        fn capabilities(&self) -> Capabilities {
+            Capabilities::NO_SESSIONS
         }
     }
     let (one, other) = (lifecycle(), lifecycle());

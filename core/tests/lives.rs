@@ -11,7 +11,7 @@ use std::{
 
 use tokio::time::sleep;
 use winddown_core::{
-    Drain, Error, ErrorKind, Hook, Lifecycle, Outcome, Reason, Resource, State,
+    Capabilities, Drain, Error, ErrorKind, Hook, Lifecycle, Outcome, Reason, Resource, State,
     memory::{Memory, Server},
 };
 
@@ -194,6 +194,10 @@ impl Resource for Opened {
     async fn goodbye(&self, (): &(), _: &Drain) -> Result<(), Error> {
         Ok(())
     }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::NO_SESSIONS
+    }
 }
 
 #[tokio::test]
@@ -227,7 +231,7 @@ async fn a_failed_init_can_be_followed_by_a_life_that_succeeds() {
 
 #[tokio::test]
 async fn work_that_was_given_to_run_does_not_end_the_life_after_its_own() {
-    let lifecycle = lifecycle();
+    let lifecycle = Lifecycle::builder().embedded().build().unwrap();
     let db = lifecycle.guard(Memory::new("db"));
     let work = async {
         lifecycle.begin_drain();

@@ -214,7 +214,7 @@ impl Resource for Appender {
     }
 
     fn capabilities(&self) -> Capabilities {
-        if self.watch.is_some() { Capabilities::ALL } else { Capabilities::ALL.without_confirmed_end() }
+        if self.watch.is_some() { Capabilities::NO_SESSIONS } else { Capabilities::NO_SESSIONS.without_confirmed_end() }
     }
 
     fn drains_last(&self) -> bool {

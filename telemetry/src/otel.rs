@@ -11,7 +11,7 @@ use opentelemetry_sdk::{
 use tokio::time::Instant;
 #[cfg(feature = "tracing-appender")]
 use winddown_core::ShutdownGuard;
-use winddown_core::{Drain, Error, ErrorKind, Resource, ResourceId};
+use winddown_core::{Capabilities, Drain, Error, ErrorKind, Resource, ResourceId};
 
 #[cfg(feature = "tracing-appender")]
 use crate::Appender;
@@ -172,6 +172,10 @@ impl Resource for OpenTelemetry {
 
     fn drains_last(&self) -> bool {
         true
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::NO_SESSIONS
     }
 }
 

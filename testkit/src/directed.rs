@@ -174,6 +174,10 @@ impl<R: Resource> Resource for Directed<R> {
         self.resource.latency()
     }
 
+    fn address(&self) -> Option<String> {
+        self.resource.address()
+    }
+
     fn reserve(&self, pool: &R::Pool) -> Duration {
         let directed = *self.director.inner.reserve.lock().unwrap_or_else(PoisonError::into_inner);
         directed.unwrap_or_else(|| self.resource.reserve(pool))

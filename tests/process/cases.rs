@@ -7,6 +7,7 @@ use std::{
     net::{TcpListener, TcpStream},
     os::unix::net::UnixDatagram,
     path::Path,
+    sync::mpsc::{self, Receiver},
     thread,
     time::Duration,
 };
@@ -430,9 +431,21 @@ fn an_extensions_api_that_refuses_is_warned_of_once() {
 /// A Lambda that has a Runtime API and nothing else: no invocation ever comes, and extensions are answered with
 /// `status`.
 fn refused(scheme: &str, status: u16) {
+    let (variables, next) = refusing(scheme, status);
+    let child = Child::start_with("lambda", &variables);
+    next.recv_timeout(AMPLE).expect("the function asks for an invocation");
+    let ended = child.terminate().end();
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert!(ended.took < AT_ONCE, "{:?}", ended.took);
+    assert_eq!(ended.stderr.matches("winddown: no extension could be registered").count(), 1, "{}", ended.stderr);
+    assert_eq!(outcome(&ended, "db"), Outcome::Drained);
+}
+
+/// Starts it: what a function needs in its environment, and who hears of each time that it asks for an invocation.
+pub(crate) fn refusing(scheme: &str, status: u16) -> ([(&'static str, String); 5], Receiver<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
-    let (asked, next) = std::sync::mpsc::channel();
+    let (asked, next) = mpsc::channel();
     thread::spawn(move || {
         for stream in listener.incoming() {
             let (mut stream, asked) = (stream.unwrap(), asked.clone());
@@ -456,13 +469,7 @@ fn refused(scheme: &str, status: u16) {
         ("AWS_LAMBDA_FUNCTION_VERSION", "$LATEST".into()),
         ("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "128".into()),
     ];
-    let child = Child::start_with("lambda", &variables);
-    next.recv_timeout(AMPLE).expect("the function asks for an invocation");
-    let ended = child.terminate().end();
-    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
-    assert!(ended.took < AT_ONCE, "{:?}", ended.took);
-    assert_eq!(ended.stderr.matches("winddown: no extension could be registered").count(), 1, "{}", ended.stderr);
-    assert_eq!(outcome(&ended, "db"), Outcome::Drained);
+    (variables, next)
 }
 
 /// Here the process ends by itself: `main` returns, and nothing of what hangs is waited for again.
@@ -539,6 +546,8 @@ fn systemd_is_told() {
         Child::start_with("idle", &[("WINDDOWN_BUDGET_MS", budget.as_ref()), ("NOTIFY_SOCKET", path.as_os_str())]);
     let child = child.ready().terminate();
     let mut message = [0; 1024];
+    // That it is ready.
+    socket.recv(&mut message).unwrap();
     let length = socket.recv(&mut message).unwrap();
     let message = String::from_utf8_lossy(&message[..length]).into_owned();
     assert!(message.lines().any(|line| line == "STOPPING=1"), "{message}");

@@ -10,6 +10,7 @@ mod lambda;
 mod platform;
 mod programs;
 mod scripted;
+mod stops;
 
 use std::process::ExitCode;
 
@@ -19,8 +20,10 @@ fn main() -> ExitCode {
     if let Some(program) = winddown_testkit::child::role() {
         return programs::run(&program);
     }
-    let trials = [cases::ALL, lambda::ALL, platform::ALL, foreign::ALL, differential::ALL].concat().into_iter().map(
-        |(name, case)| {
+    let trials = [cases::ALL, lambda::ALL, platform::ALL, foreign::ALL, differential::ALL, stops::ALL]
+        .concat()
+        .into_iter()
+        .map(|(name, case)| {
             let trial = Trial::test(name, move || {
                 case();
                 Ok(())
@@ -31,7 +34,6 @@ fn main() -> ExitCode {
                 println!("{name} is left out: {reason}");
             }
             trial.with_ignored_flag(left_out.is_some())
-        },
-    );
+        });
     libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit_code()
 }

@@ -23,7 +23,7 @@ use tokio::{
     time::sleep,
 };
 use winddown::{
-    Drain, Error, Lifecycle, Resource,
+    Capabilities, Drain, Error, Lifecycle, Resource,
     buffer::{BatchWriter, Push},
     lambda::{Flush, Function, LambdaEvent, lambda_runtime, service_fn},
     memory::Memory,
@@ -33,7 +33,7 @@ use winddown::{
 
 use winddown_testkit::{Director, child::ready};
 
-use crate::{platform, scripted};
+use crate::{platform, scripted, stops};
 
 /// Longer than any budget here.
 const FOR_EVER: Duration = Duration::from_secs(3600);
@@ -75,7 +75,7 @@ pub(crate) fn run(program: &str) -> ExitCode {
             "telemetry_hangs" => telemetry_hangs().await,
             other => match platform::run(other).await {
                 Some(ended) => ended,
-                None => panic!("no program {other}"),
+                None => stops::program(other).await,
             },
         }
     });
@@ -89,7 +89,7 @@ pub(crate) fn run(program: &str) -> ExitCode {
 }
 
 /// The work of a program that waits for its end.
-async fn until_stopped(lifecycle: &Lifecycle) -> Result<(), Error> {
+pub(crate) async fn until_stopped(lifecycle: &Lifecycle) -> Result<(), Error> {
     let stop = lifecycle.draining();
     let work = async {
         ready();
@@ -179,6 +179,9 @@ impl Resource for Faulty {
             }
         }
     }
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::NO_SESSIONS
+    }
 }
 
 async fn faulty(fault: Fault) -> Result<(), Error> {
@@ -217,7 +220,7 @@ fn spin() {
     }
 }
 
-struct SlowInit;
+pub(crate) struct SlowInit;
 
 impl Resource for SlowInit {
     type Pool = ();
@@ -235,6 +238,9 @@ impl Resource for SlowInit {
     }
     async fn goodbye(&self, (): &(), _: &Drain) -> Result<(), Error> {
         Ok(())
+    }
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::NO_SESSIONS
     }
 }
 

@@ -67,7 +67,8 @@ impl Wrapped {
         }
     }
 
-    /// Closes every connection when its statement is over. The driver says no goodbye, so all of them count as cut.
+    /// Closes every connection when its statement is over. The driver says no goodbye and sees no end, so what ended in time is
+    /// unconfirmed.
     pub(crate) async fn goodbye(&self, drain: &Drain) -> Result<(), Error> {
         self.state().draining = true;
         let idle = self.pool.retain(|_, _| false).removed;
@@ -95,7 +96,7 @@ impl Wrapped {
                 return Ok(());
             }
             tokio::select! {
-                Some(_) = closing.join_next() => drain.was_cut(1),
+                Some(_) = closing.join_next() => drain.unconfirmed(1),
                 () = self.came_back.notified() => {}
                 () = drain.settled(), if !settled => settled = true,
                 () = drain.cut() => {

@@ -6,7 +6,8 @@ use winddown_core::{Drain, Error, ErrorKind};
 use crate::error::error;
 
 /// Waits until everything that was sent through the manager before is executed: the server answers in order. The driver says
-/// no goodbye, and opens the connection anew whenever somebody uses it, so it counts as cut.
+/// no goodbye, and opens the connection anew whenever somebody uses it: its end is unconfirmed. Where the server did not answer, it
+/// counts as cut.
 pub(crate) async fn goodbye(manager: &ConnectionManager, drain: &Drain) -> Result<(), Error> {
     tokio::select! {
         () = drain.settled() => {}
@@ -17,14 +18,15 @@ pub(crate) async fn goodbye(manager: &ConnectionManager, drain: &Drain) -> Resul
     }
     let (ping, mut manager) = (redis::cmd("PING"), manager.clone());
     tokio::select! {
-        answer = ping.exec_async(&mut manager) => {
-            if let Err(source) = answer {
+        answer = ping.exec_async(&mut manager) => match answer {
+            Ok(()) => drain.unconfirmed(1),
+            Err(source) => {
                 let text = "whether everything that was sent was executed is not known";
                 drain.note(&error(ErrorKind::Incomplete, text, source));
+                drain.was_cut(1);
             }
-        }
-        () = drain.cut() => {}
+        },
+        () = drain.cut() => drain.was_cut(1),
     }
-    drain.was_cut(1);
     Ok(())
 }

@@ -14,8 +14,8 @@ use tokio::{
 
 use super::{Place, conduct};
 use crate::{
-    Drain, Error, ErrorKind, Hook, Latency, Lifecycle, Outcome, Reason, Records, Report, Resource, ResourceId, Retry,
-    ShutdownGuard, Step,
+    Capabilities, Drain, Error, ErrorKind, Hook, Latency, Lifecycle, Outcome, Reason, Records, Report, Resource,
+    ResourceId, Retry, ShutdownGuard, Step,
     memory::{Memory, Server},
     report::Ledger,
 };
@@ -178,6 +178,9 @@ impl Resource for Scripted {
 
     fn depends_on(&self) -> Vec<ResourceId> {
         self.depends_on.clone()
+    }
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::ALL
     }
 }
 
@@ -561,6 +564,9 @@ impl Resource for Slow {
     async fn goodbye(&self, pool: &Self::Pool, drain: &Drain) -> Result<(), Error> {
         self.memory.goodbye(pool, drain).await
     }
+    fn capabilities(&self) -> Capabilities {
+        self.memory.capabilities()
+    }
 }
 
 /// A buffer that was writing three of its ten records when it hung.
@@ -587,6 +593,9 @@ impl Resource for Hoard {
     }
     fn ledger(&self) -> Option<Arc<Ledger>> {
         Some(Arc::clone(&self.0))
+    }
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::NO_SESSIONS
     }
 }
 

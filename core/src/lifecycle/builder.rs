@@ -5,10 +5,13 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::watch;
+use tokio::{signal::unix::SignalKind, sync::watch};
 
 use super::{Life, Lifecycle, Lives, Shared, own_process};
-use crate::{Budget, Error, Platform, ReportFormat, Retry, node::Node, platform::BUDGET_VARIABLE, work::TrackedWork};
+use crate::{
+    Budget, Error, ErrorKind, Platform, ReportFormat, Retry, node::Node, platform::BUDGET_VARIABLE, signals,
+    work::TrackedWork,
+};
 
 /// Sets what [`Lifecycle::detect`] decides by itself.
 #[derive(Debug, Clone)]
@@ -17,6 +20,8 @@ pub struct Builder {
     budget: Option<Duration>,
     platform: Option<Platform>,
     signals: bool,
+    further: Vec<SignalKind>,
+    embedded: bool,
     /// `None`: as `signals` decides.
     report: Option<Option<ReportFormat>>,
     retry: Retry,
@@ -25,7 +30,16 @@ pub struct Builder {
 
 impl Default for Builder {
     fn default() -> Self {
-        Self { budget: None, platform: None, signals: true, report: None, retry: Retry::default(), init_limit: None }
+        Self {
+            budget: None,
+            platform: None,
+            signals: true,
+            further: Vec::new(),
+            embedded: false,
+            report: None,
+            retry: Retry::default(),
+            init_limit: None,
+        }
     }
 }
 
@@ -49,11 +63,36 @@ impl Builder {
 
     /// Whether the lifecycle owns the process: SIGTERM and SIGINT drain it, a further signal 100 ms or more after the
     /// first ends the process at once, and at the deadline it is ended. Without, only the application's own calls drain,
-    /// and nothing ends the process: for tests, and for a lifecycle that is part of something larger.
+    /// and nothing ends the process: for tests. [`Lifecycle::run`] is an error then; see [`embedded`](Self::embedded).
     ///
     /// Defaults to `true`.
     pub fn signals(mut self, signals: bool) -> Self {
         self.signals = signals;
+        self.embedded &= !signals;
+        self
+    }
+
+    /// The lifecycle is part of something larger, which calls [`Lifecycle::begin_drain`] when the process is told to stop: it
+    /// receives no signals, ends no process, and [`Lifecycle::run`] takes that for granted.
+    pub fn embedded(mut self) -> Self {
+        self.signals = false;
+        self.embedded = true;
+        self
+    }
+
+    /// Further signals that begin a drain as SIGTERM does: SIGHUP of a terminal that is closed (it means "read your
+    /// configuration again" to many daemons), SIGQUIT, or one of the application's own.
+    ///
+    /// Defaults to none.
+    ///
+    /// ```no_run
+    /// # use winddown_core::{Error, Lifecycle, SignalKind};
+    /// # fn example() -> Result<Lifecycle, Error> {
+    /// Lifecycle::builder().stop_on([SignalKind::hangup(), SignalKind::quit()]).build()
+    /// # }
+    /// ```
+    pub fn stop_on(mut self, signals: impl IntoIterator<Item = SignalKind>) -> Self {
+        self.further.extend(signals);
         self
     }
 
@@ -85,10 +124,11 @@ impl Builder {
     /// The lifecycle. Signals are received from here on.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] when the budget cannot be used, the signal thread cannot be started, or signals are asked
-    /// for and another lifecycle of this process has them.
+    /// [`ErrorKind::Config`](crate::ErrorKind::Config) when the budget cannot be used, the signal thread cannot be started, signals are asked
+    /// for and another lifecycle of this process has them, one of them [cannot begin a drain](Self::stop_on), or some are added and none
+    /// are received.
     pub fn build(self) -> Result<Lifecycle, Error> {
-        let Self { budget, platform, signals, report, retry, init_limit } = self;
+        let Self { budget, platform, signals, further, embedded, report, retry, init_limit } = self;
         let platform = platform.unwrap_or_else(Platform::detect);
         let variable = std::env::var_os(BUDGET_VARIABLE).map(|value| value.to_string_lossy().into_owned());
         // A variable that cannot be used is an error even where the builder overrides it: somebody meant something.
@@ -98,6 +138,10 @@ impl Builder {
             (None, Some(variable)) => variable,
             (None, None) => Budget::new(platform.budget)?,
         };
+        if !signals && !further.is_empty() {
+            let text = "further signals are to begin a drain, and none are received: leave one of the two out";
+            return Err(Error::new(ErrorKind::Config, text));
+        }
         let tracked = Arc::new(TrackedWork::slot(retry));
         let life = Arc::new(Life::new(vec![Arc::clone(&tracked) as Arc<dyn Node>], tracked));
         let shared = Arc::new(Shared {
@@ -105,6 +149,8 @@ impl Builder {
             budget,
             report_format: report.unwrap_or_else(|| signals.then(ReportFormat::detect)),
             owns_process: signals,
+            signals: signals::all(&further)?,
+            embedded,
             retry,
             init_limit,
             lives: watch::Sender::new(Lives { now: life, is_last: false }),

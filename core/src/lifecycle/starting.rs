@@ -13,6 +13,7 @@ use crate::{
     Budget, Error, ErrorKind, Reason,
     guard::is_dependent,
     node::{Node, Unfinished},
+    notify, signals,
 };
 
 /// What the platform allows for init: when that is over, and when it is given up, so that the rest can be taken back and
@@ -91,7 +92,15 @@ impl Shared {
         }
         match outcome {
             Ok(()) => {
-                life.advance(State::Running);
+                let first = life.advance(State::Running);
+                if first && self.owns_process {
+                    if signals::has_ctrlc() {
+                        let why = "it has replaced the lifecycle's, so Ctrl-C, and with its feature `termination` SIGTERM, drains nothing: \
+                                   call `begin_drain` in it, or do without it";
+                        Self::warn("the crate ctrlc has a handler for signals", why);
+                    }
+                    notify::ready().await;
+                }
                 if life.state() == State::Running { Ok(()) } else { Err(refused(life).await) }
             }
             Err(error) => {

@@ -1,4 +1,6 @@
 #![doc = include_str!("../README.md")]
+// They panic where the other end is closed: `winddown_core::write_line` does not.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
 
 mod around;
 mod environment;
@@ -10,8 +12,6 @@ mod limit;
 mod others;
 mod run;
 mod snapshot;
-
-use std::io::{self, Write};
 
 pub use lambda_runtime::{self, Context, LambdaEvent, service_fn};
 
@@ -27,8 +27,6 @@ fn warn(message: &str, error: &dyn std::fmt::Display) {
     if tracing::dispatcher::has_been_set() {
         tracing::warn!(%error, "{message}");
     } else {
-        let line = winddown_core::warning_line(message, &error.to_string()) + "\n";
-        // Where standard error is closed there is nobody to tell, and an invocation is not to fail of that.
-        let _ = io::stderr().lock().write_all(line.as_bytes());
+        winddown_core::write_line(&winddown_core::warning_line(message, &error.to_string()));
     }
 }

@@ -112,9 +112,6 @@ where
     Function::new(lifecycle).run_concurrent(handler).await
 }
 
-const WITHOUT_SIGNALS: &str = "this lifecycle was built with `signals(false)`: Lambda would end the function and nothing \
-     would be drained; build it with `Lifecycle::detect()`, or without that setting";
-
 /// A flush over a network takes some milliseconds; a server that has not answered by then is away.
 const FLUSH_WITHIN: Duration = Duration::from_secs(1);
 
@@ -225,8 +222,7 @@ impl Function {
     async fn start(self, concurrent: bool) -> Result<Option<Started>, Error> {
         environment::check()?;
         let Self { lifecycle, flush, flush_within } = self;
-        if !lifecycle.receives_signals() {
-            let error = Error::new(ErrorKind::Config, WITHOUT_SIGNALS);
+        if let Err(error) = lifecycle.check_stoppable() {
             init_error::post(&error).await;
             return Err(error);
         }

@@ -35,7 +35,12 @@ pub(crate) async fn a_pool_is_drained_though_it_was_never_used_through_the_guard
     let scene = Scene::new(Postgres::wrap(pool.clone()));
     let drained = scene.drain().await;
     let row = drained.row();
-    assert_eq!((row.outcome, drained.ended()), (Outcome::Incomplete, (0, 3)), "{}", drained.report);
+    assert_eq!(
+        (row.outcome, drained.ended(), row.sessions.unconfirmed),
+        (Outcome::Drained, (0, 0), 3),
+        "{}",
+        drained.report
+    );
     assert_eq!(row.cannot, ["say goodbye", "see the server's end", "see every session"]);
     assert!(drained.report.to_string().contains("say goodbye"), "{}", drained.report);
     assert!(drained.took < QUICK, "{:?}", drained.took);
@@ -51,7 +56,8 @@ pub(crate) async fn a_statement_of_a_checkout_is_cancelled() {
     let error = result.unwrap_err();
     assert!(error.contains("due to user request"), "{error}");
     drained.assert_in_time();
-    assert_eq!((drained.row().sessions.cancelled, drained.ended()), (1, (0, 1)), "{}", drained.report);
+    let sessions = drained.row().sessions;
+    assert_eq!((sessions.cancelled, sessions.unconfirmed, drained.ended()), (1, 1, (0, 0)), "{}", drained.report);
     until_gone(&server).await;
     assert_eq!(server.rows().await.unwrap(), 0);
     server.end().await.unwrap();
@@ -63,7 +69,8 @@ pub(crate) async fn a_statement_that_nobody_waits_for_is_cancelled() {
     abandon_statement(&server, &scene.db).await;
     let drained = scene.drain().await;
     drained.assert_in_time();
-    assert_eq!((drained.row().sessions.cancelled, drained.ended()), (1, (0, 1)), "{}", drained.report);
+    let sessions = drained.row().sessions;
+    assert_eq!((sessions.cancelled, sessions.unconfirmed, drained.ended()), (1, 1, (0, 0)), "{}", drained.report);
     until_gone(&server).await;
     assert_eq!(server.rows().await.unwrap(), 0);
     server.end().await.unwrap();
