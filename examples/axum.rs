@@ -37,7 +37,9 @@ async fn main() -> Result<(), Error> {
 }
 
 async fn track(State(lifecycle): State<Lifecycle>, request: Request, next: Next) -> Response {
-    let Ok(tracked) = lifecycle.track() else { return StatusCode::SERVICE_UNAVAILABLE.into_response() };
+    // The report names what did not end in time.
+    let name = format!("{} {}", request.method(), request.uri().path());
+    let Ok(tracked) = lifecycle.track_as(name) else { return StatusCode::SERVICE_UNAVAILABLE.into_response() };
     let response = as_dependent(next.run(request)).await;
     // The body is polled after this, by a task of the server: it belongs to the request all the same.
     response.map(|body| Body::new(tracked.body(body)))

@@ -116,7 +116,7 @@ fn own_process(shared: &Arc<Shared>) -> Result<(), Error> {
             "this process has a lifecycle that receives signals: use that one, or build this one with `signals(false)`",
         ));
     }
-    let handled = signals::handled(&shared.signals);
+    let handled = signals::handled(&shared.signals).unwrap_or_default();
     conductor::start(shared, &shared.life())?;
     *owned = true;
     drop(owned);
@@ -171,7 +171,8 @@ impl Lifecycle {
     ///   (`std::process::exit`), and has [`draining`](Self::draining) to wait for instead.
     /// - a later one by `sigaction` replaces ours, and the signal begins no drain any more. The crate `ctrlc` does that: with
     ///   Ctrl-C, and with its feature `termination` also with SIGTERM and SIGHUP. When [`init`](Self::init) or
-    ///   [`run`](Self::run) finds its thread (on Linux), there is a warning; others cannot be seen. Call
+    ///   [`run`](Self::run) finds its thread, or finds that one of the signals is handled by nobody any more (on Linux), there is a
+    ///   warning; others cannot be seen. Call
     ///   [`begin_drain`](Self::begin_drain) in such a handler, or do without it: Ctrl-C is handled here already.
     ///
     /// # As process 1

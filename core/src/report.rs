@@ -192,7 +192,8 @@ pub struct Straggler {
 }
 
 impl Report {
-    /// Whether everything was closed and written: each resource is drained, or was never initialised.
+    /// Whether everything was closed and written: each resource is drained, or was never initialised. That of a drain after
+    /// a failed init says this of what init had opened until then; the failure is in [`reason`](Self::reason).
     pub fn is_clean(&self) -> bool {
         !self.forced && self.resources.iter().all(|r| matches!(r.outcome, Outcome::Drained | Outcome::NotInitialised))
     }
@@ -294,7 +295,11 @@ impl fmt::Display for Report {
         writeln!(
             f,
             "{} in {:.1} ms of {} ms ({}, {}){}",
-            if self.is_clean() { "drained" } else { "NOT everything was drained" },
+            match (self.is_clean(), &self.reason) {
+                (true, Reason::InitFailed) => "taken back",
+                (true, _) => "drained",
+                (false, _) => "NOT everything was drained",
+            },
             as_milliseconds(self.took),
             self.budget.as_millis(),
             self.platform,

@@ -82,8 +82,9 @@ pub trait Resource: Send + Sync + 'static {
     /// - asks the server to stop what nobody waits for any more, once that has lasted for [`Drain::grace`]: a statement whose
     ///   future was dropped, and whose checkout is back, would hold up the drain for as long as it takes (L6);
     /// - from [`Drain::cut`] on cuts what is left;
-    /// - counts with [`Drain::closed`] what the server has closed its side of, and with [`Drain::was_cut`] the rest; with
-    ///   [`Drain::ended`] both, and what is still open, so that the sum is right at every moment;
+    /// - counts with [`Drain::closed`] what the server has closed its side of, with [`Drain::unconfirmed`] what was ended where
+    ///   nobody can see that, and with [`Drain::was_cut`] the rest; with [`Drain::ended`] what was closed and cut, and what is
+    ///   still open, so that the sum is right at every moment;
     /// - returns when every checkout is back ([`Drain::settled`]) and no session is left: a caller that was connecting
     ///   when draining began may still open one.
     ///

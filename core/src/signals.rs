@@ -46,17 +46,16 @@ fn check(kind: SignalKind) -> Result<(), Error> {
 }
 
 /// Of these signals, those that something in this process handles. None where the system does not tell.
-pub(crate) fn handled(kinds: &[SignalKind]) -> Vec<SignalKind> {
+pub(crate) fn handled(kinds: &[SignalKind]) -> Option<Vec<SignalKind>> {
     // proc_pid_status(5): a mask in hexadecimal, the lowest bit is signal 1.
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let caught = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigCgt:")?.trim(), 16).ok());
-    let caught = caught.unwrap_or_default();
-    kinds
-        .iter()
-        .copied()
-        .filter(|kind| (1..=64).contains(&kind.as_raw_value()))
-        .filter(|kind| caught >> (kind.as_raw_value() - 1) & 1 == 1)
-        .collect()
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"))?;
+    let caught = u64::from_str_radix(caught.trim(), 16).ok()?;
+    let is_caught = |kind: &&SignalKind| {
+        let bit = u32::try_from(kind.as_raw_value() - 1).ok().and_then(|bit| caught.checked_shr(bit));
+        bit.is_some_and(|bits| bits & 1 == 1)
+    };
+    Some(kinds.iter().filter(is_caught).copied().collect())
 }
 
 /// Whether the crate `ctrlc` has installed its handlers. That shows only in its thread: `sigaction(2)` replaces a handler, and
@@ -79,6 +78,15 @@ mod tests {
         }
         let text = all(&[SignalKind::from_raw(consts::SIGKILL)]).unwrap_err().to_string();
         assert_eq!(text, "SIGKILL cannot begin a drain: no process can handle it");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn a_handler_is_seen_when_it_is_there() {
+        let kind = SignalKind::from_raw(consts::SIGWINCH);
+        assert_eq!(handled(&[kind]), Some(Vec::new()));
+        let _handler = tokio::signal::unix::signal(kind).unwrap();
+        assert_eq!(handled(&[kind, SignalKind::from_raw(99)]), Some(vec![kind]));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc, time::Instant};
 use deadpool::Runtime;
 use mysql_async::{Opts, OptsBuilder, Pool as DriverPool, prelude::Queryable as _};
 use rustls::crypto::{CryptoProvider, ring};
-use winddown_core::{Drain, Error, ErrorKind, Latency, Resource, Rested, client_name};
+use winddown_core::{Capabilities, Drain, Error, ErrorKind, Latency, Resource, Rested, client_name};
 
 use crate::{
     config::Config,
@@ -130,13 +130,35 @@ impl Resource for Mysql {
         Ok(())
     }
 
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::ALL
+    }
+
     fn latency(&self) -> Option<Arc<Latency>> {
         Some(Arc::clone(&self.sessions.latency))
+    }
+
+    fn address(&self) -> Option<String> {
+        let driver = &self.config.driver;
+        let tcp = || format!("{}:{}", driver.ip_or_hostname(), driver.tcp_port());
+        Some(driver.socket().map_or_else(tcp, str::to_owned))
     }
 }
 
 impl fmt::Debug for Mysql {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Mysql").field("config", &self.config).field("sessions", &self.sessions).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn its_address_is_the_host_or_the_socket_and_no_secret() {
+        let of = |url: &str| Mysql::open(url).unwrap().address().unwrap();
+        assert_eq!(of("mysql://app:secret@db.example:3307/orders"), "db.example:3307");
+        assert_eq!(of("mysql://app:secret@localhost/orders?socket=%2Frun%2Fmysqld.sock"), "/run/mysqld.sock");
     }
 }

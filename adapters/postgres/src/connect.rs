@@ -84,6 +84,16 @@ impl Connector {
     }
 }
 
+/// Where they are, for people.
+pub(crate) fn hosts(config: &tokio_postgres::Config) -> Option<String> {
+    let shown = candidates(config).ok()?.into_iter().map(|(host, name, port)| match (name, host) {
+        (Some(name), _) => format!("{name}:{port}"),
+        (None, Host::Tcp(host)) => format!("{host}:{port}"),
+        (None, Host::Unix(folder)) => format!("{}/.s.PGSQL.{port}", folder.display()),
+    });
+    Some(shown.collect::<Vec<_>>().join(", "))
+}
+
 /// Each server that may be tried: where it is, the name its certificate must be for, and its port.
 fn candidates(config: &tokio_postgres::Config) -> Result<Vec<(Host, Option<String>, u16)>, Error> {
     let (hosts, addresses, ports) = (config.get_hosts(), config.get_hostaddrs(), config.get_ports());

@@ -8,7 +8,7 @@ use winddown_core::{Capabilities, Drain, Error, ErrorKind, Latency, Resource, Re
 
 use crate::{
     config::Config,
-    connect::Connector,
+    connect::{Connector, hosts},
     error::{self, error},
     sessions::{Session, Sessions, end, stop},
     tls::Tls,
@@ -54,8 +54,8 @@ impl Postgres {
 
     /// A pool that the application built. It is drained even if it was never used through the guard.
     ///
-    /// The driver of such a pool says no goodbye, so its sessions are closed without one, and count as cut: the report is
-    /// not clean then. Statements of checkouts that the guard has handed out, and of idle connections, are cancelled.
+    /// The driver of such a pool says no goodbye, so its sessions are closed without one, and nobody sees them end: the report
+    /// calls them unconfirmed. Statements of checkouts that the guard has handed out, and of idle connections, are cancelled.
     /// Use [`Postgres::new`] where you can: it takes the same configuration.
     pub fn wrap(pool: Pool) -> Self {
         Self { source: Source::Wrapped(Wrapped::new(pool)), sessions: Arc::default() }
@@ -205,6 +205,13 @@ impl Resource for Postgres {
     fn latency(&self) -> Option<Arc<Latency>> {
         Some(Arc::clone(self.sessions.latency()))
     }
+
+    fn address(&self) -> Option<String> {
+        match &self.source {
+            Source::Config { config, .. } => hosts(&config.driver),
+            Source::Wrapped(_) => None,
+        }
+    }
 }
 
 impl fmt::Debug for Postgres {
@@ -215,5 +222,17 @@ impl fmt::Debug for Postgres {
             Source::Wrapped(wrapped) => debug.field("wrapped", wrapped),
         };
         debug.finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn its_address_names_every_host_and_no_secret() {
+        let of = |url: &str| Postgres::open(url).unwrap().address().unwrap();
+        assert_eq!(of("postgres://app:secret@a.example,b.example:6543/orders"), "a.example:5432, b.example:6543");
+        assert_eq!(of("host=/run/postgresql user=app password=secret"), "/run/postgresql/.s.PGSQL.5432");
     }
 }

@@ -78,8 +78,8 @@ impl Redis {
     /// A connection manager that the application built. It is drained even if it was never used through the guard.
     ///
     /// Everything that was sent through it is executed before the drain ends, if the server answers in time; but how many commands
-    /// were not is not counted. The driver says no goodbye and cannot be kept from connecting anew, so its connection counts
-    /// as cut: the report is not clean then. Use [`Redis::new`] where you can.
+    /// were not is not counted. The driver says no goodbye and cannot be kept from connecting anew, so its connection is
+    /// called unconfirmed. Use [`Redis::new`] where you can.
     pub fn wrap(manager: ConnectionManager) -> Self {
         Self::of(Source::Wrapped(manager))
     }
@@ -186,6 +186,13 @@ impl Resource for Redis {
         Some(Arc::clone(self.sessions.latency()))
     }
 
+    fn address(&self) -> Option<String> {
+        let Source::Config(config) = &self.source else { return None };
+        // Sentinels say where the server is.
+        let asked = if config.sentinels.is_empty() { std::slice::from_ref(&config.driver) } else { &config.sentinels };
+        Some(asked.iter().map(|server| server.addr().to_string()).collect::<Vec<_>>().join(", "))
+    }
+
     fn ledger(&self) -> Option<Arc<Ledger>> {
         match &self.source {
             Source::Config(_) => Some(self.ledgers.begin_life()),
@@ -211,5 +218,20 @@ impl fmt::Debug for Redis {
             Source::Wrapped(_) => debug.field("wrapped", &"ConnectionManager"),
         };
         debug.finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn its_address_is_the_server_or_the_sentinels_and_no_secret() {
+        assert_eq!(
+            Redis::open("redis://app:secret@cache.example:6380/1").unwrap().address().unwrap(),
+            "cache.example:6380"
+        );
+        let sentinels = Redis::sentinel(["redis://a.example:26379", "redis://b.example:26379"], "primary").unwrap();
+        assert_eq!(sentinels.address().unwrap(), "a.example:26379, b.example:26379");
     }
 }

@@ -258,6 +258,13 @@ impl Resource for Sqlite {
         // There is no server, but an interrupt and a last checkpoint wait for the disk, as opening the file does.
         Some(Arc::clone(&self.sessions.latency))
     }
+
+    fn address(&self) -> Option<String> {
+        match &self.source {
+            Source::Config(config) => Some(config.path.display().to_string()),
+            Source::Wrapped { .. } => None,
+        }
+    }
 }
 
 impl fmt::Debug for Sqlite {

@@ -94,11 +94,7 @@ impl Shared {
             Ok(()) => {
                 let first = life.advance(State::Running);
                 if first && self.owns_process {
-                    if signals::has_ctrlc() {
-                        let why = "it has replaced the lifecycle's, so Ctrl-C, and with its feature `termination` SIGTERM, drains nothing: \
-                                   call `begin_drain` in it, or do without it";
-                        Self::warn("the crate ctrlc has a handler for signals", why);
-                    }
+                    self.check_handlers();
                     notify::ready().await;
                 }
                 if life.state() == State::Running { Ok(()) } else { Err(refused(life).await) }
@@ -119,6 +115,22 @@ impl Shared {
                 until_drained(life).await;
                 Err(error)
             }
+        }
+    }
+}
+
+impl Shared {
+    /// Warns where somebody has taken a signal away since the lifecycle was made, as far as that can be seen.
+    fn check_handlers(&self) {
+        if signals::has_ctrlc() {
+            let why = "it has replaced the lifecycle's, so Ctrl-C, and with its feature `termination` SIGTERM, drains nothing: \
+                       call `begin_drain` in it, or do without it";
+            Self::warn("the crate ctrlc has a handler for signals", why);
+        }
+        let Some(handled) = signals::handled(&self.signals) else { return };
+        for kind in self.signals.iter().filter(|kind| !handled.contains(kind)) {
+            let message = format!("{} is not handled any more", signals::name(*kind));
+            Self::warn(&message, "something has set it to be ignored, or to end the process: it drains nothing");
         }
     }
 }

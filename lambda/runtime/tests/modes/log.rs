@@ -16,9 +16,9 @@ async fn the_report_is_metrics_where_that_is_asked_for() {
     api.posted("0/response").await;
     let ended = terminate(function).await;
     assert!(ended.report().is_clean(), "a report as ever: {}", ended.report());
-    let [begin, line] = lines(&ended.stderr).try_into().unwrap();
+    let [beginning, line] = lines(&ended.stderr).try_into().unwrap();
+    assert_eq!(beginning["type"], json!("winddown.draining"));
     assert_eq!((&line["type"], &line["level"]), (&json!("winddown.report"), &json!("INFO")));
-    assert_eq!(begin["type"], "winddown.draining");
     let directive = &line["_aws"]["CloudWatchMetrics"][0];
     assert_eq!((&directive["Namespace"], &directive["Dimensions"]), (&json!("winddown"), &json!([["FunctionName"]])));
     assert_eq!((&line["FunctionName"], &line["SessionsClosed"]), (&json!("function"), &json!(1)));
@@ -34,10 +34,11 @@ async fn where_lambda_wants_json_every_line_is_json() {
     api.invoke(0, json!({}));
     api.posted("0/response").await;
     let ended = terminate(function).await;
-    let [warning, begin, report] = lines(&ended.stderr).try_into().unwrap();
+    let [warning, beginning, report] = lines(&ended.stderr).try_into().unwrap();
     assert_eq!(warning["level"], json!("WARN"));
     assert!(warning["message"].as_str().unwrap().contains("without SIGTERM"), "{warning}");
-    assert!(warning["timestamp"].is_string() && begin["timestamp"].is_string() && report["timestamp"].is_string());
+    assert_eq!((&beginning["level"], &beginning["type"]), (&json!("INFO"), &json!("winddown.draining")));
+    assert!([&warning, &beginning, &report].iter().all(|line| line["timestamp"].is_string()));
     assert_eq!(report["type"], json!("winddown.report"));
 }
 
