@@ -384,11 +384,6 @@ impl Lifecycle {
         self.shared.init_limit
     }
 
-    /// Whether the signals that stop a process drain it: [`Builder::signals`].
-    pub fn receives_signals(&self) -> bool {
-        self.shared.owns_process
-    }
-
     /// The platform of this lifecycle.
     pub fn platform(&self) -> &Platform {
         &self.shared.platform

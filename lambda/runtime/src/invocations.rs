@@ -81,7 +81,7 @@ impl Invocations {
         let counted = in_flight.count();
         let (deadline, request_id) = (invocation.context.deadline, invocation.context.request_id.clone());
         // An invocation that arrives when draining has begun runs untracked: guards refuse it, and its error is posted.
-        let tracked = lifecycle.track().ok().map(Arc::new);
+        let tracked = lifecycle.track_as(request_id.as_str()).ok().map(Arc::new);
         let answering = INVOCATION.scope(tracked.clone(), service.call(invocation));
         async move {
             let result = match tracked {
