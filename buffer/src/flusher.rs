@@ -2,7 +2,6 @@
 
 use std::{
     fmt,
-    io::{self, Write as _},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -12,7 +11,7 @@ use tokio::{
     task::AbortHandle,
     time::{Instant, sleep_until},
 };
-use winddown_core::{Books as _, Drain, Error, ErrorKind, ShutdownGuard, as_dependent, warning_line};
+use winddown_core::{Books as _, Drain, Error, ErrorKind, ShutdownGuard, as_dependent, error_line, write_line};
 
 use crate::{
     Sink, Spill,
@@ -117,8 +116,8 @@ impl<T: Send + Sync + 'static, S: Sink<T>> Drop for Flusher<T, S> {
                 "the buffer was dropped without a drain: call `Lifecycle::drain` or `run` before the process ends";
             tracing::error!(buffer = name, records, "{message}: {advice}");
             if !tracing::dispatcher::has_been_set() {
-                // Nobody would see it. There is nowhere left to say that standard error cannot be written to.
-                let _ = writeln!(io::stderr(), "{}", warning_line(&message, advice));
+                // Nobody would see it.
+                write_line(&error_line(&message, advice));
             }
         }
         queue.close(&Error::new(ErrorKind::ShuttingDown, "the buffer was dropped without a drain"));

@@ -54,14 +54,13 @@ pub trait Push<T>: sealed::Sealed {
     /// - [`Write`](ErrorKind::Write) when any of the records that were in the buffer is lost or in doubt; the first
     ///   error is the source;
     /// - [`ShuttingDown`](ErrorKind::ShuttingDown) once draining has begun, which flushes by itself. A call that was
-    ///   made before returns with its result;
+    ///   made before returns with its result, or with an error when the drain is over;
     /// - [`Checkout`](ErrorKind::Checkout) when nobody writes any more, see [`push`](Self::push);
     /// - what [`push`](Self::push) returns while the buffer is not initialised.
     #[track_caller]
     fn flush(&self) -> impl Future<Output = Result<(), Error>> + Send;
 
-    /// What became of the records so far: accepted = written + lost + pending. A batch in doubt counts as pending until
-    /// the report is made, which has a column for it.
+    /// What became of the records so far: accepted = written + spilled + lost + in doubt + pending, at every moment.
     fn records(&self) -> Records;
 }
 

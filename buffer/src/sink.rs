@@ -38,7 +38,8 @@ pub trait Sink<T: Send + Sync + 'static>: Send + Sync + 'static {
     /// must not use `block_in_place`. A driver that blocks takes a clone of the batch into its closure.
     ///
     /// # Cancel safety
-    /// Need not be cancel safe: it is dropped when the drain's time is up, or when the application's runtime ends. The
+    /// Need not be cancel safe: it is dropped when it hangs ([`BatchWriter::write_within`](crate::BatchWriter::write_within)), when
+    /// the drain's time is up, or when the application's runtime ends. The
     /// outcome of what it was writing is unknown then, and so is that of a batch whose write panics.
     ///
     /// # Errors

@@ -33,14 +33,33 @@ use crate::{
 ///   a [`Replay`](crate::Replay) writes it later;
 /// - *lost*: it could not be written or spilled, or the sink [rejects](crate::WriteError::Rejected) it for what is in it. It is
 ///   counted, logged without its contents, and given to [`on_rejected`](Self::on_rejected) or [`on_lost`](Self::on_lost);
-/// - *in doubt*: its batch was handed to a sink that writes [at most once](crate::Delivery::AtMostOnce), and no answer came. It is
-///   not written again, which might duplicate it. Other sinks get such a batch again, with the same
-///   [key](crate::Batch::key): nothing that they accepted ends in doubt while there is a spill, and without one only what was
-///   being written when the drain's time was up.
+/// - *in doubt*: its batch was handed to a sink, and no answer came. One that writes [at most once](crate::Delivery::AtMostOnce)
+///   does not get it again, which might duplicate it. Other sinks do, with the same [key](crate::Batch::key), until an answer
+///   says that they have it. What the target may have is never called lost, whatever becomes of it later: rejected as a
+///   duplicate, divided, failed. It is spilled, or in doubt.
+///
+/// The queue itself keeps these books, and the report asks it: `accepted = written + spilled + lost + in_doubt + pending` holds at
+/// every moment ([`Push::records`](crate::Push::records)).
 ///
 /// While the sink says [`Retry`](crate::WriteError::Retry), or the pool gives no checkout, records wait in the buffer and the batch
 /// is tried again with growing pauses, for as long as it takes: the buffer fills up, pushes wait, memory stays bounded. A
 /// drain tries again until its time is up.
+///
+/// # Writes that hang
+/// A write has a bound ([`write_within`](Self::write_within)), and so has the wait for a checkout. What takes longer is given up
+/// with its connection ([`Sink::abandon`]), its outcome is unknown, and the batch is written again over another checkout.
+///
+/// When a drain begins, what the flusher is writing is waited for: a third of the time, 2 s at the most, or more where writes
+/// take that. Then the goodbye goes on by itself, beyond [`in_flight`](Self::in_flight) if need be, so that neither a write that
+/// hangs nor an application whose runtime is starved costs the other batches. Last of all it writes what a starved flusher
+/// still holds: the first outcome counts. Where the target writes exactly once that changes nothing; at least once, such a
+/// batch may be there twice, as after any answer that was lost; at most once it is not written again, and only as many more
+/// are tried beyond those that hang as may be in flight.
+///
+/// # Batches that are too large
+/// What comes up against a limit ([`TooLarge`](crate::WriteError::TooLarge)) is divided, and later batches are made no larger
+/// than what went through; larger ones are tried again little by little. A batch that the target may have is not divided
+/// where it would then be there twice: it is tried five times, and given up.
 ///
 /// # Memory
 /// At most [`capacity`](Self::capacity) bytes of records, and one record more for each caller that pushes at the same moment.
@@ -58,8 +77,13 @@ use crate::{
 /// each report says what became of the records of its own life.
 ///
 /// # What it does not do
-/// Nothing is on disk while it runs: a crash or SIGKILL loses what is buffered. Dropping the lifecycle and all guards
-/// without a drain does too, without a count. A write has no timeout of its own while running: the sink knows best.
+/// Nothing is on disk while it runs: a crash or SIGKILL loses what is buffered. So does a process that ends without a drain
+/// (`?` in `main`, a panic, a plain return): when the lifecycle and the last guard are dropped, the number of records that were
+/// not written is logged as an error, on standard error where no subscriber is set, and
+/// [`on_lost`](Self::on_lost) gets them. A guard in a static is never dropped, and says nothing.
+///
+/// `panic = "abort"` voids what a drain promises: any panic, also one of a sink, ends the process at once. A lifecycle that
+/// receives signals then logs how many records that loses, and can do no more.
 pub struct BatchWriter<T: Send + Sync + 'static, S: Sink<T>> {
     name: Name,
     limits: Limits,

@@ -81,6 +81,7 @@ fn prepare(shared: &Shared) -> io::Result<(Runtime, Signals)> {
     if !shared.owns_process {
         return Ok((drain_runtime()?, Signals::none()));
     }
+    panics::tell_what_an_abort_loses();
     let runtime = own_runtime()?;
     let signals = {
         let _inside = runtime.enter();

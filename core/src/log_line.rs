@@ -194,10 +194,15 @@ pub(crate) fn is_json_asked_for() -> bool {
 /// A line that is no report, for the log of a function: what is said, and why. JSON where Lambda's log format asks for it,
 /// so that its level is seen; else plain text.
 pub fn warning_line(message: &str, error: &str) -> String {
-    warning_line_as(is_json_asked_for(), SystemTime::now(), message, error)
+    said_line(is_json_asked_for(), SystemTime::now(), "WARN", message, error)
 }
 
-fn warning_line_as(json: bool, at: SystemTime, message: &str, error: &str) -> String {
+/// The same for what is lost: of level `ERROR`, which no filter drops.
+pub fn error_line(message: &str, error: &str) -> String {
+    said_line(is_json_asked_for(), SystemTime::now(), "ERROR", message, error)
+}
+
+fn said_line(json: bool, at: SystemTime, level: &'static str, message: &str, error: &str) -> String {
     #[derive(Serialize)]
     struct Warning<'a> {
         timestamp: String,
@@ -209,8 +214,7 @@ fn warning_line_as(json: bool, at: SystemTime, message: &str, error: &str) -> St
         return format!("winddown: {message}: {error}");
     }
     let message = format!("winddown: {message}").into();
-    let warning =
-        Warning { timestamp: humantime::format_rfc3339_millis(at).to_string(), level: "WARN", message, error };
+    let warning = Warning { timestamp: humantime::format_rfc3339_millis(at).to_string(), level, message, error };
     serde_json::to_string(&warning).expect("a warning has only strings")
 }
 
@@ -348,8 +352,8 @@ mod tests {
 
     #[test]
     fn a_warning_is_text_or_json() {
-        assert_eq!(warning_line_as(false, at(), "no extension", "refused"), "winddown: no extension: refused");
-        let read: Value = serde_json::from_str(&warning_line_as(true, at(), "no extension", "refused")).unwrap();
+        assert_eq!(said_line(false, at(), "WARN", "no extension", "refused"), "winddown: no extension: refused");
+        let read: Value = serde_json::from_str(&said_line(true, at(), "WARN", "no extension", "refused")).unwrap();
         let expected = json!({
             "timestamp": "2026-09-21T14:13:20.123Z",
             "level": "WARN",

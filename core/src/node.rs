@@ -149,6 +149,9 @@ impl<R: Resource> Slot<R> {
             address: resource.address(),
             ledger: resource.ledger(),
         };
+        if let Some(ledger) = &facts.ledger {
+            panics::watch(ledger);
+        }
         let opened = resource.opened();
         let reserve = OnceLock::new();
         if let Some(pool) = &opened {

@@ -1,14 +1,18 @@
-//! Turns a panic of foreign code into an error, so that it costs one resource and not the drain (L2).
+//! Turns a panic of foreign code into an error, so that it costs one resource and not the drain (L2); and where panics end
+//! the process, says what that loses.
 
 use std::{
     any::Any,
     future::{Future, poll_fn},
-    panic::{AssertUnwindSafe, catch_unwind},
+    panic::{self, AssertUnwindSafe, catch_unwind},
     pin::pin,
+    sync::{Arc, Mutex, Once, PoisonError, Weak, mpsc},
     task::Poll,
+    thread,
+    time::Duration,
 };
 
-use crate::{Error, ErrorKind};
+use crate::{Books, Error, ErrorKind, log_line::error_line, standard_error::write_line};
 
 /// Runs the future; a panic in it becomes an error of kind [`ErrorKind::Panicked`].
 ///
@@ -30,4 +34,80 @@ pub(crate) fn error(panic: &(dyn Any + Send)) -> Error {
         .or_else(|| panic.downcast_ref::<String>().cloned())
         .unwrap_or_else(|| "no message".to_owned());
     Error::new(ErrorKind::Panicked, format!("panicked: {}", text.replace('\n', " ")))
+}
+
+/// The books of this process.
+static WATCHED: Mutex<Vec<Weak<dyn Books>>> = Mutex::new(Vec::new());
+
+/// What is pending in these books is lost when the process aborts.
+pub(crate) fn watch(books: &Arc<dyn Books>) {
+    let mut watched = WATCHED.lock().unwrap_or_else(PoisonError::into_inner);
+    watched.retain(|books| books.strong_count() > 0);
+    watched.push(Arc::downgrade(books));
+}
+
+/// In a program that was built with `panic = "abort"`: says, behind what the panic itself prints, how many records end with
+/// the process. Nothing more can be done there. In any other program a panic costs a task, and this does nothing.
+pub(crate) fn tell_what_an_abort_loses() {
+    static ONCE: Once = Once::new();
+    if !cfg!(panic = "abort") {
+        return;
+    }
+    ONCE.call_once(|| {
+        let before = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            before(info);
+            say_what_is_lost();
+        }));
+    });
+}
+
+/// How long a panic waits for the books: the thread that panics may hold one of them.
+const PATIENCE: Duration = Duration::from_millis(200);
+
+fn say_what_is_lost() {
+    let (sender, said) = mpsc::channel();
+    let say = move || {
+        let watched = WATCHED.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(line) = lost_line(pending(&watched)) {
+            write_line(&line);
+        }
+        // Whoever waited may have given up.
+        let _ = sender.send(());
+    };
+    if thread::Builder::new().name("winddown-panic".into()).spawn(say).is_ok() {
+        let _ = said.recv_timeout(PATIENCE);
+    }
+}
+
+/// Records that are neither written nor anything else.
+fn pending(watched: &[Weak<dyn Books>]) -> u64 {
+    watched.iter().filter_map(Weak::upgrade).map(|books| books.records().pending).sum()
+}
+
+fn lost_line(records: u64) -> Option<String> {
+    let message = || format!("{records} records were accepted and are not written");
+    let advice = "a panic ends this process without a drain, for it was built with `panic = \"abort\"`";
+    (records > 0).then(|| error_line(&message(), advice))
+}
+
+#[cfg(all(test, not(winddown_loom)))]
+mod tests {
+    use super::*;
+    use crate::Ledger;
+
+    #[test]
+    fn what_an_abort_loses_is_what_is_pending() {
+        let ledgers = [Arc::new(Ledger::default()), Arc::new(Ledger::default())];
+        let books = ledgers.each_ref().map(|ledger| Arc::clone(ledger) as Arc<dyn Books>);
+        let watched = books.each_ref().map(Arc::downgrade);
+        assert_eq!(lost_line(pending(&watched)), None);
+        assert!(ledgers[0].accepted(3) && ledgers[1].accepted(2));
+        ledgers[0].writing(1);
+        ledgers[0].written(1);
+        let line = lost_line(pending(&watched)).unwrap();
+        assert!(line.contains("4 records"), "{line}");
+        drop((ledgers, books));
+        assert_eq!(pending(&watched), 0);
+    }
 }
