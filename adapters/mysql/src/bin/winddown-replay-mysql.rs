@@ -1,4 +1,4 @@
-//! Lists, checks and writes back spilled records: into a MySQL or MariaDB table, whose URL is in `DATABASE_URL`.
+//! Lists, checks and writes back spilled records: into a MySQL or MariaDB table, whose URL is in `MYSQL_URL`.
 
 use std::process::ExitCode;
 
@@ -7,7 +7,7 @@ use winddown_buffer::cli::{self, Deliver, Json, Made, Target};
 use winddown_core::Error;
 use winddown_mysql::{Insert, Mysql, Parameters, mysql_async::Value};
 
-/// The table; its server is named by `DATABASE_URL`.
+/// The table; its server is named by `MYSQL_URL`.
 #[derive(Debug, Args)]
 struct Table {
     /// The table
