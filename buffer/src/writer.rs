@@ -190,7 +190,7 @@ impl<T: Send + Sync + 'static, S: Sink<T>> BatchWriter<T, S> {
     /// Where records go that cannot be written: see [`Spill`].
     ///
     /// A drain that has one ends its attempts in time to spill what is left: as soon as 20 ms, 80 ms more for files, and 1 ms
-    /// for each 100 kB of records, remain, but not before its settling has ended. Defaults to nothing: they are lost then, and reported.
+    /// for each 50 kB of records, remain, but not before its settling has ended. Defaults to nothing: they are lost then, and reported.
     #[must_use]
     pub fn spill(mut self, spill: Spill<T>) -> Self {
         self.spill = Some(spill);

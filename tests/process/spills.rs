@@ -24,6 +24,9 @@ cases![
     a_replay_needs_memory_for_a_batch_and_not_for_a_file,
 ];
 
+/// Not used up by any machine.
+const AMPLE: Duration = Duration::from_secs(60);
+
 /// The program of this name, if it is one of these.
 pub(crate) async fn run(name: &str) -> Option<Result<(), Error>> {
     Some(match name {
@@ -43,7 +46,7 @@ async fn spills(spill: Spill<(u64, String)>) -> Result<(), Error> {
     let lifecycle = Lifecycle::detect()?;
     let db = lifecycle.guard(Shared::new("db", ()));
     let away = WriteWith::new(Delivery::ExactlyOnce, |_: &mut Checkout<Shared<()>>, _: &Batch<(u64, String)>| {
-        Box::pin(async { Err(WriteError::Retry(Error::new(ErrorKind::Write, "the server is away"))) })
+        Box::pin(async { Err(WriteError::Failed(Error::new(ErrorKind::Write, "there is no such table"))) })
     });
     let buffer = lifecycle.guard(BatchWriter::new(&db, away).name("audit").spill(spill));
     let work = async {
@@ -58,7 +61,7 @@ async fn spills(spill: Spill<(u64, String)>) -> Result<(), Error> {
 fn a_spill_beyond_the_limit_of_a_file_s_size_leaves_nothing_and_is_lost() {
     let directory = tempfile::tempdir().unwrap();
     let spills = directory.path().to_str().unwrap().to_owned();
-    let budget = Duration::from_secs(2).as_millis().to_string();
+    let budget = AMPLE.as_millis().to_string();
     let ended = Child::start_with("spills_beyond_limit", &[("SPILLS", spills), ("WINDDOWN_BUDGET_MS", budget)]).end();
     assert_eq!((ended.code, ended.signal), (Some(1), None), "{}", ended.stderr);
     let records = ended.report().resource("audit").unwrap().records.unwrap();
@@ -67,7 +70,8 @@ fn a_spill_beyond_the_limit_of_a_file_s_size_leaves_nothing_and_is_lost() {
 }
 
 fn a_spill_to_the_log_passes_every_log_level_and_is_signed() {
-    let variables = [("WINDDOWN_BUDGET_MS", "2000"), ("WINDDOWN_SPILL_KEY", "sixteen bytes or more")];
+    let budget = AMPLE.as_millis().to_string();
+    let variables = [("WINDDOWN_BUDGET_MS", &*budget), ("WINDDOWN_SPILL_KEY", "sixteen bytes or more")];
     let ended = Child::start_with("spills_to_the_log", &variables).end();
     let records = ended.report().resource("audit").unwrap().records.unwrap();
     assert_eq!((records.accepted, records.spilled), (1000, 1000), "{}", ended.report());
