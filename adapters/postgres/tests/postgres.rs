@@ -136,6 +136,7 @@ fn main() -> ExitCode {
                 no_error_of_a_sink_shows_a_password_or_a_record;
             sink_limits:
                 a_limit_of_time_that_a_smaller_batch_keeps_is_told_from_an_outage
+                a_buffer_learns_a_limit_of_time_and_every_row_is_written
                 a_batch_that_is_written_already_is_not_divided
                 a_code_that_a_trigger_makes_up_is_the_records
                 a_statement_that_the_server_has_forgotten_is_prepared_again

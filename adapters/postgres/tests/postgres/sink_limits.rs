@@ -1,6 +1,8 @@
 //! What a sink makes of limits that a smaller batch would keep, and of the server's more unusual words.
 
-use winddown_buffer::{Delivery, Sink, WriteError};
+use std::time::Instant;
+
+use winddown_buffer::{BatchWriter, Delivery, Push as _, Sink, WriteError};
 use winddown_postgres::tokio_postgres::error::SqlState;
 
 use crate::{
@@ -52,6 +54,26 @@ pub(crate) async fn a_limit_of_time_that_a_smaller_batch_keeps_is_told_from_an_o
                 scene.end().await;
             }
         }
+    }
+}
+
+pub(crate) async fn a_buffer_learns_a_limit_of_time_and_every_row_is_written() {
+    const ROWS: i64 = 2_000;
+    for sink in audit() {
+        let scene = Scene::new().await;
+        // A batch of the default size takes more than three times as long as it may.
+        scene.execute(&SLOW_ROWS.replace("0.02", "0.002")).await;
+        set(&scene, "statement_timeout = '300ms'").await;
+        let buffer = scene.lifecycle.guard(BatchWriter::new(&scene.db, sink.clone()).name("audit"));
+        let began = Instant::now();
+        for id in 0..ROWS {
+            buffer.push(record(id)).await.unwrap();
+        }
+        buffer.flush().await.unwrap();
+        println!("{sink:?}: {ROWS} rows in {:?}", began.elapsed());
+        assert_eq!(scene.audit().await, (0..ROWS).map(record).collect::<Vec<_>>(), "{sink:?}");
+        drop(buffer);
+        scene.end().await;
     }
 }
 
