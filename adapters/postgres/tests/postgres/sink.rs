@@ -156,6 +156,14 @@ impl Scene {
         assert_nothing_left(&self.server).await;
         self.server.end().await.unwrap();
     }
+
+    /// The same where the server may complain of a session that was closed as it was.
+    pub(crate) async fn end_of_sessions(self) {
+        let report = self.lifecycle.drain().await;
+        assert!(report.is_clean(), "{report}");
+        until("all are gone", || async { self.server.sessions().await.unwrap() == 0 }).await;
+        self.server.end().await.unwrap();
+    }
 }
 
 pub(crate) fn record(id: i64) -> Record {

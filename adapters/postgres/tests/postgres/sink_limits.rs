@@ -132,7 +132,8 @@ pub(crate) async fn a_statement_that_the_server_has_forgotten_is_prepared_again(
         assert!(matches!(result, Err(WriteError::Retry(_))), "{sink:?}: {result:?}");
         scene.write(&sink, &batch([2])).await.unwrap();
         assert_eq!(scene.audit().await, [1, 2].map(record), "{sink:?}");
-        scene.end().await;
+        // The session whose COPY did not begin is closed as it is, and the server may complain of that.
+        scene.end_of_sessions().await;
     }
 }
 
