@@ -254,7 +254,7 @@ fn quiet() {
 }
 
 #[test]
-fn s5_every_record_is_in_one_column_and_the_columns_are_true_whatever_fails() {
+fn s5_every_record_is_in_one_column_and_the_columns_are_true_whatever_fails_soak() {
     quiet();
     let cases = if env::var_os("WINDDOWN_SOAK").is_some() { 100_000 } else { 400 };
     let config =
