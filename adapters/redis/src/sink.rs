@@ -2,7 +2,7 @@
 
 use std::{sync::LazyLock, time::Duration};
 
-use redis::{Pipeline, RedisError, Script, ToRedisArgs, pipe};
+use redis::{FromRedisValue, Pipeline, RedisError, RedisResult, Script, ScriptInvocation, ToRedisArgs, pipe};
 use winddown_buffer::{Batch, BatchKey, Delivery, Sink, WriteError, uuid::Uuid};
 use winddown_core::{Checkout, Error, ErrorKind};
 
@@ -99,7 +99,7 @@ impl Target {
             for call in calls.calls {
                 script.arg(call.len()).arg(call);
             }
-            script.invoke_async::<()>(connection).await
+            invoke::<()>(&script, connection).await
         } else {
             self.pipeline(&calls).exec_async(connection).await
         };
@@ -114,6 +114,20 @@ impl Target {
         }
         pipeline
     }
+}
+
+/// Runs a script. Where somebody had the server forget it when it was just loaded, nothing was executed, and it is run again.
+async fn invoke<T: FromRedisValue>(script: &ScriptInvocation<'_>, connection: &mut Connection) -> RedisResult<T> {
+    match script.invoke_async(connection).await {
+        Err(failure) if says(&failure, "NOSCRIPT") => script.invoke_async(connection).await,
+        ran => ran,
+    }
+}
+
+/// Whether it is this that the server has answered.
+fn says(failure: &RedisError, code: &str) -> bool {
+    let refusals = failure.clone().into_server_errors();
+    refusals.is_some_and(|refusals| refusals.iter().any(|(_, refusal)| refusal.code() == code))
 }
 
 impl Calls {

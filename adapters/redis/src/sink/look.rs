@@ -6,7 +6,7 @@ use redis::{RedisError, Script, cmd};
 use winddown_buffer::{BatchKey, Delivery, WriteError, uuid::Uuid};
 use winddown_core::{Error, ErrorKind};
 
-use super::{Target, unwritten};
+use super::{Target, invoke, says, unwritten};
 use crate::{Connection, error};
 
 /// Writes nothing, but may, as its first line says: so a server that takes no writes now, being a replica or full, does not run
@@ -55,7 +55,7 @@ impl Target {
             script.key(&marker).arg("GET").arg(0);
             script.key(&marker).arg("SET").arg(3).arg(&["1", "PX", "1"]);
         }
-        match script.invoke_async::<Option<String>>(connection).await {
+        match invoke::<Option<String>>(&script, connection).await {
             Ok(None) => Ok(()),
             Ok(Some(denied)) => {
                 let key = if denied == command { &self.key } else { &marker };
@@ -90,12 +90,6 @@ impl Target {
             },
         }
     }
-}
-
-/// Whether it is this that the server has answered.
-fn says(failure: &RedisError, code: &str) -> bool {
-    let refusals = failure.clone().into_server_errors();
-    refusals.is_some_and(|refusals| refusals.iter().any(|(_, refusal)| refusal.code() == code))
 }
 
 /// It does not take writes now, or does not answer.

@@ -25,6 +25,11 @@ pub(crate) async fn redis_8() -> Server {
 
 /// Redis 8, a server of its own.
 pub(crate) async fn own() -> Server {
+    own_of().await
+}
+
+/// The same of either kind: for tests that take scripts away, which the others on a server may have just loaded.
+pub(crate) async fn own_of<V: Version>() -> Server<V> {
     RedisServer::start(ServerUse::Own).await.unwrap()
 }
 

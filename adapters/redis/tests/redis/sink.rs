@@ -9,7 +9,7 @@ use winddown_redis::{List, Redis, Stream, redis};
 use winddown_testkit::{Harness as _, proxy::Proxy, scene::lifecycle};
 
 use crate::{
-    scene::{Server, assert_nothing_left, config, config_at, driver_error, own, start, until},
+    scene::{Server, assert_nothing_left, config, config_at, driver_error, own, own_of, start, until},
     server::{Redis8, Valkey8, Version},
 };
 
@@ -157,7 +157,7 @@ async fn whole<V: Version>() {
 }
 
 async fn once<V: Version>() {
-    let server = start::<V>().await;
+    let server = own_of::<V>().await;
     let manager = Client::open(config(&server).driver).unwrap().get_connection_manager().await.unwrap();
     // Each has its own connection, all share one, and as an application has built it.
     let others = [Redis::new(config_at(&server, server.server.address)), Redis::wrap(manager)];
@@ -218,7 +218,9 @@ async fn told<V: Version>() {
 }
 
 async fn denied<V: Version>() {
-    let scene = Scene::<V>::new().await;
+    let server = own_of::<V>().await;
+    let redis = Redis::new(config(&server));
+    let scene = Scene::of(server, redis);
     let mut connection = scene.get().await;
     let (entries, elements) = (entries([1, 2]), elements([1, 2]));
     for rule in ["-xadd", "-rpush", "-set", "-get", "-evalsha", "-script|load"] {
