@@ -1,7 +1,7 @@
 //! Which files there are, who may write what is in them, and what is noted beside them.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet, hash_map::Entry},
     ffi::{OsStr, OsString},
     fs::{self, File},
     io::{self, BufRead as _, BufReader, BufWriter, Read as _, Seek as _, SeekFrom, Write as _},
@@ -151,6 +151,15 @@ struct Notes {
     written: HashSet<Uuid>,
     begun: HashSet<Uuid>,
     divided: HashSet<Uuid>,
+    /// By the kind of their file.
+    kept: HashMap<&'static str, Kept>,
+}
+
+/// A file beside, and the records that are in it: by their batch, and their place in that. After an error that is not true any
+/// more, and the replay ends.
+struct Kept {
+    file: File,
+    records: HashSet<(Uuid, u64)>,
 }
 
 impl Notes {
@@ -286,33 +295,23 @@ impl Beside {
     /// Keeps these records in a file of this kind, and says why they are there; once, however often it is asked.
     pub(crate) fn keep<T: Serialize + DeserializeOwned>(
         &self,
-        kind: &str,
+        kind: &'static str,
         from: &Writing<'_>,
         batch: &Batch<T>,
         why: &str,
     ) -> Result<(), Error> {
-        let name = self.name(kind);
-        let path = self.folder.join(&name);
-        let unwritable = |error: io::Error| unusable(&path, "cannot be written", error);
-        let file = self.disk.open(&self.folder, &name, Open::Append).map_err(unwritable)?;
+        let mut notes = self.notes();
+        let unwritable = |error: io::Error| unusable(&self.folder.join(self.name(kind)), "cannot be written", error);
+        let Kept { file, records } = match notes.kept.entry(kind) {
+            Entry::Occupied(kept) => kept.into_mut(),
+            Entry::Vacant(kept) => kept.insert(self.kept(kind).map_err(unwritable)?),
+        };
         let key = Uuid::from(batch.key());
-        let mut is_kept = HashSet::new();
-        let mut reader = BufReader::new(&file);
-        let mut text = Vec::new();
-        while reader.read_until(b'\n', &mut text).map_err(unwritable)? > 0 {
-            if let Ok(line) = serde_json::from_slice::<Line<'_>>(&text)
-                && line.batch == key
-                && text.ends_with(b"\n")
-            {
-                is_kept.insert(line.index);
-            }
-            text.clear();
-        }
-        let mut lines = BufWriter::new(Through(&*self.disk, &file));
+        let mut lines = BufWriter::new(Through(&*self.disk, file));
         // What is there may be torn.
         lines.write_all(b"\n").map_err(unwritable)?;
         for (index, record) in (0..).zip(batch) {
-            if !is_kept.contains(&index) {
+            if records.insert((key, index)) {
                 let encoded = encode(record)?;
                 let place = (index, batch.len() as u64);
                 from.record(&mut lines, batch.key(), place, &encoded, Some(why)).map_err(unwritable)?;
@@ -320,8 +319,25 @@ impl Beside {
         }
         lines.flush().map_err(unwritable)?;
         drop(lines);
-        let synced = self.disk.sync(&file).and_then(|()| self.disk.sync_folder(&self.folder));
-        synced.map_err(unwritable)
+        self.disk.sync(file).map_err(unwritable)
+    }
+
+    /// Opens the file of this kind, and sees which records an earlier replay has put there.
+    fn kept(&self, kind: &str) -> io::Result<Kept> {
+        let file = self.disk.open(&self.folder, &self.name(kind), Open::Append)?;
+        self.disk.sync_folder(&self.folder)?;
+        let mut records = HashSet::new();
+        let mut reader = BufReader::new(&file);
+        let mut text = Vec::new();
+        while reader.read_until(b'\n', &mut text)? > 0 {
+            if let Ok(line) = serde_json::from_slice::<Line<'_>>(&text)
+                && text.ends_with(b"\n")
+            {
+                records.insert((line.batch, line.index));
+            }
+            text.clear();
+        }
+        Ok(Kept { file, records })
     }
 
     /// Removes the file, all of which is written, and then the notes of it.
