@@ -152,6 +152,24 @@ impl From<Deliver> for Delivery {
     }
 }
 
+/// A table, for the commands of the databases that have tables.
+#[derive(Debug, Args)]
+#[expect(clippy::exhaustive_structs, reason = "the commands take it apart")]
+pub struct Table {
+    /// The table
+    #[arg(long)]
+    pub table: String,
+    /// The columns, named as the fields of the records or in the order of their values
+    #[arg(long, value_delimiter = ',', required = true)]
+    pub columns: Vec<String>,
+    /// How often a record may be written
+    #[arg(long, value_enum, default_value_t)]
+    pub delivery: Deliver,
+    /// The table that remembers written batches, if it is another one than the application's by default
+    #[arg(long)]
+    pub key_table: Option<String>,
+}
+
 /// Lists, checks and writes back records that a winddown buffer has spilled
 ///
 /// The exit status is 0 if all of it is where it belongs, 1 if something stays that could not be read or written, 2 if it could
@@ -212,7 +230,7 @@ pub fn main<T: Target>() -> ExitCode {
     match run::<T>(Cli::parse()) {
         Ok(code) => code,
         Err(error) => {
-            say_to(&mut io::stderr(), &format!("error: {error}"));
+            winddown_core::write_line(&format!("error: {error}"));
             FAILED.into()
         }
     }

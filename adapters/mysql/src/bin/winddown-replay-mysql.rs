@@ -3,28 +3,18 @@
 use std::process::ExitCode;
 
 use clap::Args;
-use winddown_buffer::cli::{self, Deliver, Json, Made, Target};
+use winddown_buffer::cli::{self, Json, Made, Table, Target};
 use winddown_core::Error;
 use winddown_mysql::{Insert, Mysql, Parameters, mysql_async::Value};
 
 /// The table; its server is named by `MYSQL_URL`.
 #[derive(Debug, Args)]
-struct Table {
-    /// The table
-    #[arg(long)]
-    table: String,
+struct Place {
+    #[command(flatten)]
+    into: Table,
     /// The database of the table, if it is not that of the URL
     #[arg(long)]
     schema: Option<String>,
-    /// The columns, named as the fields of the records or in the order of their values
-    #[arg(long, value_delimiter = ',', required = true)]
-    columns: Vec<String>,
-    /// How often a record may be written
-    #[arg(long, value_enum, default_value_t)]
-    delivery: Deliver,
-    /// The table that remembers written batches, if it is another one than the application's by default
-    #[arg(long)]
-    key_table: Option<String>,
 }
 
 #[derive(Debug)]
@@ -48,22 +38,23 @@ impl Parameters for Row {
     }
 }
 
-impl Target for Table {
+impl Target for Place {
     type Resource = Mysql;
     type Sink = Made<Insert, Row>;
 
     fn open(self) -> Result<(Mysql, Self::Sink), Error> {
-        let mut insert = Insert::into(self.table, self.columns.clone()).delivery(self.delivery.into());
+        let Table { table, columns, delivery, key_table } = self.into;
+        let mut insert = Insert::into(table, columns.clone()).delivery(delivery.into());
         if let Some(schema) = self.schema {
             insert = insert.schema(schema);
         }
-        if let Some(key_table) = self.key_table {
+        if let Some(key_table) = key_table {
             insert = insert.key_table(key_table);
         }
-        Ok((Mysql::from_env()?, Made::new(insert, self.columns, Row::from_json)))
+        Ok((Mysql::from_env()?, Made::new(insert, columns, Row::from_json)))
     }
 }
 
 fn main() -> ExitCode {
-    cli::main::<Table>()
+    cli::main::<Place>()
 }

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::Args;
-use winddown_buffer::cli::{self, Deliver, Json, Made, Target};
+use winddown_buffer::cli::{self, Json, Made, Table, Target};
 use winddown_core::Error;
 use winddown_sqlite::{
     Config, Insert, Sqlite,
@@ -12,22 +12,12 @@ use winddown_sqlite::{
 
 /// The file, and the table in it.
 #[derive(Debug, Args)]
-struct Table {
+struct Place {
     /// The database [default: that in SQLITE_PATH]
     #[arg(long, value_name = "FILE")]
     database: Option<PathBuf>,
-    /// The table
-    #[arg(long)]
-    table: String,
-    /// The columns, named as the fields of the records or in the order of their values
-    #[arg(long, value_delimiter = ',', required = true)]
-    columns: Vec<String>,
-    /// How often a record may be written
-    #[arg(long, value_enum, default_value_t)]
-    delivery: Deliver,
-    /// The table that remembers written batches, if it is another one than the application's by default
-    #[arg(long)]
-    key_table: Option<String>,
+    #[command(flatten)]
+    into: Table,
 }
 
 type Row = ParamsFromIter<Vec<Value>>;
@@ -43,23 +33,24 @@ fn row(record: &Json, columns: &[String]) -> Result<Row, String> {
     Ok(params_from_iter(record.values(columns)?.iter().map(value).collect()))
 }
 
-impl Target for Table {
+impl Target for Place {
     type Resource = Sqlite;
     type Sink = Made<Insert, Row>;
 
     fn open(self) -> Result<(Sqlite, Self::Sink), Error> {
-        let mut insert = Insert::into(self.table, self.columns.clone()).delivery(self.delivery.into());
-        if let Some(key_table) = self.key_table {
+        let Table { table, columns, delivery, key_table } = self.into;
+        let mut insert = Insert::into(table, columns.clone()).delivery(delivery.into());
+        if let Some(key_table) = key_table {
             insert = insert.key_table(key_table);
         }
         let database = match self.database {
             Some(path) => Sqlite::new(Config::new(path)),
             None => Sqlite::from_env()?,
         };
-        Ok((database, Made::new(insert, self.columns, row)))
+        Ok((database, Made::new(insert, columns, row)))
     }
 }
 
 fn main() -> ExitCode {
-    cli::main::<Table>()
+    cli::main::<Place>()
 }
