@@ -58,8 +58,7 @@ impl<T: Send + Sync + 'static, S: Sink<T>> Flusher<T, S> {
         let Writing { queue, spill, .. } = &*self.writing;
         // Where this is left at its deadline, whoever waits is told all the same.
         let _left = Left(queue);
-        let needed = spill.as_ref().map_or(Duration::ZERO, |spill| spill.time_for(queue.bytes()));
-        let end = drain.deadline().checked_sub(needed).unwrap_or_else(Instant::now);
+        let end = end_of_writing(queue, spill.as_ref(), drain);
         let left = end.saturating_duration_since(Instant::now());
         let patience = self.writing.pace().patience(left);
         queue.begin_drain(patience);
@@ -130,15 +129,20 @@ impl<T: Send + Sync + 'static, S: Sink<T>> fmt::Debug for Flusher<T, S> {
     }
 }
 
+/// The last moment at which what is left now can still be spilled; without a spill that of the drain.
+fn end_of_writing<T: Send + Sync + 'static>(queue: &Queue<T>, spill: Option<&Spill<T>>, drain: &Drain) -> Instant {
+    let needed = spill.map_or(Duration::ZERO, |spill| spill.time_for(queue.bytes()));
+    drain.deadline().checked_sub(needed).unwrap_or_else(Instant::now)
+}
+
 /// Ready when writing must end: as late as what is left can be spilled, but not before settling has ended; without a spill
 /// when it must be cut.
 async fn time_is_up<T: Send + Sync + 'static>(queue: &Queue<T>, spill: Option<&Spill<T>>, drain: &Drain) {
     if let Some(spill) = spill {
         drain.settle_ended().await;
-        let needed = spill.time_for(queue.bytes());
         tokio::select! {
             () = drain.cut() => {}
-            () = sleep_until(drain.deadline().checked_sub(needed).unwrap_or_else(Instant::now)) => {}
+            () = sleep_until(end_of_writing(queue, Some(spill), drain)) => {}
         }
     } else {
         drain.cut().await;
