@@ -130,7 +130,7 @@ async fn conduct_life(shared: &Arc<Shared>, life: &Arc<Life>, signals: &mut Sign
     }
     let mut lines = shared.report_format.map(|format| {
         let lines = Lines::start();
-        let budget = begun.budget.unwrap_or(shared.budget);
+        let budget = begun.budget(shared);
         lines.say(log_line::begin_line(format, &begun, budget));
         lines
     });
@@ -144,7 +144,7 @@ async fn conduct_life(shared: &Arc<Shared>, life: &Arc<Life>, signals: &mut Sign
     let report = Arc::new(conduct(shared, &begun, Place::Thread, forced).await);
     let clean = report.is_clean();
     if let (Some(format), Some(lines)) = (shared.report_format, &mut lines) {
-        let at_most = time_to_write(begun.budget.unwrap_or(shared.budget), begun.at);
+        let at_most = time_to_write(begun.budget(shared), begun.at);
         lines.said(report_text(&report, format), at_most).await;
     }
     drop(lines);
@@ -198,7 +198,7 @@ const SAME_REQUEST: Duration = Duration::from_millis(100);
 /// Drains everything in order and says what happened, by the deadline whatever a resource does (L1).
 pub(crate) async fn conduct(shared: &Shared, begun: &Begun, place: Place, forced: impl Future<Output = ()>) -> Report {
     let nodes = &begun.nodes;
-    let plan = Plan::new(nodes, begun.at, begun.budget.unwrap_or(shared.budget));
+    let plan = Plan::new(nodes, begun.at, begun.budget(shared));
     let (_release, released) = watch::channel(());
 
     let mut rows: Vec<Row> = nodes.iter().map(|node| Row::new(Arc::clone(node))).collect();
@@ -251,7 +251,7 @@ fn blank_report(shared: &Shared, begun: &Begun) -> Report {
         reason: begun.reason.clone(),
         error: begun.error.clone(),
         platform: shared.platform.to_string(),
-        budget: begun.budget.unwrap_or(shared.budget).total(),
+        budget: begun.budget(shared).total(),
         took: Duration::ZERO,
         forced: false,
         resources: Vec::new(),

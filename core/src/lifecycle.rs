@@ -143,6 +143,13 @@ pub(crate) struct Begun {
     pub(crate) nodes: Arc<[Arc<dyn Node>]>,
 }
 
+impl Begun {
+    /// The budget of this drain.
+    pub(crate) fn budget(&self, shared: &Shared) -> Budget {
+        self.budget.unwrap_or(shared.budget)
+    }
+}
+
 /// A request to stop.
 struct Stop {
     reason: Reason,
