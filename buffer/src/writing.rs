@@ -16,7 +16,7 @@ use tokio::{
     task::yield_now,
     time::{Instant, sleep, sleep_until, timeout},
 };
-use winddown_core::{Checkout, Error, ErrorKind, ShutdownGuard};
+use winddown_core::{Checkout, Error, ErrorKind, ShutdownGuard, panic_message};
 
 use crate::{
     Delivery, Sink, Spill, WriteError,
@@ -330,7 +330,5 @@ async fn catch<O>(future: impl Future<Output = O>) -> Result<O, Error> {
 }
 
 fn panicked(panic: &(dyn Any + Send)) -> Error {
-    let text = panic.downcast_ref::<&str>().copied();
-    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message");
-    Error::new(ErrorKind::Panicked, format!("the sink panicked: {}", text.replace('\n', " ")))
+    Error::new(ErrorKind::Panicked, format!("the sink panicked: {}", panic_message(panic)))
 }

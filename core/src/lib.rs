@@ -35,7 +35,7 @@ mod sync;
 pub mod memory;
 
 #[doc(hidden)]
-pub use crate::{log_line::error_line, log_line::warning_line, standard_error::write_line};
+pub use crate::{log_line::error_line, log_line::warning_line, panics::panic_message, standard_error::write_line};
 
 pub use crate::{
     body::TrackedBody,

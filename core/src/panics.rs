@@ -28,12 +28,14 @@ pub(crate) async fn catch<T>(future: impl Future<Output = Result<T, Error>>) -> 
 
 /// The error for a caught panic, with its message where it is text.
 pub(crate) fn error(panic: &(dyn Any + Send)) -> Error {
-    let text = panic
-        .downcast_ref::<&str>()
-        .map(|text| (*text).to_owned())
-        .or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "no message".to_owned());
-    Error::new(ErrorKind::Panicked, format!("panicked: {}", text.replace('\n', " ")))
+    Error::new(ErrorKind::Panicked, format!("panicked: {}", panic_message(panic)))
+}
+
+/// What a caught panic says, in one line.
+pub fn panic_message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("no message").replace('\n', " ")
 }
 
 /// The books of this process.

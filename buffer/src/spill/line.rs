@@ -1,7 +1,6 @@
 //! The lines of a spill: how a record is written, and how it is read back.
 
 use std::{
-    any::Any,
     borrow::Cow,
     fmt,
     io::{self, Write},
@@ -13,7 +12,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD as BASE64};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::value::{RawValue, to_raw_value};
 use uuid::Uuid;
-use winddown_core::{Error, ErrorKind};
+use winddown_core::{Error, ErrorKind, panic_message};
 
 use super::{exact::fingerprint, key::SpillKey};
 use crate::BatchKey;
@@ -90,7 +89,10 @@ pub(crate) enum Encoded {
 /// Encodes a record: as JSON, else as MessagePack. What comes back otherwise than it went, to the bit, is refused.
 pub(crate) fn encode<T: Serialize + DeserializeOwned>(record: &T) -> Result<Encoded, Error> {
     // Foreign code; it only has a shared reference, so nothing is left half done.
-    catch_unwind(AssertUnwindSafe(|| try_encode(record))).unwrap_or_else(|panic| Err(panicked(&*panic)))
+    catch_unwind(AssertUnwindSafe(|| try_encode(record))).unwrap_or_else(|panic| {
+        let text = format!("serialising a record panicked: {}", panic_message(&*panic));
+        Err(Error::new(ErrorKind::Panicked, text))
+    })
 }
 
 fn try_encode<T: Serialize + DeserializeOwned>(record: &T) -> Result<Encoded, Error> {
@@ -117,12 +119,6 @@ fn refused(why: &dyn fmt::Display) -> Error {
         ErrorKind::Write,
         format!("this record cannot be spilled: neither JSON nor MessagePack can hold it: {why}"),
     )
-}
-
-fn panicked(panic: &(dyn Any + Send)) -> Error {
-    let text = panic.downcast_ref::<&str>().copied();
-    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message");
-    Error::new(ErrorKind::Panicked, format!("serialising a record panicked: {}", text.replace('\n', " ")))
 }
 
 /// What all lines of one spill share.
