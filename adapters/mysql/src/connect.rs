@@ -32,6 +32,10 @@ pub type Connection = Object<Manager>;
 /// How long it may take to tidy a connection up: longer, and it is replaced.
 const TIDY_PATIENCE: Duration = Duration::from_secs(1);
 
+/// How long the driver goes on to wait for an answer that has come too late for whoever asked: a server that is slow is said
+/// goodbye to, one that is mute is not.
+const LATE_PATIENCE: Duration = Duration::from_secs(3);
+
 /// Where a server listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Address {
@@ -311,7 +315,7 @@ impl managed::Manager for Manager {
     }
 
     async fn recycle(&self, session: &mut Session, metrics: &Metrics) -> RecycleResult<Error> {
-        if session.is_disconnected() {
+        if !session.is_usable() {
             return Err(RecycleError::message("the connection was closed"));
         }
         if !session.is_tidy {
@@ -321,10 +325,7 @@ impl managed::Manager for Manager {
             }
         } else if self.is_suspect(metrics.recycled.unwrap_or(metrics.created)) {
             // What the server has closed meanwhile is known to the kernel, and fails at once.
-            let asked = Instant::now();
-            let answer = timeout(self.check_timeout, session.ping()).await;
-            self.connector.sessions.latency.saw(asked.elapsed());
-            if !matches!(answer, Ok(Ok(()))) {
+            if !session.asks(Question::Ping, self.check_timeout).await {
                 tracing::debug!("a connection did not answer after a rest, replacing it");
                 return Err(RecycleError::message("the server has closed the connection"));
             }
@@ -367,24 +368,67 @@ impl Session {
         self.max_packet
     }
 
-    /// Leaves nothing of what the last user has done: reads what is left of results, rolls back, and, with `reset`, has
-    /// the server forget variables, temporary tables, locks and prepared statements. Whether that went well.
+    /// The driver's connection, unless its answer was waited for in vain.
+    fn is_usable(&self) -> bool {
+        self.conn.as_ref().is_some_and(|conn| !conn.is_disconnected())
+    }
+
+    /// Leaves nothing of what the last user has done. Whether that went well within [`TIDY_PATIENCE`].
+    ///
+    /// # Cancel safety
+    /// As for [`Session::asks`].
     async fn tidy(&mut self, reset: bool) -> bool {
-        let tidying = async {
-            if reset && self.reset().await? {
-                return Ok(());
-            }
-            // The driver rolls back and reads results before it sends anything.
-            self.ping().await
-        };
-        let asked = Instant::now();
-        let tidied = timeout(TIDY_PATIENCE, tidying).await;
-        if tidied.is_err() {
-            self.sessions.is_mute(self.key);
-        }
-        self.is_tidy = matches!(tidied, Ok(Ok(())));
-        self.sessions.latency.saw(asked.elapsed());
+        self.is_tidy = self.asks(Question::Tidy { reset }, TIDY_PATIENCE).await;
         self.is_tidy
+    }
+
+    /// Whether the server answers within `limit`. Otherwise the session is not usable any more.
+    ///
+    /// # Cancel safety
+    /// Cancel safe. Where nobody waits any more, the driver does for a while: a connection that is dropped in the middle of an
+    /// answer is closed without a goodbye.
+    async fn asks(&mut self, question: Question, limit: Duration) -> bool {
+        let Some(conn) = self.conn.take() else { return false };
+        let (key, sessions) = (self.key, Arc::clone(&self.sessions));
+        let mut asked = Self { conn: Some(conn), sessions, ..*self };
+        let (give, answer) = oneshot::channel();
+        let began = Instant::now();
+        tokio::spawn(async move {
+            match timeout(limit + LATE_PATIENCE, question.put(&mut asked)).await {
+                // Nobody may wait for it any more: then the book sees to its goodbye.
+                Ok(Ok(())) => drop(give.send(asked)),
+                Ok(Err(failure)) => {
+                    tracing::debug!(session = key.id, error = %failure, "a connection is not used again")
+                }
+                Err(_) => asked.sessions.is_mute(key),
+            }
+        });
+        let answer = timeout(limit, answer).await;
+        self.sessions.latency.saw(began.elapsed());
+        if let Ok(Ok(mut asked)) = answer {
+            self.conn = asked.conn.take();
+        }
+        self.conn.is_some()
+    }
+}
+
+/// What a session is asked between two checkouts.
+#[derive(Debug, Clone, Copy)]
+enum Question {
+    /// Is it there?
+    Ping,
+    /// To read what is left of results, to roll back, and with `reset` to forget variables, temporary tables, locks and
+    /// prepared statements.
+    Tidy { reset: bool },
+}
+
+impl Question {
+    async fn put(self, conn: &mut Conn) -> Result<(), mysql_async::Error> {
+        match self {
+            Self::Tidy { reset: true } if conn.reset().await? => Ok(()),
+            // The driver rolls back and reads results before it sends anything.
+            Self::Ping | Self::Tidy { .. } => conn.ping().await,
+        }
     }
 }
 

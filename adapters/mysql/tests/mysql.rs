@@ -98,7 +98,9 @@ fn main() -> ExitCode {
                 a_checkout_without_a_rest_makes_no_round_trip
                 a_checkout_after_a_rest_makes_one_round_trip
                 sessions_that_were_ended_while_the_process_stood_still_are_replaced
-                a_network_that_is_cut_holds_a_checkout_up_for_the_check_timeout;
+                a_network_that_is_cut_holds_a_checkout_up_for_the_check_timeout
+                a_caller_that_goes_during_the_check_costs_no_goodbye
+                an_answer_that_comes_too_late_costs_no_goodbye;
             tls:
                 sessions_are_encrypted_and_say_goodbye
                 a_statement_is_cancelled_over_tls

@@ -164,7 +164,7 @@ impl Part {
 
     /// Whether the server works on a statement of the session.
     pub(crate) fn is_busy(&self) -> bool {
-        self.opened.get().is_some_and(|opened| opened.activity.is_busy())
+        self.opened.get().is_some_and(|opened| opened.activity.runs_statement())
     }
 
     /// Asks the server to stop its statement, and waits until the server has taken the request: that is when it closes

@@ -5,7 +5,7 @@
 //! <https://www.postgresql.org/docs/current/protocol-message-formats.html>
 
 use std::{
-    io,
+    io, mem,
     pin::Pin,
     sync::{
         Arc,
@@ -30,6 +30,8 @@ type RustlsStream = <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream;
 pub(crate) struct Activity {
     /// Requests that the server has not answered to the end.
     in_flight: AtomicUsize,
+    /// How many requests since the last one with a statement only close what was prepared.
+    closing: AtomicUsize,
     /// The server waits for the rows of a `COPY`.
     copying: AtomicBool,
     /// The server has said that a statement is over, and not yet that it is ready for another.
@@ -47,9 +49,16 @@ pub(crate) struct Activity {
 
 // Relaxed, everywhere here: each value stands alone, and the lock of the session orders them for whoever decides by them.
 impl Activity {
-    /// Whether the server works on something, or waits for the rest of it.
+    /// Whether the server has something to answer, or waits for the rest of it.
     pub(crate) fn is_busy(&self) -> bool {
         self.in_flight.load(Ordering::Relaxed) > 0 || self.copying.load(Ordering::Relaxed)
+    }
+
+    /// Whether the server works on a statement, or waits for the rest of one. Closing what was prepared is none, and the driver
+    /// asks for that on its own: there is nothing to stop, and a pooler may have ended what it would be asked to stop.
+    pub(crate) fn runs_statement(&self) -> bool {
+        let (in_flight, closing) = (self.in_flight.load(Ordering::Relaxed), self.closing.load(Ordering::Relaxed));
+        in_flight > closing || self.copying.load(Ordering::Relaxed)
     }
 
     /// Whether the server has said that a statement is over, and not yet that it is ready: it commits, or the next one of the
@@ -94,6 +103,8 @@ pub(crate) struct Stream {
     received: Messages,
     /// The last request was ended by a Sync, which the server ignores while it waits for rows.
     synced: bool,
+    /// What was sent of the next request is more than closing what was prepared.
+    works: bool,
     /// How much of the goodbye is said, once it was asked for.
     said: usize,
 }
@@ -137,6 +148,7 @@ impl Stream {
             sent: Messages::default(),
             received: Messages { typed: true, ..Messages::default() },
             synced: false,
+            works: false,
             said: 0,
         }
     }
@@ -158,15 +170,22 @@ impl Stream {
     }
 
     fn note_sent(&mut self, bytes: &[u8]) {
-        let Self { sent, synced, activity, .. } = self;
+        let Self { sent, synced, works, activity, .. } = self;
         sent.read(bytes, |kind| match kind {
             // Query, Sync, FunctionCall: each is answered by one ReadyForQuery.
             b'Q' | b'S' | b'F' => {
                 *synced = kind == b'S';
+                if mem::take(works) || !*synced {
+                    activity.closing.store(0, Ordering::Relaxed);
+                } else {
+                    activity.closing.fetch_add(1, Ordering::Relaxed);
+                }
                 activity.in_flight.fetch_add(1, Ordering::Relaxed);
             }
             b'X' => activity.terminated.store(true, Ordering::Relaxed),
-            _ => {}
+            // Close, Flush.
+            b'C' | b'H' => {}
+            _ => *works = true,
         });
     }
 
@@ -381,6 +400,30 @@ mod tests {
         assert!(stream.activity.is_busy());
         stream.note_received(&message(b'Z', 1));
         assert!(!stream.activity.is_busy());
+    }
+
+    #[test]
+    fn closing_what_was_prepared_is_no_statement() {
+        let mut stream = stream();
+        let close = [message(b'C', 4), message(b'S', 0)].concat();
+        let seen = |stream: &Stream| (stream.activity.is_busy(), stream.activity.runs_statement());
+        for _ in 0..2 {
+            stream.note_sent(&close);
+            assert_eq!(seen(&stream), (true, false));
+        }
+        stream.note_sent(&[message(b'B', 9), message(b'E', 9), message(b'S', 0)].concat());
+        stream.note_sent(&close);
+        for _ in 0..2 {
+            assert_eq!(seen(&stream), (true, true));
+            stream.note_received(&message(b'Z', 1));
+        }
+        assert_eq!(seen(&stream), (true, true), "two were closed, and the statement runs");
+        stream.note_received(&[message(b'C', 9), message(b'Z', 1)].concat());
+        assert_eq!(seen(&stream), (true, false), "it is over");
+        stream.note_received(&message(b'Z', 1));
+        assert_eq!(seen(&stream), (false, false));
+        stream.note_sent(&message(b'Q', 9));
+        assert_eq!(seen(&stream), (true, true));
     }
 
     #[test]

@@ -76,6 +76,7 @@ fn main() -> ExitCode {
             driver:
                 sessions_are_listed_under_the_programs_name_or_the_one_that_is_configured
                 a_cached_statement_is_prepared_once_for_each_connection
+                closing_what_was_prepared_is_not_stopped
                 transactions_copies_and_streams_work_on_a_checkout
                 the_drivers_pool_and_errors_can_be_reached;
             errors:

@@ -145,3 +145,47 @@ pub(crate) async fn a_network_that_is_cut_holds_a_checkout_up_for_the_check_time
     drop(proxy);
     server.end().await.unwrap();
 }
+
+pub(crate) async fn a_caller_that_goes_during_the_check_costs_no_goodbye() {
+    let server = mysql().await;
+    let proxy = Proxy::start(server.server.address).await.unwrap();
+    let mut config = config_at(&server, proxy.address());
+    config.check_after = Duration::ZERO;
+    config.check_timeout = QUICK;
+    let scene = Scene::new(Mysql::new(config));
+    let out = scene.out(1).await;
+    let before = proxy.round_trips();
+    drop(out);
+    tidied_up(&scene, 1, &proxy, before + 1).await;
+
+    proxy.set_delay(Duration::from_millis(300));
+    let before = proxy.bytes_up();
+    tokio::select! {
+        got = scene.db.get() => panic!("nobody can have answered: {got:?}"),
+        () = until("it is asked", || async { proxy.bytes_up() > before }) => {}
+    }
+    scene.drain().await.assert_clean(1);
+    assert_nothing_left(&server).await;
+    server.end().await.unwrap();
+}
+
+pub(crate) async fn an_answer_that_comes_too_late_costs_no_goodbye() {
+    let server = mysql().await;
+    let proxy = Proxy::start(server.server.address).await.unwrap();
+    let mut config = config_at(&server, proxy.address());
+    config.check_after = Duration::ZERO;
+    config.check_timeout = Duration::from_millis(100);
+    let scene = Scene::new(Mysql::new(config));
+    let out = scene.out(1).await;
+    let before = proxy.round_trips();
+    drop(out);
+    tidied_up(&scene, 1, &proxy, before + 1).await;
+
+    proxy.set_delay(Duration::from_millis(300));
+    let replaced = scene.get().await;
+    assert_eq!(proxy.accepted(), 2);
+    drop(replaced);
+    scene.drain().await;
+    assert_nothing_left(&server).await;
+    server.end().await.unwrap();
+}

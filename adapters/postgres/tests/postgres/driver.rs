@@ -1,14 +1,14 @@
 //! The driver behind the guard: all that it has can be reached and works.
 
-use std::pin::pin;
+use std::{pin::pin, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{SinkExt as _, TryStreamExt as _};
 use winddown_core::ErrorKind;
 use winddown_postgres::{Config, Postgres, tokio_postgres::error::SqlState};
-use winddown_testkit::Harness as _;
+use winddown_testkit::{Harness as _, proxy::Proxy};
 
-use crate::scene::{Scene, Speaks, assert_nothing_left, config, driver_error, seventeen, url};
+use crate::scene::{Scene, Speaks, assert_nothing_left, config, config_at, driver_error, seventeen, url};
 
 pub(crate) async fn sessions_are_listed_under_the_programs_name_or_the_one_that_is_configured() {
     const NAME: &str = "SELECT application_name FROM pg_stat_activity WHERE pid = pg_backend_pid()";
@@ -38,6 +38,23 @@ pub(crate) async fn a_cached_statement_is_prepared_once_for_each_connection() {
         drop((first, second));
     }
     scene.drain().await.assert_clean(1);
+    server.end().await.unwrap();
+}
+
+/// The driver closes what it has prepared when nobody has it any more, and tells nobody when that was answered.
+pub(crate) async fn closing_what_was_prepared_is_not_stopped() {
+    let server = seventeen().await;
+    let proxy = Proxy::start(server.server.address).await.unwrap();
+    let scene = Scene::new(Postgres::new(config_at(&server, proxy.address())));
+    let client = scene.get().await;
+    let prepared = client.prepare("SELECT 1").await.unwrap();
+    // Far longer than the answers before it have let a drain expect.
+    proxy.set_delay(Duration::from_secs(1));
+    drop(prepared);
+    drop(client);
+    scene.drain().await.assert_clean(1);
+    assert_eq!(proxy.accepted(), 1, "a request to stop a statement comes on a connection of its own");
+    assert_nothing_left(&server).await;
     server.end().await.unwrap();
 }
 
