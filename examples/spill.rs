@@ -37,9 +37,9 @@ async fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A process that pushes records, is told to end within half a second, and cannot write one of them.
+/// A process that pushes records, is told to end within five seconds, and cannot write one of them.
 async fn life(database: &Path, spills: &Path) -> anyhow::Result<Arc<Report>> {
-    let lifecycle = Lifecycle::builder().signals(false).budget(Duration::from_millis(500)).build()?;
+    let lifecycle = Lifecycle::builder().signals(false).budget(Duration::from_secs(5)).build()?;
     let db = lifecycle.guard(Sqlite::new(Config::new(database)));
     let audit = lifecycle.guard(BatchWriter::new(&db, sink()).name("audit").spill(Spill::directory(spills)));
     lifecycle.init().await?;

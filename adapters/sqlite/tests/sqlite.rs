@@ -628,12 +628,14 @@ async fn two_hundred_of_two_hundred_drains_under_writers_leave_no_log_and_lose_n
                                 Err(error) if error.is_shutting_down() => return written,
                                 Err(error) => panic!("{error}"),
                             };
-                            let insert = |c: &mut rusqlite::Connection| c.execute("INSERT INTO t VALUES (2)", []);
-                            match connection.interact(insert).await.unwrap() {
-                                Ok(rows) => written += rows as i64,
-                                // The wrapped pool has the driver's busy timeout, and writers may starve each other.
-                                Err(error) => panic!("{error}"),
-                            }
+                            let insert = |c: &mut rusqlite::Connection| {
+                                // Writers may starve each other for longer than the 5 s that both pools give them.
+                                c.busy_timeout(BUDGET)?;
+                                c.execute("INSERT INTO t VALUES (2)", [])
+                            };
+                            let rows =
+                                connection.interact(insert).await.unwrap().unwrap_or_else(|error| panic!("{error}"));
+                            written += rows as i64;
                             let _ = first.try_send(());
                         }
                     })
