@@ -2,6 +2,7 @@
 // They panic where the other end is closed: `winddown_core::write_line` does not.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
+mod handover;
 pub mod sessions;
 mod socket;
 pub mod tls;

@@ -14,7 +14,6 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
-    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
@@ -27,7 +26,7 @@ use tokio::{
 };
 use winddown_core::{Drain, Error, Latency};
 
-use crate::Link;
+use crate::{Link, handover::Handover};
 
 /// How long a session that nobody wants any more may take to say goodbye: it may be opening, or in a statement. Drivers on
 /// their own would cut it at once.
@@ -117,12 +116,9 @@ pub struct Session<P> {
     sessions: Weak<Sessions<P>>,
     /// Not its own: a session that somebody holds must not keep a socket open that was cut.
     link: Weak<Link>,
-    /// Gone when it is over.
-    life: Mutex<Option<Life>>,
+    life: Handover<Life>,
     /// The application's task that polls it.
     task: Mutex<Option<AbortHandle>>,
-    /// The drain polls it now.
-    taken: AtomicBool,
     /// Nobody has the client of it any more.
     abandoned: AtomicBool,
     began: Instant,
@@ -203,9 +199,8 @@ impl<P: Send + Sync + 'static> Sessions<P> {
             id,
             sessions: Arc::downgrade(self),
             link: Arc::downgrade(link),
-            life: Mutex::new(Some(life(Weak::clone(session)))),
+            life: Handover::new(life(Weak::clone(session))),
             task: Mutex::new(None),
-            taken: AtomicBool::new(false),
             abandoned: AtomicBool::new(false),
             began: Instant::now(),
             part,
@@ -441,31 +436,22 @@ impl<P: Send + Sync + 'static> Session<P> {
         &self.part
     }
 
-    fn life(&self) -> MutexGuard<'_, Option<Life>> {
-        self.life.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Whether it has ended.
     pub fn is_over(&self) -> bool {
-        self.life().is_none()
-    }
-
-    fn poll(&self, cx: &mut Context<'_>) -> Poll<()> {
-        let mut life = self.life();
-        let Some(future) = life.as_mut() else { return Poll::Ready(()) };
-        let Poll::Ready(end) = future.as_mut().poll(cx) else { return Poll::Pending };
-        let over = life.take();
-        drop(life);
-        drop(over);
-        if let Some(sessions) = self.sessions.upgrade() {
-            sessions.over(self.id, end);
-        }
-        Poll::Ready(())
+        self.life.is_over()
     }
 
     /// Polls the session to its end, or until the drain takes it over.
     async fn until_taken(&self) {
-        poll_fn(|cx| if self.is_taken() { Poll::Ready(()) } else { self.poll(cx) }).await;
+        let end = poll_fn(|cx| self.life.poll_until_taken(cx)).await;
+        self.ends_with(end);
+    }
+
+    /// Records its end, for whoever has seen it.
+    fn ends_with(&self, end: Option<End>) {
+        if let (Some(end), Some(sessions)) = (end, self.sessions.upgrade()) {
+            sessions.over(self.id, end);
+        }
     }
 
     /// Runs the session in a task of the current runtime. When the task is aborted another one gives the session a second to
@@ -479,7 +465,7 @@ impl<P: Send + Sync + 'static> Session<P> {
 
     /// Nobody has the client of it any more: nobody waits for what it does.
     pub fn abandon(&self) {
-        // SeqCst: as for `taken`.
+        // SeqCst, here and below: it is read under no lock, and nothing is gained by less.
         self.abandoned.store(true, Ordering::SeqCst);
         self.is_left();
     }
@@ -506,15 +492,15 @@ impl<P: Send + Sync + 'static> Session<P> {
 
     /// Goes on without a holder: it says goodbye when its last statement is over, and is cut if that takes too long.
     fn take_leave(self: &Arc<Self>) {
-        if self.is_taken() || self.is_over() {
+        if self.life.is_taken() || self.is_over() {
             return;
         }
         // Without a runtime, or with one that ends, nothing can be done but by a drain, which brings its own.
         let Ok(runtime) = Handle::try_current() else { return };
         let session = Arc::clone(self);
         let task = runtime.spawn(async move {
-            if timeout(LEAVE_PATIENCE, session.until_taken()).await.is_err() && !session.is_taken() {
-                session.cut();
+            if timeout(LEAVE_PATIENCE, session.until_taken()).await.is_err() {
+                session.cut_with(session.life.end_unless_taken());
             }
         });
         self.is_run_by(task.abort_handle());
@@ -522,11 +508,6 @@ impl<P: Send + Sync + 'static> Session<P> {
 
     fn is_run_by(&self, task: AbortHandle) {
         *self.task.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
-    }
-
-    fn is_taken(&self) -> bool {
-        // SeqCst, here and below: it is read under no lock, once for each poll, and nothing is gained by less.
-        self.taken.load(Ordering::SeqCst)
     }
 
     fn stop_task(&self) {
@@ -538,7 +519,7 @@ impl<P: Send + Sync + 'static> Session<P> {
 
     /// Goes on with the session on this runtime, to its end.
     async fn take_over(self: Arc<Self>) {
-        self.taken.store(true, Ordering::SeqCst);
+        self.life.take_over();
         self.stop_task();
         if let Some(link) = self.link.upgrade() {
             link.move_to_next_user();
@@ -548,7 +529,8 @@ impl<P: Send + Sync + 'static> Session<P> {
 
     /// Polls a session that was taken over to its end.
     pub async fn finish(&self) {
-        poll_fn(|cx| self.poll(cx)).await;
+        let end = poll_fn(|cx| self.life.poll(cx)).await;
+        self.ends_with(end);
     }
 
     /// Ends it if its server has closed its side: seen in the kernel, without a round trip.
@@ -560,13 +542,18 @@ impl<P: Send + Sync + 'static> Session<P> {
 
     /// Closes the socket, as it is.
     pub fn cut(&self) {
-        // Outside of the lock: it drops the driver's half of everything that waits for it.
-        let life = self.life().take();
+        self.cut_with(self.life.end());
+    }
+
+    /// Nobody polls this life any more, if it was not over before.
+    fn cut_with(&self, life: Option<Life>) {
+        if life.is_none() {
+            return;
+        }
+        // It drops the driver's half of everything that waits for it.
         drop(life);
         self.stop_task();
-        if let Some(sessions) = self.sessions.upgrade() {
-            sessions.over(self.id, End::NeverOpened);
-        }
+        self.ends_with(Some(End::NeverOpened));
     }
 }
 

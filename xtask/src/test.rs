@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// What the names of the model checker's tests begin with.
-const MODELS: &str = "gate::models";
+const MODELS: &str = "models::";
 
 /// Which tests are wanted.
 #[derive(Clone, Copy, Debug, Default)]
@@ -203,9 +203,10 @@ impl Run<'_> {
             return vec![docs];
         }
 
-        // loom replaces the types core synchronises with: a build of its own, in a folder of its own so that the two
+        // loom replaces the types that are synchronised with: a build of its own, in a folder of its own so that the two
         // builds do not throw each other's work away
-        let mut models = self.workspace.cargo_aside(["test", "--locked", "--release", "-p", "winddown-core", "--lib"]);
+        let of = ["-p", "winddown-core", "-p", "winddown-net", "--lib"];
+        let mut models = self.workspace.cargo_aside(["test", "--locked", "--release"].into_iter().chain(of));
         models
             .arg(self.filter.unwrap_or(MODELS))
             .env("RUSTFLAGS", with_flags("RUSTFLAGS", "--cfg winddown_loom"))

@@ -1,6 +1,6 @@
 //! The rules of the gate under loom: the interleavings of the threads below, with every outcome the memory model allows.
 //! Run with up to five preemptions by `cargo xtask test`, or alone:
-//! `RUSTFLAGS="--cfg winddown_loom" cargo test --release -p winddown-core --lib gate::models`.
+//! `RUSTFLAGS="--cfg winddown_loom" cargo test --release -p winddown-core --lib models::`.
 
 use std::{future::poll_fn, panic::Location};
 
