@@ -174,12 +174,14 @@ impl Drop for OtherWork {
 /// L1: 10 idle sessions and 2 busy ones, and the network is cut without FIN or RST. 50 times, or 3.
 async fn cut_off<H: Harness>(harness: &H) -> Result<String, BoxError> {
     const BUDGET: Duration = Duration::from_millis(1500);
-    // Long enough for both to be listed at the same time, and for one drain behind the cut.
+    // Long enough for both to be listed at the same time, and on most machines for one drain behind the cut.
     const TAKES: Duration = Duration::from_secs(6);
     let rounds = rounds(50, 3);
     let mut longest = Duration::ZERO;
+    let mut busy = 0;
     for round in 0..rounds {
         let scene = living(harness, BUDGET, 12).await;
+        let began = Instant::now();
         let run = async || {
             let mut checkout = scene.get().await;
             harness.run(&mut checkout, TAKES).await.is_err()
@@ -190,23 +192,27 @@ async fn cut_off<H: Harness>(harness: &H) -> Result<String, BoxError> {
             })
             .await;
             harness.partition().await?;
-            let began = Instant::now();
+            let drains = Instant::now();
             let report = scene.lifecycle.drain().await;
-            let took = began.elapsed();
+            let took = drains.elapsed();
+            // Neither has ended by itself until here.
+            let both_are_busy = began.elapsed() < TAKES;
             harness.heal().await?;
-            Ok::<_, BoxError>((report, took))
+            Ok::<_, BoxError>((report, took, both_are_busy))
         };
         let (one, other, drained) = tokio::join!(run(), run(), drain);
-        let (report, took) = drained?;
+        let (report, took, both_are_busy) = drained?;
         longest = longest.max(took);
+        busy += usize::from(both_are_busy);
         if took > BUDGET + SLACK || sessions(&report).0 != 0 || sessions(&report).1 != 12 {
             return Err(format!("round {round}: {took:?}\n{report}").into());
         }
         let sites = &report.resource("db").expect("it was registered").stragglers;
-        if sites.iter().map(|site| site.count).sum::<usize>() != 2 {
-            return Err(format!("round {round}: the two that were busy are not named\n{report}").into());
+        let named: usize = sites.iter().map(|site| site.count).sum();
+        if named > 2 || (both_are_busy && named < 2) {
+            return Err(format!("round {round}: {named} of the two that were busy are named\n{report}").into());
         }
-        if H::CUTS_HOLDERS && !(one && other) {
+        if H::CUTS_HOLDERS && both_are_busy && !(one && other) {
             return Err(format!("round {round}: a statement succeeded").into());
         }
         // Whom nobody told of the end: statements run on to theirs.
@@ -216,7 +222,8 @@ async fn cut_off<H: Harness>(harness: &H) -> Result<String, BoxError> {
         }
     }
     Ok(format!(
-        "{rounds} of {rounds} drains ended by the deadline of {BUDGET:?}, 12 sessions cut; longest {longest:.2?}"
+        "{rounds} of {rounds} drains ended by the deadline of {BUDGET:?}, 12 sessions cut; in {busy} two were busy, and were named; \
+         longest {longest:.2?}"
     ))
 }
 

@@ -23,8 +23,8 @@ use crate::lambda::LATE;
 const BUDGET: Duration = Duration::from_secs(4);
 
 /// For what does not: it takes a small part of it.
-const AMPLE: Duration = Duration::from_secs(60);
-const AT_ONCE: Duration = Duration::from_secs(30);
+const AMPLE: Duration = Duration::from_secs(120);
+const AT_ONCE: Duration = Duration::from_secs(60);
 
 /// Lists a file's cases with their names.
 macro_rules! cases {
@@ -140,8 +140,8 @@ fn buffered_records_are_written() {
 }
 
 fn the_example_with_a_spill_keeps_its_promise() {
-    // It has some seconds, and a part of them for the disk: how often that is enough is the machine's business.
-    once_of(5, || {
+    // It has some seconds, and 80 ms of them for the disk: how often that is enough is the machine's business.
+    once_of(10, || {
         let output = example("spill").output().unwrap();
         let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         // Always: what is called spilled is there.
@@ -344,7 +344,7 @@ fn soak(signals: u32, random: &mut fastrand::Rng) -> String {
         let said = child.line();
         let ended = child.end();
         assert_eq!(ended.code, Some(0), "round {round}: {}", ended.stderr);
-        assert!(ended.took < AT_ONCE, "round {round}: {:?}", ended.took);
+        assert!(ended.took < AT_ONCE, "round {round}: {:?}\n{}", ended.took, ended.stderr);
         let said: u64 = said.trim().strip_prefix("accepted ").unwrap().parse().unwrap();
         let records = ended.report().resource("audit").unwrap().records.unwrap();
         assert_eq!(records.accepted, said, "round {round}");

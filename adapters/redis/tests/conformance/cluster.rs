@@ -29,7 +29,7 @@ const NODES: usize = 3;
 const SLOTS: usize = 16_384;
 
 /// What a cluster may take until all of its nodes serve: each waits for two seconds before it does so anew.
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(90);
 
 /// What `CLUSTER SLOTS` says of a range: the first, the last, and the host, port, id and more of the node.
 type Served = (usize, usize, (String, u16, String, Value));
