@@ -124,7 +124,8 @@ impl Line {
     }
 }
 
-/// Counts what was not seen to end when it is dropped: at the end of a goodbye, also where the deadline drops that.
+/// Counts what was not seen to end when it is dropped, and lets go of it: at the end of a goodbye, also where the deadline drops
+/// that. The process may live on.
 pub(crate) struct LeftBehind<'a> {
     prepared: &'a Prepared,
     drain: &'a Drain,
@@ -133,6 +134,8 @@ pub(crate) struct LeftBehind<'a> {
 impl Drop for LeftBehind<'_> {
     fn drop(&mut self) {
         self.drain.left_behind(self.prepared.unseen.swap(0, Ordering::SeqCst));
+        let left = std::mem::take(&mut *self.prepared.lines());
+        drop(left);
     }
 }
 
@@ -304,7 +307,71 @@ fn is_blocked(listed: &Value) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::{convert::Infallible, future::pending};
+
+    use tokio::{io::AsyncReadExt as _, net::TcpListener, sync::Notify};
+    use winddown_core::{Lifecycle, Resource};
+    use winddown_net::{Options, dial};
+
     use super::*;
+    use crate::stream::Stream;
+
+    /// Its goodbye has a connection of its own, and does not come to an end.
+    struct Hangs {
+        server: Address,
+        prepared: Prepared,
+        is_open: Notify,
+    }
+
+    impl Resource for Hangs {
+        type Pool = ();
+        type Checkout = Infallible;
+
+        fn name(&self) -> &str {
+            "hangs"
+        }
+
+        async fn init(&self) -> Result<(), Error> {
+            Ok(())
+        }
+
+        async fn checkout(&self, (): &()) -> Result<Infallible, Error> {
+            Err(Error::new(ErrorKind::Checkout, "it has none"))
+        }
+
+        fn give_back(&self, (): &(), nothing: Infallible) {
+            match nothing {}
+        }
+
+        async fn goodbye(&self, (): &(), drain: &Drain) -> Result<(), Error> {
+            let _left_behind = self.prepared.count_left_behind(drain);
+            let session = Unseen::begin(&self.prepared.unseen);
+            let socket = dial(&self.server, &Options::default()).await.unwrap();
+            let open = Some((Dialogue::new(Stream::plain(socket)), session));
+            self.prepared.line(&self.server).lock().await.open = open;
+            self.is_open.notify_one();
+            pending().await
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_goodbye_that_hangs_has_opened_is_counted_and_closed() {
+        let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = Address::Tcp(server.local_addr().unwrap());
+        let budget = Duration::from_secs(2);
+        let lifecycle = Lifecycle::builder().signals(false).budget(budget).build().unwrap();
+        let guard =
+            lifecycle.guard(Hangs { server: address, prepared: Prepared::default(), is_open: Notify::default() });
+        lifecycle.init().await.unwrap();
+        let (report, ()) = tokio::join!(lifecycle.drain(), guard.resource().is_open.notified());
+        let sessions = report.resource("hangs").unwrap().sessions;
+        assert_eq!(sessions.left_behind, 1, "{report}");
+        // The guard is there still, and with it the resource.
+        let (mut socket, _) = server.accept().await.unwrap();
+        let end = tokio::time::timeout(Duration::from_secs(20), socket.read(&mut [0])).await;
+        assert_eq!(end.expect("nobody closes it").unwrap(), 0);
+        drop(guard);
+    }
 
     #[test]
     fn a_client_that_waits_has_a_flag() {
