@@ -28,7 +28,7 @@ impl<F: Future + Unpin> Handover<F> {
     }
 
     fn state(&self) -> MutexGuard<'_, State<F>> {
-        // A future that has panicked is not polled again: whoever polled it takes it for over, or panics too.
+        // One that has panicked stays, and panics again when it is polled again. Nothing else here can panic.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -66,12 +66,12 @@ impl<F: Future + Unpin> Handover<F> {
         self.state().future.is_none()
     }
 
-    /// Takes it out, as it is. To be dropped: whether it was over before that.
+    /// Takes it out as it is, so that nobody polls it any more. `None` where it was over before.
     pub(crate) fn end(&self) -> Option<F> {
         self.state().future.take()
     }
 
-    /// The same where it was not taken over.
+    /// The same, and `None` where it was taken over.
     pub(crate) fn end_unless_taken(&self) -> Option<F> {
         let mut state = self.state();
         if state.is_taken { None } else { state.future.take() }

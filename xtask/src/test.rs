@@ -205,8 +205,8 @@ impl Run<'_> {
 
         // loom replaces the types that are synchronised with: a build of its own, in a folder of its own so that the two
         // builds do not throw each other's work away
-        let of = ["-p", "winddown-core", "-p", "winddown-net", "--lib"];
-        let mut models = self.workspace.cargo_aside(["test", "--locked", "--release"].into_iter().chain(of));
+        let test = ["test", "--locked", "--release", "-p", "winddown-core", "-p", "winddown-net", "--lib"];
+        let mut models = self.workspace.cargo_aside(test);
         models
             .arg(self.filter.unwrap_or(MODELS))
             .env("RUSTFLAGS", with_flags("RUSTFLAGS", "--cfg winddown_loom"))

@@ -134,6 +134,7 @@ pub(crate) struct LeftBehind<'a> {
 impl Drop for LeftBehind<'_> {
     fn drop(&mut self) {
         self.drain.left_behind(self.prepared.unseen.swap(0, Ordering::SeqCst));
+        // Dropped outside of the lock.
         let left = std::mem::take(&mut *self.prepared.lines());
         drop(left);
     }

@@ -6,7 +6,10 @@ use tokio::{runtime::Builder, task::spawn_blocking, time::timeout};
 use winddown_mysql::Mysql;
 use winddown_testkit::{Harness as _, proxy::Proxy};
 
-use crate::scene::{QUICK, Scene, Speaks, assert_nothing_left, config, config_at, mysql, until};
+use crate::{
+    scene::{QUICK, Scene, Speaks, assert_nothing_left, config, config_at, mysql, until},
+    server::{MySql, Tenancy},
+};
 
 /// Waits until so many that were given back are as they were, which is one round trip each, and in the pool again.
 async fn tidied_up(scene: &Scene, connections: usize, proxy: &Proxy, round_trips: u64) {
@@ -15,16 +18,33 @@ async fn tidied_up(scene: &Scene, connections: usize, proxy: &Proxy, round_trips
     until("they are in the pool", || async { pool.status().available >= connections }).await;
 }
 
+/// So many connections that were used and are idle again.
+async fn idle(scene: &Scene, connections: usize, proxy: &Proxy) {
+    let out = scene.out(connections).await;
+    let before = proxy.round_trips();
+    drop(out);
+    tidied_up(scene, connections, proxy, before + connections as u64).await;
+}
+
+/// A pool of one that is checked at each checkout, and its idle connection, which goes through the proxy.
+async fn always_checked(server: &Tenancy<MySql>, check_timeout: Duration) -> (Proxy, Scene) {
+    let proxy = Proxy::start(server.server.address).await.unwrap();
+    let mut config = config_at(server, proxy.address());
+    config.check_after = Duration::ZERO;
+    config.check_timeout = check_timeout;
+    config.pool.max_size = 1;
+    let scene = Scene::new(Mysql::new(config));
+    idle(&scene, 1, &proxy).await;
+    (proxy, scene)
+}
+
 pub(crate) async fn a_checkout_without_a_rest_makes_no_round_trip() {
     let server = mysql().await;
     let proxy = Proxy::start(server.server.address).await.unwrap();
     let mut config = config_at(&server, proxy.address());
     config.check_after = Duration::from_secs(600);
     let scene = Scene::new(Mysql::new(config));
-    let out = scene.out(2).await;
-    let before = proxy.round_trips();
-    drop(out);
-    tidied_up(&scene, 2, &proxy, before + 2).await;
+    idle(&scene, 2, &proxy).await;
     for _ in 0..20 {
         let before = (proxy.bytes_up(), proxy.bytes_down());
         let out = (scene.get().await, scene.get().await);
@@ -44,10 +64,7 @@ pub(crate) async fn a_checkout_after_a_rest_makes_one_round_trip() {
     let mut config = config_at(&server, proxy.address());
     config.check_after = AFTER;
     let scene = Scene::new(Mysql::new(config));
-    let out = scene.out(1).await;
-    let before = proxy.round_trips();
-    drop(out);
-    tidied_up(&scene, 1, &proxy, before + 1).await;
+    idle(&scene, 1, &proxy).await;
     for _ in 0..3 {
         tokio::time::sleep(AFTER).await;
         let before = proxy.round_trips();
@@ -115,16 +132,7 @@ pub(crate) async fn a_network_that_is_cut_holds_a_checkout_up_for_the_check_time
     // Nobody is asked in vain by a server that answers: it has ten times what a busy machine needs.
     const TIMEOUT: Duration = Duration::from_secs(5);
     let server = mysql().await;
-    let proxy = Proxy::start(server.server.address).await.unwrap();
-    let mut config = config_at(&server, proxy.address());
-    config.pool.max_size = 1;
-    config.check_after = Duration::ZERO;
-    config.check_timeout = TIMEOUT;
-    let scene = Scene::new(Mysql::new(config));
-    let out = scene.out(1).await;
-    let before = proxy.round_trips();
-    drop(out);
-    tidied_up(&scene, 1, &proxy, before + 1).await;
+    let (proxy, scene) = always_checked(&server, TIMEOUT).await;
 
     proxy.set_blackhole(true);
     let began = Instant::now();
@@ -148,15 +156,7 @@ pub(crate) async fn a_network_that_is_cut_holds_a_checkout_up_for_the_check_time
 
 pub(crate) async fn a_caller_that_goes_during_the_check_costs_no_goodbye() {
     let server = mysql().await;
-    let proxy = Proxy::start(server.server.address).await.unwrap();
-    let mut config = config_at(&server, proxy.address());
-    config.check_after = Duration::ZERO;
-    config.check_timeout = QUICK;
-    let scene = Scene::new(Mysql::new(config));
-    let out = scene.out(1).await;
-    let before = proxy.round_trips();
-    drop(out);
-    tidied_up(&scene, 1, &proxy, before + 1).await;
+    let (proxy, scene) = always_checked(&server, QUICK).await;
 
     proxy.set_delay(Duration::from_millis(300));
     let before = proxy.bytes_up();
@@ -171,15 +171,7 @@ pub(crate) async fn a_caller_that_goes_during_the_check_costs_no_goodbye() {
 
 pub(crate) async fn an_answer_that_comes_too_late_costs_no_goodbye() {
     let server = mysql().await;
-    let proxy = Proxy::start(server.server.address).await.unwrap();
-    let mut config = config_at(&server, proxy.address());
-    config.check_after = Duration::ZERO;
-    config.check_timeout = Duration::from_millis(100);
-    let scene = Scene::new(Mysql::new(config));
-    let out = scene.out(1).await;
-    let before = proxy.round_trips();
-    drop(out);
-    tidied_up(&scene, 1, &proxy, before + 1).await;
+    let (proxy, scene) = always_checked(&server, Duration::from_millis(100)).await;
 
     proxy.set_delay(Duration::from_millis(300));
     let replaced = scene.get().await;
