@@ -14,6 +14,8 @@ mod work;
 mod credentials;
 mod latency;
 mod name;
+mod opening;
+mod outdated;
 mod resource;
 mod rested;
 
@@ -47,6 +49,8 @@ pub use crate::{
     latency::Latency,
     lifecycle::{Builder, Lifecycle, State},
     name::client_name,
+    opening::Opening,
+    outdated::Outdated,
     platform::{BUDGET_VARIABLE, Budget, PLATFORMS, Platform},
     report::{Books, Ledger, Ledgers, Outcome, Reason, Records, Report, ResourceReport, Sessions, Step, Straggler},
     resource::{Capabilities, Drain, Resource, ResourceId},
