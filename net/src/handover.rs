@@ -1,20 +1,58 @@
 //! Who polls a session: a task of the application, until the drain takes it over.
 
 #[cfg(not(winddown_loom))]
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{
+    Mutex, MutexGuard,
+    atomic::{AtomicU8, Ordering},
+};
 use std::{
     future::Future,
     pin::Pin,
-    sync::PoisonError,
-    task::{Context, Poll},
+    sync::{Arc, PoisonError},
+    task::{Context, Poll, Wake, Waker},
 };
 
 #[cfg(winddown_loom)]
-use loom::sync::{Mutex, MutexGuard};
+use loom::sync::{
+    Mutex, MutexGuard,
+    atomic::{AtomicU8, Ordering},
+};
 
 /// A future that one polls until another takes it over. What wakes a future is what it was last polled with, so who polls and
 /// whether it was taken over are settled under one lock: whoever had it before does not poll it once more after that.
-pub(crate) struct Handover<F>(Mutex<State<F>>);
+pub(crate) struct Handover<F> {
+    state: Mutex<State<F>>,
+    bell: Arc<Bell>,
+}
+
+/// What the future wakes, on behalf of whoever polls it.
+struct Bell {
+    /// One of the states below.
+    state: AtomicU8,
+    polled_by: Mutex<Option<Waker>>,
+}
+
+/// It was not woken since it was polled.
+const QUIET: u8 = 0;
+/// It is being polled: what it is asked for now it may find without being woken.
+const POLLED: u8 = 1;
+/// It was woken, and not polled since.
+const RUNG: u8 = 2;
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        // Release: whoever sees it finds what it was rung for.
+        self.state.store(RUNG, Ordering::Release);
+        let polled_by = self.polled_by.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(polled_by) = polled_by {
+            polled_by.wake();
+        }
+    }
+}
 
 struct State<F> {
     /// Gone when it is over.
@@ -24,28 +62,58 @@ struct State<F> {
 
 impl<F: Future + Unpin> Handover<F> {
     pub(crate) fn new(future: F) -> Self {
-        Self(Mutex::new(State { future: Some(future), is_taken: false }))
+        let bell = Bell { state: AtomicU8::new(QUIET), polled_by: Mutex::new(None) };
+        Self { state: Mutex::new(State { future: Some(future), is_taken: false }), bell: Arc::new(bell) }
     }
 
     fn state(&self) -> MutexGuard<'_, State<F>> {
         // One that has panicked stays, and panics again when it is polled again. Nothing else here can panic.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Polls it for whoever has it first. Ready with nothing when it was over before, or is taken over.
-    pub(crate) fn poll_until_taken(&self, cx: &mut Context<'_>) -> Poll<Option<F::Output>> {
+    pub(crate) fn poll_until_taken(&self, cx: &Context<'_>) -> Poll<Option<F::Output>> {
         let state = self.state();
-        if state.is_taken { Poll::Ready(None) } else { Self::poll_in(state, cx) }
+        if state.is_taken { Poll::Ready(None) } else { self.poll_for(state, cx.waker()) }
     }
 
     /// Polls it for whoever has taken it over. Ready with nothing when it was over before.
-    pub(crate) fn poll(&self, cx: &mut Context<'_>) -> Poll<Option<F::Output>> {
-        Self::poll_in(self.state(), cx)
+    pub(crate) fn poll(&self, cx: &Context<'_>) -> Poll<Option<F::Output>> {
+        self.poll_for(self.state(), cx.waker())
     }
 
-    fn poll_in(mut state: MutexGuard<'_, State<F>>, cx: &mut Context<'_>) -> Poll<Option<F::Output>> {
+    /// Polls it now if it was woken and not polled since, on behalf of whoever has it, who is woken as before; and waits for who
+    /// polls it meanwhile. Not where it was taken over.
+    pub(crate) fn poll_if_woken(&self) -> Poll<Option<F::Output>> {
+        // Acquire: pairs with the ringing, and with the end of being polled.
+        let is_quiet = || self.bell.state.load(Ordering::Acquire) == QUIET;
+        if is_quiet() {
+            return Poll::Pending;
+        }
+        let state = self.state();
+        if state.is_taken || is_quiet() { Poll::Pending } else { self.poll_in(state) }
+    }
+
+    fn poll_for(&self, state: MutexGuard<'_, State<F>>, waker: &Waker) -> Poll<Option<F::Output>> {
+        {
+            let mut polled_by = self.bell.polled_by.lock().unwrap_or_else(PoisonError::into_inner);
+            match &mut *polled_by {
+                Some(known) => known.clone_from(waker),
+                unknown => *unknown = Some(waker.clone()),
+            }
+        }
+        self.poll_in(state)
+    }
+
+    fn poll_in(&self, mut state: MutexGuard<'_, State<F>>) -> Poll<Option<F::Output>> {
         let Some(future) = state.future.as_mut() else { return Poll::Ready(None) };
-        let Poll::Ready(output) = Pin::new(future).poll(cx) else { return Poll::Pending };
+        // Before it is polled: what it is woken for from here on it may not have seen.
+        self.bell.state.store(POLLED, Ordering::Relaxed);
+        let waker = Waker::from(Arc::clone(&self.bell));
+        let polled = Pin::new(future).poll(&mut Context::from_waker(&waker));
+        // Where it was rung meanwhile, it stays so.
+        let _ = self.bell.state.compare_exchange(POLLED, QUIET, Ordering::Release, Ordering::Relaxed);
+        let Poll::Ready(output) = polled else { return Poll::Pending };
         let over = state.future.take();
         // Dropping it may lead back to here.
         drop(state);
@@ -135,6 +203,47 @@ mod models {
             assert!(session.is_over());
             application.join().unwrap();
             server.join().unwrap();
+        });
+    }
+
+    /// A session that takes what it is asked for, and never ends.
+    struct Taker {
+        asked: Arc<Answer>,
+        has_taken: Arc<AtomicBool>,
+    }
+
+    impl Future for Taker {
+        type Output = ();
+
+        fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+            self.asked.waker.register_by_ref(cx.waker());
+            if self.asked.is_there.load(Ordering::Acquire) {
+                self.has_taken.store(true, Ordering::Release);
+            }
+            Poll::Pending
+        }
+    }
+
+    /// What a session was asked for is on its way when it has caught up, whoever polls it meanwhile.
+    #[test]
+    fn what_a_session_was_asked_for_is_taken_when_it_has_caught_up() {
+        loom::model(|| {
+            let (asked, has_taken) = (Arc::new(Answer::default()), Arc::new(AtomicBool::new(false)));
+            let taker = Taker { asked: Arc::clone(&asked), has_taken: Arc::clone(&has_taken) };
+            let session = Arc::new(Handover::new(taker));
+            let poll = |session: &Handover<Taker>| {
+                assert!(session.poll_until_taken(&mut Context::from_waker(Waker::noop())).is_pending());
+            };
+            poll(&session);
+            let application = {
+                let session = Arc::clone(&session);
+                thread::spawn(move || poll(&session))
+            };
+            asked.is_there.store(true, Ordering::Release);
+            asked.waker.wake();
+            assert!(session.poll_if_woken().is_pending());
+            assert!(has_taken.load(Ordering::Acquire));
+            application.join().unwrap();
         });
     }
 

@@ -10,6 +10,6 @@ pub mod tls;
 pub use rustls;
 
 pub use crate::{
-    sessions::{Draining, End, Held, Life, Session, Sessions},
+    sessions::{Draining, End, Held, Life, Session, Sessions, Stop},
     socket::{Address, Link, Options, Socket, dial},
 };

@@ -11,9 +11,10 @@ use std::{
     mem,
     pin::{Pin, pin},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
+    task::Poll,
     time::{Duration, Instant},
 };
 
@@ -64,6 +65,8 @@ struct State<P> {
     /// While draining: those that the drain has not taken over yet.
     fresh: Vec<Arc<Session<P>>>,
     ended: Ended,
+    /// Why something may run on at a server that was asked for on a session that was given up before any drain.
+    runs_on: Option<Error>,
 }
 
 impl<P> State<P> {
@@ -121,14 +124,19 @@ pub struct Session<P> {
     task: Mutex<Option<AbortHandle>>,
     /// Nobody has the client of it any more.
     abandoned: AtomicBool,
+    /// How what runs on it is stopped when it is given up.
+    stop: OnceLock<Stop<P>>,
     began: Instant,
     part: P,
 }
 
+/// Has the server stop what runs on a session, if anything does, and sees it end.
+pub type Stop<P> = fn(Arc<Session<P>>) -> Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>;
+
 impl<P> Default for Sessions<P> {
     fn default() -> Self {
         let (open, ended) = (HashMap::new(), Ended::default());
-        let state = State { phase: Phase::Open, last: 0, open, fresh: Vec::new(), ended };
+        let state = State { phase: Phase::Open, last: 0, open, fresh: Vec::new(), ended, runs_on: None };
         Self { state: Mutex::new(state), changed: Notify::new(), latency: Arc::default(), abandoned: Notify::new() }
     }
 }
@@ -148,7 +156,7 @@ impl<P: Send + Sync + 'static> Sessions<P> {
     pub fn begin_drain(&self) -> Draining<'_, P> {
         let mut state = self.state();
         state.phase = Phase::Draining;
-        state.ended = Ended::default();
+        state.ended = Ended { error: state.runs_on.take(), ..Ended::default() };
         state.fresh = state.open.values().cloned().collect();
         Draining(self)
     }
@@ -202,6 +210,7 @@ impl<P: Send + Sync + 'static> Sessions<P> {
             life: Handover::new(life(Weak::clone(session))),
             task: Mutex::new(None),
             abandoned: AtomicBool::new(false),
+            stop: OnceLock::new(),
             began: Instant::now(),
             part,
         });
@@ -220,6 +229,15 @@ impl<P: Send + Sync + 'static> Sessions<P> {
         state.phase = Phase::Over;
         let (ended, left) = (mem::take(&mut state.ended), mem::take(&mut state.open));
         (ended, left.into_values().collect())
+    }
+
+    fn runs_on(&self, error: Error) {
+        let mut state = self.state();
+        match state.phase {
+            Phase::Open => state.runs_on = Some(error),
+            Phase::Draining => state.ended.error = Some(error),
+            Phase::Over => {}
+        }
     }
 
     fn over(&self, id: u64, end: End) {
@@ -498,12 +516,53 @@ impl<P: Send + Sync + 'static> Session<P> {
         // Without a runtime, or with one that ends, nothing can be done but by a drain, which brings its own.
         let Ok(runtime) = Handle::try_current() else { return };
         let session = Arc::clone(self);
-        let task = runtime.spawn(async move {
-            if timeout(LEAVE_PATIENCE, session.until_taken()).await.is_err() {
-                session.cut_with(session.life.end_unless_taken());
-            }
-        });
+        let task = runtime.spawn(async move { session.leave().await });
         self.is_run_by(task.abort_handle());
+    }
+
+    /// Drives it to its end, or until the drain takes it over. What takes too long is stopped first: the server would go on with
+    /// it, and the book would not know of it any more.
+    async fn leave(self: Arc<Self>) {
+        let mut ending = pin!(self.until_taken());
+        if timeout(LEAVE_PATIENCE, &mut ending).await.is_ok() {
+            return;
+        }
+        if let Some(stop) = self.stop.get() {
+            let stopped = tokio::select! {
+                biased;
+                () = &mut ending => return,
+                stopped = stop(Arc::clone(&self)) => stopped,
+            };
+            match stopped {
+                Ok(()) if timeout(LEAVE_PATIENCE, &mut ending).await.is_ok() => return,
+                Ok(()) => {}
+                Err(error) => {
+                    if let (false, Some(sessions)) = (self.life.is_taken(), self.sessions.upgrade()) {
+                        sessions.runs_on(error);
+                    }
+                }
+            }
+        }
+        self.cut_with(self.life.end_unless_taken());
+    }
+
+    /// What runs on it is stopped in this way before it is given up outside of a drain. Once.
+    pub fn is_stopped_by(&self, stop: Stop<P>) {
+        // Whoever opens it says so, nobody else.
+        let _ = self.stop.set(stop);
+    }
+
+    /// Does at once, on this thread, what it was woken for and has not come to: what its client was asked for is on its way then,
+    /// and what has come from the server is known. Costs one load where there is nothing to do.
+    pub fn catch_up(&self) {
+        if let Poll::Ready(end) = self.life.poll_if_woken() {
+            self.ends_with(end);
+        }
+    }
+
+    /// Closes the socket as it is, and counts that as a failure with this error.
+    pub fn fail(&self, error: Error) {
+        self.end_life(self.life.end(), End::Failed(error));
     }
 
     fn is_run_by(&self, task: AbortHandle) {
@@ -547,13 +606,17 @@ impl<P: Send + Sync + 'static> Session<P> {
 
     /// Nobody polls this life any more, if it was not over before.
     fn cut_with(&self, life: Option<Life>) {
+        self.end_life(life, End::NeverOpened);
+    }
+
+    fn end_life(&self, life: Option<Life>, end: End) {
         if life.is_none() {
             return;
         }
         // It drops the driver's half of everything that waits for it.
         drop(life);
         self.stop_task();
-        self.ends_with(Some(End::NeverOpened));
+        self.ends_with(Some(end));
     }
 }
 

@@ -43,6 +43,21 @@ impl Failure {
         })
     }
 
+    /// Whether nobody listens there.
+    pub(crate) fn is_refused_connection(&self) -> bool {
+        let source: Option<&(dyn StdError + 'static)> = match self {
+            Self::Postgres(error) => error.source(),
+            Self::Ours(error) => Some(error),
+            Self::Other(error) => Some(&**error),
+        };
+        let is_refused = |error: &io::Error| {
+            // A socket file without a server, or none.
+            matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound)
+        };
+        std::iter::successors(source, |error| (*error).source())
+            .any(|error| error.downcast_ref::<io::Error>().is_some_and(is_refused))
+    }
+
     fn passes(&self) -> bool {
         match self {
             Self::Postgres(_) if self.is_refusal() => false,

@@ -2,7 +2,7 @@
 
 #[cfg(feature = "buffer")]
 use std::cell::Cell;
-use std::{fmt, sync::Arc, time::Instant};
+use std::{fmt, future::pending, sync::Arc, time::Instant};
 
 use deadpool_postgres::{Client, Hook, HookError, Manager, ManagerConfig, Pool, Runtime, StatementCache};
 use tokio::{task::JoinSet, time::timeout};
@@ -10,12 +10,11 @@ use tokio::{task::JoinSet, time::timeout};
 use winddown_core::Checkout;
 use winddown_core::{Capabilities, Drain, Error, ErrorKind, Latency, Resource, Rested, client_name};
 
-#[cfg(feature = "buffer")]
-use crate::token::CancelKey;
 use crate::{
     config::Config,
     connect::{Connector, hosts},
     error::{self, error},
+    pooled::Pooled,
     sessions::{Session, Sessions, end, stop},
     tls::Tls,
     wrapped::Wrapped,
@@ -30,7 +29,7 @@ pub struct Postgres {
 }
 
 enum Source {
-    Config { config: Box<Config>, rested: Arc<Rested<StatementCache>> },
+    Config { config: Box<Config>, rested: Arc<Rested<StatementCache>>, pooled: Arc<Pooled> },
     Wrapped(Wrapped),
 }
 
@@ -47,7 +46,8 @@ impl Postgres {
     pub fn new(config: impl Into<Config>) -> Self {
         let config = config.into();
         let rested = Arc::new(Rested::new(config.check_after));
-        Self { source: Source::Config { config: Box::new(config), rested }, sessions: Arc::default() }
+        let source = Source::Config { config: Box::new(config), rested, pooled: Arc::default() };
+        Self { source, sessions: Arc::default() }
     }
 
     /// The database whose URL is in `DATABASE_URL`. Nothing is opened yet.
@@ -67,18 +67,14 @@ impl Postgres {
         Self { source: Source::Wrapped(Wrapped::new(pool)), sessions: Arc::default() }
     }
 
-    fn open_pool(&self, config: &Config, rested: &Arc<Rested<StatementCache>>) -> Result<Pool, Error> {
-        let Config {
-            driver,
-            pool,
-            recycling_method,
-            ssl_mode,
-            roots,
-            tls,
-            credentials,
-            check_after: _,
-            check_timeout: _,
-        } = config;
+    fn open_pool(
+        &self,
+        config: &Config,
+        rested: &Arc<Rested<StatementCache>>,
+        pooled: &Arc<Pooled>,
+    ) -> Result<Pool, Error> {
+        let Config { driver, pool, recycling_method, ssl_mode, roots, tls, credentials, check_after: _, check_timeout } =
+            config;
         let bad = |message: &'static str| Error::new(ErrorKind::Config, message);
         if pool.max_size == 0 {
             return Err(bad("a pool of 0 connections hands out nothing: set pool.max_size to 1 or more"));
@@ -93,7 +89,8 @@ impl Postgres {
             driver.application_name(name);
         }
         let manager = ManagerConfig { recycling_method: recycling_method.clone() };
-        let rested = Arc::clone(rested);
+        let (rested, patience) = (Arc::clone(rested), *check_timeout);
+        let (entered, pooled) = (Arc::clone(pooled), Arc::clone(pooled));
         Pool::builder(Manager::from_connect(driver, connector, manager))
             .config(*pool)
             .runtime(Runtime::Tokio1)
@@ -109,6 +106,9 @@ impl Postgres {
                 rested.suspect(&client.statement_cache);
                 Ok(())
             }))
+            // Before the pool's own way of recycling, and for those too who get a connection from the pool.
+            .pre_recycle(Hook::async_fn(move |client, _| pooled.is_handed_on(client, patience)))
+            .post_create(Hook::sync_fn(move |client, _| entered.enter(client)))
             .build()
             .map_err(|error| bad("cannot build the pool").with_source(error))
     }
@@ -118,13 +118,13 @@ impl Postgres {
 impl Postgres {
     /// Takes the connection out of the pool and cuts it: nobody waits for what it does, and it may be dead.
     fn abandon(&self, client: Client) {
-        if let Source::Wrapped(wrapped) = &self.source {
-            return wrapped.abandon(client);
-        }
-        let key = CancelKey::of(&client.cancel_token());
+        let pooled = match &self.source {
+            Source::Config { pooled, .. } => pooled,
+            Source::Wrapped(wrapped) => return wrapped.abandon(client),
+        };
+        let session = pooled.session(&client);
         drop(Client::take(client));
-        let is_its = |session: &Arc<Session>| key.is_some() && session.part().cancel_key() == key;
-        if let Some(session) = self.sessions.open().into_iter().find(is_its) {
+        if let Some(session) = session {
             session.cut();
         }
     }
@@ -161,12 +161,12 @@ impl Resource for Postgres {
     }
 
     async fn init(&self) -> Result<Pool, Error> {
-        let (config, rested) = match &self.source {
-            Source::Config { config, rested } => (config, rested),
+        let (config, rested, pooled) = match &self.source {
+            Source::Config { config, rested, pooled } => (config, rested, pooled),
             Source::Wrapped(wrapped) => return Ok(wrapped.pool().clone()),
         };
         self.sessions.begin_life();
-        let pool = self.open_pool(config, rested)?;
+        let pool = self.open_pool(config, rested, pooled)?;
         let client = pool.get().await.map_err(|failure| error::open(failure.into()))?;
         let asked = Instant::now();
         client.simple_query("").await.map_err(|failure| error::open(failure.into()))?;
@@ -186,7 +186,7 @@ impl Resource for Postgres {
             let client = pool.get().await;
             let client = client.map_err(|failure| error(ErrorKind::Checkout, "no connection", failure.into()))?;
             match &self.source {
-                Source::Config { config, rested } if rested.is_to_be_checked(&client.statement_cache) => {
+                Source::Config { config, rested, .. } if rested.is_to_be_checked(&client.statement_cache) => {
                     let asked = Instant::now();
                     if let Ok(Ok(_)) = timeout(config.check_timeout, client.simple_query("")).await {
                         self.sessions.latency().saw(asked.elapsed());
@@ -204,13 +204,19 @@ impl Resource for Postgres {
         }
     }
 
-    fn give_back(&self, _: &Pool, client: Client) {
+    fn give_back(&self, pool: &Pool, client: Client) {
         #[cfg(feature = "buffer")]
         if ABANDONS.get() {
             return self.abandon(client);
         }
         match &self.source {
-            Source::Config { .. } => drop(client),
+            Source::Config { pooled, .. } => {
+                // To a pool that is closed it says goodbye, which ends everything.
+                if !pool.is_closed() {
+                    pooled.comes_back(&client);
+                }
+                drop(client);
+            }
             Source::Wrapped(wrapped) => wrapped.give_back(client),
         }
     }
@@ -237,10 +243,40 @@ impl Resource for Postgres {
         let mut asking = JoinSet::new();
         for session in self.sessions.open() {
             if session.part().is_busy() {
-                asking.spawn(async move { session.part().cancel().await });
+                let answers = session.part().answers();
+                asking.spawn(async move { session.part().cancel().await.map(|()| (session, answers)) });
             }
         }
-        drain.all_cancelled(asking).await
+        let (mut asked, mut ending, mut result) = (Vec::new(), JoinSet::new(), Ok(()));
+        loop {
+            tokio::select! {
+                Some(taken) = asking.join_next() => match taken {
+                    Ok(Ok((session, answers))) => {
+                        asked.push((Arc::clone(&session), answers));
+                        ending.spawn(async move { session.part().answered_since(answers).await });
+                    }
+                    Ok(Err(not_asked)) => result = Err(not_asked.into()),
+                    Err(panicked) => {
+                        let text = "cancelling a statement panicked";
+                        result = Err(Error::new(ErrorKind::Panicked, text).with_source(panicked));
+                    }
+                },
+                // A request that was taken may reach nobody: only what is seen to end counts.
+                Some(has_ended) = ending.join_next() => drain.cancelled(usize::from(matches!(has_ended, Ok(true)))),
+                () = drain.cut() => break,
+                else => break,
+            }
+        }
+        for (session, answers) in asked {
+            if session.part().answers() == answers {
+                drain.note(&session.part().unseen());
+            }
+        }
+        if !asking.is_empty() {
+            // It ends here: the report says of whom did not answer.
+            pending::<()>().await;
+        }
+        result
     }
 
     fn capabilities(&self) -> Capabilities {

@@ -20,11 +20,10 @@ use tokio_postgres::{
 use winddown_core::{Error, ErrorKind};
 use winddown_net::{Address, End, Held, Options, Socket, dial};
 
-#[cfg(feature = "buffer")]
-use crate::token::CancelKey;
 use crate::{
     error::Failure,
-    stream::{Activity, Negotiated, Stream},
+    pooled,
+    stream::{Activity, Carries, Negotiated, Stream, Wire},
     tls::{Tls, refused},
 };
 
@@ -66,13 +65,18 @@ pub(crate) struct Endpoint {
 }
 
 impl Endpoint {
+    /// Where it is, for people.
+    fn whom(&self) -> String {
+        match (&self.address, &self.host) {
+            (Address::Tcp(address), Some(host)) => format!("{host} at {address}"),
+            (Address::Tcp(address), None) => address.to_string(),
+            (Address::Unix(path), _) => path.display().to_string(),
+        }
+    }
+
     pub(crate) async fn dial(&self) -> io::Result<Socket> {
         dial(&self.address, &self.options).await.map_err(|source| {
-            let text = match (&self.address, &self.host) {
-                (Address::Tcp(address), Some(host)) => format!("cannot reach {host} at {address}"),
-                (Address::Tcp(address), None) => format!("cannot reach {address}"),
-                (Address::Unix(path), _) => format!("cannot reach {}", path.display()),
-            };
+            let text = format!("cannot reach {}", self.whom());
             refused(Error::new(ErrorKind::Init, text).with_source(source).retryable())
         })
     }
@@ -96,10 +100,12 @@ pub(crate) async fn open_on(
         let error = Error::new(ErrorKind::ShuttingDown, "shutting down: nothing is opened any more");
         return Err(driver_error(refused(error)).await);
     };
+    session.is_stopped_by(|session| Box::pin(give_up(session)));
     let task = session.run();
     match opened.await {
         Ok(opened) => opened.map(|client| {
             session.is_open();
+            pooled::is_next(Arc::clone(&session));
             // The driver's pool aborts this task when it lets go of the client, and tells nobody else.
             let holder = Holder { session, _task: task };
             let held = async move {
@@ -125,22 +131,61 @@ impl Drop for Holder {
     }
 }
 
-/// Stops the statement of a session, and waits until the server has ended it: then there may be another one. How many were
-/// stopped.
+/// Stops the statement of a session that nobody waits for, and waits until the server has ended it: then there may be another
+/// one. How many were stopped. Where nobody takes the request the session is cut: there is nothing else to wait for.
 pub(crate) async fn stop(session: Arc<Session>) -> Result<usize, Error> {
-    let Some(opened) = session.part().opened.get() else { return Ok(0) };
-    let answers = opened.activity.answers();
-    let ended = || timeout(STOP_PATIENCE, opened.activity.answered_since(answers));
-    if opened.activity.is_completing() && ended().await.is_ok() {
+    let part = session.part();
+    let answers = part.answers();
+    let ended = async || timeout(STOP_PATIENCE, part.answered_since(answers)).await == Ok(true);
+    if part.is_completing() && ended().await {
         return Ok(0);
     }
-    session.part().cancel().await?;
-    // A request that came between two statements has stopped none.
-    Ok(usize::from(ended().await.is_ok()))
+    match part.cancel().await {
+        // A request that came between two statements has stopped none.
+        Ok(()) => Ok(usize::from(ended().await)),
+        Err(NotAsked { error, is_refused: true }) => {
+            session.fail(error);
+            Ok(0)
+        }
+        Err(NotAsked { error, .. }) => Err(error),
+    }
 }
 
 /// How long a statement may take to end that the server was asked to stop, until it is asked again.
 const STOP_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Stops the statement of a session that is given up outside of a drain.
+async fn give_up(session: Arc<Session>) -> Result<(), Error> {
+    let part = session.part();
+    if !part.is_busy() {
+        return Ok(());
+    }
+    let answers = part.answers();
+    let asked = timeout(ASK_PATIENCE, part.cancel()).await;
+    asked
+        .unwrap_or_else(|_| Err(part.not_asked(Failure::Other(format!("no answer within {ASK_PATIENCE:?}").into()))))?;
+    match timeout(STOP_PATIENCE, part.answered_since(answers)).await {
+        Ok(true) => Ok(()),
+        _ => Err(part.unseen()),
+    }
+}
+
+/// How long a server may take to take a request to stop a statement, where no drain says how long.
+const ASK_PATIENCE: Duration = Duration::from_secs(5);
+
+/// The server was not asked to stop a statement.
+#[derive(Debug)]
+pub(crate) struct NotAsked {
+    error: Error,
+    /// Nobody is there to ask.
+    is_refused: bool,
+}
+
+impl From<NotAsked> for Error {
+    fn from(NotAsked { error, .. }: NotAsked) -> Self {
+        error
+    }
+}
 
 /// Ends a session that was taken over although somebody still holds its client: stops its statement if there is one,
 /// and says goodbye.
@@ -156,30 +201,63 @@ pub(crate) async fn end(session: Arc<Session>) {
 }
 
 impl Part {
-    /// What tells the session from others, once it is open.
-    #[cfg(feature = "buffer")]
-    pub(crate) fn cancel_key(&self) -> Option<CancelKey> {
-        CancelKey::of(&self.opened.get()?.token)
+    fn activity(&self) -> Option<&Activity> {
+        self.opened.get().map(|opened| &*opened.activity)
     }
 
     /// Whether the server works on a statement of the session.
     pub(crate) fn is_busy(&self) -> bool {
-        self.opened.get().is_some_and(|opened| opened.activity.runs_statement())
+        self.activity().is_some_and(Activity::runs_statement)
+    }
+
+    fn is_completing(&self) -> bool {
+        self.activity().is_some_and(Activity::is_completing)
+    }
+
+    /// What it would carry to whoever gets it now.
+    pub(crate) fn carries(&self) -> Carries {
+        self.activity().map_or(Carries::Nothing, Activity::carries)
+    }
+
+    /// How many requests the server has answered to the end.
+    pub(crate) fn answers(&self) -> usize {
+        self.activity().map_or(0, Activity::answers)
+    }
+
+    /// Whether there are more answers than these, when there are or none can come any more.
+    pub(crate) async fn answered_since(&self, answers: usize) -> bool {
+        match self.activity() {
+            Some(activity) => activity.answered_since(answers).await,
+            None => false,
+        }
     }
 
     /// Asks the server to stop its statement, and waits until the server has taken the request: that is when it closes
-    /// the connection that brought it. Poolers lose a request whose bearer does not wait.
-    pub(crate) async fn cancel(&self) -> Result<(), Error> {
-        let Some(Opened { token, .. }) = self.opened.get() else { return Ok(()) };
-        let failed =
-            |failure: Failure| crate::error::error(ErrorKind::Incomplete, "cannot cancel a statement", failure);
+    /// the connection that brought it. Poolers lose a request whose bearer does not wait. What nobody reads of the statement's
+    /// rows is thrown away from now on: a server that cannot send them does not hear that it is to stop.
+    pub(crate) async fn cancel(&self) -> Result<(), NotAsked> {
+        let Some(Opened { token, activity }) = self.opened.get() else { return Ok(()) };
+        activity.throw_away();
         let socket = self.endpoint.dial().await;
         let stream = match socket {
             Ok(socket) => self.endpoint.tls.negotiate(socket, self.endpoint.host.as_deref()).await,
             Err(error) => Err(error),
         };
         let stream = stream.unwrap_or_else(Stream::failed);
-        token.cancel_query_raw(stream, Negotiated).await.map_err(|error| failed(error.into()))
+        token.cancel_query_raw(stream, Negotiated).await.map_err(|error| self.not_asked(error.into()))
+    }
+
+    fn not_asked(&self, failure: Failure) -> NotAsked {
+        let is_refused = failure.is_refused_connection();
+        let text = format!("cannot ask {} to stop a statement, which may run on", self.endpoint.whom());
+        NotAsked { error: crate::error::error(ErrorKind::Incomplete, text, failure), is_refused }
+    }
+
+    /// The server was asked to stop a statement, and nobody has seen that it did.
+    pub(crate) fn unseen(&self) -> Error {
+        let whom = self.endpoint.whom();
+        let text = format!("{whom} was asked to stop a statement, and nobody has seen it end: it may run on");
+        Error::new(ErrorKind::Incomplete, text)
     }
 }
 
@@ -192,7 +270,7 @@ async fn live(
     give: oneshot::Sender<OpenedClient>,
 ) -> End {
     let stream = endpoint.tls.negotiate(socket, endpoint.host.as_deref()).await.unwrap_or_else(Stream::failed);
-    let activity = Arc::clone(stream.activity());
+    let (activity, wire) = (Arc::clone(stream.activity()), stream.wire().clone());
     let (client, connection) = match start(stream, config).await {
         Ok(started) => started,
         Err(error) => {
@@ -207,7 +285,16 @@ async fn live(
     }
     // A caller that has gone drops the client, and so it is said goodbye.
     let _ = give.send(Ok(client));
-    match connection.await {
+    let Some(ended) = until_unread(connection, &wire, &activity).await else {
+        return match wire.read_out().await {
+            Ok(()) => End::Closed,
+            Err(source) => {
+                let text = "a session ended without a goodbye, in the middle of what nobody has read";
+                End::Failed(Error::new(ErrorKind::Incomplete, text).with_source(source))
+            }
+        };
+    };
+    match ended {
         Ok(()) => End::Closed,
         Err(_) if activity.has_left() => End::Closed,
         // The server's own last word, an idle timeout say, with nothing under way: it has ended the session in order.
@@ -217,6 +304,25 @@ async fn live(
             End::Failed(crate::error::error(ErrorKind::Incomplete, text, error.into()))
         }
     }
+}
+
+/// How the driver's connection ended; none where it stands still, since its caller does not read what nobody need read any more.
+async fn until_unread(
+    connection: Connection,
+    wire: &Wire,
+    activity: &Activity,
+) -> Option<Result<(), tokio_postgres::Error>> {
+    let (mut connection, mut unwanted) = (pin!(connection), pin!(activity.unwanted()));
+    let mut is_unwanted = false;
+    poll_fn(|cx| {
+        if let Poll::Ready(ended) = connection.as_mut().poll(cx) {
+            return Poll::Ready(Some(ended));
+        }
+        is_unwanted = is_unwanted || unwanted.as_mut().poll(cx).is_ready();
+        // Asked behind the driver: it has read what it could.
+        if is_unwanted && wire.is_unread() { Poll::Ready(None) } else { Poll::Pending }
+    })
+    .await
 }
 
 async fn start(

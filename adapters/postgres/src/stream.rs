@@ -5,11 +5,12 @@
 //! <https://www.postgresql.org/docs/current/protocol-message-formats.html>
 
 use std::{
+    future::poll_fn,
     io, mem,
     pin::Pin,
     sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering},
     },
     task::{Context, Poll, ready},
 };
@@ -26,7 +27,7 @@ use winddown_net::Socket;
 type RustlsStream = <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream;
 
 /// What a session is doing, for others to see; and how they ask it to leave.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Activity {
     /// Requests that the server has not answered to the end.
     in_flight: AtomicUsize,
@@ -34,6 +35,12 @@ pub(crate) struct Activity {
     closing: AtomicUsize,
     /// The server waits for the rows of a `COPY`.
     copying: AtomicBool,
+    /// A request, or a message, has begun and is not sent to its end.
+    sending: AtomicBool,
+    /// The last request with a statement ends a transaction, whatever comes of it.
+    ending: AtomicBool,
+    /// What the server has said of transactions when it was ready last.
+    status: AtomicU8,
     /// The server has said that a statement is over, and not yet that it is ready for another.
     completing: AtomicBool,
     /// The driver has said goodbye.
@@ -43,22 +50,79 @@ pub(crate) struct Activity {
     /// How many requests the server has answered to the end.
     answers: AtomicUsize,
     answered: Notify,
+    /// Nobody need read what the server answers.
+    unwanted: AtomicBool,
+    is_unwanted: Notify,
     /// The stream is gone.
     ended: AtomicBool,
 }
 
-// Relaxed, everywhere here: each value stands alone, and the lock of the session orders them for whoever decides by them.
+/// What ReadyForQuery says where no transaction is open. PostgreSQL documentation, "Message Formats".
+const IDLE: u8 = b'I';
+
+impl Default for Activity {
+    fn default() -> Self {
+        Self {
+            in_flight: AtomicUsize::default(),
+            closing: AtomicUsize::default(),
+            copying: AtomicBool::default(),
+            sending: AtomicBool::default(),
+            ending: AtomicBool::default(),
+            status: AtomicU8::new(IDLE),
+            completing: AtomicBool::default(),
+            terminated: AtomicBool::default(),
+            leave: AtomicBool::default(),
+            left: AtomicBool::default(),
+            answers: AtomicUsize::default(),
+            answered: Notify::default(),
+            unwanted: AtomicBool::default(),
+            is_unwanted: Notify::default(),
+            ended: AtomicBool::default(),
+        }
+    }
+}
+
+/// What a session carries to whoever gets it next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Carries {
+    Nothing,
+    /// A transaction, also a failed one.
+    Transaction,
+    /// That is known when the server has answered.
+    Unknown,
+}
+
+// Relaxed, but where it is said otherwise: each value stands alone, and the lock of the session orders them for whoever decides
+// by them.
 impl Activity {
     /// Whether the server has something to answer, or waits for the rest of it.
     pub(crate) fn is_busy(&self) -> bool {
-        self.in_flight.load(Ordering::Relaxed) > 0 || self.copying.load(Ordering::Relaxed)
+        // Acquire: whoever sees an answer sees what it has said.
+        self.in_flight.load(Ordering::Acquire) > 0
+            || self.copying.load(Ordering::Relaxed)
+            || self.sending.load(Ordering::Relaxed)
     }
 
     /// Whether the server works on a statement, or waits for the rest of one. Closing what was prepared is none, and the driver
     /// asks for that on its own: there is nothing to stop, and a pooler may have ended what it would be asked to stop.
     pub(crate) fn runs_statement(&self) -> bool {
-        let (in_flight, closing) = (self.in_flight.load(Ordering::Relaxed), self.closing.load(Ordering::Relaxed));
-        in_flight > closing || self.copying.load(Ordering::Relaxed)
+        let (in_flight, closing) = (self.in_flight.load(Ordering::Acquire), self.closing.load(Ordering::Relaxed));
+        in_flight > closing || self.copying.load(Ordering::Relaxed) || self.sending.load(Ordering::Relaxed)
+    }
+
+    /// What the session would carry to whoever gets it now. What its client was asked for must be on its way.
+    pub(crate) fn carries(&self) -> Carries {
+        if self.runs_statement() {
+            return match self.ending.load(Ordering::Relaxed) && !self.sending.load(Ordering::Relaxed) {
+                true => Carries::Nothing,
+                false if self.status.load(Ordering::Relaxed) == IDLE => Carries::Unknown,
+                false => Carries::Transaction,
+            };
+        }
+        match self.status.load(Ordering::Relaxed) {
+            IDLE => Carries::Nothing,
+            _ => Carries::Transaction,
+        }
     }
 
     /// Whether the server has said that a statement is over, and not yet that it is ready: it commits, or the next one of the
@@ -72,11 +136,28 @@ impl Activity {
         self.answers.load(Ordering::Relaxed)
     }
 
-    /// Ready when there are more answers than these, or none can come any more.
-    pub(crate) async fn answered_since(&self, answers: usize) {
+    /// Whether there are more answers than these, when there are or none can come any more.
+    pub(crate) async fn answered_since(&self, answers: usize) -> bool {
         loop {
             let next = self.answered.notified();
             if self.answers() != answers || self.ended.load(Ordering::Relaxed) {
+                return self.answers() != answers;
+            }
+            next.await;
+        }
+    }
+
+    /// From now on nobody need read what the server answers: where the driver's caller does not, it is thrown away.
+    pub(crate) fn throw_away(&self) {
+        self.unwanted.store(true, Ordering::Relaxed);
+        self.is_unwanted.notify_waiters();
+    }
+
+    /// Ready when nobody need read any more.
+    pub(crate) async fn unwanted(&self) {
+        loop {
+            let next = self.is_unwanted.notified();
+            if self.unwanted.load(Ordering::Relaxed) {
                 return;
             }
             next.await;
@@ -95,8 +176,17 @@ impl Activity {
     }
 }
 
-/// The stream of one session.
+/// The stream of one session, for its driver.
 pub(crate) struct Stream {
+    wire: Wire,
+    activity: Arc<Activity>,
+}
+
+/// The same for whoever is there when the driver is gone.
+#[derive(Clone)]
+pub(crate) struct Wire(Arc<Mutex<State>>);
+
+struct State {
     kind: Kind,
     activity: Arc<Activity>,
     sent: Messages,
@@ -105,6 +195,8 @@ pub(crate) struct Stream {
     synced: bool,
     /// What was sent of the next request is more than closing what was prepared.
     works: bool,
+    /// The driver has read all that there is, and waits for more.
+    is_read: bool,
     /// How much of the goodbye is said, once it was asked for.
     said: usize,
 }
@@ -120,7 +212,7 @@ enum Kind {
 /// Terminate: its type, and its length without the type.
 const TERMINATE: [u8; 5] = [b'X', 0, 0, 0, 4];
 
-impl Drop for Stream {
+impl Drop for State {
     fn drop(&mut self) {
         self.activity.ended.store(true, Ordering::Relaxed);
         self.activity.answered.notify_waiters();
@@ -141,26 +233,53 @@ impl Stream {
     }
 
     fn new(kind: Kind) -> Self {
-        Self {
+        let activity = Arc::default();
+        let state = State {
             kind,
-            activity: Arc::default(),
+            activity: Arc::clone(&activity),
             // The first message of a client has no type.
             sent: Messages::default(),
             received: Messages { typed: true, ..Messages::default() },
             synced: false,
             works: false,
+            is_read: false,
             said: 0,
-        }
+        };
+        Self { wire: Wire(Arc::new(Mutex::new(state))), activity }
     }
 
     pub(crate) fn is_tls(&self) -> bool {
-        matches!(self.kind, Kind::Tls(_))
+        matches!(self.wire.state().kind, Kind::Tls(_))
     }
 
     pub(crate) fn activity(&self) -> &Arc<Activity> {
         &self.activity
     }
 
+    pub(crate) fn wire(&self) -> &Wire {
+        &self.wire
+    }
+}
+
+impl Wire {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Only whoever polls the session takes it, so nobody waits.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether there is more to read of an answer than the driver's caller takes.
+    pub(crate) fn is_unread(&self) -> bool {
+        let state = self.state();
+        !state.is_read && state.activity.is_busy()
+    }
+
+    /// Reads to the end of what the server answers, for nobody, and says goodbye. The driver must be gone.
+    pub(crate) async fn read_out(&self) -> io::Result<()> {
+        poll_fn(|cx| self.state().poll_read_out(cx)).await
+    }
+}
+
+impl State {
     fn inner(&mut self) -> io::Result<Pin<&mut dyn Both>> {
         match &mut self.kind {
             Kind::Plain(socket) => Ok(Pin::new(socket)),
@@ -171,12 +290,15 @@ impl Stream {
 
     fn note_sent(&mut self, bytes: &[u8]) {
         let Self { sent, synced, works, activity, .. } = self;
-        sent.read(bytes, |kind| match kind {
+        sent.read(bytes, |kind, body| match kind {
             // Query, Sync, FunctionCall: each is answered by one ReadyForQuery.
             b'Q' | b'S' | b'F' => {
                 *synced = kind == b'S';
                 if mem::take(works) || !*synced {
                     activity.closing.store(0, Ordering::Relaxed);
+                    // As the driver says it.
+                    let ends = kind == b'Q' && ENDS.iter().any(|end| body.starts_with(end));
+                    activity.ending.store(ends, Ordering::Relaxed);
                 } else {
                     activity.closing.fetch_add(1, Ordering::Relaxed);
                 }
@@ -187,6 +309,7 @@ impl Stream {
             b'C' | b'H' | b'p' => {}
             _ => *works = true,
         });
+        activity.sending.store(*works || sent.is_inside(), Ordering::Relaxed);
     }
 
     fn note_received(&mut self, bytes: &[u8]) {
@@ -194,11 +317,12 @@ impl Stream {
         let answered = || {
             let less = |count: usize| count.checked_sub(1);
             // None is in flight when the server becomes ready for the first time.
-            let _ = activity.in_flight.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+            let _ = activity.in_flight.fetch_update(Ordering::Release, Ordering::Relaxed, less);
         };
-        received.read(bytes, |kind| match kind {
+        received.read(bytes, |kind, body| match kind {
             // ReadyForQuery.
             b'Z' => {
+                activity.status.store(body.first().copied().unwrap_or(IDLE), Ordering::Relaxed);
                 answered();
                 activity.copying.store(false, Ordering::Relaxed);
                 activity.completing.store(false, Ordering::Relaxed);
@@ -214,7 +338,10 @@ impl Stream {
             }
             // CommandComplete, ErrorResponse.
             b'C' | b'E' => {
-                activity.copying.store(false, Ordering::Relaxed);
+                if activity.copying.swap(false, Ordering::Relaxed) && kind == b'E' {
+                    // It ignores the rest of the rows.
+                    activity.sending.store(false, Ordering::Relaxed);
+                }
                 activity.completing.store(true, Ordering::Relaxed);
             }
             // RowDescription, DataRow: of another statement.
@@ -223,8 +350,32 @@ impl Stream {
         });
     }
 
-    /// Says goodbye past the driver. Ready with an error, which ends the driver's connection.
-    fn poll_leave(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+    fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let read = self.inner()?.poll_read(cx, buf);
+        self.is_read = read.is_pending();
+        ready!(read)?;
+        self.note_received(&buf.filled()[before..]);
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_read_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut piece = [0; 16 * 1024];
+        while self.activity.is_busy() {
+            if self.activity.sending.load(Ordering::Relaxed) {
+                return Poll::Ready(Err(io::Error::other("the driver was in the middle of a request")));
+            }
+            let mut piece = ReadBuf::new(&mut piece);
+            ready!(self.poll_read(cx, &mut piece))?;
+            if piece.filled().is_empty() {
+                return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+            }
+        }
+        self.poll_goodbye(cx)
+    }
+
+    /// Says goodbye past the driver.
+    fn poll_goodbye(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let result = loop {
             let said = self.said;
             let inner = match self.inner() {
@@ -241,7 +392,13 @@ impl Stream {
             }
         };
         self.activity.left.store(result.is_ok(), Ordering::Relaxed);
-        Poll::Ready(result.err().unwrap_or_else(|| io::Error::other("the session was ended while it was checked out")))
+        Poll::Ready(result)
+    }
+
+    /// The same for the driver: ready with an error, which ends its connection.
+    fn poll_leave(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        let left = ready!(self.poll_goodbye(cx));
+        Poll::Ready(left.err().unwrap_or_else(|| io::Error::other("the session was ended while it was checked out")))
     }
 
     fn is_leaving(&self) -> bool {
@@ -251,47 +408,47 @@ impl Stream {
     }
 }
 
-trait Both: AsyncRead + AsyncWrite + Unpin {}
+trait Both: AsyncRead + AsyncWrite + Unpin + Send {}
 
-impl<T: AsyncRead + AsyncWrite + Unpin> Both for T {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Both for T {}
 
 impl AsyncRead for Stream {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.is_leaving() {
-            return self.poll_leave(cx).map(Err);
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let mut state = self.wire.state();
+        if state.is_leaving() {
+            return state.poll_leave(cx).map(Err);
         }
-        let before = buf.filled().len();
-        ready!(self.inner()?.poll_read(cx, buf))?;
-        self.note_received(&buf.filled()[before..]);
-        Poll::Ready(Ok(()))
+        state.poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Stream {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        if self.is_leaving() {
-            return self.poll_leave(cx).map(Err);
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let mut state = self.wire.state();
+        if state.is_leaving() {
+            return state.poll_leave(cx).map(Err);
         }
-        let written = ready!(self.inner()?.poll_write(cx, buf))?;
-        self.note_sent(&buf[..written]);
+        let written = ready!(state.inner()?.poll_write(cx, buf))?;
+        state.note_sent(&buf[..written]);
         Poll::Ready(Ok(written))
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.is_leaving() {
-            return self.poll_leave(cx).map(Err);
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut state = self.wire.state();
+        if state.is_leaving() {
+            return state.poll_leave(cx).map(Err);
         }
-        self.inner()?.poll_flush(cx)
+        state.inner()?.poll_flush(cx)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.inner()?.poll_shutdown(cx)
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.wire.state().inner()?.poll_shutdown(cx)
     }
 }
 
 impl TlsStream for Stream {
     fn channel_binding(&self) -> ChannelBinding {
-        match &self.kind {
+        match &self.wire.state().kind {
             Kind::Tls(stream) => stream.channel_binding(),
             Kind::Plain(_) | Kind::Failed(_) => ChannelBinding::none(),
         }
@@ -312,6 +469,9 @@ impl TlsConnect<Stream> for Negotiated {
     }
 }
 
+/// What a simple query says that ends a transaction, with the end of its text.
+const ENDS: [&[u8]; 2] = [b"COMMIT\0", b"ROLLBACK\0"];
+
 /// Follows one direction of the protocol: a type, a length that includes itself, and the rest.
 #[derive(Debug, Default)]
 struct Messages {
@@ -320,37 +480,60 @@ struct Messages {
     header: [u8; 5],
     /// How much of the header is there.
     known: usize,
+    /// The beginning of the message behind the header, as much of it as is there: as much as tells [`ENDS`].
+    body: [u8; 9],
+    kept: usize,
     /// How much of the message is still to come.
     rest: usize,
 }
 
 impl Messages {
-    /// Reads on, and tells the type of each message that begins.
-    fn read(&mut self, mut bytes: &[u8], mut begins: impl FnMut(u8)) {
+    /// Reads on, and tells the type of each message, with the beginning of what is in it as soon as that is there.
+    fn read(&mut self, mut bytes: &[u8], mut begins: impl FnMut(u8, &[u8])) {
         while !bytes.is_empty() {
-            if self.rest > 0 {
-                let skipped = self.rest.min(bytes.len());
-                self.rest -= skipped;
-                bytes = &bytes[skipped..];
-                continue;
-            }
-            if !self.typed && self.known == 0 {
-                self.known = 1;
-            }
-            let taken = (self.header.len() - self.known).min(bytes.len());
-            self.header[self.known..][..taken].copy_from_slice(&bytes[..taken]);
-            self.known += taken;
-            bytes = &bytes[taken..];
-            let [kind, length @ ..] = self.header;
-            if self.known == self.header.len() {
-                self.known = 0;
-                self.rest = (u32::from_be_bytes(length) as usize).saturating_sub(length.len());
-                if self.typed {
-                    begins(kind);
+            let is_behind_header = self.rest > 0;
+            if is_behind_header {
+                let taken = self.rest.min(bytes.len());
+                let kept = taken.min(self.body.len() - self.kept);
+                self.body[self.kept..][..kept].copy_from_slice(&bytes[..kept]);
+                self.kept += kept;
+                self.rest -= taken;
+                bytes = &bytes[taken..];
+                if kept == 0 || (self.kept < self.body.len() && self.rest > 0) {
+                    continue;
                 }
-                self.typed = true;
+            } else {
+                if !self.typed && self.known == 0 {
+                    self.known = 1;
+                }
+                let taken = (self.header.len() - self.known).min(bytes.len());
+                self.header[self.known..][..taken].copy_from_slice(&bytes[..taken]);
+                self.known += taken;
+                bytes = &bytes[taken..];
+                if self.known < self.header.len() {
+                    continue;
+                }
+                let [_, length @ ..] = self.header;
+                self.known = 0;
+                self.kept = 0;
+                self.rest = (u32::from_be_bytes(length) as usize).saturating_sub(length.len());
+                if !mem::replace(&mut self.typed, true) {
+                    // Its beginning is told to nobody.
+                    self.kept = self.body.len();
+                    continue;
+                }
+                if self.rest > 0 {
+                    continue;
+                }
             }
+            let [kind, ..] = self.header;
+            begins(kind, &self.body[..self.kept]);
         }
+    }
+
+    /// Whether there is a message of which there is more to come.
+    fn is_inside(&self) -> bool {
+        self.rest > 0 || self.known > 0
     }
 }
 
@@ -366,13 +549,44 @@ mod tests {
         message
     }
 
-    fn stream() -> Stream {
-        let mut stream = Stream::failed(io::ErrorKind::NotConnected.into());
+    /// That the server is ready, with what it says of transactions.
+    fn ready(status: u8) -> Vec<u8> {
+        let mut ready = message(b'Z', 1);
+        ready.splice(5.., [status]);
+        ready
+    }
+
+    /// A simple query.
+    fn query(sql: &str) -> Vec<u8> {
+        let mut query = message(b'Q', sql.len() + 1);
+        query.splice(5.., sql.bytes().chain([0]));
+        query
+    }
+
+    struct Followed {
+        wire: Wire,
+        activity: Arc<Activity>,
+    }
+
+    #[expect(clippy::needless_pass_by_ref_mut, reason = "it reads as what it does")]
+    impl Followed {
+        fn note_sent(&mut self, bytes: &[u8]) {
+            self.wire.state().note_sent(bytes);
+        }
+
+        fn note_received(&mut self, bytes: &[u8]) {
+            self.wire.state().note_received(bytes);
+        }
+    }
+
+    fn stream() -> Followed {
+        let Stream { wire, activity } = Stream::failed(io::ErrorKind::NotConnected.into());
+        let mut stream = Followed { wire, activity };
         // The message that opens a session, without a type.
         stream.note_sent(&message(0, 20)[1..]);
         stream.note_sent(&message(b'p', 60));
         stream.note_received(&message(b'R', 4));
-        stream.note_received(&message(b'Z', 1));
+        stream.note_received(&ready(b'I'));
         stream
     }
 
@@ -384,7 +598,7 @@ mod tests {
             let request = [message(b'P', 30), message(b'B', 9), message(b'E', 9), message(b'S', 0)].concat();
             request.chunks(cut).for_each(|part| stream.note_sent(part));
             assert!(stream.activity.is_busy());
-            let answer = [message(b'1', 0), message(b'D', 70), message(b'C', 9), message(b'Z', 1)].concat();
+            let answer = [message(b'1', 0), message(b'D', 70), message(b'C', 9), ready(b'I')].concat();
             let (last, most) = answer.split_last().unwrap();
             most.chunks(cut).for_each(|part| stream.note_received(part));
             stream.note_received(&[*last]);
@@ -396,9 +610,9 @@ mod tests {
     fn a_session_is_busy_until_the_last_of_several_requests_is_answered() {
         let mut stream = stream();
         stream.note_sent(&[message(b'Q', 9), message(b'S', 0)].concat());
-        stream.note_received(&message(b'Z', 1));
+        stream.note_received(&ready(b'I'));
         assert!(stream.activity.is_busy());
-        stream.note_received(&message(b'Z', 1));
+        stream.note_received(&ready(b'I'));
         assert!(!stream.activity.is_busy());
     }
 
@@ -406,7 +620,7 @@ mod tests {
     fn closing_what_was_prepared_is_no_statement() {
         let mut stream = stream();
         let close = [message(b'C', 4), message(b'S', 0)].concat();
-        let seen = |stream: &Stream| (stream.activity.is_busy(), stream.activity.runs_statement());
+        let seen = |stream: &Followed| (stream.activity.is_busy(), stream.activity.runs_statement());
         for _ in 0..2 {
             stream.note_sent(&close);
             assert_eq!(seen(&stream), (true, false));
@@ -415,12 +629,12 @@ mod tests {
         stream.note_sent(&close);
         for _ in 0..2 {
             assert_eq!(seen(&stream), (true, true));
-            stream.note_received(&message(b'Z', 1));
+            stream.note_received(&ready(b'I'));
         }
         assert_eq!(seen(&stream), (true, true), "two were closed, and the statement runs");
-        stream.note_received(&[message(b'C', 9), message(b'Z', 1)].concat());
+        stream.note_received(&[message(b'C', 9), ready(b'I')].concat());
         assert_eq!(seen(&stream), (true, false), "it is over");
-        stream.note_received(&message(b'Z', 1));
+        stream.note_received(&ready(b'I'));
         assert_eq!(seen(&stream), (false, false));
         stream.note_sent(&message(b'Q', 9));
         assert_eq!(seen(&stream), (true, true));
@@ -436,8 +650,37 @@ mod tests {
             stream.note_sent(&[message(b'd', 900), message(end, 0), message(b'S', 0)].concat());
             assert!(stream.activity.is_busy());
             stream.note_received(&message(if end == b'c' { b'C' } else { b'E' }, 9));
-            stream.note_received(&message(b'Z', 1));
+            stream.note_received(&ready(b'I'));
             assert!(!stream.activity.is_busy());
+        }
+    }
+
+    #[test]
+    fn what_a_session_carries_is_known_from_its_last_answer_or_from_what_ends_a_transaction() {
+        for cut in 1..12 {
+            let mut stream = stream();
+            let mut seen = |sent: &[u8], received: &[u8]| {
+                sent.chunks(cut).for_each(|part| stream.note_sent(part));
+                received.chunks(cut).for_each(|part| stream.note_received(part));
+                stream.activity.carries()
+            };
+            assert_eq!(seen(&[], &[]), Carries::Nothing);
+            assert_eq!(seen(&query("BEGIN"), &message(b'C', 6)), Carries::Unknown);
+            assert_eq!(seen(&[], &ready(b'T')), Carries::Transaction);
+            // A statement in it, and its end behind that.
+            let request = [message(b'P', 30), message(b'B', 9), message(b'E', 9), message(b'S', 0)].concat();
+            assert_eq!(seen(&request, &[]), Carries::Transaction);
+            assert_eq!(seen(&query("ROLLBACK"), &[]), Carries::Nothing);
+            assert_eq!(seen(&[], &ready(b'T')), Carries::Nothing);
+            // What is closed does not change it.
+            assert_eq!(seen(&[message(b'C', 9), message(b'S', 0)].concat(), &ready(b'I')), Carries::Nothing);
+            assert_eq!(seen(&[], &ready(b'I')), Carries::Nothing);
+            // One that has failed, and a savepoint's end is not its own.
+            assert_eq!(seen(&query("BEGIN; SELECT 1/0"), &ready(b'E')), Carries::Transaction);
+            assert_eq!(seen(&query("ROLLBACK TO sp_1"), &[]), Carries::Transaction);
+            assert_eq!(seen(&query("COMMIT"), &[]), Carries::Nothing);
+            // The next request has begun behind it.
+            assert_eq!(seen(&message(b'P', 30), &[]), Carries::Transaction);
         }
     }
 }

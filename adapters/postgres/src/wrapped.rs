@@ -14,6 +14,7 @@ use winddown_core::{Drain, Error, ErrorKind};
 
 use crate::{
     error::error,
+    pooled::send,
     tls::{SslMode, Tls},
 };
 
@@ -30,6 +31,8 @@ struct State {
     draining: bool,
     /// How to cancel what runs on those that are out, or idle and not known to be at rest.
     tokens: HashMap<Key, CancelToken>,
+    /// Those that came back and carry nothing, by how often they had been handed out by then, whoever asked for them.
+    clean: HashMap<Id, usize>,
     returned: Vec<ClientWrapper>,
 }
 
@@ -54,12 +57,30 @@ impl Wrapped {
     }
 
     pub(crate) fn hands_out(&self, client: &Client) {
-        self.state().tokens.insert(Key::Out(Client::id(client)), client.cancel_token());
+        let (id, times) = (Client::id(client), Client::metrics(client).recycle_count);
+        let clean = {
+            let mut state = self.state();
+            state.tokens.insert(Key::Out(id), client.cancel_token());
+            state.clean.remove(&id)
+        };
+        // It is new, or nobody has had it since it came back here.
+        if times > 0 && clean != Some(times - 1) {
+            roll_back(client);
+        }
     }
 
     pub(crate) fn give_back(&self, client: Client) {
+        let (id, times) = (Client::id(&client), Client::metrics(&client).recycle_count);
+        if !self.pool.is_closed() {
+            roll_back(&client);
+        }
         let mut state = self.state();
-        state.tokens.remove(&Key::Out(Client::id(&client)));
+        if state.clean.len() >= MOST_CLEAN {
+            // Those that are gone tell nobody. The others are rolled back once more than they need be.
+            state.clean.clear();
+        }
+        state.clean.insert(id, times);
+        state.tokens.remove(&Key::Out(id));
         if state.draining {
             state.returned.push(Client::take(client));
             drop(state);
@@ -135,6 +156,17 @@ impl Wrapped {
         }
         drain.all_cancelled(asking).await
     }
+}
+
+/// How many connections are known to carry nothing.
+const MOST_CLEAN: usize = 1024;
+
+/// Ends a transaction, if there is one, without waiting for the answers. The driver of such a pool does not say whether there is,
+/// and a server writes to its log that it was told to end none; so one is begun first, which is an error or a warning only where
+/// there is one.
+fn roll_back(client: &Client) {
+    send(client.batch_execute("BEGIN"));
+    send(client.batch_execute("ROLLBACK"));
 }
 
 fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {

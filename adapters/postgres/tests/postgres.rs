@@ -3,6 +3,10 @@
 
 #[path = "postgres/blocked.rs"]
 mod blocked;
+#[path = "postgres/cancelled.rs"]
+mod cancelled;
+#[path = "postgres/carried.rs"]
+mod carried;
 #[path = "postgres/credentials.rs"]
 mod credentials;
 #[path = "postgres/driver.rs"]
@@ -69,6 +73,18 @@ fn main() -> ExitCode {
                 sessions_say_goodbye_when_the_runtime_is_not_polled_any_more
                 sessions_say_goodbye_when_the_runtime_is_blocked
                 sessions_say_goodbye_when_the_runtime_is_gone;
+            cancelled:
+                a_statement_whose_session_was_replaced_is_stopped_before_it_is_forgotten
+                a_statement_that_could_not_be_stopped_before_the_drain_is_in_its_report
+                a_statement_counts_as_cancelled_only_if_it_was_seen_to_end
+                a_stranger_with_the_number_of_a_session_is_not_touched
+                a_result_that_nobody_reads_is_stopped_and_its_session_says_goodbye
+                where_a_pooler_ends_too_a_statement_is_not_waited_for_and_is_named;
+            carried:
+                a_transaction_that_is_open_is_not_handed_on
+                a_transaction_ends_with_its_checkout_though_nobody_gets_the_session_next
+                a_session_without_a_transaction_is_handed_on_without_a_message
+                a_transaction_that_is_open_in_a_wrapped_pool_is_not_handed_on_by_the_guard;
             credentials:
                 the_provider_is_asked_once_for_each_new_session
                 a_password_that_changes_is_followed
@@ -126,6 +142,8 @@ fn main() -> ExitCode {
     let suite = suite.tests(left_out, soak::trials()).tests(
         left_out,
         trials! {
+            carried:
+                half_a_transfer_that_was_abandoned_is_not_committed_by_a_sink;
             hung:
                 a_write_that_hangs_is_ended_on_the_server_and_its_batch_is_written_once
                 a_session_that_is_not_proven_ours_is_left_alone;

@@ -122,6 +122,14 @@ impl PgBouncer {
     }
 }
 
+impl PgBouncer {
+    /// Its address, and the resource there, without a proxy.
+    pub(crate) fn direct(&self) -> (SocketAddr, Postgres) {
+        let address = self.bouncer.address;
+        (address, Postgres::new(self.tenant.config(address, &Setup::default())))
+    }
+}
+
 impl Harness for PgBouncer {
     type Resource = Postgres;
 
