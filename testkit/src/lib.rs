@@ -15,6 +15,7 @@ pub mod scene;
 mod servers;
 pub mod slow;
 pub mod soak;
+mod stranger;
 mod suite;
 pub mod trials;
 
@@ -26,5 +27,6 @@ pub use crate::{
     harness::{CheckoutOf, Harness, InProcess, Need, ServerUse, Setup},
     logs::LogSearch,
     servers::{Leasable, Leased, Servers, gone},
+    stranger::Stranger,
     suite::{Case, Suite},
 };
