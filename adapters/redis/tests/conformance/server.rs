@@ -321,9 +321,10 @@ pub(crate) async fn stranger(tenant: &Tenant, address: SocketAddr) -> Result<Str
     let mut pop = cmd("BLPOP");
     pop.arg(&list).arg(0);
     let waits = async move {
-        match pop.query_async(&mut pops).await? {
+        let popped: Option<(String, String)> = pop.query_async(&mut pops).await?;
+        match popped {
             Some((_, element)) if element == STRANGER => Ok(()),
-            other => Err::<(), BoxError>(format!("it was unblocked: {other:?}").into()),
+            other => Err(format!("it was unblocked: {other:?}").into()),
         }
     };
     let lets_go = {
