@@ -12,7 +12,11 @@ use std::{
     mem,
     ops::Deref,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -35,8 +39,10 @@ pub(crate) struct Sessions {
     pub(crate) changed: Notify,
     /// How long opening a connection takes.
     pub(crate) latency: Arc<Latency>,
-    /// Closures that run now, also those whose future was dropped.
+    /// Closures that run now or are about to, also those whose future was dropped.
     calls: Mutex<Calls>,
+    /// How many checkouts there have been.
+    checkouts: AtomicU64,
     /// Held while one connection closes: two that close at the same moment each take the other for one that stays, and
     /// both leave the log.
     pub(crate) turn: Mutex<()>,
@@ -182,12 +188,55 @@ impl Sessions {
         }
     }
 
-    /// Takes a connection back; what still runs on one that `is_left` may not hold up whoever would be next.
-    pub(crate) fn give_back(&self, object: Object, is_left: bool) {
+    /// A number that no other checkout has.
+    pub(crate) fn next_checkout(&self) -> u64 {
+        // Relaxed: only uniqueness is asked of it.
+        self.checkouts.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Takes a connection back. What still runs on one that `is_left` may not hold up whoever would be next. A transaction
+    /// ends here, whoever would be next (S8): rolled back at once, or by the last closure that is still to run.
+    pub(crate) fn give_back(self: &Arc<Self>, object: Object, checkout: u64, is_left: bool) {
+        if is_left && self.state().phase == Phase::Open {
+            return leave(Object::take(object));
+        }
+        let Some(object) = self.unless_running(object, checkout) else { return };
+        if self.state().phase != Phase::Open {
+            // Closing it rolls back.
+            return self.hand_back(object, false);
+        }
+        let is_over = match object.try_lock() {
+            Ok(connection) => Some(connection.is_autocommit()),
+            // A closure has panicked: the pool would close it, but only when somebody asks for it.
+            Err(TryLockError::Poisoned(_)) => None,
+            // Something that was begun on the driver's own object.
+            Err(TryLockError::WouldBlock) => Some(false),
+        };
+        match is_over {
+            Some(true) => self.hand_back(object, true),
+            Some(false) => self.roll_back(object),
+            None => self.hand_back(object, false),
+        }
+    }
+
+    /// Rolls back where that may block.
+    fn roll_back(self: &Arc<Self>, object: Object) {
+        let leaving = Leaving { sessions: Arc::clone(self), object: Some(object) };
+        match Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(move || leaving.roll_back())),
+            Err(_) => {
+                // If there can be no thread the connection is closed.
+                let _ = thread::Builder::new().name("winddown-rollback".into()).spawn(move || leaving.roll_back());
+            }
+        }
+    }
+
+    /// Gives a connection to whoever is to have it now: the pool, if it is as it was handed out, or the drain.
+    fn hand_back(&self, object: Object, is_clean: bool) {
         let phase = self.state().phase;
         match phase {
-            Phase::Open if is_left => leave(Object::take(object)),
-            Phase::Open => drop(object),
+            Phase::Open if is_clean => drop(object),
+            Phase::Open => leave(Object::take(object)),
             Phase::Draining => {
                 let session = Object::take(object);
                 let mut state = self.state();
@@ -254,18 +303,54 @@ impl Drop for Over<'_> {
     }
 }
 
-/// Closures that run now, by number.
+/// A connection that was given back in a transaction. It is closed where that cannot be rolled back.
+struct Leaving {
+    sessions: Arc<Sessions>,
+    object: Option<Object>,
+}
+
+impl Leaving {
+    /// Waits for a closure that still runs.
+    fn roll_back(mut self) {
+        let Some(object) = self.object.take() else { return };
+        let is_over = object.lock().is_ok_and(|connection| is_rolled_back(&connection));
+        self.sessions.hand_back(object, is_over);
+    }
+}
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        if let Some(object) = self.object.take() {
+            self.sessions.hand_back(object, false);
+        }
+    }
+}
+
+/// Rolls back what is open on a connection; whether nothing is open any more.
+fn is_rolled_back(connection: &rusqlite::Connection) -> bool {
+    connection.is_autocommit() || (connection.execute_batch("ROLLBACK").is_ok() && connection.is_autocommit())
+}
+
+/// Whether a connection of the pool is in no transaction and nothing runs on it, as far as that can be known at no wait.
+pub(crate) fn is_at_rest(session: &Session) -> bool {
+    session.try_lock().is_ok_and(|connection| connection.is_autocommit())
+}
+
+/// Closures that run now or are about to, by number.
 #[derive(Default)]
 struct Calls {
     last: u64,
     running: HashMap<u64, Call>,
+    /// Connections that were given back before their closures had ended, by checkout.
+    left: HashMap<u64, Object>,
 }
 
-/// One closure that runs.
+/// One closure.
 struct Call {
-    /// The connection that it has.
-    object: ObjectId,
-    interrupt: Arc<InterruptHandle>,
+    /// The checkout that it has its connection from.
+    checkout: u64,
+    /// `None` until it runs.
+    interrupt: Option<Arc<InterruptHandle>>,
     /// When its future was dropped.
     abandoned: Arc<OnceLock<Instant>>,
     /// When it was last interrupted for that.
@@ -290,18 +375,29 @@ impl Sessions {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The connection, if no closure has it any more; else the last one that does gives it back.
+    fn unless_running(&self, object: Object, checkout: u64) -> Option<Object> {
+        let mut calls = self.calls();
+        if !calls.running.values().any(|call| call.checkout == checkout) {
+            return Some(object);
+        }
+        calls.left.insert(checkout, object);
+        None
+    }
+
     /// Counts the closures that run as cancelled; how many were not yet.
     pub(crate) fn count_running(&self) -> usize {
         let mut calls = self.calls();
-        calls.running.values_mut().filter_map(|call| (!mem::replace(&mut call.is_counted, true)).then_some(())).count()
+        let running = calls.running.values_mut().filter(|call| call.interrupt.is_some());
+        running.filter_map(|call| (!mem::replace(&mut call.is_counted, true)).then_some(())).count()
     }
 
-    /// How closures are interrupted that run on this connection, and that nobody waits for.
+    /// How closures of this checkout are interrupted that nobody waits for.
     #[cfg(feature = "buffer")]
-    pub(crate) fn abandoned_on(&self, object: ObjectId) -> Vec<Arc<InterruptHandle>> {
+    pub(crate) fn abandoned_of(&self, checkout: u64) -> Vec<Arc<InterruptHandle>> {
         let calls = self.calls();
-        let left = calls.running.values().filter(|call| call.object == object && call.abandoned.get().is_some());
-        left.map(|call| Arc::clone(&call.interrupt)).collect()
+        let left = calls.running.values().filter(|call| call.checkout == checkout && call.abandoned.get().is_some());
+        left.filter_map(|call| call.interrupt.clone()).collect()
     }
 
     /// What is to be done about closures that nobody has waited for since this moment, or later: each is interrupted when it has
@@ -313,7 +409,13 @@ impl Sessions {
             let Some(abandoned) = call.abandoned.get() else { continue };
             let mut due = call.interrupted.unwrap_or_else(|| (*abandoned).max(since)) + grace;
             if due <= now {
-                found.interrupts.push(Arc::clone(&call.interrupt));
+                let Some(interrupt) = &call.interrupt else {
+                    // It has not begun; it is looked at again.
+                    due = now + grace;
+                    found.next = Some(found.next.map_or(due, |next| next.min(due)));
+                    continue;
+                };
+                found.interrupts.push(Arc::clone(interrupt));
                 found.fresh += usize::from(!mem::replace(&mut call.is_counted, true));
                 call.interrupted = Some(now);
                 due = now + grace;
@@ -324,32 +426,59 @@ impl Sessions {
     }
 }
 
-/// Counts one closure that runs.
-pub(crate) struct Running<'a> {
-    sessions: &'a Sessions,
+/// Counts one closure, from before it is given to a thread to its end.
+pub(crate) struct Running {
+    sessions: Arc<Sessions>,
     number: u64,
+    checkout: u64,
 }
 
-impl<'a> Running<'a> {
-    pub(crate) fn new(
-        sessions: &'a Sessions,
-        object: ObjectId,
-        interrupt: InterruptHandle,
-        abandoned: Arc<OnceLock<Instant>>,
-    ) -> Self {
+impl Running {
+    pub(crate) fn new(caller: &Caller, checkout: u64) -> Self {
+        let sessions = Arc::clone(&caller.sessions);
+        let abandoned = Arc::clone(&caller.abandoned);
         let mut calls = sessions.calls();
         calls.last += 1;
         let number = calls.last;
-        let call = Call { object, interrupt: Arc::new(interrupt), abandoned, interrupted: None, is_counted: false };
+        let call = Call { checkout, interrupt: None, abandoned, interrupted: None, is_counted: false };
         calls.running.insert(number, call);
-        Self { sessions, number }
+        drop(calls);
+        Self { sessions, number, checkout }
+    }
+
+    /// It has the connection now.
+    pub(crate) fn begins(&self, interrupt: InterruptHandle) {
+        if let Some(call) = self.sessions.calls().running.get_mut(&self.number) {
+            call.interrupt = Some(Arc::new(interrupt));
+        }
+    }
+
+    /// It has come to its end, and still has the connection.
+    pub(crate) fn ends(self, connection: &rusqlite::Connection) {
+        if let Some(object) = self.over() {
+            let is_over = is_rolled_back(connection);
+            self.sessions.hand_back(object, is_over);
+        }
+    }
+
+    /// Counts it no more. What it was the last to use is what this returns.
+    fn over(&self) -> Option<Object> {
+        let mut calls = self.sessions.calls();
+        let over = calls.running.remove(&self.number);
+        let is_last = over.is_some() && !calls.running.values().any(|call| call.checkout == self.checkout);
+        let left = if is_last { calls.left.remove(&self.checkout) } else { None };
+        drop(calls);
+        drop(over);
+        left
     }
 }
 
-impl Drop for Running<'_> {
+impl Drop for Running {
     fn drop(&mut self) {
-        let over = self.sessions.calls().running.remove(&self.number);
-        drop(over);
+        // It has panicked, or there was no thread for it any more.
+        if let Some(object) = self.over() {
+            self.sessions.hand_back(object, false);
+        }
     }
 }
 
@@ -363,11 +492,6 @@ impl Caller {
     pub(crate) fn new(sessions: &Arc<Sessions>) -> Self {
         Self { sessions: Arc::clone(sessions), abandoned: Arc::default() }
     }
-
-    /// When it was dropped, as its closure sees it.
-    pub(crate) fn abandoned(&self) -> Arc<OnceLock<Instant>> {
-        Arc::clone(&self.abandoned)
-    }
 }
 
 impl Drop for Caller {
@@ -378,9 +502,9 @@ impl Drop for Caller {
     }
 }
 
-/// Drops what drain has counted as cut. The driver closes on the current runtime and panics where there is none: then
-/// it is left to the end of the process.
-fn leave<T>(left: T) {
+/// Drops what the driver then closes. It does so on the current runtime, and panics where there is none: then it is left to
+/// the end of the process.
+pub(crate) fn leave<T>(left: T) {
     if Handle::try_current().is_ok() { drop(left) } else { mem::forget(left) }
 }
 
