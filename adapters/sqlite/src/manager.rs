@@ -25,7 +25,8 @@ use crate::{
 /// A database file as a resource.
 ///
 /// Its goodbye closes every connection for real, and the last one to close moves what is in the write-ahead log into
-/// the database file: afterwards there is neither a `-wal` nor a `-shm` file beside it.
+/// the database file: afterwards there is neither a `-wal` nor a `-shm` file beside it. A log that is too large for the
+/// budget stays as it is, with all that was committed, and the report names it with its size; that is no failure.
 pub struct Sqlite {
     source: Source,
     sessions: Arc<Sessions>,
@@ -237,17 +238,24 @@ impl Resource for Sqlite {
                     // there can be no thread any more, the end of the process does it.
                     let _ = thread::Builder::new()
                         .name("winddown-interrupt".into())
-                        .spawn(interrupt(sessions.interruptible()));
+                        .spawn(interrupt(sessions.interruptible_and_log()));
                     while closing.try_join_next().is_some() {}
                     let News { returned: _, ended, open, stuck } = sessions.news();
                     // Those that the guard never saw have no witness; the pool counts them.
                     let unseen = if self.is_wrapped() { closing.len() + pool.status().size } else { 0 };
                     drain.ended(ended, stuck + open.max(unseen), 0);
+                    if sessions.is_log_left() {
+                        sessions.log_that_stays().into_iter().for_each(|stays| drain.reason(stays));
+                    }
                     return result;
                 }
             }
         }
         result?;
+        if sessions.is_log_left() {
+            sessions.log_that_stays().into_iter().for_each(|stays| drain.reason(stays));
+            return Ok(());
+        }
 
         let Some(path) = sessions.state().path.clone() else { return Ok(()) };
         tokio::select! {
@@ -261,7 +269,8 @@ impl Resource for Sqlite {
     async fn cancel(&self, _: &Pool, drain: &Drain) -> Result<(), Error> {
         drain.cancelled(self.sessions.count_running());
         // Not here: it waits for a connection that is just being closed.
-        let asked = spawn_blocking(interrupt(self.sessions.interruptible())).await;
+        // The log, if it is still being moved, stays: the rest of the time is for closing in order.
+        let asked = spawn_blocking(interrupt(self.sessions.interruptible_and_log())).await;
         asked.map_err(|error| Error::new(ErrorKind::Panicked, "interrupting panicked").with_source(error))
     }
 

@@ -4,7 +4,7 @@
 //! for. So every connection carries a [`Witness`], and drain is over when all witnesses are gone, whoever closed.
 //!
 //! Locks, none of them held across an await or while another of them is taken but in this order: the pool's, SQLite's
-//! own and rusqlite's of one connection, [`Sessions::state`]. [`Sessions::turn`] comes before all.
+//! own and rusqlite's of one connection, [`Sessions::state`], [`Sessions::moving`]. [`Sessions::turn`] comes before all.
 
 use std::{
     collections::HashMap,
@@ -22,7 +22,7 @@ use std::{
 
 use deadpool_sqlite::{
     Object, ObjectId,
-    rusqlite::{self, ErrorCode, InterruptHandle, OpenFlags, functions::FunctionFlags},
+    rusqlite::{self, ErrorCode, InterruptHandle, OpenFlags, config::DbConfig, functions::FunctionFlags},
 };
 use tokio::{runtime::Handle, sync::Notify};
 use winddown_core::{Error, ErrorKind, Latency};
@@ -46,6 +46,16 @@ pub(crate) struct Sessions {
     /// Held while one connection closes: two that close at the same moment each take the other for one that stays, and
     /// both leave the log.
     pub(crate) turn: Mutex<()>,
+    /// What moves the log into the database file now.
+    moving: Mutex<Moving>,
+}
+
+/// The log on its way into the database file, for which there may be too little time.
+#[derive(Default)]
+struct Moving {
+    by: Option<Arc<InterruptHandle>>,
+    /// It is to stay where it is, with all that was committed in it.
+    is_left: bool,
 }
 
 #[derive(Default)]
@@ -124,6 +134,7 @@ impl Sessions {
         let mut state = self.state();
         state.phase = Phase::Draining;
         state.ended = 0;
+        self.log().is_left = false;
         Over(self)
     }
 
@@ -138,8 +149,11 @@ impl Sessions {
         }
     }
 
-    pub(crate) fn interruptible(&self) -> Vec<Arc<InterruptHandle>> {
-        self.state().open.values().filter_map(|open| open.interrupt.clone()).collect()
+    /// What is open and not being closed, and the log, which stays from here on if it is being moved.
+    pub(crate) fn interruptible_and_log(&self) -> Vec<Arc<InterruptHandle>> {
+        let mut handles: Vec<_> = self.state().open.values().filter_map(|open| open.interrupt.clone()).collect();
+        handles.extend(self.leave_log());
+        handles
     }
 
     /// The number of this connection, which it is given now if it has none.
@@ -270,15 +284,20 @@ impl Sessions {
         };
         // Also one that was never seen before: it counts as closed when it is.
         let id = self.adopt(&connection).map_err(|error| failed(error.into()))?;
-        if let Some(open) = self.state().open.get_mut(&id) {
-            open.interrupt = None;
-        }
+        let interrupt = self.state().open.get_mut(&id).and_then(|open| open.interrupt.take());
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         if !connection.is_autocommit() {
             // Closing does it too, but it would be in the way of the checkpoint.
             let _ = connection.execute_batch("ROLLBACK");
         }
-        checkpoint(&connection);
+        let is_moved = self.moving(interrupt).is_some_and(|_moving| {
+            checkpoint(&connection);
+            true
+        });
+        if !is_moved || self.is_log_left() {
+            // Closing the last one would begin it again.
+            let _ = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
+        }
         connection.close().map_err(|(_, error)| {
             // A statement was leaked, and nothing will close it any more.
             let mut state = self.state();
@@ -288,6 +307,62 @@ impl Sessions {
             failed(error.into())
         })
     }
+}
+
+impl Sessions {
+    fn log(&self) -> MutexGuard<'_, Moving> {
+        // As for the state.
+        self.moving.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins to move the log, by a connection that is interrupted so; none where it is to stay.
+    fn moving(&self, by: Option<Arc<InterruptHandle>>) -> Option<MovingNow<'_>> {
+        let mut log = self.log();
+        if log.is_left {
+            return None;
+        }
+        log.by = by;
+        Some(MovingNow(self))
+    }
+
+    /// The log stays if it is being moved at this moment: there is no more time for it. What interrupts that.
+    fn leave_log(&self) -> Option<Arc<InterruptHandle>> {
+        let mut log = self.log();
+        let by = log.by.take();
+        log.is_left |= by.is_some();
+        by
+    }
+
+    pub(crate) fn is_log_left(&self) -> bool {
+        self.log().is_left
+    }
+
+    /// What is said of a log that stays: which file it is, and how large.
+    pub(crate) fn log_that_stays(&self) -> Option<String> {
+        let path = self.state().path.clone()?;
+        let log = beside(&path, "-wal");
+        let size = log.metadata().ok().map(|file| file.len()).filter(|size| *size > 0)?;
+        Some(format!(
+            "no time to move all of the log: {} stays, {size} bytes, with all that was committed; the next one to open the \
+             database reads it, so keep the two together",
+            log.display()
+        ))
+    }
+}
+
+/// The log is being moved until this is dropped.
+struct MovingNow<'a>(&'a Sessions);
+
+impl Drop for MovingNow<'_> {
+    fn drop(&mut self) {
+        self.0.log().by = None;
+    }
+}
+
+fn beside(path: &Path, end: &str) -> PathBuf {
+    let mut file = OsString::from(path);
+    file.push(end);
+    file.into()
 }
 
 /// Ends the drain of these sessions, also where it is dropped at its deadline.
@@ -519,13 +594,7 @@ pub(crate) fn checkpoint(connection: &rusqlite::Connection) {
 /// # Errors
 /// [`ErrorKind::Incomplete`] naming the file when it is there although nobody else has the database open.
 pub(crate) fn sweep(path: &Path) -> Result<(), Error> {
-    let remains = || {
-        ["-wal", "-shm"].into_iter().find_map(|end| {
-            let mut file = OsString::from(path);
-            file.push(end);
-            Some(PathBuf::from(file)).filter(|file| file.exists())
-        })
-    };
+    let remains = || ["-wal", "-shm"].into_iter().find_map(|end| Some(beside(path, end)).filter(|file| file.exists()));
     if remains().is_none() {
         return Ok(());
     }

@@ -1,5 +1,7 @@
 //! Real files: the conformance suite, what only this adapter promises, and what is claimed about many drains.
 
+#[path = "sqlite/logs.rs"]
+mod logs;
 #[path = "conformance/server.rs"]
 #[cfg_attr(not(feature = "buffer"), expect(dead_code, reason = "only what is claimed about sinks needs all of it"))]
 mod server;
@@ -71,6 +73,9 @@ fn main() -> ExitCode {
     let suite = suite.tests(
         None,
         trials! {
+            logs:
+                a_log_that_is_too_large_for_the_budget_stays_and_the_report_names_it
+                a_database_that_is_only_read_is_wrapped_and_drained;
             transactions:
                 s8_the_next_caller_finds_no_transaction_and_its_rows_stay
                 s8_a_write_lock_that_was_left_is_let_go_when_its_checkout_comes_back
