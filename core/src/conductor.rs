@@ -25,7 +25,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{mpsc, oneshot, watch},
     task::JoinSet,
-    time::{Instant, timeout_at},
+    time::{Instant, sleep, sleep_until, timeout_at},
 };
 
 use crate::{
@@ -182,13 +182,28 @@ async fn conduct_life(shared: &Arc<Shared>, life: &Arc<Life>, signals: &mut Sign
     stop = Some(stop_at);
     // The application ends by itself now, or never.
     let last_moment = stop_at + shared.budget.total() - shared.budget.margin() / ANSWER_SHARE;
-    let status = match timeout_at(last_moment, signals.second(&mut stop)).await {
-        Ok(signal) => signal.exit_status(),
-        Err(_) if clean => 0,
-        Err(_) => EXIT_AT_DEADLINE,
+    let status = tokio::select! {
+        biased;
+        signal = signals.second(&mut stop) => signal.exit_status(),
+        () = sleep_until(last_moment) => if clean { 0 } else { EXIT_AT_DEADLINE },
+        failed = held_up(shared), if clean => i32::from(failed),
     };
     // Not `std::process::exit`: its exit handlers are foreign code, and may hang.
     signal_hook::low_level::exit(status);
+}
+
+/// Ready when only blocking tasks keep the process: its runtime has been shutting down for longer than it may. Whether
+/// [`run`](crate::Lifecycle::run) has returned an error.
+async fn held_up(shared: &Shared) -> bool {
+    // The sender is in `shared`, so it cannot be closed.
+    let _ = shared.ending.subscribe().wait_for(|ending| ending.shut_down).await;
+    sleep(shared.exit_after).await;
+    if shared.report_format.is_some() {
+        let why = "its runtime waits for a blocking task that does not end, as a `spawn_blocking` or a read of standard input";
+        let mut lines = Lines::start();
+        lines.said(log_line::warning_line("drained, and the process is ended", why), shared.budget.margin() / 2).await;
+    }
+    shared.ending.borrow().failed
 }
 
 /// One request to stop may arrive as several signals: `timeout(1)` and shells send them to the process and to its group.
@@ -205,9 +220,17 @@ pub(crate) async fn conduct(shared: &Shared, begun: &Begun, place: Place, forced
     let mut running: JoinSet<(usize, Finished)> = JoinSet::new();
     let mut forced = std::pin::pin!(forced);
     let mut was_forced = false;
+    let share = begun.budget(shared).usable().mul_f64(shared.work_share);
+    let mut works_alone = std::pin::pin!(sleep_until(begun.at + share));
+    let mut is_shared = false;
     loop {
         for i in 0..rows.len() {
-            let ready = rows[i].is_waiting() && plan.dependents[i].iter().all(|&d| rows[d].is_over());
+            // Telemetry tells of the work, too.
+            let beside = is_shared && nodes[i].facts().order == Order::Normal;
+            let ready = rows[i].is_waiting()
+                && plan.dependents[i]
+                    .iter()
+                    .all(|&d| rows[d].is_over() || (beside && nodes[d].facts().order == Order::First));
             if ready {
                 rows[i].begin();
                 let deadlines = plan.deadlines[i];
@@ -229,6 +252,10 @@ pub(crate) async fn conduct(shared: &Shared, begun: &Begun, place: Place, forced
                 Some(Err(_)) => {}
                 None => break,
             },
+            () = &mut works_alone, if !is_shared => {
+                is_shared = true;
+                rows.iter().for_each(|row| row.has_had(share));
+            }
             () = &mut forced => {
                 was_forced = true;
                 break;
@@ -315,6 +342,19 @@ impl Row {
 
     fn begin(&mut self) {
         self.state = State::Running { began: Instant::now() };
+    }
+
+    /// Tracked work has had its share of the budget: what is left of it is named, whatever becomes of it.
+    fn has_had(&self, share: Duration) {
+        let stragglers = self.node.gate().stragglers();
+        if self.node.facts().order != Order::First || self.is_over() || stragglers.is_empty() {
+            return;
+        }
+        let share = in_words(share);
+        self.tally.change(|known| {
+            known.stragglers = stragglers;
+            known.reasons.push(format!("still there after its share of {share}: the resources were drained beside it"));
+        });
     }
 
     fn end(&mut self, finished: Finished) {

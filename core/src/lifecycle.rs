@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::{signal::unix::SignalKind, sync::watch, time::Instant};
+use tokio::{runtime::Handle, signal::unix::SignalKind, sync::watch, time::Instant};
 
 use crate::{
     Budget, Error, ErrorKind, Hook, Platform, Reason, Report, ReportFormat, Resource, Retry, ShutdownGuard, Tracked,
@@ -80,6 +80,12 @@ pub(crate) struct Shared {
     embedded: bool,
     retry: Retry,
     init_limit: Option<Duration>,
+    /// Of the budget, for tracked work alone.
+    pub(crate) work_share: f64,
+    /// How long the process may go on when its runtime is being shut down.
+    pub(crate) exit_after: Duration,
+    /// How the application ends.
+    pub(crate) ending: watch::Sender<Ending>,
     lives: watch::Sender<Lives>,
     /// Held while a life is made, and never waited for.
     beginning: Mutex<()>,
@@ -92,6 +98,24 @@ pub use builder::Builder;
 struct Lives {
     now: Arc<Life>,
     is_last: bool,
+}
+
+/// How the application ends, as far as it can be seen.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Ending {
+    /// [`Lifecycle::run`] has returned an error.
+    pub(crate) failed: bool,
+    /// A runtime on which it has returned is being shut down.
+    pub(crate) shut_down: bool,
+}
+
+/// Lives in a task of a runtime, which drops it when it is shut down.
+struct Witness(watch::Sender<Ending>);
+
+impl Drop for Witness {
+    fn drop(&mut self) {
+        self.0.send_modify(|ending| ending.shut_down = true);
+    }
 }
 
 /// One life of a lifecycle: from its start to the end of its drain. A further life is another one of these, so nothing
@@ -419,6 +443,11 @@ impl Lifecycle {
     ///   success;
     /// - [`ErrorKind::Work`] when the work failed, [`ErrorKind::Panicked`] when it panicked: drained all the same;
     /// - [`ErrorKind::Incomplete`] when the report is not clean.
+    ///
+    /// # After it
+    /// What `main` does then has what is left of the budget, and its own exit status. Where it was told to stop and the
+    /// report is clean, the process does not wait for blocking tasks when the runtime is shut down: see
+    /// [`Builder::exit_after`].
     #[track_caller]
     pub fn run<W, E>(&self, work: W) -> impl Future<Output = Result<Arc<Report>, Error>> + use<'_, W, E>
     where
@@ -431,11 +460,11 @@ impl Lifecycle {
             let life = self.shared.life();
             match self.shared.init(&life, self.shared.init_limit).await {
                 Ok(()) => {}
-                Err(error) if life.was_stopped(&error).await => return life.ended(Ok(())).await,
+                Err(error) if life.was_stopped(&error).await => return self.shared.ended(&life, Ok(())).await,
                 Err(error) => return Err(error),
             }
             // Not before: a rollback of init would wait for it.
-            let result = match life.track(site, None) {
+            let result = match life.track(site, Some("run".into())) {
                 Ok(tracked) => {
                     let failed = |error: E| Error::new(ErrorKind::Work, "the work failed").with_source(error);
                     let work = async { work.into_future().await.map_err(failed) };
@@ -450,7 +479,7 @@ impl Lifecycle {
                 Err(_) => Ok(()),
             };
             self.shared.begin(&life, Reason::WorkEnded);
-            life.ended(result).await
+            self.shared.ended(&life, result).await
         }
     }
 
@@ -474,7 +503,7 @@ impl Lifecycle {
     /// # Errors
     /// The error it was given, or [`ErrorKind::Incomplete`].
     pub async fn ended(&self, work: Result<(), Error>) -> Result<Arc<Report>, Error> {
-        self.shared.life().ended(work).await
+        self.shared.ended(&self.shared.life(), work).await
     }
 }
 
@@ -498,6 +527,22 @@ impl Shared {
             "this lifecycle receives no signals, so SIGTERM would end the process without a drain: build it without \
              `signals(false)`, or with `embedded()` where something else calls `begin_drain`",
         ))
+    }
+
+    /// The end of what [`Lifecycle::run`] does. From here on it is seen when this runtime is shut down.
+    async fn ended(&self, life: &Life, work: Result<(), Error>) -> Result<Arc<Report>, Error> {
+        let result = life.ended(work).await;
+        if self.owns_process {
+            self.ending.send_modify(|ending| ending.failed |= result.is_err());
+            if let Ok(runtime) = Handle::try_current() {
+                let witness = Witness(self.ending.clone());
+                runtime.spawn(async move {
+                    let _witness = witness;
+                    std::future::pending::<()>().await;
+                });
+            }
+        }
+        result
     }
 
     /// The life that is lived now.

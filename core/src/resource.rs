@@ -395,8 +395,8 @@ impl Drain {
         });
     }
 
-    /// Says in the report why something was not done.
-    pub(crate) fn reason(&self, reason: String) {
+    /// Says in the report why something was not done. That alone is no failure.
+    pub fn reason(&self, reason: String) {
         self.tally.change(|known| known.reasons.push(reason));
     }
 
