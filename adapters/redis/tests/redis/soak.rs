@@ -133,7 +133,7 @@ impl Starved for Server {
     async fn endless(connection: &mut CheckoutOf<Self>, begun: impl FnOnce() + Send + 'static) {
         begun();
         // It is stopped.
-        let _ = redis::cmd("BLPOP").arg(&key()).arg(0).exec_async(connection).await;
+        let _ = redis::cmd("BLPOP").arg(key()).arg(0).exec_async(connection).await;
     }
 }
 
