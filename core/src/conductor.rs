@@ -15,13 +15,12 @@ use std::{
     future::{Future, pending},
     io,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, mpsc as blocking},
-    thread,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use tokio::{
-    runtime::{self, Runtime},
+    runtime,
     signal::unix::{SignalKind, signal},
     sync::{mpsc, oneshot, watch},
     task::JoinSet,
@@ -40,31 +39,48 @@ use crate::{
     report::{AtCut, Known, Tally, in_words},
     signals,
     standard_error::Lines,
-    standby::Standby,
+    standby::{Needs, Own, Standby},
 };
 
 /// The exit status of a process that had to be ended at its deadline: what `timeout(1)` uses.
 pub const EXIT_AT_DEADLINE: i32 = 124;
 
-/// Starts the thread. Signals are received from the moment this returns.
+/// Starts the thread of a lifecycle that owns the process. Signals are received from the moment this returns.
 ///
 /// # Errors
 /// [`ErrorKind::Config`] when the system refuses the signal handler, the thread or its event queue.
 pub(crate) fn start(shared: &Arc<Shared>, life: &Arc<Life>) -> Result<(), Error> {
-    let failed = |error: io::Error| {
-        Error::new(ErrorKind::Config, "cannot start the thread that waits for signals: raise the limits of the process")
-            .with_source(error)
+    panics::tell_what_an_abort_loses();
+    let runtime = Own::new(runtime::Builder::new_current_thread().enable_all()).map_err(refused)?;
+    let handle = runtime.handle();
+    let thread = Standby::with("winddown", runtime).map_err(refused)?;
+    // Last: a signal that is received and heard by nobody would be lost.
+    let signals = {
+        let _inside = handle.enter();
+        Signals::listen(&shared.signals).map_err(refused)?
     };
+    conduct_on(thread, shared, life, signals);
+    Ok(())
+}
+
+/// Drains one that does not own it, once, on what its life has kept for that.
+///
+/// # Errors
+/// [`ErrorKind::Config`] when the system gives no thread for it, now or before.
+pub(crate) fn start_drain(shared: &Arc<Shared>, life: &Arc<Life>) -> Result<(), Error> {
+    let thread = life.conductor.take(Needs::Nothing).map_err(refused)?;
+    conduct_on(thread, shared, life, Signals::none());
+    Ok(())
+}
+
+fn refused(error: io::Error) -> Error {
+    let text = "cannot start the thread that drains: raise the limits of the process";
+    Error::new(ErrorKind::Config, text).with_source(error)
+}
+
+fn conduct_on(thread: Standby<Own>, shared: &Arc<Shared>, life: &Arc<Life>, signals: Signals) {
     let (shared, life) = (Arc::clone(shared), Arc::clone(life));
-    // The runtime is made and dropped on its thread: an async caller may do neither.
-    let (sender, started) = blocking::channel();
-    let run = move || {
-        let (runtime, signals) = match prepare(&shared) {
-            Ok(prepared) => prepared,
-            Err(error) => return drop(sender.send(Err(error))),
-        };
-        // The caller waits for exactly this.
-        let _ = sender.send(Ok(()));
+    thread.run(move |runtime| {
         let conducted = catch_unwind(AssertUnwindSafe(|| runtime.block_on(main(&shared, life, signals))));
         if let Err(panic) = conducted {
             // A bug of this crate; its message has been printed. Nobody may wait for this thread any more.
@@ -73,23 +89,7 @@ pub(crate) fn start(shared: &Arc<Shared>, life: &Arc<Life>) -> Result<(), Error>
             }
             shared.life().publish_failure(&shared, &panics::error(&*panic));
         }
-    };
-    thread::Builder::new().name("winddown".into()).spawn(run).map_err(failed)?;
-    started.recv().unwrap_or_else(|_| Err(io::Error::other("it ended at once"))).map_err(failed)
-}
-
-fn prepare(shared: &Shared) -> io::Result<(Runtime, Signals)> {
-    if !shared.owns_process {
-        // It keeps the time, and needs no descriptor for that.
-        return Ok((runtime::Builder::new_current_thread().enable_time().build()?, Signals::none()));
-    }
-    panics::tell_what_an_abort_loses();
-    let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-    let signals = {
-        let _inside = runtime.enter();
-        Signals::listen(&shared.signals)?
-    };
-    Ok((runtime, signals))
+    });
 }
 
 /// Runs code that wakes the application's tasks, and may therefore block or panic, beside this thread: on the one that waits

@@ -6,7 +6,7 @@ use std::{
     thread,
 };
 
-use tokio::runtime::{self, Runtime};
+use tokio::runtime::{self, Handle, Runtime};
 
 /// A thread that has what its job needs, and sleeps until it is given one, without a timer (C2). Dropped it ends.
 #[derive(Debug)]
@@ -68,7 +68,7 @@ impl Drainer {
         if needs == Needs::Descriptors {
             builder.enable_io();
         }
-        Standby::with("winddown-drain", Own(Some(builder.build()?)))
+        Standby::with("winddown-drain", Own::new(&mut builder)?)
     }
 }
 
@@ -86,8 +86,20 @@ pub(crate) enum Needs {
 pub(crate) struct Own(Option<Runtime>);
 
 impl Own {
+    pub(crate) fn new(builder: &mut runtime::Builder) -> io::Result<Self> {
+        Ok(Self(Some(builder.build()?)))
+    }
+
+    fn get(&self) -> &Runtime {
+        self.0.as_ref().expect("it is there until it is dropped")
+    }
+
+    pub(crate) fn handle(&self) -> Handle {
+        self.get().handle().clone()
+    }
+
     pub(crate) fn block_on<F: Future>(&self, future: F) -> F::Output {
-        self.0.as_ref().expect("it is there until it is dropped").block_on(future)
+        self.get().block_on(future)
     }
 }
 
