@@ -25,6 +25,7 @@ use crate::{
     node::{Node, Order, Renewal, Slot},
     panics, signals,
     standard_error::write_line,
+    standby::{Drainer, Needs},
     work::TrackedWork,
 };
 
@@ -126,6 +127,8 @@ pub(crate) struct Life {
     state: watch::Sender<State>,
     begun: watch::Sender<Option<Begun>>,
     report: watch::Sender<Option<Arc<Report>>>,
+    /// What its drain is conducted on, where no thread waits for signals.
+    pub(crate) conductor: Drainer,
 }
 
 /// Whether a lifecycle receives the signals of this process. Never taken back: after its drain it still ends the process
@@ -605,6 +608,7 @@ impl Shared {
             }
         }
         let life = Life::new(registry, tracked);
+        life.prepare(self.owns_process);
         let began = self.lives.send_if_modified(|lives| {
             if lives.is_last {
                 return false;
@@ -627,7 +631,7 @@ impl Shared {
         // A lifecycle that owns the process has its thread from the start.
         if first
             && !self.owns_process
-            && let Err(error) = conductor::start(self, life)
+            && let Err(error) = conductor::start_drain(self, life)
         {
             // Without a thread nothing can be drained: the report says so of every resource.
             tracing::error!(%error, "cannot drain");
@@ -645,6 +649,14 @@ impl Life {
             state: watch::Sender::new(State::Starting),
             begun: watch::Sender::new(None),
             report: watch::Sender::new(None),
+            conductor: Drainer::default(),
+        }
+    }
+
+    /// Where that cannot be had now, it is tried again when the drain begins.
+    fn prepare(&self, owns_process: bool) {
+        if !owns_process {
+            let _ = self.conductor.prepare(Needs::Nothing);
         }
     }
 

@@ -1,6 +1,7 @@
 //! One resource in the registry, and the drain protocol of one resource.
 
 use std::{
+    io,
     panic::Location,
     pin::pin,
     sync::{
@@ -22,6 +23,7 @@ use crate::{
     plan::{RESERVE_FLOOR, Reserve},
     report::in_words,
     resource::Deadlines,
+    standby::{Drainer, Needs, Own, Standby},
 };
 
 /// How long an initialisation that is under way may still take. A server that is there has answered by then; one that
@@ -52,6 +54,8 @@ pub(crate) trait Node: Send + Sync {
     /// Ends it: there has been time enough.
     fn give_up(&self);
     async fn flush(self: Arc<Self>) -> Result<(), Error>;
+    /// What it is drained on, once.
+    fn drainer(&self) -> io::Result<Standby<Own>>;
     async fn drain(self: Arc<Self>, drain: Drain) -> Result<Ended, Error>;
     /// The same resource for a further life of its lifecycle; none where it has only one. Asks the resource about itself,
     /// and is called once, when this life is over.
@@ -120,6 +124,7 @@ pub(crate) struct Slot<R: Resource> {
     reserve: OnceLock<Duration>,
     gate: Arc<Gate>,
     retry: Retry,
+    drainer: Drainer,
     /// The same resource in the life after this one.
     next: OnceLock<Arc<Self>>,
 }
@@ -158,6 +163,9 @@ impl<R: Resource> Slot<R> {
             // The lock is new, so this cannot fail.
             let _ = reserve.set(resource.reserve(pool));
         }
+        let drainer = Drainer::default();
+        // Where it cannot be had now, initialising fails of it.
+        let _ = drainer.prepare(needs(order));
         Self {
             facts,
             resource,
@@ -166,6 +174,7 @@ impl<R: Resource> Slot<R> {
             reserve,
             gate: Arc::new(Gate::new(Admits::Everyone)),
             retry,
+            drainer,
             next: OnceLock::new(),
         }
     }
@@ -217,7 +226,11 @@ impl<R: Resource> Slot<R> {
         *slot.trying() = Trying { since: Some(Instant::now()), failed: None };
         let mut pauses = slot.retry.pauses();
         loop {
-            let error = match panics::catch(slot.resource.init()).await {
+            let attempt = async {
+                slot.drainer.prepare(needs(slot.facts.order)).map_err(cannot_be_drained)?;
+                panics::catch(slot.resource.init()).await
+            };
+            let error = match attempt.await {
                 Ok(pool) => {
                     // In one life there is one success.
                     let _ = slot.reserve.set(slot.resource.reserve(&pool));
@@ -249,6 +262,17 @@ impl<R: Resource> Slot<R> {
         // No foreign code runs under it, and it is whole at every unlock.
         self.trying.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What the drain of a resource needs of the system. Tracked work is waited for, and nothing else.
+fn needs(order: Order) -> Needs {
+    if order == Order::First { Needs::Nothing } else { Needs::Descriptors }
+}
+
+/// It is not opened then.
+fn cannot_be_drained(source: io::Error) -> Error {
+    let text = "the system does not give the thread and the descriptors that its drain will need: raise the limits of the process";
+    Error::new(ErrorKind::Init, text).with_source(source).retryable()
 }
 
 #[async_trait]
@@ -297,6 +321,10 @@ impl<R: Resource> Node for Slot<R> {
         // What is not initialised holds nothing.
         let Some(pool) = self.pool() else { return Ok(()) };
         panics::catch(self.resource.flush(pool)).await.map_err(|error| error.of(self.name()))
+    }
+
+    fn drainer(&self) -> io::Result<Standby<Own>> {
+        self.drainer.take(needs(self.facts.order))
     }
 
     fn renew(self: Arc<Self>) -> Option<Renewal> {

@@ -5,11 +5,12 @@
 mod handover;
 pub mod sessions;
 mod socket;
+mod spare;
 pub mod tls;
 
 pub use rustls;
 
 pub use crate::{
     sessions::{Draining, End, Held, Life, Session, Sessions},
-    socket::{Address, Link, Options, Socket, dial},
+    socket::{Address, Link, Options, Socket, dial, dial_anyway},
 };

@@ -26,7 +26,7 @@ use tokio::{
 };
 use winddown_core::{Drain, Error, Latency};
 
-use crate::{Link, handover::Handover};
+use crate::{Link, handover::Handover, spare::Spare};
 
 /// How long a session that nobody wants any more may take to say goodbye: it may be opening, or in a statement. Drivers on
 /// their own would cut it at once.
@@ -121,6 +121,8 @@ pub struct Session<P> {
     task: Mutex<Option<AbortHandle>>,
     /// Nobody has the client of it any more.
     abandoned: AtomicBool,
+    /// To ask its server something where the process has no descriptor left.
+    _spare: Arc<Spare>,
     began: Instant,
     part: P,
 }
@@ -189,6 +191,7 @@ impl<P: Send + Sync + 'static> Sessions<P> {
         part: P,
         life: impl FnOnce(Weak<Session<P>>) -> Life,
     ) -> Option<Arc<Session<P>>> {
+        let spare = Spare::of(link.address());
         let mut state = self.state();
         if state.phase == Phase::Over {
             return None;
@@ -202,6 +205,7 @@ impl<P: Send + Sync + 'static> Sessions<P> {
             life: Handover::new(life(Weak::clone(session))),
             task: Mutex::new(None),
             abandoned: AtomicBool::new(false),
+            _spare: spare,
             began: Instant::now(),
             part,
         });

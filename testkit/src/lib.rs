@@ -15,6 +15,7 @@ pub mod scene;
 mod servers;
 pub mod slow;
 pub mod soak;
+pub mod starved;
 mod stranger;
 mod suite;
 pub mod trials;

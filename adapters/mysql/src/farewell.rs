@@ -304,11 +304,20 @@ impl Watch {
 
 /// Opens the session that watches, as soon as the server has room for it.
 pub(crate) async fn open(connector: &Connector, server: &Server) -> Result<Watcher, mysql_async::Error> {
-    let known = server.opts();
+    let (known, wanted) = (server.opts(), connector.sessions.wanted());
+    let is_draining = !connector.sessions.is_open();
+    if is_draining {
+        // What it opens takes their place.
+        connector.sessions.spare.let_go();
+    }
     let mut opts = fresh(connector, &known).await.unwrap_or_else(|| known.clone());
     loop {
         match Watcher::open(&server.address, &opts).await {
             Err(failure) if error::is_full(&failure) => sleep(FULL_PAUSE).await,
+            // Sessions that end give theirs back.
+            Err(failure) if error::is_out_of_descriptors(&failure) && is_draining && !wanted.borrow().cut => {
+                sleep(FULL_PAUSE).await;
+            }
             Err(failure) if error::is_refusal(&failure) && opts != known => opts = known.clone(),
             opened => return opened,
         }

@@ -18,7 +18,7 @@ use tokio::{
     sync::{Notify, watch},
     time::timeout,
 };
-use winddown_core::{Error, ErrorKind, Latency};
+use winddown_core::{Error, ErrorKind, Latency, SpareDescriptors};
 
 use crate::{
     connect::{Address, Connection},
@@ -40,7 +40,12 @@ pub(crate) struct Sessions {
     wanted: watch::Sender<Wanted>,
     /// How long the servers take to answer.
     pub(crate) latency: Arc<Latency>,
+    /// For the session that asks about the others, where the process has no descriptor left: the driver opens its socket by itself.
+    pub(crate) spare: SpareDescriptors,
 }
+
+/// What that opens: two sockets for each half of its way, the one that it is reached at, and a file with certificates.
+const ASKING: usize = 6;
 
 #[derive(Default)]
 struct State {
@@ -245,7 +250,8 @@ impl Default for Sessions {
     fn default() -> Self {
         let (changed, answered) = (Notify::new(), Notify::new());
         let (wanted, latency) = (watch::Sender::new(Wanted::default()), Arc::default());
-        Self { state: Mutex::default(), changed, answered, wanted, latency }
+        let spare = SpareDescriptors::new(ASKING);
+        Self { state: Mutex::default(), changed, answered, wanted, latency, spare }
     }
 }
 
@@ -263,6 +269,9 @@ impl Sessions {
 
     /// A session is about to be opened; `None` when it is too late for that.
     pub(crate) fn begin_opening(self: &Arc<Self>) -> Option<Opening> {
+        if self.is_open() {
+            self.spare.keep();
+        }
         let mut state = self.state();
         if state.phase == Phase::Over {
             return None;
@@ -627,5 +636,6 @@ pub(crate) struct Draining<'a>(&'a Sessions);
 impl Drop for Draining<'_> {
     fn drop(&mut self) {
         self.0.close_book();
+        self.0.spare.let_go();
     }
 }

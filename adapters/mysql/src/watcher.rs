@@ -105,7 +105,7 @@ pub(crate) struct Watcher {
 
 impl Watcher {
     pub(crate) async fn open(address: &Address, opts: &Opts) -> Result<Self, mysql_async::Error> {
-        let (builder, relay) = Relay::to(address, opts).await?;
+        let (builder, mut relay) = Relay::to(address, opts).await?;
         // What the application wants done in each session is not for this one.
         let builder = builder
             .db_name(None::<String>)
@@ -114,7 +114,8 @@ impl Watcher {
             .after_connect(|_| Box::pin(std::future::ready(Ok(()))))
             .compression(None)
             .max_allowed_packet(Some(16 * 1024 * 1024));
-        let mut conn = Conn::new(builder).await?;
+        let mut conn =
+            Conn::new(builder).await.map_err(|failure| relay.failure().map_or(failure, mysql_async::Error::from))?;
         let host = rows(&mut conn, &format!("SELECT {HOST}")).await?.pop();
         Ok(Self { conn, relay, host: host.unwrap_or_default() })
     }

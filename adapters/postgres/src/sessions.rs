@@ -18,7 +18,7 @@ use tokio_postgres::{
     config::{SslMode, SslNegotiation, TargetSessionAttrs},
 };
 use winddown_core::{Error, ErrorKind};
-use winddown_net::{Address, End, Held, Options, Socket, dial};
+use winddown_net::{Address, End, Held, Options, Socket, dial, dial_anyway};
 
 #[cfg(feature = "buffer")]
 use crate::token::CancelKey;
@@ -67,14 +67,21 @@ pub(crate) struct Endpoint {
 
 impl Endpoint {
     pub(crate) async fn dial(&self) -> io::Result<Socket> {
-        dial(&self.address, &self.options).await.map_err(|source| {
-            let text = match (&self.address, &self.host) {
-                (Address::Tcp(address), Some(host)) => format!("cannot reach {host} at {address}"),
-                (Address::Tcp(address), None) => format!("cannot reach {address}"),
-                (Address::Unix(path), _) => format!("cannot reach {}", path.display()),
-            };
-            refused(Error::new(ErrorKind::Init, text).with_source(source).retryable())
-        })
+        dial(&self.address, &self.options).await.map_err(|source| self.unreached(source))
+    }
+
+    /// The same where the process may have no descriptor left.
+    async fn dial_anyway(&self) -> io::Result<Socket> {
+        dial_anyway(&self.address, &self.options).await.map_err(|source| self.unreached(source))
+    }
+
+    fn unreached(&self, source: io::Error) -> io::Error {
+        let text = match (&self.address, &self.host) {
+            (Address::Tcp(address), Some(host)) => format!("cannot reach {host} at {address}"),
+            (Address::Tcp(address), None) => format!("cannot reach {address}"),
+            (Address::Unix(path), _) => format!("cannot reach {}", path.display()),
+        };
+        refused(Error::new(ErrorKind::Init, text).with_source(source).retryable())
     }
 }
 
@@ -173,7 +180,7 @@ impl Part {
         let Some(Opened { token, .. }) = self.opened.get() else { return Ok(()) };
         let failed =
             |failure: Failure| crate::error::error(ErrorKind::Incomplete, "cannot cancel a statement", failure);
-        let socket = self.endpoint.dial().await;
+        let socket = self.endpoint.dial_anyway().await;
         let stream = match socket {
             Ok(socket) => self.endpoint.tls.negotiate(socket, self.endpoint.host.as_deref()).await,
             Err(error) => Err(error),

@@ -10,7 +10,7 @@ use redis::{
 use tokio::{io::AsyncWriteExt as _, net::lookup_host, time::timeout};
 use tokio_util::codec::Framed;
 use winddown_core::{Credentials, Error, ErrorKind, Ledger};
-use winddown_net::{Address, Options, Socket, dial};
+use winddown_net::{Address, Options, Socket, dial, dial_anyway};
 
 use crate::{
     config::Config,
@@ -168,13 +168,15 @@ pub(crate) async fn addresses(server: &Server) -> Result<Vec<Address>, Error> {
 
 impl Endpoint {
     pub(crate) async fn dial(&self) -> Result<Socket, Error> {
-        dial(&self.address, &self.options).await.map_err(|source| {
-            let text = match (&self.address, &self.server) {
-                (Address::Tcp(address), Server::Tcp(host, _)) => format!("cannot reach {host} at {address}"),
-                (_, server) => format!("cannot reach {server}"),
-            };
-            Error::new(ErrorKind::Init, text).with_source(source).retryable()
-        })
+        dial(&self.address, &self.options).await.map_err(|source| self.unreached(source))
+    }
+
+    fn unreached(&self, source: std::io::Error) -> Error {
+        let text = match (&self.address, &self.server) {
+            (Address::Tcp(address), Server::Tcp(host, _)) => format!("cannot reach {host} at {address}"),
+            (_, server) => format!("cannot reach {server}"),
+        };
+        Error::new(ErrorKind::Init, text).with_source(source).retryable()
     }
 
     /// Logs on over a connected socket. Returns the stream, and the number by which the server knows the session.
@@ -199,9 +201,10 @@ impl Endpoint {
         }
     }
 
-    /// A session of ours alone, that is in no book.
+    /// A session of ours alone, that is in no book: also where the process has no descriptor left.
     pub(crate) async fn dialogue(&self) -> Result<Dialogue, Error> {
-        let (stream, _) = self.log_in(self.dial().await?).await?;
+        let socket = dial_anyway(&self.address, &self.options).await.map_err(|source| self.unreached(source))?;
+        let (stream, _) = self.log_in(socket).await?;
         Ok(Dialogue::new(stream))
     }
 }

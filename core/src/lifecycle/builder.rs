@@ -181,6 +181,7 @@ impl Builder {
         }
         let tracked = Arc::new(TrackedWork::slot(retry));
         let life = Arc::new(Life::new(vec![Arc::clone(&tracked) as Arc<dyn Node>], tracked));
+        life.prepare(signals);
         let shared = Arc::new(Shared {
             platform,
             budget,

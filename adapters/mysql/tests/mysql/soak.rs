@@ -4,22 +4,24 @@ use std::{process::ExitCode, time::Duration};
 
 use mysql_async::prelude::Queryable as _;
 use winddown_core::{BoxError, Error};
-use winddown_mysql::{Insert, Mysql, mysql_async};
+use winddown_mysql::{Config, Insert, Mysql, mysql_async};
 use winddown_testkit::{
     CheckoutOf, Harness as _, InProcess, ServerUse, Setup, Trial,
     buffered::{self, Buffered},
     frozen::{self, Frozen},
-    scene::lifecycle,
+    scene::{ENDLESS, lifecycle},
     soak,
+    starved::{self, Starved},
 };
 
-use crate::server::{MariaDb, MySql, Tenancy, Version};
+use crate::server::{self, MariaDb, MySql, Tenancy, Version};
 
 /// Runs the program that this process is, if it is one of these. Both servers are spoken to in the same way.
 pub(crate) fn program() -> Option<ExitCode> {
     soak::program::<Tenancy<MySql>>()
         .or_else(buffered::program::<Tenancy<MySql>>)
         .or_else(frozen::program::<Tenancy<MySql>>)
+        .or_else(starved::program::<Tenancy<MySql>>)
 }
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -29,6 +31,8 @@ pub(crate) fn trials() -> Vec<Trial> {
     trials.push(frozen::thawing::<Tenancy<MySql>>());
     trials.extend(buffered::trials::<Tenancy<MariaDb>>());
     trials.push(frozen::thawing::<Tenancy<MariaDb>>());
+    trials.extend(starved::trials::<Tenancy<MySql>>());
+    trials.extend(starved::trials::<Tenancy<MariaDb>>());
     const WARM: &str = "checkouts_within_a_second_cost_what_those_of_the_drivers_pool_cost";
     trials.push(soak::trial::<Tenancy<MySql>>(WARM, ServerUse::Own, |server| Box::pin(warm(server))));
     const NAME: &str = "aborted_clients_does_not_rise_by_drains_of_idle_sessions";
@@ -118,5 +122,21 @@ impl<V: Version> Frozen for Tenancy<V> {
 
     async fn idle_timeout(&self, timeout: Duration) -> Result<(), BoxError> {
         self.execute(&format!("SET GLOBAL wait_timeout = {}", timeout.as_secs())).await
+    }
+}
+
+impl<V: Version> Starved for Tenancy<V> {
+    const MANY: usize = 100;
+
+    fn with_room(sessions: usize) -> Result<Mysql, Error> {
+        let mut config = Config::from_env()?;
+        config.pool.max_size = sessions;
+        Ok(Mysql::new(config))
+    }
+
+    async fn endless(connection: &mut CheckoutOf<Self>, begun: impl FnOnce() + Send + 'static) {
+        begun();
+        // It is stopped.
+        let _ = server::run(connection, ENDLESS).await;
     }
 }
