@@ -24,7 +24,7 @@ use tokio::{
     task::{AbortHandle, JoinHandle, JoinSet, yield_now},
     time::{sleep, sleep_until, timeout},
 };
-use winddown_core::{Drain, Error, Latency};
+use winddown_core::{Drain, Error, Latency, Opening};
 
 use crate::{Link, handover::Handover};
 
@@ -480,6 +480,22 @@ impl<P: Send + Sync + 'static> Session<P> {
     /// Whether nobody has the client of it any more.
     pub fn is_abandoned(&self) -> bool {
         self.abandoned.load(Ordering::SeqCst)
+    }
+
+    /// Waits for one step of its opening, see [`Opening::step`]: on the caller's own clock, since the session may move to another
+    /// runtime. At the limit the session is cut.
+    ///
+    /// # Cancel safety
+    /// As that of the step, which is dropped at the limit.
+    ///
+    /// # Errors
+    /// As [`Opening::step`].
+    pub async fn opening<F: Future>(&self, opening: &Opening, step: &str, done: F) -> Result<F::Output, Error> {
+        let done = opening.step(step, done).await;
+        if done.is_err() {
+            self.cut();
+        }
+        done
     }
 
     /// It is open now: notes how long that took.

@@ -4,6 +4,7 @@
 //! for anything to happen. The connection is kept in the book of sessions, which the drain takes over.
 
 use std::{
+    fmt,
     future::{Future, pending, poll_fn},
     io,
     pin::{Pin, pin},
@@ -17,7 +18,7 @@ use tokio_postgres::{
     CancelToken, Client, SimpleQueryMessage,
     config::{SslMode, SslNegotiation, TargetSessionAttrs},
 };
-use winddown_core::{Error, ErrorKind};
+use winddown_core::{Error, ErrorKind, Opening};
 use winddown_net::{Address, End, Held, Options, Socket, dial};
 
 #[cfg(feature = "buffer")]
@@ -49,8 +50,8 @@ struct Opened {
     activity: Arc<Activity>,
 }
 
-impl std::fmt::Debug for Opened {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Opened {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Opened").field("activity", &self.activity).finish_non_exhaustive()
     }
 }
@@ -63,19 +64,39 @@ pub(crate) struct Endpoint {
     pub(crate) host: Option<String>,
     pub(crate) options: Options,
     pub(crate) tls: Tls,
+    /// How long all that opens a session with it may take.
+    pub(crate) limit: Duration,
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.address, &self.host) {
+            (Address::Tcp(address), Some(host)) => write!(f, "{host} at {address}"),
+            (Address::Tcp(address), None) => write!(f, "{address}"),
+            (Address::Unix(path), _) => write!(f, "{}", path.display()),
+        }
+    }
 }
 
 impl Endpoint {
-    pub(crate) async fn dial(&self) -> io::Result<Socket> {
-        dial(&self.address, &self.options).await.map_err(|source| {
-            let text = match (&self.address, &self.host) {
-                (Address::Tcp(address), Some(host)) => format!("cannot reach {host} at {address}"),
-                (Address::Tcp(address), None) => format!("cannot reach {address}"),
-                (Address::Unix(path), _) => format!("cannot reach {}", path.display()),
-            };
+    /// Begins to open a session.
+    pub(crate) fn opening(&self) -> Opening {
+        Opening::of(self, self.limit)
+    }
+
+    pub(crate) async fn dial(&self, opening: &Opening) -> io::Result<Socket> {
+        let dialled = opening.step("connecting", dial(&self.address, &self.options)).await.map_err(refused)?;
+        dialled.map_err(|source| {
+            let text = format!("cannot reach {self}");
             refused(Error::new(ErrorKind::Init, text).with_source(source).retryable())
         })
     }
+}
+
+/// Who waits for a session that is being opened, step by step.
+struct Caller {
+    negotiated: oneshot::Sender<()>,
+    opened: oneshot::Sender<OpenedClient>,
 }
 
 /// Opens a session on a connected socket.
@@ -86,19 +107,27 @@ pub(crate) async fn open_on(
     sessions: &Arc<Sessions>,
     socket: Socket,
     endpoint: Endpoint,
+    opening: &Opening,
     config: tokio_postgres::Config,
 ) -> Result<(Client, JoinHandle<()>), tokio_postgres::Error> {
+    let (says_negotiated, negotiated) = oneshot::channel();
     let (give, opened) = oneshot::channel();
+    let caller = Caller { negotiated: says_negotiated, opened: give };
     let link = Arc::clone(socket.link());
     let part = Part { endpoint: endpoint.clone(), opened: OnceLock::new() };
-    let entered = sessions.enter(&link, part, |session| Box::pin(live(socket, endpoint, config, session, give)));
+    let entered = sessions.enter(&link, part, |session| Box::pin(live(socket, endpoint, config, session, caller)));
     let Some(session) = entered else {
         let error = Error::new(ErrorKind::ShuttingDown, "shutting down: nothing is opened any more");
         return Err(driver_error(refused(error)).await);
     };
     let task = session.run();
-    match opened.await {
-        Ok(opened) => opened.map(|client| {
+    // Where it is not, what has opened instead says why.
+    if let Err(error) = session.opening(opening, "TLS", negotiated).await {
+        return Err(driver_error(refused(error)).await);
+    }
+    match session.opening(opening, "the login", opened).await {
+        Err(error) => Err(driver_error(refused(error)).await),
+        Ok(Ok(opened)) => opened.map(|client| {
             session.is_open();
             // The driver's pool aborts this task when it lets go of the client, and tells nobody else.
             let holder = Holder { session, _task: task };
@@ -109,7 +138,7 @@ pub(crate) async fn open_on(
             (client, tokio::spawn(held))
         }),
         // Cut while it was being opened.
-        Err(_) => Err(driver_error(io::ErrorKind::ConnectionAborted.into()).await),
+        Ok(Err(_)) => Err(driver_error(io::ErrorKind::ConnectionAborted.into()).await),
     }
 }
 
@@ -173,13 +202,18 @@ impl Part {
         let Some(Opened { token, .. }) = self.opened.get() else { return Ok(()) };
         let failed =
             |failure: Failure| crate::error::error(ErrorKind::Incomplete, "cannot cancel a statement", failure);
-        let socket = self.endpoint.dial().await;
-        let stream = match socket {
-            Ok(socket) => self.endpoint.tls.negotiate(socket, self.endpoint.host.as_deref()).await,
+        let opening = self.endpoint.opening();
+        let stream = match self.endpoint.dial(&opening).await {
+            Ok(socket) => {
+                let negotiating = self.endpoint.tls.negotiate(socket, self.endpoint.host.as_deref());
+                opening.step("TLS", negotiating).await.map_err(|error| failed(Failure::Ours(error)))?
+            }
             Err(error) => Err(error),
         };
-        let stream = stream.unwrap_or_else(Stream::failed);
-        token.cancel_query_raw(stream, Negotiated).await.map_err(|error| failed(error.into()))
+        let asking = token.cancel_query_raw(stream.unwrap_or_else(Stream::failed), Negotiated);
+        let asked =
+            opening.step("the request to cancel", asking).await.map_err(|error| failed(Failure::Ours(error)))?;
+        asked.map_err(|error| failed(error.into()))
     }
 }
 
@@ -189,15 +223,16 @@ async fn live(
     endpoint: Endpoint,
     config: tokio_postgres::Config,
     session: Weak<Session>,
-    give: oneshot::Sender<OpenedClient>,
+    caller: Caller,
 ) -> End {
     let stream = endpoint.tls.negotiate(socket, endpoint.host.as_deref()).await.unwrap_or_else(Stream::failed);
+    // Nobody may be left to hear it, here and below.
+    let _ = caller.negotiated.send(());
     let activity = Arc::clone(stream.activity());
     let (client, connection) = match start(stream, config).await {
         Ok(started) => started,
         Err(error) => {
-            // Nobody may be left to hear it.
-            let _ = give.send(Err(error));
+            let _ = caller.opened.send(Err(error));
             return End::NeverOpened;
         }
     };
@@ -206,7 +241,7 @@ async fn live(
         let _ = session.part().opened.set(Opened { token: client.cancel_token(), activity: Arc::clone(&activity) });
     }
     // A caller that has gone drops the client, and so it is said goodbye.
-    let _ = give.send(Ok(client));
+    let _ = caller.opened.send(Ok(client));
     match connection.await {
         Ok(()) => End::Closed,
         Err(_) if activity.has_left() => End::Closed,

@@ -18,6 +18,8 @@ mod hosts;
 #[cfg(feature = "buffer")]
 #[path = "postgres/hung.rs"]
 mod hung;
+#[path = "postgres/opening.rs"]
+mod opening;
 #[path = "conformance/pgbouncer.rs"]
 mod pgbouncer;
 #[path = "postgres/rest.rs"]
@@ -96,6 +98,12 @@ fn main() -> ExitCode {
                 a_server_that_does_not_allow_writes_is_passed_over_with_a_goodbye
                 random_balancing_reaches_every_host_and_none_the_first
                 a_statement_is_cancelled_on_the_server_that_runs_it;
+            opening:
+                a_server_that_accepts_and_says_nothing_is_passed_over
+                a_server_that_says_nothing_fails_the_initialisation_and_the_step_is_named
+                without_a_setting_there_is_a_limit
+                a_checkout_that_opens_a_session_has_the_limit_too
+                a_request_to_cancel_has_the_limit_too;
             rest:
                 a_checkout_without_a_rest_makes_no_round_trip
                 a_checkout_after_a_rest_makes_one_round_trip
