@@ -104,7 +104,11 @@ impl Postgres {
             .config(*pool)
             .runtime(Runtime::Tokio1)
             .pre_recycle(Hook::sync_fn(move |client, metrics| {
-                if !rested.is_suspect(metrics.recycled.unwrap_or(metrics.created)) {
+                let used = metrics.recycled.unwrap_or(metrics.created);
+                if sessions.outdated().is_outdated(metrics.created, used) {
+                    return Err(HookError::message("another connection has shown that this one is of no use"));
+                }
+                if !rested.is_suspect(used) {
                     return Ok(());
                 }
                 // Before anything is asked: what the server has closed meanwhile is known to the kernel.

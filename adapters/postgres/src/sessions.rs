@@ -18,8 +18,8 @@ use tokio_postgres::{
     CancelToken, Client, SimpleQueryMessage,
     config::{SslMode, SslNegotiation, TargetSessionAttrs},
 };
-use winddown_core::{Error, ErrorKind, Opening};
-use winddown_net::{Address, End, Held, Options, Socket, dial};
+use winddown_core::{Error, ErrorKind, Opening, Outdated};
+use winddown_net::{Address, End, Held, Options, Socket, dial, runtime_is_ending};
 
 #[cfg(feature = "buffer")]
 use crate::token::CancelKey;
@@ -115,7 +115,9 @@ pub(crate) async fn open_on(
     let caller = Caller { negotiated: says_negotiated, opened: give };
     let link = Arc::clone(socket.link());
     let part = Part { endpoint: endpoint.clone(), opened: OnceLock::new() };
-    let entered = sessions.enter(&link, part, |session| Box::pin(live(socket, endpoint, config, session, caller)));
+    let outdated = Arc::clone(sessions.outdated());
+    let life = |session| Box::pin(live(socket, endpoint, config, session, caller, outdated)) as _;
+    let entered = sessions.enter(&link, part, life);
     let Some(session) = entered else {
         let error = Error::new(ErrorKind::ShuttingDown, "shutting down: nothing is opened any more");
         return Err(driver_error(refused(error)).await);
@@ -130,7 +132,7 @@ pub(crate) async fn open_on(
         Ok(Ok(opened)) => opened.map(|client| {
             session.is_open();
             // The driver's pool aborts this task when it lets go of the client, and tells nobody else.
-            let holder = Holder { session, _task: task };
+            let holder = Holder { session, task: Some(task) };
             let held = async move {
                 let _holder = holder;
                 pending().await
@@ -145,11 +147,15 @@ pub(crate) async fn open_on(
 /// Stands for whoever has the client of a session.
 struct Holder {
     session: Arc<Session>,
-    _task: Held,
+    task: Option<Held>,
 }
 
 impl Drop for Holder {
     fn drop(&mut self) {
+        // It ends with the runtime that it was on: somebody may have the client all the same.
+        if runtime_is_ending() {
+            return self.task.take().map(Held::let_go).unwrap_or_default();
+        }
         self.session.abandon();
     }
 }
@@ -224,8 +230,12 @@ async fn live(
     config: tokio_postgres::Config,
     session: Weak<Session>,
     caller: Caller,
+    outdated: Arc<Outdated>,
 ) -> End {
-    let stream = endpoint.tls.negotiate(socket, endpoint.host.as_deref()).await.unwrap_or_else(Stream::failed);
+    let mut stream = endpoint.tls.negotiate(socket, endpoint.host.as_deref()).await.unwrap_or_else(Stream::failed);
+    if config.get_target_session_attrs() != TargetSessionAttrs::ReadOnly {
+        stream.watched_for(&outdated);
+    }
     // Nobody may be left to hear it, here and below.
     let _ = caller.negotiated.send(());
     let activity = Arc::clone(stream.activity());
