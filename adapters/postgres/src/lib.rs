@@ -6,6 +6,7 @@ mod config;
 mod connect;
 mod error;
 mod manager;
+mod read_only;
 mod sessions;
 #[cfg(feature = "buffer")]
 mod sink;

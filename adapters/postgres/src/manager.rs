@@ -2,7 +2,11 @@
 
 #[cfg(feature = "buffer")]
 use std::cell::Cell;
-use std::{fmt, sync::Arc, time::Instant};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use deadpool_postgres::{Client, Hook, HookError, Manager, ManagerConfig, Pool, Runtime, StatementCache};
 use tokio::{task::JoinSet, time::timeout};
@@ -76,6 +80,7 @@ impl Postgres {
             roots,
             tls,
             credentials,
+            connect_timeout,
             check_after: _,
             check_timeout: _,
         } = config;
@@ -85,7 +90,8 @@ impl Postgres {
         }
         let tls = Tls::new(*ssl_mode, driver.get_ssl_negotiation(), roots.as_ref(), tls.as_ref())?;
         let sessions = Arc::clone(&self.sessions);
-        let connector = Connector { sessions: Arc::clone(&sessions), tls, credentials: credentials.clone() };
+        let (credentials, limit) = (credentials.clone(), connect_timeout.unwrap_or(Duration::MAX));
+        let connector = Connector { sessions: Arc::clone(&sessions), tls, credentials, limit };
         let mut driver = driver.clone();
         if driver.get_application_name().is_none()
             && let Some(name) = client_name()
@@ -98,7 +104,11 @@ impl Postgres {
             .config(*pool)
             .runtime(Runtime::Tokio1)
             .pre_recycle(Hook::sync_fn(move |client, metrics| {
-                if !rested.is_suspect(metrics.recycled.unwrap_or(metrics.created)) {
+                let used = metrics.recycled.unwrap_or(metrics.created);
+                if sessions.outdated().is_outdated(metrics.created, used) {
+                    return Err(HookError::message("another connection has shown that this one is of no use"));
+                }
+                if !rested.is_suspect(used) {
                     return Ok(());
                 }
                 // Before anything is asked: what the server has closed meanwhile is known to the kernel.

@@ -4,6 +4,7 @@
 //! for anything to happen. The connection is kept in the book of sessions, which the drain takes over.
 
 use std::{
+    fmt,
     future::{Future, pending, poll_fn},
     io,
     pin::{Pin, pin},
@@ -17,8 +18,8 @@ use tokio_postgres::{
     CancelToken, Client, SimpleQueryMessage,
     config::{SslMode, SslNegotiation, TargetSessionAttrs},
 };
-use winddown_core::{Error, ErrorKind};
-use winddown_net::{Address, End, Held, Options, Socket, dial, dial_anyway};
+use winddown_core::{Error, ErrorKind, Opening, Outdated};
+use winddown_net::{Address, End, Held, Options, Socket, dial, dial_anyway, runtime_is_ending};
 
 #[cfg(feature = "buffer")]
 use crate::token::CancelKey;
@@ -49,8 +50,8 @@ struct Opened {
     activity: Arc<Activity>,
 }
 
-impl std::fmt::Debug for Opened {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Opened {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Opened").field("activity", &self.activity).finish_non_exhaustive()
     }
 }
@@ -63,26 +64,47 @@ pub(crate) struct Endpoint {
     pub(crate) host: Option<String>,
     pub(crate) options: Options,
     pub(crate) tls: Tls,
+    /// How long all that opens a session with it may take.
+    pub(crate) limit: Duration,
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.address, &self.host) {
+            (Address::Tcp(address), Some(host)) => write!(f, "{host} at {address}"),
+            (Address::Tcp(address), None) => write!(f, "{address}"),
+            (Address::Unix(path), _) => write!(f, "{}", path.display()),
+        }
+    }
 }
 
 impl Endpoint {
-    pub(crate) async fn dial(&self) -> io::Result<Socket> {
-        dial(&self.address, &self.options).await.map_err(|source| self.unreached(source))
+    /// Begins to open a session.
+    pub(crate) fn opening(&self) -> Opening {
+        Opening::of(self, self.limit)
+    }
+
+    pub(crate) async fn dial(&self, opening: &Opening) -> io::Result<Socket> {
+        self.reached(opening, dial(&self.address, &self.options)).await
     }
 
     /// The same where the process may have no descriptor left.
-    async fn dial_anyway(&self) -> io::Result<Socket> {
-        dial_anyway(&self.address, &self.options).await.map_err(|source| self.unreached(source))
+    async fn dial_anyway(&self, opening: &Opening) -> io::Result<Socket> {
+        self.reached(opening, dial_anyway(&self.address, &self.options)).await
     }
 
-    fn unreached(&self, source: io::Error) -> io::Error {
-        let text = match (&self.address, &self.host) {
-            (Address::Tcp(address), Some(host)) => format!("cannot reach {host} at {address}"),
-            (Address::Tcp(address), None) => format!("cannot reach {address}"),
-            (Address::Unix(path), _) => format!("cannot reach {}", path.display()),
-        };
-        refused(Error::new(ErrorKind::Init, text).with_source(source).retryable())
+    async fn reached(&self, opening: &Opening, dialling: impl Future<Output = io::Result<Socket>>) -> io::Result<Socket> {
+        opening.step("connecting", dialling).await.map_err(refused)?.map_err(|source| {
+            let text = format!("cannot reach {self}");
+            refused(Error::new(ErrorKind::Init, text).with_source(source).retryable())
+        })
     }
+}
+
+/// Who waits for a session that is being opened, step by step.
+struct Caller {
+    negotiated: oneshot::Sender<()>,
+    opened: oneshot::Sender<OpenedClient>,
 }
 
 /// Opens a session on a connected socket.
@@ -93,22 +115,32 @@ pub(crate) async fn open_on(
     sessions: &Arc<Sessions>,
     socket: Socket,
     endpoint: Endpoint,
+    opening: &Opening,
     config: tokio_postgres::Config,
 ) -> Result<(Client, JoinHandle<()>), tokio_postgres::Error> {
+    let (says_negotiated, negotiated) = oneshot::channel();
     let (give, opened) = oneshot::channel();
+    let caller = Caller { negotiated: says_negotiated, opened: give };
     let link = Arc::clone(socket.link());
     let part = Part { endpoint: endpoint.clone(), opened: OnceLock::new() };
-    let entered = sessions.enter(&link, part, |session| Box::pin(live(socket, endpoint, config, session, give)));
+    let outdated = Arc::clone(sessions.outdated());
+    let life = |session| Box::pin(live(socket, endpoint, config, session, caller, outdated)) as _;
+    let entered = sessions.enter(&link, part, life);
     let Some(session) = entered else {
         let error = Error::new(ErrorKind::ShuttingDown, "shutting down: nothing is opened any more");
         return Err(driver_error(refused(error)).await);
     };
     let task = session.run();
-    match opened.await {
-        Ok(opened) => opened.map(|client| {
+    // Where it is not, what has opened instead says why.
+    if let Err(error) = session.opening(opening, "TLS", negotiated).await {
+        return Err(driver_error(refused(error)).await);
+    }
+    match session.opening(opening, "the login", opened).await {
+        Err(error) => Err(driver_error(refused(error)).await),
+        Ok(Ok(opened)) => opened.map(|client| {
             session.is_open();
             // The driver's pool aborts this task when it lets go of the client, and tells nobody else.
-            let holder = Holder { session, _task: task };
+            let holder = Holder { session, task: Some(task) };
             let held = async move {
                 let _holder = holder;
                 pending().await
@@ -116,18 +148,22 @@ pub(crate) async fn open_on(
             (client, tokio::spawn(held))
         }),
         // Cut while it was being opened.
-        Err(_) => Err(driver_error(io::ErrorKind::ConnectionAborted.into()).await),
+        Ok(Err(_)) => Err(driver_error(io::ErrorKind::ConnectionAborted.into()).await),
     }
 }
 
 /// Stands for whoever has the client of a session.
 struct Holder {
     session: Arc<Session>,
-    _task: Held,
+    task: Option<Held>,
 }
 
 impl Drop for Holder {
     fn drop(&mut self) {
+        // It ends with the runtime that it was on: somebody may have the client all the same.
+        if runtime_is_ending() {
+            return self.task.take().map(Held::let_go).unwrap_or_default();
+        }
         self.session.abandon();
     }
 }
@@ -180,13 +216,18 @@ impl Part {
         let Some(Opened { token, .. }) = self.opened.get() else { return Ok(()) };
         let failed =
             |failure: Failure| crate::error::error(ErrorKind::Incomplete, "cannot cancel a statement", failure);
-        let socket = self.endpoint.dial_anyway().await;
-        let stream = match socket {
-            Ok(socket) => self.endpoint.tls.negotiate(socket, self.endpoint.host.as_deref()).await,
+        let opening = self.endpoint.opening();
+        let stream = match self.endpoint.dial_anyway(&opening).await {
+            Ok(socket) => {
+                let negotiating = self.endpoint.tls.negotiate(socket, self.endpoint.host.as_deref());
+                opening.step("TLS", negotiating).await.map_err(|error| failed(Failure::Ours(error)))?
+            }
             Err(error) => Err(error),
         };
-        let stream = stream.unwrap_or_else(Stream::failed);
-        token.cancel_query_raw(stream, Negotiated).await.map_err(|error| failed(error.into()))
+        let asking = token.cancel_query_raw(stream.unwrap_or_else(Stream::failed), Negotiated);
+        let asked =
+            opening.step("the request to cancel", asking).await.map_err(|error| failed(Failure::Ours(error)))?;
+        asked.map_err(|error| failed(error.into()))
     }
 }
 
@@ -196,15 +237,20 @@ async fn live(
     endpoint: Endpoint,
     config: tokio_postgres::Config,
     session: Weak<Session>,
-    give: oneshot::Sender<OpenedClient>,
+    caller: Caller,
+    outdated: Arc<Outdated>,
 ) -> End {
-    let stream = endpoint.tls.negotiate(socket, endpoint.host.as_deref()).await.unwrap_or_else(Stream::failed);
+    let mut stream = endpoint.tls.negotiate(socket, endpoint.host.as_deref()).await.unwrap_or_else(Stream::failed);
+    if config.get_target_session_attrs() != TargetSessionAttrs::ReadOnly {
+        stream.watched_for(&outdated);
+    }
+    // Nobody may be left to hear it, here and below.
+    let _ = caller.negotiated.send(());
     let activity = Arc::clone(stream.activity());
     let (client, connection) = match start(stream, config).await {
         Ok(started) => started,
         Err(error) => {
-            // Nobody may be left to hear it.
-            let _ = give.send(Err(error));
+            let _ = caller.opened.send(Err(error));
             return End::NeverOpened;
         }
     };
@@ -213,7 +259,7 @@ async fn live(
         let _ = session.part().opened.set(Opened { token: client.cancel_token(), activity: Arc::clone(&activity) });
     }
     // A caller that has gone drops the client, and so it is said goodbye.
-    let _ = give.send(Ok(client));
+    let _ = caller.opened.send(Ok(client));
     match connection.await {
         Ok(()) => End::Closed,
         Err(_) if activity.has_left() => End::Closed,

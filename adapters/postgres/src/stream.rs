@@ -21,7 +21,10 @@ use tokio::{
 use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect, TlsStream};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+use winddown_core::Outdated;
 use winddown_net::Socket;
+
+use crate::read_only::Watch;
 
 type RustlsStream = <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream;
 
@@ -101,6 +104,8 @@ pub(crate) struct Stream {
     activity: Arc<Activity>,
     sent: Messages,
     received: Messages,
+    /// Looks whether the server lets anybody write.
+    watch: Option<Watch>,
     /// The last request was ended by a Sync, which the server ignores while it waits for rows.
     synced: bool,
     /// What was sent of the next request is more than closing what was prepared.
@@ -147,6 +152,7 @@ impl Stream {
             // The first message of a client has no type.
             sent: Messages::default(),
             received: Messages { typed: true, ..Messages::default() },
+            watch: None,
             synced: false,
             works: false,
             said: 0,
@@ -155,6 +161,11 @@ impl Stream {
 
     pub(crate) fn is_tls(&self) -> bool {
         matches!(self.kind, Kind::Tls(_))
+    }
+
+    /// Tells this when the server lets nobody write.
+    pub(crate) fn watched_for(&mut self, outdated: &Arc<Outdated>) {
+        self.watch = Some(Watch::new(Arc::clone(outdated)));
     }
 
     pub(crate) fn activity(&self) -> &Arc<Activity> {
@@ -190,6 +201,9 @@ impl Stream {
     }
 
     fn note_received(&mut self, bytes: &[u8]) {
+        if let Some(watch) = &mut self.watch {
+            watch.received(bytes);
+        }
         let Self { received, synced, activity, .. } = self;
         let answered = || {
             let less = |count: usize| count.checked_sub(1);

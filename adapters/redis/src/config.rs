@@ -63,7 +63,8 @@ pub struct Config {
     ///
     /// Defaults to the name of the Lambda function, or to that of the program.
     pub client_name: Option<String>,
-    /// How long connecting may take, and then logging on.
+    /// How long opening a session with one address may take, from the first packet to the end of the login: connecting, TLS
+    /// and the login together. Then the next address has its turn. Looking a host up may take as long.
     ///
     /// Defaults to 1 s, as the driver's does. `None` for no limit.
     pub connect_timeout: Option<Duration>,
@@ -216,10 +217,16 @@ impl Config {
     pub(crate) fn options(&self) -> Options {
         let settings = self.driver.tcp_settings();
         Options {
-            connect_timeout: self.connect_timeout,
+            // It is one with that of all other steps.
+            connect_timeout: None,
             tcp_user_timeout: settings.user_timeout(),
             keepalive: settings.keepalive().cloned(),
         }
+    }
+
+    /// How long opening a session with one address may take.
+    pub(crate) fn limit(&self) -> Duration {
+        self.connect_timeout.unwrap_or(Duration::MAX)
     }
 
     pub(crate) fn login(&self) -> Login {

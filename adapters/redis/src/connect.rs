@@ -1,15 +1,15 @@
 //! How a server is reached and logged on to.
 
-use std::{collections::HashMap, fmt, path::PathBuf, sync::Arc};
+use std::{collections::HashMap, fmt, path::PathBuf, sync::Arc, time::Duration};
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use redis::{
     AsyncConnectionConfig, Cmd, ConnectionAddr, ConnectionInfo, ProtocolVersion, RedisResult, Value, ValueCodec, cmd,
     from_redis_value,
 };
-use tokio::{io::AsyncWriteExt as _, net::lookup_host, time::timeout};
+use tokio::{io::AsyncWriteExt as _, net::lookup_host};
 use tokio_util::codec::Framed;
-use winddown_core::{Credentials, Error, ErrorKind, Ledger};
+use winddown_core::{Credentials, Error, ErrorKind, Ledger, Opening};
 use winddown_net::{Address, Options, Socket, dial, dial_anyway};
 
 use crate::{
@@ -71,6 +71,8 @@ pub(crate) struct Endpoint {
     pub(crate) options: Options,
     pub(crate) tls: Tls,
     pub(crate) login: Login,
+    /// How long all that opens a session with it may take.
+    pub(crate) limit: Duration,
 }
 
 /// Who logs on, and what for.
@@ -137,11 +139,13 @@ impl Connector {
             login.is(credentials);
         }
         let mut last = None;
-        for address in addresses(server).await? {
+        for address in addresses(server, self.config.limit()).await? {
             let (options, tls, login) = (self.config.options(), self.tls.clone(), login.clone());
-            let endpoint = Endpoint { address, server: server.clone(), options, tls, login };
-            let opened = match endpoint.dial().await {
-                Ok(socket) => open_on(self, socket, endpoint, config.clone()).await,
+            let limit = self.config.limit();
+            let endpoint = Endpoint { address, server: server.clone(), options, tls, login, limit };
+            let opening = endpoint.opening();
+            let opened = match endpoint.dial(&opening).await {
+                Ok(socket) => open_on(self, socket, endpoint, opening, config.clone()).await,
                 Err(error) => Err(error),
             };
             match opened {
@@ -153,10 +157,11 @@ impl Connector {
     }
 }
 
-pub(crate) async fn addresses(server: &Server) -> Result<Vec<Address>, Error> {
+pub(crate) async fn addresses(server: &Server, limit: Duration) -> Result<Vec<Address>, Error> {
     match server {
         Server::Tcp(host, port) => {
-            let found = lookup_host((host.as_str(), *port)).await.map_err(|source| {
+            let looking = lookup_host((host.as_str(), *port));
+            let found = Opening::of(host, limit).step("looking the host up", looking).await?.map_err(|source| {
                 let text = format!("cannot look up the host {host}");
                 Error::new(ErrorKind::Init, text).with_source(source).retryable()
             })?;
@@ -166,45 +171,55 @@ pub(crate) async fn addresses(server: &Server) -> Result<Vec<Address>, Error> {
     }
 }
 
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.address, &self.server) {
+            (Address::Tcp(address), Server::Tcp(host, _)) => write!(f, "{host} at {address}"),
+            (_, server) => write!(f, "{server}"),
+        }
+    }
+}
+
 impl Endpoint {
-    pub(crate) async fn dial(&self) -> Result<Socket, Error> {
-        dial(&self.address, &self.options).await.map_err(|source| self.unreached(source))
+    /// Begins to open a session.
+    pub(crate) fn opening(&self) -> Opening {
+        Opening::of(self, self.limit)
     }
 
-    fn unreached(&self, source: std::io::Error) -> Error {
-        let text = match (&self.address, &self.server) {
-            (Address::Tcp(address), Server::Tcp(host, _)) => format!("cannot reach {host} at {address}"),
-            (_, server) => format!("cannot reach {server}"),
-        };
-        Error::new(ErrorKind::Init, text).with_source(source).retryable()
+    pub(crate) async fn dial(&self, opening: &Opening) -> Result<Socket, Error> {
+        self.reached(opening, dial(&self.address, &self.options)).await
+    }
+
+    async fn reached(
+        &self,
+        opening: &Opening,
+        dialling: impl Future<Output = std::io::Result<Socket>>,
+    ) -> Result<Socket, Error> {
+        opening.step("connecting", dialling).await?.map_err(|source| {
+            let text = format!("cannot reach {self}");
+            Error::new(ErrorKind::Init, text).with_source(source).retryable()
+        })
     }
 
     /// Logs on over a connected socket. Returns the stream, and the number by which the server knows the session.
-    pub(crate) async fn log_in(&self, socket: Socket) -> Result<(Stream, i64), Error> {
+    pub(crate) async fn log_in(&self, opening: &Opening, socket: Socket) -> Result<(Stream, i64), Error> {
         let host = match &self.server {
             Server::Tcp(host, _) => Some(host.as_str()),
             Server::Unix(_) => None,
         };
-        let logging_in = async {
-            let mut dialogue = Dialogue::new(self.tls.negotiate(socket, host).await?);
-            let failed = |source| error(ErrorKind::Init, "cannot open a session", source);
-            let answers = dialogue.ask(&self.login.commands()).await.map_err(failed)?;
-            let id = self.login.check(answers)?;
-            Ok((dialogue.into_stream(), id))
-        };
-        match self.options.connect_timeout {
-            None => logging_in.await,
-            Some(limit) => timeout(limit, logging_in).await.unwrap_or_else(|_| {
-                let text = format!("the server does not answer within the connect_timeout of {limit:?}");
-                Err(Error::new(ErrorKind::Init, text).retryable())
-            }),
-        }
+        let mut dialogue = Dialogue::new(opening.step("TLS", self.tls.negotiate(socket, host)).await??);
+        let failed = |source| error(ErrorKind::Init, "cannot open a session", source);
+        let commands = self.login.commands();
+        let answers = opening.step("the login", dialogue.ask(&commands)).await?.map_err(failed)?;
+        let id = self.login.check(answers)?;
+        Ok((dialogue.into_stream(), id))
     }
 
     /// A session of ours alone, that is in no book: also where the process has no descriptor left.
     pub(crate) async fn dialogue(&self) -> Result<Dialogue, Error> {
-        let socket = dial_anyway(&self.address, &self.options).await.map_err(|source| self.unreached(source))?;
-        let (stream, _) = self.log_in(socket).await?;
+        let opening = self.opening();
+        let socket = self.reached(&opening, dial_anyway(&self.address, &self.options)).await?;
+        let (stream, _) = self.log_in(&opening, socket).await?;
         Ok(Dialogue::new(stream))
     }
 }

@@ -16,7 +16,7 @@ use std::{
 
 use redis::{AsyncConnectionConfig, RedisConnectionInfo, Value, aio::MultiplexedConnection};
 use tokio::sync::{Semaphore, oneshot};
-use winddown_core::{Error, ErrorKind};
+use winddown_core::{Error, ErrorKind, Opening};
 use winddown_net::{End, Socket};
 
 use crate::{
@@ -75,6 +75,7 @@ pub(crate) async fn open_on(
     connector: &Connector,
     socket: Socket,
     endpoint: Endpoint,
+    opening: Opening,
     config: AsyncConnectionConfig,
 ) -> Result<Handle, Error> {
     let (give, opened) = oneshot::channel();
@@ -83,7 +84,7 @@ pub(crate) async fn open_on(
     let part = Part { endpoint: endpoint.clone(), id: OnceLock::new(), mailbox: Arc::clone(&mailbox) };
     let database = endpoint.login.database;
     let of = Arc::clone(&mailbox);
-    let life = |session| Box::pin(live(socket, endpoint, config, of, session, give)) as _;
+    let life = |session| Box::pin(live(socket, endpoint, opening, config, of, session, give)) as _;
     let Some(session) = connector.sessions.enter(&link, part, life) else {
         return Err(Error::new(ErrorKind::ShuttingDown, "shutting down: nothing is opened any more"));
     };
@@ -112,6 +113,7 @@ pub(crate) async fn ask_on(
     sessions: &Arc<Sessions>,
     socket: Socket,
     endpoint: Endpoint,
+    opening: Opening,
     question: redis::Cmd,
 ) -> Result<Value, Error> {
     let (give, answer) = oneshot::channel();
@@ -119,7 +121,7 @@ pub(crate) async fn ask_on(
     let part = Part { endpoint: endpoint.clone(), id: OnceLock::new(), mailbox: Arc::default() };
     let life = |_| {
         let asking = async move {
-            let mut dialogue = endpoint.log_in(socket).await.map(|(stream, _)| Dialogue::new(stream))?;
+            let mut dialogue = endpoint.log_in(&opening, socket).await.map(|(stream, _)| Dialogue::new(stream))?;
             let failed = |source| error(ErrorKind::Init, "cannot ask a server", source);
             let answers = dialogue.ask(&[question]).await.map_err(failed)?;
             dialogue.close().await.map_err(|source| failed(source.into()))?;
@@ -143,12 +145,13 @@ pub(crate) async fn ask_on(
 async fn live(
     socket: Socket,
     endpoint: Endpoint,
+    opening: Opening,
     config: AsyncConnectionConfig,
     mailbox: Arc<Mailbox>,
     session: Weak<Session>,
     give: oneshot::Sender<Result<MultiplexedConnection, Error>>,
 ) -> End {
-    let (stream, id) = match endpoint.log_in(socket).await {
+    let (stream, id) = match endpoint.log_in(&opening, socket).await {
         Ok(opened) => opened,
         Err(error) => {
             // Nobody may be left to hear it.

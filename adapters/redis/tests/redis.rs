@@ -29,6 +29,8 @@ mod nodes;
 mod queued;
 #[path = "redis/rest.rs"]
 mod rest;
+#[path = "redis/runtimes.rs"]
+mod runtimes;
 #[path = "redis/scene.rs"]
 mod scene;
 #[path = "conformance/sentinel.rs"]
@@ -135,6 +137,9 @@ fn main() -> ExitCode {
                 a_server_that_comes_back_is_found_by_the_command_that_waits
                 a_reconnect_in_progress_does_not_outlive_the_drain
                 nothing_connects_anew_after_the_drain;
+            runtimes:
+                a_pool_outlives_the_runtimes_that_its_sessions_were_opened_in
+                a_shared_session_outlives_the_runtime_that_it_was_opened_in;
             tls:
                 the_scheme_says_whether_a_session_is_encrypted
                 the_certificate_must_be_for_the_name_and_from_a_root

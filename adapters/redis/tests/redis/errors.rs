@@ -69,7 +69,7 @@ pub(crate) async fn what_cannot_be_reached_is_worth_another_try() {
     // Somebody takes the connection, and says nothing.
     let mute = TcpListener::bind("127.0.0.1:0").unwrap();
     let error = refusal(&format!("redis://app:s3cret@{}", mute.local_addr().unwrap())).await;
-    assert_is(&error, ErrorKind::Init, true, &["the server does not answer within the connect_timeout of 1s"]);
+    assert_is(&error, ErrorKind::Init, true, &["the login was not over within the connect_timeout of 1s"]);
 }
 
 pub(crate) async fn a_server_that_is_full_is_worth_another_try() {
