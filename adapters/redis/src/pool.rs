@@ -325,20 +325,19 @@ impl Shared {
         }
     }
 
-    /// Sees to it that a connection is there, and works if it has rested.
+    /// Sees to it that a connection is there, and works if it has rested. One that was opened just now is not looked at.
     async fn checked(&self) -> Result<(), Error> {
-        loop {
-            let slot = self.slot()?;
-            if let Some(handle) = slot.get() {
-                let used = std::mem::replace(&mut self.current().used, Instant::now());
-                if self.opener.works(handle, used).await {
-                    return Ok(());
-                }
-                self.replace(&slot);
+        let slot = self.slot()?;
+        if let Some(handle) = slot.get() {
+            let used = std::mem::replace(&mut self.current().used, Instant::now());
+            if self.opener.works(handle, used).await {
+                return Ok(());
             }
-            self.handle().await?;
-            self.current().used = Instant::now();
+            self.replace(&slot);
         }
+        self.handle().await?;
+        self.current().used = Instant::now();
+        Ok(())
     }
 
     /// Something on the connection hung: whoever comes next looks at it.
