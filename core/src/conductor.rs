@@ -392,7 +392,7 @@ impl Row {
         if let Some(at) = at_cut {
             reasons.extend(why_cut(sessions.cut.saturating_sub(at.before), at, facts.address.as_deref()));
         }
-        if !facts.capabilities.confirmed_end {
+        if !self.node.capabilities().confirmed_end {
             // Nobody can have seen their end.
             sessions.unconfirmed += std::mem::take(&mut sessions.closed);
         }
@@ -418,7 +418,7 @@ impl Row {
             return None;
         }
         // What a resource cannot do matters to who reads what became of its sessions.
-        let cannot = if outcome == Outcome::NotInitialised { Vec::new() } else { facts.capabilities.missing() };
+        let cannot = if outcome == Outcome::NotInitialised { Vec::new() } else { self.node.capabilities().missing() };
         let name = facts.name.clone();
         Some(ResourceReport {
             name,

@@ -48,6 +48,8 @@ pub(crate) trait Node: Send + Sync {
     fn gate(&self) -> &Arc<Gate>;
     /// The time to keep for cancelling and for the last goodbyes; none where nothing is initialised.
     fn reserve(&self) -> Reserve;
+    /// What it can do, as far as that is known by now.
+    fn capabilities(&self) -> Capabilities;
     async fn init(self: Arc<Self>) -> Result<(), Error>;
     /// The initialisation that is under way, if one is.
     fn unfinished(&self) -> Option<Unfinished>;
@@ -122,6 +124,8 @@ pub(crate) struct Slot<R: Resource> {
     pool: InitCell<R::Pool>,
     trying: Mutex<Trying>,
     reserve: OnceLock<Duration>,
+    /// What it says that it can do once it is initialised: a server may have told it more.
+    capabilities: OnceLock<Capabilities>,
     gate: Arc<Gate>,
     retry: Retry,
     drainer: Drainer,
@@ -172,6 +176,7 @@ impl<R: Resource> Slot<R> {
             pool: InitCell::new(opened),
             trying: Mutex::default(),
             reserve,
+            capabilities: OnceLock::new(),
             gate: Arc::new(Gate::new(Admits::Everyone)),
             retry,
             drainer,
@@ -234,6 +239,7 @@ impl<R: Resource> Slot<R> {
                 Ok(pool) => {
                     // In one life there is one success.
                     let _ = slot.reserve.set(slot.resource.reserve(&pool));
+                    let _ = slot.capabilities.set(slot.resource.capabilities());
                     *slot.trying() = Trying::default();
                     return Ok(pool);
                 }
@@ -293,6 +299,10 @@ impl<R: Resource> Node for Slot<R> {
             None if self.pool.is_running() => Reserve::new(RESERVE_FLOOR, latency),
             None => Reserve::NONE,
         }
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.capabilities.get().copied().unwrap_or(self.facts.capabilities)
     }
 
     async fn init(self: Arc<Self>) -> Result<(), Error> {

@@ -127,7 +127,8 @@ pub trait Resource: Send + Sync + 'static {
     /// What this resource can do, as it is set up. What it cannot is shown in the report.
     ///
     /// By default nothing is claimed. A resource without sessions, as a buffer, has
-    /// [none that it could not end](Capabilities::NO_SESSIONS).
+    /// [none that it could not end](Capabilities::NO_SESSIONS). Asked for once for each life when that begins, and once more when
+    /// it is initialised, which counts: what only a server can tell is known by then.
     fn capabilities(&self) -> Capabilities {
         Capabilities::NONE
     }

@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -36,6 +36,8 @@ const PREPARE_AFTER: Duration = Duration::from_millis(10);
 pub(crate) struct Prepared {
     lines: Mutex<HashMap<Address, Arc<AsyncMutex<Line>>>>,
     unseen: Arc<AtomicUsize>,
+    /// The user may not end anything, so nobody is asked to.
+    is_refused: AtomicBool,
 }
 
 /// The connection with one server. Who has a question waits for who is asking.
@@ -145,6 +147,17 @@ fn cannot_ask(source: RedisError) -> Error {
 }
 
 impl Prepared {
+    /// Whether anything can be ended: known once a server was asked.
+    pub(crate) fn can_stop(&self) -> bool {
+        // Relaxed: it stands alone, and is written before anybody has a session.
+        !self.is_refused.load(Ordering::Relaxed)
+    }
+
+    /// What the servers say to that.
+    pub(crate) fn found(&self, can_stop: bool) {
+        self.is_refused.store(!can_stop, Ordering::Relaxed);
+    }
+
     fn lines(&self) -> MutexGuard<'_, HashMap<Address, Arc<AsyncMutex<Line>>>> {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -172,6 +185,9 @@ impl Prepared {
 
     /// Opens a connection with each server of these sessions.
     pub(crate) async fn prepare(&self, sessions: Vec<Arc<Session>>) {
+        if !self.can_stop() {
+            return;
+        }
         join_all(by_server(sessions).into_iter().map(|(address, sessions)| async move {
             let line = self.line(&address);
             let mut line = line.lock().await;
@@ -220,6 +236,9 @@ impl Prepared {
         sessions: Vec<Arc<Session>>,
         stopped: impl Fn(usize) + Send + Sync,
     ) -> Result<(), Error> {
+        if !self.can_stop() {
+            return Ok(());
+        }
         let servers = by_server(busy(sessions));
         let stopping = servers.values().map(|sessions| self.stop_at(sessions, &stopped));
         join_all(stopping).await.into_iter().collect()
@@ -258,6 +277,9 @@ impl Prepared {
     /// # Errors
     /// That of a server that could not be asked, or refuses.
     pub(crate) async fn stop_abandoned(&self, session: Arc<Session>) -> Result<usize, Error> {
+        if !self.can_stop() {
+            return Ok(0);
+        }
         let part = session.part();
         let Some(id) = part.id() else { return Ok(0) };
         let answers = part.answers();
@@ -284,6 +306,11 @@ fn by_server(sessions: Vec<Arc<Session>>) -> HashMap<Address, Vec<Arc<Session>>>
 fn busy(mut sessions: Vec<Arc<Session>>) -> Vec<Arc<Session>> {
     sessions.retain(|session| session.part().is_busy() && !session.is_over());
     sessions
+}
+
+/// Ends nothing: there is no session of this number. The answer says whether the user may end any.
+pub(crate) fn may_unblock() -> Cmd {
+    unblock(0)
 }
 
 /// Its caller gets an error of the server, `UNBLOCKED`.

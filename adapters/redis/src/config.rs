@@ -66,6 +66,9 @@ pub struct Config {
     /// How long opening a session with one address may take, from the first packet to the end of the login: connecting, TLS
     /// and the login together. Then the next address has its turn. Looking a host up may take as long.
     ///
+    /// A command that has to open the shared connection anew tries up to five times, and begins no try after this time: it, and
+    /// all who wait with it, get the connection or the error of the last try then.
+    ///
     /// Defaults to 1 s, as the driver's does. `None` for no limit.
     pub connect_timeout: Option<Duration>,
     /// How long a caller waits for an answer. The command is not stopped when that is over, and whether it was executed is not
@@ -75,8 +78,18 @@ pub struct Config {
     pub response_timeout: Option<Duration>,
     /// Who is told what the server sends unasked, such as the messages of subscriptions. Needs `?protocol=resp3`.
     ///
+    /// When a session ends that was open, however that happens, it is told
+    /// [`PushKind::Disconnection`](redis::PushKind::Disconnection), once: the subscriptions of that session are gone. Whoever
+    /// wants them subscribes again, which opens another one.
+    ///
     /// Defaults to `None`.
     pub push_sender: Option<Arc<dyn AsyncPushSender>>,
+    /// How often a session is asked whether its server is there, once something was pushed on it: who only listens would not
+    /// notice. One that has not answered when it is to be asked again, or within [`check_timeout`](Self::check_timeout) if that
+    /// is longer, is ended, and the `push_sender` told. One that is busy with a command is not asked.
+    ///
+    /// Defaults to 10 s. `None` to never ask. Counts for nothing without a `push_sender`, and in a cluster.
+    pub listening_check: Option<Duration>,
     /// The certificates that the server's own must come from.
     ///
     /// Defaults to `None`: the system's, where the URL asks for TLS.
@@ -265,6 +278,7 @@ impl From<ConnectionInfo> for Config {
             connect_timeout: Some(Duration::from_secs(1)),
             response_timeout: Some(Duration::from_millis(500)),
             push_sender: None,
+            listening_check: Some(Duration::from_secs(10)),
             roots: None,
             tls: None,
             credentials: None,
@@ -304,6 +318,7 @@ impl fmt::Debug for Config {
             connect_timeout,
             response_timeout,
             push_sender,
+            listening_check,
             roots,
             tls,
             credentials,
@@ -321,6 +336,7 @@ impl fmt::Debug for Config {
             .field("connect_timeout", connect_timeout)
             .field("response_timeout", response_timeout)
             .field("push_sender", &push_sender.is_some())
+            .field("listening_check", listening_check)
             .field("roots", roots)
             .field("tls", &tls.is_some())
             .field("credentials", &credentials.is_some())

@@ -9,13 +9,14 @@ use redis::{
 };
 use tokio::{io::AsyncWriteExt as _, net::lookup_host};
 use tokio_util::codec::Framed;
-use winddown_core::{Credentials, Error, ErrorKind, Ledger, Opening};
+use winddown_core::{Credentials, Error, ErrorKind, Ledger, Opening, Outdated};
 use winddown_net::{Address, Options, Socket, dial, dial_anyway};
 
 use crate::{
     config::Config,
-    error::{closed, error, login},
+    error::{closed, error, is_unknown, login},
     handle::Handle,
+    listening::Listener,
     sentinel::Sentinel,
     sessions::{Sessions, open_on},
     stream::Stream,
@@ -27,6 +28,8 @@ use crate::{
 pub(crate) struct Connector {
     pub(crate) sessions: Arc<Sessions>,
     pub(crate) ledger: Arc<Ledger>,
+    /// Which sessions are not to be handed out any more, because of what others have shown.
+    pub(crate) outdated: Arc<Outdated>,
     pub(crate) config: Config,
     pub(crate) tls: Tls,
     /// Who is asked where the primary is; none where that is known.
@@ -102,17 +105,22 @@ impl Connector {
     /// Cancel safe: a session that is being opened then is ended with a goodbye as soon as it is open.
     pub(crate) async fn open(&self, server: &Server) -> Result<Handle, Error> {
         self.is_wanted()?;
+        let listener = self.config.push_sender.as_ref().map(Listener::of);
         let mut config = AsyncConnectionConfig::new();
-        if let Some(pushes) = &self.config.push_sender {
-            config = config.set_push_sender(Arc::clone(pushes));
+        if let Some(listener) = &listener {
+            config = config.set_push_sender(listener.pushes());
         }
-        match server {
+        let handle = match server {
             Server::Tcp(name, _) if !self.sentinels.is_empty() => {
                 let primary = self.primary(name).await?;
                 self.open_with(&primary, config).await
             }
             server => self.open_with(server, config).await,
+        }?;
+        if let Some(listener) = listener {
+            listener.has(&handle, &self.config);
         }
+        Ok(handle)
     }
 
     /// Nobody is troubled any more once the drain is over.
@@ -201,17 +209,14 @@ impl Endpoint {
         })
     }
 
-    /// Logs on over a connected socket. Returns the stream, and the number by which the server knows the session.
-    pub(crate) async fn log_in(&self, opening: &Opening, socket: Socket) -> Result<(Stream, i64), Error> {
+    /// Logs on over a connected socket. Returns the stream, and the number by which the server knows the session, if it tells.
+    pub(crate) async fn log_in(&self, opening: &Opening, socket: Socket) -> Result<(Stream, Option<i64>), Error> {
         let host = match &self.server {
             Server::Tcp(host, _) => Some(host.as_str()),
             Server::Unix(_) => None,
         };
         let mut dialogue = Dialogue::new(opening.step("TLS", self.tls.negotiate(socket, host)).await??);
-        let failed = |source| error(ErrorKind::Init, "cannot open a session", source);
-        let commands = self.login.commands();
-        let answers = opening.step("the login", dialogue.ask(&commands)).await?.map_err(failed)?;
-        let id = self.login.check(answers)?;
+        let id = opening.step("the login", self.login.open(&mut dialogue)).await??;
         Ok((dialogue.into_stream(), id))
     }
 
@@ -233,11 +238,27 @@ impl Login {
         self.password = Some(password);
     }
 
+    /// Opens a session. Returns the number by which the server knows it, if it tells.
+    async fn open(&self, dialogue: &mut Dialogue) -> Result<Option<i64>, Error> {
+        let failed = |source| error(ErrorKind::Init, "cannot open a session", source);
+        let answers = dialogue.ask(&self.commands()).await.map_err(failed)?;
+        match answers.first() {
+            Some(Value::ServerError(refusal)) if is_unknown(refusal) && !self.protocol.supports_resp3() => {
+                self.check_of_old(dialogue.ask(&self.commands_of_old()).await.map_err(failed)?)
+            }
+            _ => self.check(answers),
+        }
+    }
+
+    fn authenticates(&self) -> bool {
+        self.user.is_some() || self.password.is_some()
+    }
+
     /// All that opens a session, in one message.
     fn commands(&self) -> Vec<Cmd> {
         let mut hello = cmd("HELLO");
         hello.arg(if self.protocol.supports_resp3() { 3 } else { 2 });
-        if self.user.is_some() || self.password.is_some() {
+        if self.authenticates() {
             let password = self.password.as_deref().unwrap_or_default();
             hello.arg("AUTH").arg(self.user.as_deref().unwrap_or("default")).arg(password);
         }
@@ -245,11 +266,7 @@ impl Login {
             hello.arg("SETNAME").arg(name);
         }
         let mut commands = vec![hello];
-        if self.database != 0 {
-            let mut select = cmd("SELECT");
-            select.arg(self.database);
-            commands.push(select);
-        }
+        commands.extend(self.select());
         if let Some((name, version)) = &self.library {
             for (key, value) in [("LIB-NAME", name), ("LIB-VER", version)] {
                 let mut info = cmd("CLIENT");
@@ -260,7 +277,56 @@ impl Login {
         commands
     }
 
-    fn check(&self, answers: Vec<Value>) -> Result<i64, Error> {
+    fn select(&self) -> Option<Cmd> {
+        (self.database != 0).then(|| cmd("SELECT").arg(self.database).take())
+    }
+
+    /// The same for a server that does not know `HELLO`: one of before Redis 6, or a proxy.
+    fn commands_of_old(&self) -> Vec<Cmd> {
+        let mut commands = Vec::new();
+        if self.authenticates() {
+            let mut auth = cmd("AUTH");
+            if let Some(user) = &self.user {
+                auth.arg(user);
+            }
+            commands.push(auth.arg(self.password.as_deref().unwrap_or_default()).take());
+        }
+        commands.extend(self.select());
+        commands.push(cmd("CLIENT").arg("ID").take());
+        if self.writes {
+            commands.push(cmd("ROLE"));
+        }
+        if let Some(name) = &self.name {
+            commands.push(cmd("CLIENT").arg("SETNAME").arg(name).take());
+        }
+        commands
+    }
+
+    fn check_of_old(&self, answers: Vec<Value>) -> Result<Option<i64>, Error> {
+        let mut answers = answers.into_iter();
+        let mut next = || answers.next().ok_or_else(|| error(ErrorKind::Init, "cannot open a session", closed()));
+        let steps = usize::from(self.authenticates()) + usize::from(self.database != 0);
+        for _ in 0..steps {
+            if let Value::ServerError(refusal) = next()? {
+                return Err(login(refusal));
+            }
+        }
+        let id = match next()? {
+            Value::Int(id) => Some(id),
+            Value::ServerError(refusal) if refusal.code() == "NOAUTH" => return Err(login(refusal)),
+            // It can do without, but for being told what to end.
+            _ => None,
+        };
+        if self.writes
+            && let Value::Array(role) = next()?
+        {
+            is_primary(role.first())?;
+        }
+        // What the server says to the name changes nothing.
+        Ok(id)
+    }
+
+    fn check(&self, answers: Vec<Value>) -> Result<Option<i64>, Error> {
         let mut answers = answers.into_iter();
         let hello = match answers.next() {
             Some(Value::ServerError(refusal)) => return Err(login(refusal)),
@@ -273,17 +339,28 @@ impl Login {
             return Err(login(refusal));
         }
         // What the server says to the library's name changes nothing.
-        let unclear = || Error::new(ErrorKind::Init, "the server's answer to HELLO has no id: is it Redis or Valkey?");
-        let hello: HashMap<String, Value> = from_redis_value(hello).map_err(|source| unclear().with_source(source))?;
-        if self.writes && hello.get("role").is_some_and(|role| *role != Value::BulkString(b"master".into())) {
-            let text = "the server is no primary any more, and the sentinels do not know it yet";
-            return Err(Error::new(ErrorKind::Init, text).retryable());
+        let unclear = |source| {
+            let text = "the server's answer to HELLO is none: is it Redis or Valkey?";
+            Error::new(ErrorKind::Init, text).with_source(source)
+        };
+        let hello: HashMap<String, Value> = from_redis_value(hello).map_err(unclear)?;
+        if self.writes {
+            is_primary(hello.get("role"))?;
         }
-        match hello.get("id") {
-            Some(Value::Int(id)) => Ok(*id),
-            _ => Err(unclear()),
-        }
+        Ok(match hello.get("id") {
+            Some(Value::Int(id)) => Some(*id),
+            _ => None,
+        })
     }
+}
+
+/// What does not tell its role is taken for one.
+fn is_primary(role: Option<&Value>) -> Result<(), Error> {
+    if role.is_none_or(|role| *role == Value::BulkString(b"master".into())) {
+        return Ok(());
+    }
+    let text = "the server is no primary any more, and the sentinels do not know it yet";
+    Err(Error::new(ErrorKind::Init, text).retryable())
 }
 
 /// Questions and answers, in turns.

@@ -102,7 +102,10 @@ impl Connection {
     }
 
     /// Subscribes to channels. What is sent to them goes to [`Config::push_sender`](crate::Config::push_sender). Needs
-    /// `?protocol=resp3`. A shared connection that was opened anew has no subscriptions.
+    /// `?protocol=resp3`.
+    ///
+    /// Subscriptions end with their session: it is told there as [`PushKind::Disconnection`](redis::PushKind::Disconnection), and
+    /// a connection that was opened anew has none before somebody subscribes again.
     ///
     /// # Errors
     /// The driver's.

@@ -3,14 +3,15 @@
 use std::{
     fmt,
     future::Future,
+    iter,
     sync::{
-        Arc,
+        Arc, OnceLock, Weak,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use redis::{RedisError, RedisResult, Value, aio::MultiplexedConnection};
+use redis::{RedisError, RedisResult, ServerError, Value, aio::MultiplexedConnection};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, oneshot},
     task::coop::{consume_budget, unconstrained},
@@ -22,6 +23,7 @@ use winddown_net::Held;
 use crate::{
     error::closed,
     ledger::Entry,
+    listening::LookingAfter,
     mailbox::{Mailbox, Request, Verdict, Waiting},
     sessions::Session,
 };
@@ -47,6 +49,8 @@ struct Line {
     session: Arc<Session>,
     /// A caller has waited in vain, and nobody has asked since.
     doubtful: AtomicBool,
+    /// Where somebody is told what is pushed.
+    looked_after: OnceLock<LookingAfter>,
     _task: Held,
 }
 
@@ -73,8 +77,9 @@ impl Handle {
         settings: Settings,
     ) -> Self {
         let window = Arc::new(Semaphore::new(WINDOW));
-        let doubtful = AtomicBool::new(false);
-        Self { line: Arc::new(Line { mailbox, connection, window, settings, session, doubtful, _task: task }) }
+        let (doubtful, looked_after) = (AtomicBool::new(false), OnceLock::new());
+        let line = Line { mailbox, connection, window, settings, session, doubtful, looked_after, _task: task };
+        Self { line: Arc::new(line) }
     }
 
     pub(crate) fn session(&self) -> &Arc<Session> {
@@ -88,6 +93,11 @@ impl Handle {
     /// Whether nothing is taken any more.
     pub(crate) fn is_closed(&self) -> bool {
         self.line.mailbox.is_closed()
+    }
+
+    /// Whether it is not to be handed out any more, because of what other sessions have shown; last handed out at this moment.
+    pub(crate) fn is_outdated(&self, used: Instant) -> bool {
+        self.line.mailbox.is_outdated(used)
     }
 
     /// Whether something is not answered yet.
@@ -107,9 +117,21 @@ impl Handle {
         self.line.doubtful.store(true, Ordering::Relaxed);
     }
 
-    /// One round trip.
-    pub(crate) async fn ping(&self) -> RedisResult<()> {
-        self.command(&redis::cmd("PING")).await?.extract_error().map(drop)
+    /// Makes one round trip, and tells whether there was an answer. That the user may not ask this, or that a proxy does not know
+    /// it, is one; but not that the user is none any more.
+    pub(crate) async fn answers(&self) -> bool {
+        is_answer(&self.command(&redis::cmd("PING")).await)
+    }
+
+    /// For whoever looks at it now and then, and does not keep it open.
+    pub(crate) fn watch(&self) -> Watch {
+        Watch { line: Arc::downgrade(&self.line) }
+    }
+
+    /// The task ends with the session.
+    pub(crate) fn is_looked_after_by(&self, task: LookingAfter) {
+        // It is opened once.
+        let _ = self.line.looked_after.set(task);
     }
 
     /// Has the server execute a command. One that wants no answer is accepted when this returns `Ok`.
@@ -168,6 +190,9 @@ impl Handle {
             let work = Box::pin(unconstrained(async move {
                 let result = work.await;
                 let verdict = verdict(&result);
+                if says_that_it_has_changed(&result) {
+                    mailbox.server_has_changed();
+                }
                 // Before the caller has it: who has all answers gives back a session that is not busy.
                 mailbox.answered();
                 // The caller may have gone.
@@ -193,7 +218,11 @@ impl Handle {
         let permit = self.in_time(self.room(weight)).await?;
         let mailbox = Arc::clone(&self.line.mailbox);
         let work = Box::pin(unconstrained(async move {
-            let verdict = verdict(&work.await);
+            let result = work.await;
+            let verdict = verdict(&result);
+            if says_that_it_has_changed(&result) {
+                mailbox.server_has_changed();
+            }
             mailbox.answered();
             verdict
         }));
@@ -234,6 +263,58 @@ impl fmt::Debug for Handle {
     }
 }
 
+/// A session that somebody may have.
+pub(crate) struct Watch {
+    line: Weak<Line>,
+}
+
+impl Watch {
+    /// As [`Handle::answers`]; `None` where nobody has the session any more. One that is busy is not asked: whoever it is busy for
+    /// waits, and what it waits in may take its time.
+    pub(crate) async fn answers(&self) -> Option<bool> {
+        let (give, answer) = oneshot::channel();
+        {
+            let line = self.line.upgrade()?;
+            if line.mailbox.is_closed() {
+                return None;
+            }
+            let Ok(permit) = Arc::clone(&line.window).try_acquire_many_owned(REQUEST_WEIGHT as u32) else {
+                return Some(true);
+            };
+            if line.mailbox.unanswered() > 0 {
+                return Some(true);
+            }
+            let (mailbox, mut connection) = (Arc::clone(&line.mailbox), line.connection.clone());
+            let work = Box::pin(unconstrained(async move {
+                let result = connection.send_packed_command(&redis::cmd("PING")).await;
+                mailbox.answered();
+                // Nobody may wait any more.
+                let _ = give.send(is_answer(&result));
+                verdict(&result)
+            }));
+            line.mailbox.put(|| Some(Request { work, count: 1, entry: None, _permit: permit })).ok()?;
+        }
+        Some(answer.await.unwrap_or(false))
+    }
+
+    /// Ends the session.
+    pub(crate) fn cut(&self) {
+        if let Some(line) = self.line.upgrade() {
+            line.mailbox.close();
+            line.session.cut();
+        }
+    }
+}
+
+/// A refusal is an answer, but not that the user is none any more.
+fn is_answer(result: &RedisResult<Value>) -> bool {
+    match result {
+        Ok(Value::ServerError(refusal)) => refusal.code() != "NOAUTH",
+        Ok(_) => true,
+        Err(_) => false,
+    }
+}
+
 fn weight(command: &redis::Cmd) -> usize {
     let bytes = command.args_iter().map(|argument| match argument {
         redis::Arg::Simple(bytes) => bytes.len(),
@@ -242,10 +323,15 @@ fn weight(command: &redis::Cmd) -> usize {
     REQUEST_WEIGHT + bytes.sum::<usize>()
 }
 
-/// An answer, and whether it is the server's refusal.
+/// An answer, and what of it is the server's refusal.
 pub(crate) trait Answer: Send + 'static {
     fn is_refusal(&self) -> bool {
         false
+    }
+
+    /// The refusals in it.
+    fn refusals(&self) -> impl Iterator<Item = &ServerError> {
+        iter::empty()
     }
 }
 
@@ -253,11 +339,51 @@ impl Answer for Value {
     fn is_refusal(&self) -> bool {
         matches!(self, Self::ServerError(_))
     }
+
+    fn refusals(&self) -> impl Iterator<Item = &ServerError> {
+        refusal(self).into_iter()
+    }
 }
 
-impl Answer for Vec<Value> {}
+impl Answer for Vec<Value> {
+    fn refusals(&self) -> impl Iterator<Item = &ServerError> {
+        self.iter()
+            .flat_map(|answer| match answer {
+                // What a transaction answers.
+                Value::Array(answers) => answers.as_slice(),
+                answer => std::slice::from_ref(answer),
+            })
+            .filter_map(refusal)
+    }
+}
+
+fn refusal(answer: &Value) -> Option<&ServerError> {
+    match answer {
+        Value::ServerError(refusal) => Some(refusal),
+        _ => None,
+    }
+}
 
 impl Answer for () {}
+
+/// Whether the server says that it is no primary any more, or has just been started: others may be by now. What it says to who
+/// only reads from a replica is not among these.
+fn says_that_it_has_changed<T: Answer>(result: &Result<T, RedisError>) -> bool {
+    let has_changed = |refusal: &ServerError| match refusal.code() {
+        "READONLY" | "LOADING" => true,
+        // So ends what waits at a server that becomes a replica. `CLIENT UNBLOCK` says it in other words.
+        "UNBLOCKED" => refusal.details().is_some_and(|details| details.contains("instance state changed")),
+        _ => false,
+    };
+    match result {
+        Ok(answer) => answer.refusals().any(has_changed),
+        // A transaction that was aborted, or nothing of the server's.
+        Err(error) => {
+            let refusals = error.clone().into_server_errors();
+            refusals.is_some_and(|refusals| refusals.iter().any(|(_, refusal)| has_changed(refusal)))
+        }
+    }
+}
 
 fn verdict<T: Answer>(result: &Result<T, RedisError>) -> Verdict {
     match result {

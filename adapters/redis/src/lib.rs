@@ -11,6 +11,7 @@ mod connection;
 mod error;
 mod handle;
 mod ledger;
+mod listening;
 mod mailbox;
 mod manager;
 mod pool;
@@ -20,6 +21,7 @@ mod sessions;
 mod sink;
 mod stream;
 mod tls;
+mod together;
 mod wrapped;
 
 pub use deadpool;

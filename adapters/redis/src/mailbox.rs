@@ -6,24 +6,33 @@ use std::{
     mem,
     pin::Pin,
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Waker},
+    time::{Duration, Instant},
 };
 
 use redis::RedisResult;
 use tokio::sync::OwnedSemaphorePermit;
+use winddown_core::Outdated;
 
 use crate::{error::closed, ledger::Entry, sessions::Session};
 
+/// A session that is younger than this is not replaced because of what its server says: an address that leads to a replica for
+/// a while is asked ten times in a second at most.
+const YOUNG: Duration = Duration::from_millis(100);
+
 /// What callers want of a session, in order.
-#[derive(Default)]
 pub(crate) struct Mailbox {
     state: Mutex<MailboxState>,
     /// How many requests came in, and how many of them are answered.
     taken: AtomicUsize,
     answered: AtomicUsize,
+    /// When the session began to be opened.
+    began: Instant,
+    /// What is known of all sessions with its server.
+    outdated: Arc<Outdated>,
 }
 
 #[derive(Default)]
@@ -59,6 +68,33 @@ pub(crate) enum Verdict {
 }
 
 impl Mailbox {
+    /// Of a session that is to be opened, which is one of these.
+    pub(crate) fn of(outdated: Arc<Outdated>) -> Self {
+        Self {
+            state: Mutex::default(),
+            taken: AtomicUsize::new(0),
+            answered: AtomicUsize::new(0),
+            began: Instant::now(),
+            outdated,
+        }
+    }
+
+    /// Whether it is not to be handed out any more, last handed out at this moment.
+    pub(crate) fn is_outdated(&self, used: Instant) -> bool {
+        self.outdated.is_outdated(self.began, used.max(self.began))
+    }
+
+    /// The server has said that it is not what it was: its address is asked anew. Those that are open are not handed out any
+    /// more; whoever has one keeps it, and what is under way on it.
+    pub(crate) fn server_has_changed(&self) {
+        let now = Instant::now();
+        // What an older session hears later says nothing of those that were opened since.
+        if now.duration_since(self.began) >= YOUNG && !self.outdated.is_outdated(self.began, now) {
+            tracing::debug!("a server takes no writes any more, its sessions are replaced");
+            self.outdated.opened_until_now();
+        }
+    }
+
     fn state(&self) -> MutexGuard<'_, MailboxState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -6,11 +6,11 @@ use redis::aio::ConnectionManager;
 use winddown_core::{Books, Capabilities, Drain, Error, ErrorKind, Latency, Ledgers, Resource};
 
 use crate::{
-    cancel::Prepared,
+    cancel::{Prepared, may_unblock},
     config::Config,
     connect::Connector,
     connection::Connection,
-    error::error,
+    error::{error, is_denied},
     pool::Pool,
     sentinel::Sentinel,
     sessions::{Session, Sessions},
@@ -89,8 +89,8 @@ impl Redis {
         let tls = config.tls_of(&config.driver)?;
         let sentinels =
             config.sentinels.iter().map(|sentinel| Sentinel::new(sentinel, &config)).collect::<Result<_, _>>()?;
-        let (sessions, ledger) = (Arc::clone(&self.sessions), self.ledgers.now());
-        Pool::new(Connector { sessions, ledger, config, tls, sentinels })
+        let (sessions, ledger, outdated) = (Arc::clone(&self.sessions), self.ledgers.now(), Arc::default());
+        Pool::new(Connector { sessions, ledger, outdated, config, tls, sentinels })
     }
 }
 
@@ -112,9 +112,16 @@ impl Resource for Redis {
         pool.open().await?;
         let mut connection = pool.get().await?;
         let asked = Instant::now();
-        let answer: Result<(), _> = redis::cmd("PING").query_async(&mut connection).await;
-        answer.map_err(|source| error(ErrorKind::Init, "the server does not answer", source))?;
-        self.sessions.latency().saw(asked.elapsed());
+        match redis::cmd("PING").exec_async(&mut connection).await {
+            // That the user may not ask this is an answer.
+            Err(source) if !is_denied(&source) => {
+                return Err(error(ErrorKind::Init, "the server does not answer", source));
+            }
+            _ => self.sessions.latency().saw(asked.elapsed()),
+        }
+        let asked = may_unblock().exec_async(&mut connection).await;
+        let is_known = self.sessions.open().iter().any(|session| session.part().id().is_some());
+        self.prepared.found(is_known && !asked.is_err_and(|source| is_denied(&source)));
         drop(connection);
         Ok(pool)
     }
@@ -175,7 +182,8 @@ impl Resource for Redis {
 
     fn capabilities(&self) -> Capabilities {
         match &self.source {
-            Source::Config(_) => Capabilities::ALL,
+            Source::Config(_) if self.prepared.can_stop() => Capabilities::ALL,
+            Source::Config(_) => Capabilities::ALL.without_cancel(),
             Source::Wrapped(_) => {
                 Capabilities::ALL.without_goodbye().without_confirmed_end().without_cancel().without_all_sessions()
             }

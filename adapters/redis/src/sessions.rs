@@ -36,7 +36,7 @@ pub(crate) type Session = winddown_net::Session<Part>;
 #[derive(Debug)]
 pub(crate) struct Part {
     pub(crate) endpoint: Endpoint,
-    /// The number by which the server knows it, once it is open.
+    /// The number by which the server knows it, once it is open and if it tells.
     id: OnceLock<i64>,
     mailbox: Arc<Mailbox>,
 }
@@ -80,7 +80,7 @@ pub(crate) async fn open_on(
 ) -> Result<Handle, Error> {
     let (give, opened) = oneshot::channel();
     let link = Arc::clone(socket.link());
-    let mailbox = Arc::new(Mailbox::default());
+    let mailbox = Arc::new(Mailbox::of(Arc::clone(&connector.outdated)));
     let part = Part { endpoint: endpoint.clone(), id: OnceLock::new(), mailbox: Arc::clone(&mailbox) };
     let database = endpoint.login.database;
     let of = Arc::clone(&mailbox);
@@ -118,7 +118,8 @@ pub(crate) async fn ask_on(
 ) -> Result<Value, Error> {
     let (give, answer) = oneshot::channel();
     let link = Arc::clone(socket.link());
-    let part = Part { endpoint: endpoint.clone(), id: OnceLock::new(), mailbox: Arc::default() };
+    let mailbox = Arc::new(Mailbox::of(Arc::default()));
+    let part = Part { endpoint: endpoint.clone(), id: OnceLock::new(), mailbox };
     let life = |_| {
         let asking = async move {
             let mut dialogue = endpoint.log_in(&opening, socket).await.map(|(stream, _)| Dialogue::new(stream))?;
@@ -173,7 +174,7 @@ async fn live(
             return End::NeverOpened;
         }
     };
-    if let Some(session) = session.upgrade() {
+    if let (Some(session), Some(id)) = (session.upgrade(), id) {
         // Set once, here.
         let _ = session.part().id.set(id);
     }

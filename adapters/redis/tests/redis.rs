@@ -2,6 +2,8 @@
 //! only this adapter promises, and what is claimed about many drains. All of it is one binary, so that each server is started
 //! once.
 
+#[path = "redis/acl.rs"]
+mod acl;
 #[path = "redis/blocked.rs"]
 mod blocked;
 #[cfg(feature = "buffer")]
@@ -25,8 +27,12 @@ mod held;
 #[cfg(feature = "cluster")]
 #[path = "redis/nodes.rs"]
 mod nodes;
+#[path = "redis/outage.rs"]
+mod outage;
 #[path = "redis/queued.rs"]
 mod queued;
+#[path = "redis/readonly.rs"]
+mod readonly;
 #[path = "redis/rest.rs"]
 mod rest;
 #[path = "redis/runtimes.rs"]
@@ -50,6 +56,8 @@ mod sink;
 #[cfg(feature = "buffer")]
 #[path = "redis/soak.rs"]
 mod soak;
+#[path = "redis/subscriber.rs"]
+mod subscriber;
 #[path = "redis/tls.rs"]
 mod tls;
 #[path = "redis/unix.rs"]
@@ -85,6 +93,11 @@ fn main() -> ExitCode {
     let suite = suite.tests(
         left_out,
         trials! {
+            acl:
+                a_user_who_may_not_ping_is_let_in_and_keeps_its_connections
+                what_cannot_be_cancelled_is_known_from_the_start
+                a_server_that_does_not_know_hello_is_logged_on_to_as_of_old
+                a_server_that_knows_no_client_commands_works_without_cancelling;
             blocked:
                 sessions_say_goodbye_when_the_runtime_is_not_polled_any_more
                 sessions_say_goodbye_when_the_runtime_is_blocked
@@ -112,6 +125,12 @@ fn main() -> ExitCode {
                 a_command_that_begins_after_the_cancelling_is_ended_too
                 a_transaction_that_is_open_at_the_goodbye_is_not_executed
                 a_command_that_cannot_be_unblocked_is_killed;
+            outage:
+                all_who_wait_for_a_server_that_is_gone_share_one_series_of_tries
+                all_who_wait_for_a_closed_port_are_told_in_the_time_of_one
+                all_who_wait_for_a_server_that_says_nothing_are_told_in_the_time_of_one
+                who_waits_for_a_place_in_the_pool_shares_the_outcome
+                idle_connections_of_a_server_that_says_nothing_are_asked_once;
             queued:
                 commands_that_nobody_waits_for_are_executed_before_the_goodbye
                 commands_whose_futures_were_dropped_are_executed_before_the_goodbye
@@ -119,6 +138,11 @@ fn main() -> ExitCode {
                 what_a_broken_connection_did_not_get_is_reported
                 an_unfinished_caller_is_told_when_its_time_is_up
                 commands_keep_their_order;
+            readonly:
+                writers_follow_a_name_that_leads_to_another_primary
+                a_refusal_in_a_pipeline_or_to_nobody_counts_as_well
+                who_reads_from_a_replica_keeps_its_sessions
+                writers_find_the_primary_that_sentinels_have_made;
             rest:
                 a_checkout_without_a_rest_makes_no_round_trip
                 a_checkout_after_a_rest_makes_one_round_trip
@@ -140,6 +164,11 @@ fn main() -> ExitCode {
             runtimes:
                 a_pool_outlives_the_runtimes_that_its_sessions_were_opened_in
                 a_shared_session_outlives_the_runtime_that_it_was_opened_in;
+            subscriber:
+                a_subscriber_learns_that_its_connection_has_ended_and_subscribes_again
+                a_subscriber_learns_that_its_connection_was_replaced
+                who_only_listens_learns_of_a_server_that_says_nothing
+                who_subscribes_to_nothing_is_not_asked;
             tls:
                 the_scheme_says_whether_a_session_is_encrypted
                 the_certificate_must_be_for_the_name_and_from_a_root
@@ -178,6 +207,8 @@ fn main() -> ExitCode {
                 a_user_who_may_not_append_is_told_so
                 a_server_that_takes_no_writes_now_is_worth_another_try
                 a_write_that_hangs_is_given_up_and_written_once;
+            readonly:
+                a_buffer_loses_nothing_when_its_primary_becomes_a_replica;
             sink:
                 a_batch_is_written_whole_or_not_at_all
                 a_batch_that_comes_again_is_written_once
