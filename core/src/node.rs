@@ -52,6 +52,8 @@ pub(crate) trait Node: Send + Sync {
     /// Ends it: there has been time enough.
     fn give_up(&self);
     async fn flush(self: Arc<Self>) -> Result<(), Error>;
+    /// Tells the resource that draining has begun, if it is initialised.
+    fn draining(&self);
     async fn drain(self: Arc<Self>, drain: Drain) -> Result<Ended, Error>;
     /// The same resource for a further life of its lifecycle; none where it has only one. Asks the resource about itself,
     /// and is called once, when this life is over.
@@ -311,6 +313,12 @@ impl<R: Resource> Node for Slot<R> {
             let _ = self.next.set(next);
         });
         Some(Renewal { node, link })
+    }
+
+    fn draining(&self) {
+        if let Some(pool) = self.pool() {
+            self.resource.draining(pool);
+        }
     }
 
     /// The drain protocol, from top to bottom.

@@ -16,16 +16,19 @@ use crate::{
     config::Config,
     error::{closed, error, login},
     handle::Handle,
+    identity::Identity,
     sentinel::Sentinel,
     sessions::{Sessions, open_on},
     stream::Stream,
     tls::Tls,
+    waits::Waits,
 };
 
 /// Opens sessions and enters them in the book.
 #[derive(Debug)]
 pub(crate) struct Connector {
     pub(crate) sessions: Arc<Sessions>,
+    pub(crate) waits: Arc<Waits>,
     pub(crate) ledger: Arc<Ledger>,
     pub(crate) config: Config,
     pub(crate) tls: Tls,
@@ -177,8 +180,8 @@ impl Endpoint {
         })
     }
 
-    /// Logs on over a connected socket. Returns the stream, and the number by which the server knows the session.
-    pub(crate) async fn log_in(&self, socket: Socket) -> Result<(Stream, i64), Error> {
+    /// Logs on over a connected socket. Returns the stream, and how the server knows the session.
+    pub(crate) async fn log_in(&self, socket: Socket) -> Result<(Stream, Identity), Error> {
         let host = match &self.server {
             Server::Tcp(host, _) => Some(host.as_str()),
             Server::Unix(_) => None,
@@ -187,8 +190,8 @@ impl Endpoint {
             let mut dialogue = Dialogue::new(self.tls.negotiate(socket, host).await?);
             let failed = |source| error(ErrorKind::Init, "cannot open a session", source);
             let answers = dialogue.ask(&self.login.commands()).await.map_err(failed)?;
-            let id = self.login.check(answers)?;
-            Ok((dialogue.into_stream(), id))
+            let identity = self.login.check(answers)?;
+            Ok((dialogue.into_stream(), identity))
         };
         match self.options.connect_timeout {
             None => logging_in.await,
@@ -200,9 +203,9 @@ impl Endpoint {
     }
 
     /// A session of ours alone, that is in no book.
-    pub(crate) async fn dialogue(&self) -> Result<Dialogue, Error> {
-        let (stream, _) = self.log_in(self.dial().await?).await?;
-        Ok(Dialogue::new(stream))
+    pub(crate) async fn dialogue(&self) -> Result<(Dialogue, Identity), Error> {
+        let (stream, identity) = self.log_in(self.dial().await?).await?;
+        Ok((Dialogue::new(stream), identity))
     }
 }
 
@@ -239,10 +242,13 @@ impl Login {
                 commands.push(info);
             }
         }
+        commands.extend(Identity::questions());
         commands
     }
 
-    fn check(&self, answers: Vec<Value>) -> Result<i64, Error> {
+    fn check(&self, mut answers: Vec<Value>) -> Result<Identity, Error> {
+        // The answers to what was asked last. A server that does not know the questions, or this user's right to them, says so.
+        let about_itself = (answers.len() == self.commands().len()).then(|| answers.split_off(answers.len() - 2));
         let mut answers = answers.into_iter();
         let hello = match answers.next() {
             Some(Value::ServerError(refusal)) => return Err(login(refusal)),
@@ -262,7 +268,7 @@ impl Login {
             return Err(Error::new(ErrorKind::Init, text).retryable());
         }
         match hello.get("id") {
-            Some(Value::Int(id)) => Ok(*id),
+            Some(Value::Int(id)) => Ok(Identity::new(*id, about_itself.as_deref())),
             _ => Err(unclear()),
         }
     }
