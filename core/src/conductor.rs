@@ -375,7 +375,8 @@ impl Row {
     /// The row of the report; none for tracked work where there was none.
     fn report(self) -> Option<ResourceReport> {
         let facts = self.node.facts();
-        let Known { step, mut sessions, open, stragglers, at_cut, mut reasons, error } = self.tally.known();
+        let Known { step, mut sessions, open, stragglers, at_cut, mut reasons, is_incomplete, error } =
+            self.tally.known();
         let records = facts.ledger.as_ref().map(|ledger| ledger.close());
         let (took, left_out) = match &self.state {
             State::Waiting => (Duration::ZERO, self.node.gate().out()),
@@ -405,8 +406,8 @@ impl Row {
                 Ok(Ended::NotInitialised) => (Outcome::NotInitialised, error),
                 Ok(Ended::Drained) => {
                     let lost = records.is_some_and(|records| records.written != records.accepted);
-                    let incomplete = lost || left_out > 0 || sessions.cut > 0 || sessions.left_behind > 0;
-                    (if incomplete { Outcome::Incomplete } else { Outcome::Drained }, error)
+                    let ended = left_out == 0 && sessions.cut == 0 && sessions.left_behind == 0;
+                    (if lost || is_incomplete || !ended { Outcome::Incomplete } else { Outcome::Drained }, error)
                 }
                 Ok(Ended::Hung) => (Outcome::Hung, error),
                 Err(Failure { panicked: true, message }) => (Outcome::Panicked, Some(message)),

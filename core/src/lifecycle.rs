@@ -712,22 +712,26 @@ impl Life {
     fn stop(&self, stop: Stop) -> bool {
         let Stop { reason, at, error, budget } = stop;
         let mut woken = Vec::new();
+        let nodes: Arc<[_]>;
         {
             // Under the registry's lock: a resource that is registered later is refused and not drained.
             let registry = self.registry();
             if self.begun.borrow().is_some() {
                 return false;
             }
-            let nodes: Arc<[_]> = registry.clone().into();
+            nodes = registry.clone().into();
             for node in nodes.iter() {
                 woken.extend(node.gate().refuse(Admits::Dependents));
             }
             // After all are refused: the drain begins with this.
-            self.begun.send_replace(Some(Begun { reason, at, error, budget, nodes }));
+            self.begun.send_replace(Some(Begun { reason, at, error, budget, nodes: Arc::clone(&nodes) }));
         }
         // Whoever sees this state is refused everywhere (S2). It may be over already: states only move on. Before those
         // that waited: one of them may block, and a server waits for this.
         let _ = catch_unwind(AssertUnwindSafe(|| self.advance(State::Draining)));
+        for node in nodes.iter() {
+            let _ = catch_unwind(AssertUnwindSafe(|| node.draining()));
+        }
         wake(woken);
         true
     }

@@ -58,6 +58,8 @@ pub(crate) trait Node: Send + Sync {
     async fn flush(self: Arc<Self>) -> Result<(), Error>;
     /// What it is drained on, once.
     fn drainer(&self) -> io::Result<Standby<Own>>;
+    /// Tells the resource that draining has begun, if it is initialised.
+    fn draining(&self);
     async fn drain(self: Arc<Self>, drain: Drain) -> Result<Ended, Error>;
     /// The same resource for a further life of its lifecycle; none where it has only one. Asks the resource about itself,
     /// and is called once, when this life is over.
@@ -349,6 +351,12 @@ impl<R: Resource> Node for Slot<R> {
             let _ = self.next.set(next);
         });
         Some(Renewal { node, link })
+    }
+
+    fn draining(&self) {
+        if let Some(pool) = self.pool() {
+            self.resource.draining(pool);
+        }
     }
 
     /// The drain protocol, from top to bottom.

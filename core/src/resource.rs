@@ -74,6 +74,13 @@ pub trait Resource: Send + Sync + 'static {
         drop(checkout);
     }
 
+    /// Draining has begun, and may come to this resource only later, when what depends on it is over: what must not wait until then is
+    /// begun here. By default nothing is. Called at most once in each life of a resource that is initialised, and not always before
+    /// [`goodbye`](Self::goodbye) is; must not block, and must not panic.
+    fn draining(&self, pool: &Self::Pool) {
+        let _ = pool;
+    }
+
     /// Ends every session: steps 2, 3 and 5 of the drain protocol.
     ///
     /// Called once, after checkouts are refused. The adapter
@@ -393,6 +400,15 @@ impl Drain {
             // Whoever fails this often has been quoted enough.
             Some(_) => {}
             None => known.error = Some(text),
+        });
+    }
+
+    /// Says in the report that something has gone another way than a drain in order: the outcome is
+    /// [`Incomplete`](crate::Outcome::Incomplete), for this reason.
+    pub fn incomplete(&self, reason: String) {
+        self.tally.change(|known| {
+            known.is_incomplete = true;
+            known.reasons.push(reason);
         });
     }
 

@@ -112,6 +112,13 @@ pub struct Config {
     ///
     /// Defaults to 500 ms.
     pub check_timeout: Duration,
+    /// Whether commands that wait at the server (`BLPOP`, `XREAD BLOCK`, `WAIT`) are ended as soon as draining begins, though
+    /// somebody waits for their answers: that is then the server's error `UNBLOCKED`. An idle worker is over at once with it,
+    /// and holds the drain up without it until its command is over by itself or settling ends. One that nobody waits for is ended
+    /// at once in any case.
+    ///
+    /// Defaults to `false`.
+    pub unblock_on_drain: bool,
 }
 
 impl Config {
@@ -284,6 +291,7 @@ impl From<ConnectionInfo> for Config {
             credentials: None,
             check_after: Duration::from_secs(1),
             check_timeout: Duration::from_millis(500),
+            unblock_on_drain: false,
         }
     }
 }
@@ -324,6 +332,7 @@ impl fmt::Debug for Config {
             credentials,
             check_after,
             check_timeout,
+            unblock_on_drain,
         } = self;
         let mut debug = f.debug_struct("Config");
         // They leave their passwords out.
@@ -342,6 +351,7 @@ impl fmt::Debug for Config {
             .field("credentials", &credentials.is_some())
             .field("check_after", check_after)
             .field("check_timeout", check_timeout)
+            .field("unblock_on_drain", unblock_on_drain)
             .finish()
     }
 }

@@ -16,17 +16,20 @@ use crate::{
     config::Config,
     error::{closed, error, is_unknown, login},
     handle::Handle,
+    identity::Identity,
     listening::Listener,
     sentinel::Sentinel,
     sessions::{Sessions, open_on},
     stream::Stream,
     tls::Tls,
+    waits::Waits,
 };
 
 /// Opens sessions and enters them in the book.
 #[derive(Debug)]
 pub(crate) struct Connector {
     pub(crate) sessions: Arc<Sessions>,
+    pub(crate) waits: Arc<Waits>,
     pub(crate) ledger: Arc<Ledger>,
     /// Which sessions are not to be handed out any more, because of what others have shown.
     pub(crate) outdated: Arc<Outdated>,
@@ -209,23 +212,23 @@ impl Endpoint {
         })
     }
 
-    /// Logs on over a connected socket. Returns the stream, and the number by which the server knows the session, if it tells.
-    pub(crate) async fn log_in(&self, opening: &Opening, socket: Socket) -> Result<(Stream, Option<i64>), Error> {
+    /// Logs on over a connected socket. Returns the stream, and how the server knows the session, if it tells.
+    pub(crate) async fn log_in(&self, opening: &Opening, socket: Socket) -> Result<(Stream, Option<Identity>), Error> {
         let host = match &self.server {
             Server::Tcp(host, _) => Some(host.as_str()),
             Server::Unix(_) => None,
         };
         let mut dialogue = Dialogue::new(opening.step("TLS", self.tls.negotiate(socket, host)).await??);
-        let id = opening.step("the login", self.login.open(&mut dialogue)).await??;
-        Ok((dialogue.into_stream(), id))
+        let identity = opening.step("the login", self.login.open(&mut dialogue)).await??;
+        Ok((dialogue.into_stream(), identity))
     }
 
     /// A session of ours alone, that is in no book: also where the process has no descriptor left.
-    pub(crate) async fn dialogue(&self) -> Result<Dialogue, Error> {
+    pub(crate) async fn dialogue(&self) -> Result<(Dialogue, Option<Identity>), Error> {
         let opening = self.opening();
         let socket = self.reached(&opening, dial_anyway(&self.address, &self.options)).await?;
-        let (stream, _) = self.log_in(&opening, socket).await?;
-        Ok(Dialogue::new(stream))
+        let (stream, identity) = self.log_in(&opening, socket).await?;
+        Ok((Dialogue::new(stream), identity))
     }
 }
 
@@ -238,8 +241,8 @@ impl Login {
         self.password = Some(password);
     }
 
-    /// Opens a session. Returns the number by which the server knows it, if it tells.
-    async fn open(&self, dialogue: &mut Dialogue) -> Result<Option<i64>, Error> {
+    /// Opens a session. Returns how the server knows it, if it tells.
+    async fn open(&self, dialogue: &mut Dialogue) -> Result<Option<Identity>, Error> {
         let failed = |source| error(ErrorKind::Init, "cannot open a session", source);
         let answers = dialogue.ask(&self.commands()).await.map_err(failed)?;
         match answers.first() {
@@ -274,6 +277,7 @@ impl Login {
                 commands.push(info);
             }
         }
+        commands.extend(Identity::questions());
         commands
     }
 
@@ -302,7 +306,7 @@ impl Login {
         commands
     }
 
-    fn check_of_old(&self, answers: Vec<Value>) -> Result<Option<i64>, Error> {
+    fn check_of_old(&self, answers: Vec<Value>) -> Result<Option<Identity>, Error> {
         let mut answers = answers.into_iter();
         let mut next = || answers.next().ok_or_else(|| error(ErrorKind::Init, "cannot open a session", closed()));
         let steps = usize::from(self.authenticates()) + usize::from(self.database != 0);
@@ -322,11 +326,13 @@ impl Login {
         {
             is_primary(role.first())?;
         }
-        // What the server says to the name changes nothing.
-        Ok(id)
+        // What the server says to the name changes nothing. It knows no `CLIENT INFO`, so nothing will be proven.
+        Ok(id.map(|id| Identity::new(id, None)))
     }
 
-    fn check(&self, answers: Vec<Value>) -> Result<Option<i64>, Error> {
+    fn check(&self, mut answers: Vec<Value>) -> Result<Option<Identity>, Error> {
+        // The answers to what was asked last. A server that does not know the questions, or this user's right to them, says so.
+        let about_itself = (answers.len() == self.commands().len()).then(|| answers.split_off(answers.len() - 2));
         let mut answers = answers.into_iter();
         let hello = match answers.next() {
             Some(Value::ServerError(refusal)) => return Err(login(refusal)),
@@ -348,7 +354,7 @@ impl Login {
             is_primary(hello.get("role"))?;
         }
         Ok(match hello.get("id") {
-            Some(Value::Int(id)) => Some(*id),
+            Some(Value::Int(id)) => Some(Identity::new(*id, about_itself.as_deref())),
             _ => None,
         })
     }

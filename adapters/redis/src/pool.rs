@@ -19,7 +19,7 @@ use winddown_core::{Error, ErrorKind, Rested};
 use crate::cluster::Cluster;
 use crate::{
     connect::{Connector, Server},
-    connection::{Connection, Single},
+    connection::{Connection, Own, Single},
     handle::Handle,
     together::Failures,
 };
@@ -78,7 +78,7 @@ impl Pool {
                 Ok(Connection::single(Single::Shared(Arc::clone(shared))))
             }
             Source::Own(pool) => match pool.manager().failures.waits(pool.get()).await {
-                Ok(handle) => Ok(Connection::single(Single::Own(handle))),
+                Ok(handle) => Ok(Connection::single(Single::Own(Own::from(handle)))),
                 Err(managed::PoolError::Backend(error)) => Err(error),
                 Err(error) => Err(Error::new(ErrorKind::Checkout, "no connection").with_source(error)),
             },
@@ -167,6 +167,11 @@ impl Opener {
         self.connector.open(&self.server).await
     }
 
+    /// Whether nothing is left on it of what its last user did.
+    async fn is_undone(&self, handle: &Handle) -> bool {
+        matches!(timeout(self.connector.config.check_timeout, handle.undo()).await, Ok(Ok(())))
+    }
+
     /// Whether a connection that was last handed out at this moment can be handed out again.
     async fn works(&self, handle: &Handle, used: Instant) -> bool {
         if handle.is_outdated(used) {
@@ -208,6 +213,9 @@ impl managed::Manager for Opener {
         if handle.is_busy() {
             // Whoever had it has left something that may wait for ever.
             return Err(RecycleError::message("a command of its last user is not answered yet"));
+        }
+        if handle.is_changed() || !self.is_undone(handle).await {
+            return Err(RecycleError::message("what its last user has left on it cannot be undone"));
         }
         match self.works(handle, metrics.recycled.unwrap_or(metrics.created)).await {
             true => Ok(()),

@@ -10,7 +10,10 @@ use std::{
     collections::VecDeque,
     future::Future,
     pin::Pin,
-    sync::{Arc, OnceLock, Weak},
+    sync::{
+        Arc, OnceLock, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
 };
 
@@ -23,6 +26,7 @@ use crate::{
     connect::{Connector, Dialogue, Endpoint},
     error::{closed, error},
     handle::{Handle, Settings},
+    identity::Identity,
     mailbox::{Mailbox, Request, Verdict},
     stream::Activity,
 };
@@ -36,14 +40,21 @@ pub(crate) type Session = winddown_net::Session<Part>;
 #[derive(Debug)]
 pub(crate) struct Part {
     pub(crate) endpoint: Endpoint,
-    /// The number by which the server knows it, once it is open and if it tells.
-    id: OnceLock<i64>,
+    /// How the server knows it, once it is open.
+    identity: OnceLock<Identity>,
     mailbox: Arc<Mailbox>,
+    /// Whether what waits at the server is ended when draining begins, though somebody waits for it.
+    unblocks: bool,
+    is_cut: AtomicBool,
 }
 
 impl Part {
-    pub(crate) fn id(&self) -> Option<i64> {
-        self.id.get().copied()
+    fn new(endpoint: Endpoint, mailbox: Arc<Mailbox>, unblocks: bool) -> Self {
+        Self { endpoint, identity: OnceLock::new(), mailbox, unblocks, is_cut: AtomicBool::new(false) }
+    }
+
+    pub(crate) fn identity(&self) -> Option<&Identity> {
+        self.identity.get()
     }
 
     /// Whether something is not answered yet.
@@ -54,6 +65,32 @@ impl Part {
     /// Whether nobody waits for what the server works on.
     pub(crate) fn is_abandoned(&self) -> bool {
         self.mailbox.is_abandoned()
+    }
+
+    /// Whether something waits at the server that is not to wait any more once draining has begun.
+    pub(crate) fn waits_too_long(&self) -> bool {
+        self.waits() && (self.unblocks || self.mailbox.is_abandoned())
+    }
+
+    /// Whether what the server works on is to be ended by a drain before its settling ends.
+    pub(crate) fn is_left(&self) -> bool {
+        self.is_abandoned() || self.waits_too_long()
+    }
+
+    /// Whether the server works on something that waits there.
+    pub(crate) fn waits(&self) -> bool {
+        self.mailbox.is_waiting()
+    }
+
+    /// Whether there is more than one thing that is not answered: what is queued is executed once the first is ended.
+    pub(crate) fn has_more(&self) -> bool {
+        self.mailbox.unanswered() > 1
+    }
+
+    /// Whether whoever calls this is the first to cut it.
+    pub(crate) fn is_cut_now(&self) -> bool {
+        // SeqCst: once in the life of a session.
+        !self.is_cut.swap(true, Ordering::SeqCst)
     }
 
     /// How many requests were answered so far.
@@ -81,8 +118,8 @@ pub(crate) async fn open_on(
     let (give, opened) = oneshot::channel();
     let link = Arc::clone(socket.link());
     let mailbox = Arc::new(Mailbox::of(Arc::clone(&connector.outdated)));
-    let part = Part { endpoint: endpoint.clone(), id: OnceLock::new(), mailbox: Arc::clone(&mailbox) };
-    let database = endpoint.login.database;
+    let part = Part::new(endpoint.clone(), Arc::clone(&mailbox), connector.config.unblock_on_drain);
+    let (database, is_resp3) = (endpoint.login.database, endpoint.login.protocol.supports_resp3());
     let of = Arc::clone(&mailbox);
     let life = |session| Box::pin(live(socket, endpoint, opening, config, of, session, give)) as _;
     let Some(session) = connector.sessions.enter(&link, part, life) else {
@@ -96,6 +133,9 @@ pub(crate) async fn open_on(
                 ledger: Arc::clone(&connector.ledger),
                 response_timeout: connector.config.response_timeout,
                 database,
+                is_shared: connector.config.pool.is_none(),
+                is_resp3,
+                waits: Arc::clone(&connector.waits),
             };
             Handle::new(session, task, mailbox, connection, settings)
         }),
@@ -118,8 +158,7 @@ pub(crate) async fn ask_on(
 ) -> Result<Value, Error> {
     let (give, answer) = oneshot::channel();
     let link = Arc::clone(socket.link());
-    let mailbox = Arc::new(Mailbox::of(Arc::default()));
-    let part = Part { endpoint: endpoint.clone(), id: OnceLock::new(), mailbox };
+    let part = Part::new(endpoint.clone(), Arc::new(Mailbox::of(Arc::default())), false);
     let life = |_| {
         let asking = async move {
             let mut dialogue = endpoint.log_in(&opening, socket).await.map(|(stream, _)| Dialogue::new(stream))?;
@@ -152,7 +191,7 @@ async fn live(
     session: Weak<Session>,
     give: oneshot::Sender<Result<MultiplexedConnection, Error>>,
 ) -> End {
-    let (stream, id) = match endpoint.log_in(&opening, socket).await {
+    let (stream, identity) = match endpoint.log_in(&opening, socket).await {
         Ok(opened) => opened,
         Err(error) => {
             // Nobody may be left to hear it.
@@ -174,9 +213,9 @@ async fn live(
             return End::NeverOpened;
         }
     };
-    if let (Some(session), Some(id)) = (session.upgrade(), id) {
+    if let (Some(session), Some(identity)) = (session.upgrade(), identity) {
         // Set once, here.
-        let _ = session.part().id.set(id);
+        let _ = session.part().identity.set(identity);
     }
     if give.send(Ok(connection)).is_err() {
         // The caller has gone.

@@ -6,6 +6,8 @@
 mod acl;
 #[path = "redis/blocked.rs"]
 mod blocked;
+#[path = "redis/carried.rs"]
+mod carried;
 #[cfg(feature = "buffer")]
 #[path = "redis/checked.rs"]
 mod checked;
@@ -29,6 +31,8 @@ mod held;
 mod nodes;
 #[path = "redis/outage.rs"]
 mod outage;
+#[path = "redis/pops.rs"]
+mod pops;
 #[path = "redis/queued.rs"]
 mod queued;
 #[path = "redis/readonly.rs"]
@@ -56,6 +60,8 @@ mod sink;
 #[cfg(feature = "buffer")]
 #[path = "redis/soak.rs"]
 mod soak;
+#[path = "redis/strangers.rs"]
+mod strangers;
 #[path = "redis/subscriber.rs"]
 mod subscriber;
 #[path = "redis/tls.rs"]
@@ -102,6 +108,15 @@ fn main() -> ExitCode {
                 sessions_say_goodbye_when_the_runtime_is_not_polled_any_more
                 sessions_say_goodbye_when_the_runtime_is_blocked
                 sessions_say_goodbye_when_the_runtime_is_gone;
+            carried:
+                s8_a_watch_that_was_left_does_not_abort_the_next_transaction
+                s8_a_transaction_that_was_left_open_swallows_no_command
+                s8_a_database_that_was_chosen_is_left_with_its_checkout
+                s8_a_session_that_was_changed_for_good_ends_with_its_checkout
+                s8_what_is_as_it_was_makes_no_round_trip
+                s8_what_would_leave_a_shared_connection_changed_is_refused
+                what_would_silence_a_session_is_refused_and_holds_up_nothing
+                a_command_without_an_answer_that_was_only_queued_is_not_called_written;
             credentials:
                 the_provider_is_asked_once_for_each_new_session
                 a_password_that_changes_is_followed
@@ -131,6 +146,11 @@ fn main() -> ExitCode {
                 all_who_wait_for_a_server_that_says_nothing_are_told_in_the_time_of_one
                 who_waits_for_a_place_in_the_pool_shares_the_outcome
                 idle_connections_of_a_server_that_says_nothing_are_asked_once;
+            pops:
+                l6_a_pop_that_nobody_waits_for_takes_nothing_while_others_are_waited_for
+                l6_a_pop_that_was_given_up_before_is_ended_when_draining_begins
+                s6_what_a_pop_takes_for_nobody_is_in_the_report
+                a_pop_that_somebody_waits_for_is_ended_at_once_where_that_is_asked_for;
             queued:
                 commands_that_nobody_waits_for_are_executed_before_the_goodbye
                 commands_whose_futures_were_dropped_are_executed_before_the_goodbye
@@ -169,6 +189,9 @@ fn main() -> ExitCode {
                 a_subscriber_learns_that_its_connection_was_replaced
                 who_only_listens_learns_of_a_server_that_says_nothing
                 who_subscribes_to_nothing_is_not_asked;
+            strangers:
+                s7_a_stranger_who_has_our_number_after_a_restart_is_left_alone
+                s7_what_the_server_does_not_prove_to_be_ours_is_not_ended_there;
             tls:
                 the_scheme_says_whether_a_session_is_encrypted
                 the_certificate_must_be_for_the_name_and_from_a_root
@@ -218,7 +241,9 @@ fn main() -> ExitCode {
                 a_batch_whose_answer_was_cut_off_is_written_once
                 batches_are_forgotten_when_they_are_old
                 a_large_batch_is_as_whole_as_a_small_one
-                everything_that_was_accepted_is_there_after_the_drain;
+                everything_that_was_accepted_is_there_after_the_drain
+                s8_a_batch_that_was_only_queued_or_aborted_is_not_called_written
+                s8_no_record_is_lost_to_what_a_caller_has_left;
         },
     );
     #[cfg(all(feature = "buffer", feature = "cluster"))]
