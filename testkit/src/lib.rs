@@ -17,6 +17,7 @@ pub mod slow;
 pub mod soak;
 mod suite;
 pub mod trials;
+pub mod wire;
 
 pub use libtest_mimic::Trial;
 pub use winddown_core;

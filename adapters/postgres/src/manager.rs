@@ -8,7 +8,7 @@ use deadpool_postgres::{Client, Hook, HookError, Manager, ManagerConfig, Pool, R
 use tokio::{task::JoinSet, time::timeout};
 #[cfg(feature = "buffer")]
 use winddown_core::Checkout;
-use winddown_core::{Capabilities, Drain, Error, ErrorKind, Latency, Resource, Rested, client_name};
+use winddown_core::{Capabilities, Drain, Error, ErrorKind, Latency, Outdated, Resource, Rested, client_name};
 
 #[cfg(feature = "buffer")]
 use crate::token::CancelKey;
@@ -27,6 +27,7 @@ use crate::{
 pub struct Postgres {
     source: Source,
     sessions: Arc<Sessions>,
+    outdated: Arc<Outdated>,
 }
 
 enum Source {
@@ -47,7 +48,11 @@ impl Postgres {
     pub fn new(config: impl Into<Config>) -> Self {
         let config = config.into();
         let rested = Arc::new(Rested::new(config.check_after));
-        Self { source: Source::Config { config: Box::new(config), rested }, sessions: Arc::default() }
+        Self {
+            source: Source::Config { config: Box::new(config), rested },
+            sessions: Arc::default(),
+            outdated: Arc::default(),
+        }
     }
 
     /// The database whose URL is in `DATABASE_URL`. Nothing is opened yet.
@@ -64,7 +69,7 @@ impl Postgres {
     /// calls them unconfirmed. Statements of checkouts that the guard has handed out, and of idle connections, are cancelled.
     /// Use [`Postgres::new`] where you can: it takes the same configuration.
     pub fn wrap(pool: Pool) -> Self {
-        Self { source: Source::Wrapped(Wrapped::new(pool)), sessions: Arc::default() }
+        Self { source: Source::Wrapped(Wrapped::new(pool)), sessions: Arc::default(), outdated: Arc::default() }
     }
 
     fn open_pool(&self, config: &Config, rested: &Arc<Rested<StatementCache>>) -> Result<Pool, Error> {
@@ -93,12 +98,16 @@ impl Postgres {
             driver.application_name(name);
         }
         let manager = ManagerConfig { recycling_method: recycling_method.clone() };
-        let rested = Arc::clone(rested);
+        let (rested, outdated) = (Arc::clone(rested), Arc::clone(&self.outdated));
         Pool::builder(Manager::from_connect(driver, connector, manager))
             .config(*pool)
             .runtime(Runtime::Tokio1)
             .pre_recycle(Hook::sync_fn(move |client, metrics| {
-                if !rested.is_suspect(metrics.recycled.unwrap_or(metrics.created)) {
+                let used = metrics.recycled.unwrap_or(metrics.created);
+                if outdated.is_outdated(metrics.created, used) {
+                    return Err(HookError::message("another connection has not answered since"));
+                }
+                if !rested.is_suspect(used) {
                     return Ok(());
                 }
                 // Before anything is asked: what the server has closed meanwhile is known to the kernel.
@@ -188,9 +197,14 @@ impl Resource for Postgres {
             match &self.source {
                 Source::Config { config, rested } if rested.is_to_be_checked(&client.statement_cache) => {
                     let asked = Instant::now();
-                    if let Ok(Ok(_)) = timeout(config.check_timeout, client.simple_query("")).await {
+                    let answer = timeout(config.check_timeout, client.simple_query("")).await;
+                    if let Ok(Ok(_)) = answer {
                         self.sessions.latency().saw(asked.elapsed());
                         return Ok(client);
+                    }
+                    if answer.is_err() {
+                        // The others would take as long to show the same.
+                        self.outdated.unused_until_now();
                     }
                     tracing::debug!("a connection did not answer after a rest, replacing it");
                     drop(Client::take(client));

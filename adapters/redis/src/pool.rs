@@ -13,7 +13,7 @@ use deadpool::{
 };
 use redis::aio::ConnectionManager;
 use tokio::{sync::OnceCell, time::timeout};
-use winddown_core::{Error, ErrorKind, Rested};
+use winddown_core::{Error, ErrorKind, Outdated, Rested};
 
 #[cfg(feature = "cluster")]
 use crate::cluster::Cluster;
@@ -152,13 +152,14 @@ pub(crate) struct Opener {
     connector: Connector,
     server: Server,
     rested: Rested<()>,
+    outdated: Outdated,
 }
 
 impl Opener {
     fn new(connector: Connector) -> Result<Self, Error> {
         let server = Server::of(&connector.config.driver)?;
         let rested = Rested::new(connector.config.check_after);
-        Ok(Self { connector, server, rested })
+        Ok(Self { connector, server, rested, outdated: Outdated::default() })
     }
 
     async fn open(&self) -> Result<Handle, Error> {
@@ -172,7 +173,12 @@ impl Opener {
             handle.session().sweep();
             if !handle.is_closed() {
                 let limit = self.connector.config.check_timeout;
-                if !matches!(timeout(limit, handle.ping()).await, Ok(Ok(()))) {
+                let answer = timeout(limit, handle.ping()).await;
+                if answer.is_err() {
+                    // The others would take as long to show the same.
+                    self.outdated.unused_until_now();
+                }
+                if !matches!(answer, Ok(Ok(()))) {
                     tracing::debug!("a connection did not answer when it was checked, replacing it");
                     return false;
                 }
@@ -195,7 +201,11 @@ impl managed::Manager for Opener {
             // Whoever had it has left something that may wait for ever.
             return Err(RecycleError::message("a command of its last user is not answered yet"));
         }
-        match self.works(handle, metrics.recycled.unwrap_or(metrics.created)).await {
+        let used = metrics.recycled.unwrap_or(metrics.created);
+        if self.outdated.is_outdated(metrics.created, used) {
+            return Err(RecycleError::message("another connection has not answered since"));
+        }
+        match self.works(handle, used).await {
             true => Ok(()),
             false => Err(RecycleError::message("the connection is closed")),
         }
