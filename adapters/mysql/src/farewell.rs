@@ -307,7 +307,7 @@ pub(crate) async fn open(connector: &Connector, server: &Server) -> Result<Watch
     let known = server.opts();
     let mut opts = fresh(connector, &known).await.unwrap_or_else(|| known.clone());
     loop {
-        match Watcher::open(&server.address, &opts).await {
+        match Watcher::open(&server.address, &opts, connector.connect_timeout).await {
             Err(failure) if error::is_full(&failure) => sleep(FULL_PAUSE).await,
             Err(failure) if error::is_refusal(&failure) && opts != known => opts = known.clone(),
             opened => return opened,
