@@ -220,6 +220,7 @@ mod tests {
         assert!(!format!("{config:?} {config:#?}").contains("secret"));
         let config: Config = "mysql://app@one/orders".parse().unwrap();
         assert_eq!(config.pool.max_size, PoolConfig::default().max_size);
+        assert_eq!(config.connect_timeout, Some(Duration::from_secs(5)));
     }
 
     #[test]

@@ -35,8 +35,9 @@ pub type Connection = Object<Manager>;
 /// How long it may take to tidy a connection up: longer, and it is replaced.
 pub(crate) const TIDY_PATIENCE: Duration = Duration::from_secs(1);
 
-/// A session with a server that takes no writes is not replaced sooner, for the next one may be with the same.
-const REOPEN_PAUSE: Duration = Duration::from_secs(1);
+/// A session with a server that took no writes from the beginning is not replaced sooner, for the next one may be with the
+/// same: where somebody has just failed, and where others of the pool were with a server that took writes.
+const REOPEN_PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 
 /// How long the driver goes on to wait for an answer that has come too late for whoever asked: a server that is slow is said
 /// goodbye to, one that is mute is not.
@@ -423,7 +424,8 @@ impl Session {
         }
         // The host's name may have led to the server that it was before, or to one that was yet to take over.
         let took_writes = self.connector.took_writes.load(Ordering::Relaxed);
-        (took_writes || has_failed) && self.home.opened.elapsed() >= REOPEN_PAUSE
+        let age = self.home.opened.elapsed();
+        (has_failed && age >= REOPEN_PAUSES.0) || (took_writes && age >= REOPEN_PAUSES.1)
     }
 
     /// The driver's connection, unless its answer was waited for in vain.

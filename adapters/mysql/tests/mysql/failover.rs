@@ -67,8 +67,10 @@ async fn buffer<V: Version>() {
     let mut superuser = new.server.superuser().await.unwrap();
     superuser.query_drop(format!("USE {}", old.tenant.name)).await.unwrap();
     superuser.query_drop(AUDIT).await.unwrap();
-    let mysql = Mysql::new(config_at(&old, wire.address()));
-    let scene = SinkScene::of(old, mysql).await;
+    let mut config = config_at(&old, wire.address());
+    // No second session is opened for any other reason.
+    config.pool.max_size = 1;
+    let scene = SinkScene::of(old, Mysql::new(config)).await;
     let audit = scene.lifecycle.guard(BatchWriter::new(&scene.db, insert()));
     with_settings(&scene.server, &[("read_only", "1")], async {
         for id in 0..RECORDS {
