@@ -19,6 +19,7 @@ pub mod starved;
 mod stranger;
 mod suite;
 pub mod trials;
+pub mod wire;
 
 pub use libtest_mimic::Trial;
 pub use winddown_core;

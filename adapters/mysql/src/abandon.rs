@@ -32,8 +32,8 @@ pub(crate) async fn session(mut checkout: Checkout<Mysql>) {
     let pool = Object::pool(&checkout);
     drop(checkout);
     let Some(pool) = pool else { return };
-    pool.manager().hung.now();
     let connector = &pool.manager().connector;
+    connector.outdated.unused_until_now();
     let Some(identity) = connector.sessions.identity(key) else { return };
     match timeout(PATIENCE, end(connector, key, &identity)).await {
         Ok(Ok(())) => tracing::debug!(session = key.id, "a session that hung has ended"),

@@ -100,6 +100,14 @@ pub(crate) fn is_connection(failure: &mysql_async::Error) -> bool {
     }
 }
 
+/// Which step of opening a session was not over in time, if that is what it is.
+pub(crate) fn late(failure: &mysql_async::Error) -> Option<&Error> {
+    match failure {
+        mysql_async::Error::Io(IoError::Io(error)) => error.get_ref()?.downcast_ref(),
+        _ => None,
+    }
+}
+
 /// Whether the driver has refused to send something, for it knows what the server takes at once.
 #[cfg(feature = "buffer")]
 pub(crate) fn is_too_large(failure: &mysql_async::Error) -> bool {

@@ -312,7 +312,7 @@ pub(crate) async fn open(connector: &Connector, server: &Server) -> Result<Watch
     }
     let mut opts = fresh(connector, &known).await.unwrap_or_else(|| known.clone());
     loop {
-        match Watcher::open(&server.address, &opts).await {
+        match Watcher::open(&server.address, &opts, connector.connect_timeout).await {
             Err(failure) if error::is_full(&failure) => sleep(FULL_PAUSE).await,
             // Sessions that end give theirs back.
             Err(failure) if error::is_out_of_descriptors(&failure) && is_draining && !wanted.borrow().cut => {

@@ -9,6 +9,7 @@ mod config;
 mod connect;
 mod error;
 mod farewell;
+mod home;
 mod manager;
 mod relay;
 mod sessions;

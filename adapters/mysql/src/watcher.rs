@@ -16,7 +16,7 @@ use tokio::time::sleep;
 use winddown_core::{Error, ErrorKind};
 
 use crate::{
-    connect::Address,
+    connect::{Address, Limit},
     error::{self, error},
     relay::Relay,
 };
@@ -104,16 +104,15 @@ pub(crate) struct Watcher {
 }
 
 impl Watcher {
-    pub(crate) async fn open(address: &Address, opts: &Opts) -> Result<Self, mysql_async::Error> {
-        let (builder, mut relay) = Relay::to(address, opts).await?;
-        // What the application wants done in each session is not for this one.
-        let builder = builder
-            .db_name(None::<String>)
-            .init(Vec::<String>::new())
-            .setup(Vec::<String>::new())
-            .after_connect(|_| Box::pin(std::future::ready(Ok(()))))
-            .compression(None)
-            .max_allowed_packet(Some(16 * 1024 * 1024));
+    pub(crate) async fn open(
+        address: &Address,
+        opts: &Opts,
+        limit: Option<Duration>,
+    ) -> Result<Self, mysql_async::Error> {
+        // What comes then has the limit of whoever asks, a drain for one: a server that is slow is worth the time that is there.
+        let connecting = Limit::of(address, limit);
+        let (builder, mut relay) = connecting.step("connecting", Relay::to(address, opts)).await?;
+        let builder = builder.db_name(None::<String>).compression(None).max_allowed_packet(Some(16 * 1024 * 1024));
         let mut conn =
             Conn::new(builder).await.map_err(|failure| relay.failure().map_or(failure, mysql_async::Error::from))?;
         let host = rows(&mut conn, &format!("SELECT {HOST}")).await?.pop();

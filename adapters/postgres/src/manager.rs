@@ -51,7 +51,10 @@ impl Postgres {
     pub fn new(config: impl Into<Config>) -> Self {
         let config = config.into();
         let rested = Arc::new(Rested::new(config.check_after));
-        Self { source: Source::Config { config: Box::new(config), rested }, sessions: Arc::default() }
+        Self {
+            source: Source::Config { config: Box::new(config), rested },
+            sessions: Arc::default(),
+        }
     }
 
     /// The database whose URL is in `DATABASE_URL`. Nothing is opened yet.
@@ -198,9 +201,14 @@ impl Resource for Postgres {
             match &self.source {
                 Source::Config { config, rested } if rested.is_to_be_checked(&client.statement_cache) => {
                     let asked = Instant::now();
-                    if let Ok(Ok(_)) = timeout(config.check_timeout, client.simple_query("")).await {
+                    let answer = timeout(config.check_timeout, client.simple_query("")).await;
+                    if let Ok(Ok(_)) = answer {
                         self.sessions.latency().saw(asked.elapsed());
                         return Ok(client);
+                    }
+                    if answer.is_err() {
+                        // The others would take as long to show the same.
+                        self.sessions.outdated().unused_until_now();
                     }
                     tracing::debug!("a connection did not answer after a rest, replacing it");
                     drop(Client::take(client));

@@ -116,7 +116,8 @@ fn main() -> ExitCode {
                 a_checkout_without_a_rest_makes_no_round_trip
                 a_checkout_after_a_rest_makes_one_round_trip
                 sessions_that_were_ended_while_the_process_stood_still_are_replaced
-                a_network_that_is_cut_holds_a_checkout_up_for_the_check_timeout;
+                a_network_that_is_cut_holds_a_checkout_up_for_the_check_timeout
+                one_connection_that_does_not_answer_speaks_for_all_of_its_age;
             runtimes:
                 a_guard_outlives_the_runtimes_that_its_sessions_were_opened_in
                 a_statement_goes_on_when_the_runtime_ends_that_its_session_was_opened_in

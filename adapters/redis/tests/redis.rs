@@ -168,7 +168,8 @@ fn main() -> ExitCode {
                 a_checkout_after_a_rest_makes_one_round_trip
                 sessions_that_were_ended_while_the_process_stood_still_are_replaced
                 a_network_that_is_cut_holds_a_checkout_up_for_the_check_timeout
-                a_session_that_is_still_busy_is_not_handed_out_again;
+                a_session_that_is_still_busy_is_not_handed_out_again
+                one_connection_that_does_not_answer_speaks_for_all_of_its_age;
             sentinels:
                 a_failover_is_followed_and_no_session_is_left_on_either_server
                 a_primary_that_was_killed_is_replaced_and_its_successor_is_drained

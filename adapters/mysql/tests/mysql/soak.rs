@@ -51,7 +51,8 @@ async fn not_one_is_lost<V: Version>(server: &Tenancy<V>) -> Result<String, BoxE
     }
 }
 
-/// The driver resets each session that is given back, which is a round trip: its own pool does so, too, and nothing is added.
+/// The driver resets each session that is given back, which is a round trip: its own pool does so, too. Added is one more
+/// in the background, for what a reset leaves as it was.
 async fn warm<V: Version>(server: &Tenancy<V>) -> Result<String, BoxError> {
     const CHECKOUTS: u64 = 50;
     let proxy = server.proxy().ok_or("nothing counts between this resource and its server")?;
@@ -75,7 +76,7 @@ async fn warm<V: Version>(server: &Tenancy<V>) -> Result<String, BoxError> {
     let theirs = proxy.round_trips() - before;
     bare.disconnect().await?;
     // An answer that arrives in pieces may be counted as more. A check at each checkout would add as many as there are.
-    if ours > theirs + CHECKOUTS / 5 || ours < CHECKOUTS {
+    if ours > theirs + CHECKOUTS + CHECKOUTS / 5 || ours < CHECKOUTS {
         return Err(format!("{ours} round trips for {CHECKOUTS} checkouts, {theirs} by the driver's own pool").into());
     }
     Ok(format!("{CHECKOUTS} checkouts with a query each: {ours} round trips, {theirs} by the driver's own pool"))
