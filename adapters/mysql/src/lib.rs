@@ -10,6 +10,7 @@ mod connect;
 mod error;
 mod farewell;
 mod manager;
+mod origin;
 mod relay;
 mod sessions;
 #[cfg(feature = "buffer")]
