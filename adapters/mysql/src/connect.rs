@@ -22,8 +22,9 @@ use winddown_core::{CredentialsProvider, Error, ErrorKind, Outdated, Rested};
 use crate::{
     error,
     home::{self, Home},
+    origin::introduce,
     sessions::{Key, LEAVE_PATIENCE, Opening, Sessions},
-    watcher,
+    watcher::{self, Sight},
 };
 
 /// The pool of a [`Mysql`](crate::Mysql).
@@ -159,7 +160,12 @@ impl Connector {
             match self.connect_to(&address, opening, opts).await {
                 Ok(session) => return Ok(session),
                 Err(failure) if error::is_connection(&failure) => last = Some((address, failure)),
-                Err(failure) => return Err(error::open(failure)),
+                Err(failure) => {
+                    if error::is_full(&failure) {
+                        self.sessions.found_full(None);
+                    }
+                    return Err(error::open(failure));
+                }
             }
         }
         Err(match last {
@@ -218,18 +224,20 @@ impl Connector {
 
     /// Whose number it is: behind one address there may be several servers, and a proxy has numbers of its own.
     async fn identify(&self, opening: &Opening, key: Key, conn: &mut Conn) -> Result<(), mysql_async::Error> {
-        let sql = format!("SELECT CONNECTION_ID(), {}, @@max_allowed_packet", watcher::HOST);
-        let answer: Vec<(u32, String, usize)> = watcher::rows(conn, &sql).await?;
-        let Some((id, host, max_packet)) = answer.into_iter().next() else { return Ok(()) };
-        self.max_packet.store(max_packet, Ordering::Relaxed);
-        if id == key.id {
-            opening.is_open_on(key, &host);
+        let introduced = introduce(conn).await?;
+        if let Some(max_packet) = introduced.max_packet {
+            self.max_packet.store(max_packet, Ordering::Relaxed);
         }
         if let Some(left) = self.sessions.many_left(key.server) {
-            let listed = watcher::listed(conn, &left).await?;
-            let is_listed = |id: &u32| listed.iter().any(|listed| listed.id == *id);
-            self.sessions.forget(key.server, left.into_iter().filter(|id| !is_listed(id)));
+            let sights = watcher::look(conn, introduced.origin.as_ref(), &left).await?;
+            let of = |sight| {
+                let found = left.iter().zip(&sights).filter(move |(_, found)| **found == sight);
+                found.map(|(asked, _)| asked.key).collect::<Vec<_>>()
+            };
+            self.sessions.forget(of(Sight::Gone));
+            self.sessions.forget_oldest(of(Sight::Unproven));
         }
+        opening.is_open(key, introduced.origin);
         Ok(())
     }
 
@@ -459,7 +467,13 @@ impl Session {
                 // Nobody may wait for it any more: then the book sees to its goodbye.
                 Ok(Ok(())) => drop(give.send(asked)),
                 Ok(Err(failure)) => {
-                    tracing::debug!(session = key.id, error = %failure, "a connection is not used again")
+                    tracing::debug!(session = key.id, error = %failure, "a connection is not used again");
+                    let is_broken = error::is_broken(&failure);
+                    let sessions = Arc::clone(&asked.connector.sessions);
+                    drop(asked);
+                    if is_broken {
+                        sessions.is_broken(key);
+                    }
                 }
                 Err(_) => asked.connector.sessions.is_mute(key),
             }

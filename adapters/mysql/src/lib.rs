@@ -11,6 +11,7 @@ mod error;
 mod farewell;
 mod home;
 mod manager;
+mod origin;
 mod relay;
 mod sessions;
 #[cfg(feature = "buffer")]

@@ -15,6 +15,8 @@ mod errors;
 #[cfg(feature = "buffer")]
 #[path = "mysql/failover.rs"]
 mod failover;
+#[path = "mysql/full.rs"]
+mod full;
 #[path = "mysql/gone.rs"]
 mod gone;
 #[path = "mysql/held.rs"]
@@ -40,10 +42,14 @@ mod sink;
 mod soak;
 #[path = "mysql/state.rs"]
 mod state;
+#[path = "mysql/strangers.rs"]
+mod strangers;
 #[path = "mysql/tls.rs"]
 mod tls;
 #[path = "mysql/unix.rs"]
 mod unix;
+#[path = "mysql/unproven.rs"]
+mod unproven;
 #[cfg(feature = "buffer")]
 #[path = "mysql/warned.rs"]
 mod warned;
@@ -86,6 +92,10 @@ fn main() -> ExitCode {
                 what_the_server_refuses_says_what_to_do
                 what_cannot_be_reached_is_worth_another_try
                 a_server_that_is_full_is_worth_another_try;
+            full:
+                a_limit_that_is_reached_by_statements_is_named_in_the_report
+                a_session_that_is_idle_cancels_where_there_is_no_room_for_another
+                an_abandoned_statement_is_cancelled_though_the_limit_is_reached;
             gone:
                 a_checkout_that_was_dropped_while_connecting_leaves_no_session
                 a_server_that_never_speaks_does_not_hold_up_the_drain
@@ -122,6 +132,8 @@ fn main() -> ExitCode {
                 the_next_caller_is_in_the_configured_database
                 without_a_reset_transactions_and_locks_end_all_the_same
                 the_next_caller_has_the_roles_of_a_new_session;
+            strangers:
+                sessions_that_have_our_numbers_after_a_restart_are_left_alone;
             tls:
                 sessions_are_encrypted_and_say_goodbye
                 a_statement_is_cancelled_over_tls
@@ -132,6 +144,9 @@ fn main() -> ExitCode {
             unix:
                 sessions_over_a_socket_file_say_goodbye
                 a_statement_is_cancelled_over_a_socket_file;
+            unproven:
+                sessions_whose_end_nobody_can_see_say_goodbye
+                nothing_is_ended_where_nothing_is_proven;
             wrapped:
                 a_pool_is_drained_though_it_was_never_used_through_the_guard
                 sessions_that_were_handed_out_are_seen_to_end
