@@ -51,10 +51,7 @@ impl Postgres {
     pub fn new(config: impl Into<Config>) -> Self {
         let config = config.into();
         let rested = Arc::new(Rested::new(config.check_after));
-        Self {
-            source: Source::Config { config: Box::new(config), rested },
-            sessions: Arc::default(),
-        }
+        Self { source: Source::Config { config: Box::new(config), rested }, sessions: Arc::default() }
     }
 
     /// The database whose URL is in `DATABASE_URL`. Nothing is opened yet.

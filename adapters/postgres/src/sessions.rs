@@ -93,7 +93,11 @@ impl Endpoint {
         self.reached(opening, dial_anyway(&self.address, &self.options)).await
     }
 
-    async fn reached(&self, opening: &Opening, dialling: impl Future<Output = io::Result<Socket>>) -> io::Result<Socket> {
+    async fn reached(
+        &self,
+        opening: &Opening,
+        dialling: impl Future<Output = io::Result<Socket>>,
+    ) -> io::Result<Socket> {
         opening.step("connecting", dialling).await.map_err(refused)?.map_err(|source| {
             let text = format!("cannot reach {self}");
             refused(Error::new(ErrorKind::Init, text).with_source(source).retryable())
