@@ -21,7 +21,7 @@ use std::{
 use serde::{Serialize, de::DeserializeOwned};
 use signal_hook::consts::SIGXFSZ;
 use uuid::Uuid;
-use winddown_core::{BoxError, Error, ErrorKind};
+use winddown_core::{BoxError, Error, ErrorKind, SpareDescriptors};
 
 pub use self::key::SpillKey;
 pub(crate) use self::{
@@ -103,7 +103,7 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Spill<T> {
     }
 
     pub(crate) fn directory_on(disk: Arc<dyn Disk>, path: PathBuf) -> Self {
-        Self::to(Directory { path, disk })
+        Self::to(Directory { path, disk, spare: SpareDescriptors::new(OPENED) })
     }
 
     /// To the standard error stream, and so into the platform's log: a line of JSON for each record, the same as in a file, with
@@ -221,7 +221,12 @@ fn write_records<T: Serialize + DeserializeOwned>(
 struct Directory {
     path: PathBuf,
     disk: Arc<dyn Disk>,
+    /// A file is opened in it when there may be no descriptor left (L7).
+    spare: SpareDescriptors,
 }
+
+/// The directory, the one that it is in where it has to be made again, and the file.
+const OPENED: usize = 3;
 
 impl<T: Serialize + DeserializeOwned + Send + Sync> Elsewhere<T> for Directory {
     fn check(&self) -> Result<(), Error> {
@@ -236,7 +241,9 @@ impl<T: Serialize + DeserializeOwned + Send + Sync> Elsewhere<T> for Directory {
         Folder::make(path).and_then(|_| tempfile::tempfile_in(path)).map(drop).map_err(|error| {
             let text = format!("the directory for spilled records, {}, cannot be written to", path.display());
             Error::new(ErrorKind::Config, text).with_source(error)
-        })
+        })?;
+        self.spare.keep();
+        Ok(())
     }
 
     fn time_for(&self, bytes: usize) -> Duration {
@@ -244,7 +251,20 @@ impl<T: Serialize + DeserializeOwned + Send + Sync> Elsewhere<T> for Directory {
     }
 
     fn write(&self, from: &Writing<'_>, batches: &[Batch<T>], _: &Error) -> Result<Vec<Unspilled>, BoxError> {
-        let Self { path, disk } = self;
+        self.spare.let_go();
+        let written = self.write_file(from, batches);
+        self.spare.keep();
+        written
+    }
+}
+
+impl Directory {
+    fn write_file<T: Serialize + DeserializeOwned>(
+        &self,
+        from: &Writing<'_>,
+        batches: &[Batch<T>],
+    ) -> Result<Vec<Unspilled>, BoxError> {
+        let Self { path, disk, .. } = self;
         // It may have been removed while the process ran.
         let folder = Folder::make(path)?;
         // Newer ones sort behind older ones, and no two are alike.

@@ -26,8 +26,9 @@ pin_project! {
     /// It is a [`Stream`] where it holds one; with the feature `http-body` it is a `Body` where it holds one, with that
     /// body's trailers and length.
     ///
-    /// A stream that never ends by itself (server-sent events) holds up the drain until its share of the budget is used
-    /// up: end it at [`Lifecycle::draining`](crate::Lifecycle::draining).
+    /// A stream that never ends by itself (server-sent events) holds up the resources until
+    /// [its share of the budget](crate::Builder::work_share) is used up, and the drain until its end: end it at
+    /// [`Lifecycle::draining`](crate::Lifecycle::draining).
     ///
     /// A task that the application spawns itself, as the sending half of a channel, is not polled through this: run it in
     /// [`Tracked::scope`] or [`as_dependent`](crate::as_dependent).

@@ -3,8 +3,8 @@
 //!
 //! It is an OS thread with a runtime of its own, so that an application that starves its runtime neither hides a signal
 //! nor stops the clock. Foreign code runs beside it: each resource is drained on a thread of its own, the report is
-//! written on another, and wakers are called on a third, so nothing that hangs can hold it up. Only where the system
-//! gives no more threads are wakers called here. While nothing happens it sleeps in one system call, without a timer
+//! written on another, and wakers are called on a third, so nothing that hangs can hold it up. These threads are there
+//! before they are needed (L7); only where the system did not give them are wakers called here. While nothing happens it sleeps in one system call, without a timer
 //! (C2).
 
 #[cfg(all(test, not(winddown_loom)))]
@@ -15,17 +15,16 @@ use std::{
     future::{Future, pending},
     io,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, mpsc as blocking},
-    thread,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use tokio::{
-    runtime::{self, Runtime},
+    runtime,
     signal::unix::{SignalKind, signal},
     sync::{mpsc, oneshot, watch},
     task::JoinSet,
-    time::{Instant, timeout_at},
+    time::{Instant, sleep, sleep_until, timeout_at},
 };
 
 use crate::{
@@ -40,30 +39,48 @@ use crate::{
     report::{AtCut, Known, Tally, in_words},
     signals,
     standard_error::Lines,
+    standby::{Needs, Own, Standby},
 };
 
 /// The exit status of a process that had to be ended at its deadline: what `timeout(1)` uses.
 pub const EXIT_AT_DEADLINE: i32 = 124;
 
-/// Starts the thread. Signals are received from the moment this returns.
+/// Starts the thread of a lifecycle that owns the process. Signals are received from the moment this returns.
 ///
 /// # Errors
 /// [`ErrorKind::Config`] when the system refuses the signal handler, the thread or its event queue.
 pub(crate) fn start(shared: &Arc<Shared>, life: &Arc<Life>) -> Result<(), Error> {
-    let failed = |error: io::Error| {
-        Error::new(ErrorKind::Config, "cannot start the thread that waits for signals: raise the limits of the process")
-            .with_source(error)
+    panics::tell_what_an_abort_loses();
+    let runtime = Own::new(runtime::Builder::new_current_thread().enable_all()).map_err(refused)?;
+    let handle = runtime.handle();
+    let thread = Standby::with("winddown", runtime).map_err(refused)?;
+    // Last: a signal that is received and heard by nobody would be lost.
+    let signals = {
+        let _inside = handle.enter();
+        Signals::listen(&shared.signals).map_err(refused)?
     };
+    conduct_on(thread, shared, life, signals);
+    Ok(())
+}
+
+/// Drains one that does not own it, once, on what its life has kept for that.
+///
+/// # Errors
+/// [`ErrorKind::Config`] when the system gives no thread for it, now or before.
+pub(crate) fn start_drain(shared: &Arc<Shared>, life: &Arc<Life>) -> Result<(), Error> {
+    let thread = life.conductor.take(Needs::Nothing).map_err(refused)?;
+    conduct_on(thread, shared, life, Signals::none());
+    Ok(())
+}
+
+fn refused(error: io::Error) -> Error {
+    let text = "cannot start the thread that drains: raise the limits of the process";
+    Error::new(ErrorKind::Config, text).with_source(error)
+}
+
+fn conduct_on(thread: Standby<Own>, shared: &Arc<Shared>, life: &Arc<Life>, signals: Signals) {
     let (shared, life) = (Arc::clone(shared), Arc::clone(life));
-    // The runtime is made and dropped on its thread: an async caller may do neither.
-    let (sender, started) = blocking::channel();
-    let run = move || {
-        let (runtime, signals) = match prepare(&shared) {
-            Ok(prepared) => prepared,
-            Err(error) => return drop(sender.send(Err(error))),
-        };
-        // The caller waits for exactly this.
-        let _ = sender.send(Ok(()));
+    thread.run(move |runtime| {
         let conducted = catch_unwind(AssertUnwindSafe(|| runtime.block_on(main(&shared, life, signals))));
         if let Err(panic) = conducted {
             // A bug of this crate; its message has been printed. Nobody may wait for this thread any more.
@@ -72,34 +89,24 @@ pub(crate) fn start(shared: &Arc<Shared>, life: &Arc<Life>) -> Result<(), Error>
             }
             shared.life().publish_failure(&shared, &panics::error(&*panic));
         }
-    };
-    thread::Builder::new().name("winddown".into()).spawn(run).map_err(failed)?;
-    started.recv().unwrap_or_else(|_| Err(io::Error::other("it ended at once"))).map_err(failed)
+    });
 }
 
-fn prepare(shared: &Shared) -> io::Result<(Runtime, Signals)> {
-    if !shared.owns_process {
-        return Ok((drain_runtime()?, Signals::none()));
-    }
-    panics::tell_what_an_abort_loses();
-    let runtime = own_runtime()?;
-    let signals = {
-        let _inside = runtime.enter();
-        Signals::listen(&shared.signals)?
-    };
-    Ok((runtime, signals))
-}
-
-/// Runs code that wakes the application's tasks, and may therefore block or panic, beside this thread.
-fn aside(life: &Arc<Life>, work: impl Fn(&Life) + Clone + Send + 'static) {
-    let there = {
-        let (work, life) = (work.clone(), Arc::clone(life));
-        thread::Builder::new().name("winddown-wake".into()).spawn(move || work(&life))
-    };
-    if there.is_err() {
+/// Runs code that wakes the application's tasks, and may therefore block or panic, beside this thread: on the one that waits
+/// for it, or on a new one.
+fn aside(spare: Option<Standby>, life: &Arc<Life>, work: impl FnOnce(&Life) + Send + 'static) {
+    match spare.map_or_else(waker, Ok) {
+        Ok(there) => {
+            let life = Arc::clone(life);
+            there.run(move |()| work(&life));
+        }
         // No more threads: better here than not at all.
-        work(life);
+        Err(_) => work(life),
     }
+}
+
+fn waker() -> io::Result<Standby> {
+    Standby::with("winddown-wake", ())
 }
 
 async fn main(shared: &Arc<Shared>, mut life: Arc<Life>, mut signals: Signals) {
@@ -111,6 +118,11 @@ async fn main(shared: &Arc<Shared>, mut life: Arc<Life>, mut signals: Signals) {
 /// One life, from its start to the end of its drain and what comes then: the end of the process, or another life. None
 /// where the process is not this thread's business.
 async fn conduct_life(shared: &Arc<Shared>, life: &Arc<Life>, signals: &mut Signals) -> Option<Arc<Life>> {
+    // What is needed then and had now (L7). Without signals the drain has begun.
+    let spare = || if shared.owns_process { waker().ok() } else { None };
+    let (at_begin, at_end) = (spare(), spare());
+    let stopping = shared.owns_process.then(notify::Stopping::prepare);
+    let mut lines = shared.report_format.map(|_| Lines::start());
     // When the platform said stop; a drain may also be asked for.
     let mut stop = None;
     let mut begun = tokio::select! {
@@ -118,7 +130,7 @@ async fn conduct_life(shared: &Arc<Shared>, life: &Arc<Life>, signals: &mut Sign
         begun = life.begun() => begun,
         signal = signals.next() => {
             stop = Some(signal.at);
-            aside(life, move |life| {
+            aside(at_begin, life, move |life| {
                 life.refuse(Reason::Signal(signal.name.clone()), signal.at);
             });
             life.begun().await
@@ -128,14 +140,11 @@ async fn conduct_life(shared: &Arc<Shared>, life: &Arc<Life>, signals: &mut Sign
         // The application may have begun it between the signal and our own beginning; the platform counts from the signal.
         begun.at = begun.at.min(stop);
     }
-    let mut lines = shared.report_format.map(|format| {
-        let lines = Lines::start();
-        let budget = begun.budget(shared);
-        lines.say(log_line::begin_line(format, &begun, budget));
-        lines
-    });
-    if shared.owns_process {
-        notify::stopping(shared.budget.total());
+    if let (Some(format), Some(lines)) = (shared.report_format, &lines) {
+        lines.say(log_line::begin_line(format, &begun, begun.budget(shared)));
+    }
+    if let Some(stopping) = stopping {
+        stopping.say(shared.budget.total());
     }
 
     // L5: the signal after the one that said stop.
@@ -161,7 +170,7 @@ async fn conduct_life(shared: &Arc<Shared>, life: &Arc<Life>, signals: &mut Sign
         // Before anybody is told that the drain is over, and may begin another life.
         shared.is_the_last(life);
     }
-    aside(life, move |life| life.publish(Arc::clone(&report)));
+    aside(at_end, life, move |life| life.publish(Arc::clone(&report)));
 
     let stop_at = match stop {
         Some(at) => at,
@@ -182,13 +191,28 @@ async fn conduct_life(shared: &Arc<Shared>, life: &Arc<Life>, signals: &mut Sign
     stop = Some(stop_at);
     // The application ends by itself now, or never.
     let last_moment = stop_at + shared.budget.total() - shared.budget.margin() / ANSWER_SHARE;
-    let status = match timeout_at(last_moment, signals.second(&mut stop)).await {
-        Ok(signal) => signal.exit_status(),
-        Err(_) if clean => 0,
-        Err(_) => EXIT_AT_DEADLINE,
+    let status = tokio::select! {
+        biased;
+        signal = signals.second(&mut stop) => signal.exit_status(),
+        () = sleep_until(last_moment) => if clean { 0 } else { EXIT_AT_DEADLINE },
+        failed = held_up(shared), if clean => i32::from(failed),
     };
     // Not `std::process::exit`: its exit handlers are foreign code, and may hang.
     signal_hook::low_level::exit(status);
+}
+
+/// Ready when only blocking tasks keep the process: its runtime has been shutting down for longer than it may. Whether
+/// [`run`](crate::Lifecycle::run) has returned an error.
+async fn held_up(shared: &Shared) -> bool {
+    // The sender is in `shared`, so it cannot be closed.
+    let _ = shared.ending.subscribe().wait_for(|ending| ending.shut_down).await;
+    sleep(shared.exit_after).await;
+    if shared.report_format.is_some() {
+        let why = "its runtime waits for a blocking task that does not end, as a `spawn_blocking` or a read of standard input";
+        let mut lines = Lines::start();
+        lines.said(log_line::warning_line("drained, and the process is ended", why), shared.budget.margin() / 2).await;
+    }
+    shared.ending.borrow().failed
 }
 
 /// One request to stop may arrive as several signals: `timeout(1)` and shells send them to the process and to its group.
@@ -205,9 +229,17 @@ pub(crate) async fn conduct(shared: &Shared, begun: &Begun, place: Place, forced
     let mut running: JoinSet<(usize, Finished)> = JoinSet::new();
     let mut forced = std::pin::pin!(forced);
     let mut was_forced = false;
+    let share = begun.budget(shared).usable().mul_f64(shared.work_share);
+    let mut works_alone = std::pin::pin!(sleep_until(begun.at + share));
+    let mut is_shared = false;
     loop {
         for i in 0..rows.len() {
-            let ready = rows[i].is_waiting() && plan.dependents[i].iter().all(|&d| rows[d].is_over());
+            // Telemetry tells of the work, too.
+            let beside = is_shared && nodes[i].facts().order == Order::Normal;
+            let ready = rows[i].is_waiting()
+                && plan.dependents[i]
+                    .iter()
+                    .all(|&d| rows[d].is_over() || (beside && nodes[d].facts().order == Order::First));
             if ready {
                 rows[i].begin();
                 let deadlines = plan.deadlines[i];
@@ -229,6 +261,10 @@ pub(crate) async fn conduct(shared: &Shared, begun: &Begun, place: Place, forced
                 Some(Err(_)) => {}
                 None => break,
             },
+            () = &mut works_alone, if !is_shared => {
+                is_shared = true;
+                rows.iter().for_each(|row| row.has_had(share));
+            }
             () = &mut forced => {
                 was_forced = true;
                 break;
@@ -317,6 +353,19 @@ impl Row {
         self.state = State::Running { began: Instant::now() };
     }
 
+    /// Tracked work has had its share of the budget: what is left of it is named, whatever becomes of it.
+    fn has_had(&self, share: Duration) {
+        let stragglers = self.node.gate().stragglers();
+        if self.node.facts().order != Order::First || self.is_over() || stragglers.is_empty() {
+            return;
+        }
+        let share = in_words(share);
+        self.tally.change(|known| {
+            known.stragglers = stragglers;
+            known.reasons.push(format!("still there after its share of {share}: the resources were drained beside it"));
+        });
+    }
+
     fn end(&mut self, finished: Finished) {
         if let State::Running { began } = self.state {
             self.state = State::Over { took: began.elapsed(), finished, left_out: self.node.gate().out() };
@@ -326,7 +375,8 @@ impl Row {
     /// The row of the report; none for tracked work where there was none.
     fn report(self) -> Option<ResourceReport> {
         let facts = self.node.facts();
-        let Known { step, mut sessions, open, stragglers, at_cut, mut reasons, error } = self.tally.known();
+        let Known { step, mut sessions, open, stragglers, at_cut, mut reasons, is_incomplete, error } =
+            self.tally.known();
         let records = facts.ledger.as_ref().map(|ledger| ledger.close());
         let (took, left_out) = match &self.state {
             State::Waiting => (Duration::ZERO, self.node.gate().out()),
@@ -343,7 +393,7 @@ impl Row {
         if let Some(at) = at_cut {
             reasons.extend(why_cut(sessions.cut.saturating_sub(at.before), at, facts.address.as_deref()));
         }
-        if !facts.capabilities.confirmed_end {
+        if !self.node.capabilities().confirmed_end {
             // Nobody can have seen their end.
             sessions.unconfirmed += std::mem::take(&mut sessions.closed);
         }
@@ -356,8 +406,8 @@ impl Row {
                 Ok(Ended::NotInitialised) => (Outcome::NotInitialised, error),
                 Ok(Ended::Drained) => {
                     let lost = records.is_some_and(|records| records.written != records.accepted);
-                    let incomplete = lost || left_out > 0 || sessions.cut > 0 || sessions.left_behind > 0;
-                    (if incomplete { Outcome::Incomplete } else { Outcome::Drained }, error)
+                    let ended = left_out == 0 && sessions.cut == 0 && sessions.left_behind == 0;
+                    (if lost || is_incomplete || !ended { Outcome::Incomplete } else { Outcome::Drained }, error)
                 }
                 Ok(Ended::Hung) => (Outcome::Hung, error),
                 Err(Failure { panicked: true, message }) => (Outcome::Panicked, Some(message)),
@@ -369,7 +419,7 @@ impl Row {
             return None;
         }
         // What a resource cannot do matters to who reads what became of its sessions.
-        let cannot = if outcome == Outcome::NotInitialised { Vec::new() } else { facts.capabilities.missing() };
+        let cannot = if outcome == Outcome::NotInitialised { Vec::new() } else { self.node.capabilities().missing() };
         let name = facts.name.clone();
         Some(ResourceReport {
             name,
@@ -444,34 +494,19 @@ fn on_own_thread(
     mut released: watch::Receiver<()>,
     sender: oneshot::Sender<Finished>,
 ) -> io::Result<()> {
-    let work = move || {
-        // Sending fails where the conductor has given up on it.
-        let runtime = match drain_runtime() {
-            Ok(runtime) => runtime,
-            Err(error) => return drop(sender.send(Err(no_thread(error)))),
-        };
+    node.drainer()?.run(move |runtime| {
         let drained =
             catch_unwind(AssertUnwindSafe(|| runtime.block_on(as_dependent(node.drain(drain))).map_err(Failure::from)));
+        // Sending fails where the conductor has given up on it.
         let _ = sender.send(drained.unwrap_or_else(|panic| Err(panics::error(&*panic).into())));
         // Tasks that the resource spawned here (a connection that a hook opened) live until all are drained.
         runtime.block_on(async { while released.changed().await.is_ok() {} });
-        runtime.shutdown_background();
-    };
-    thread::Builder::new().name("winddown-drain".into()).spawn(work).map(drop)
+    });
+    Ok(())
 }
 
 fn no_thread(error: io::Error) -> Failure {
     Error::new(ErrorKind::Config, "cannot start a thread to drain on").with_source(error).into()
-}
-
-fn own_runtime() -> io::Result<Runtime> {
-    runtime::Builder::new_current_thread().enable_all().build()
-}
-
-/// Where files have run out, as they do when connections leak, a runtime without I/O must do: goodbyes over sockets that
-/// are open, and on blocking threads, need no more.
-fn drain_runtime() -> io::Result<Runtime> {
-    own_runtime().or_else(|_| runtime::Builder::new_current_thread().enable_time().build())
 }
 
 /// How a report is written when the drain ends.

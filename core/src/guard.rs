@@ -298,7 +298,7 @@ impl<R: Resource> Drop for Pass<R> {
 /// Work that drain waits for: a request, a job, an invocation. Made by [`Lifecycle::track`](crate::Lifecycle::track).
 ///
 /// Tracked work depends on every resource, so it is drained first: no resource says goodbye while it runs, or before
-/// its share of the budget is used up. Dropping this ends it.
+/// [its share of the budget](crate::Builder::work_share) is used up. Dropping this ends it.
 #[must_use = "the work counts as done when this is dropped"]
 pub struct Tracked {
     pass: Pass<crate::work::TrackedWork>,

@@ -12,6 +12,7 @@ mod work;
 
 // What an adapter implements, and what it is given for that.
 mod credentials;
+mod descriptors;
 mod latency;
 mod name;
 mod opening;
@@ -32,12 +33,16 @@ mod panics;
 mod plan;
 mod signals;
 mod standard_error;
+mod standby;
 mod sync;
 
 pub mod memory;
 
 #[doc(hidden)]
-pub use crate::{log_line::error_line, log_line::warning_line, panics::panic_message, standard_error::write_line};
+pub use crate::{
+    descriptors::SpareDescriptors, descriptors::is_out_of_descriptors, descriptors::out_of_descriptors,
+    log_line::error_line, log_line::warning_line, panics::panic_message, standard_error::write_line,
+};
 
 pub use crate::{
     body::TrackedBody,

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::{signal::unix::SignalKind, sync::watch, time::Instant};
+use tokio::{runtime::Handle, signal::unix::SignalKind, sync::watch, time::Instant};
 
 use crate::{
     Budget, Error, ErrorKind, Hook, Platform, Reason, Report, ReportFormat, Resource, Retry, ShutdownGuard, Tracked,
@@ -25,6 +25,7 @@ use crate::{
     node::{Node, Order, Renewal, Slot},
     panics, signals,
     standard_error::write_line,
+    standby::{Drainer, Needs},
     work::TrackedWork,
 };
 
@@ -80,6 +81,12 @@ pub(crate) struct Shared {
     embedded: bool,
     retry: Retry,
     init_limit: Option<Duration>,
+    /// Of the budget, for tracked work alone.
+    pub(crate) work_share: f64,
+    /// How long the process may go on when its runtime is being shut down.
+    pub(crate) exit_after: Duration,
+    /// How the application ends.
+    pub(crate) ending: watch::Sender<Ending>,
     lives: watch::Sender<Lives>,
     /// Held while a life is made, and never waited for.
     beginning: Mutex<()>,
@@ -94,6 +101,24 @@ struct Lives {
     is_last: bool,
 }
 
+/// How the application ends, as far as it can be seen.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Ending {
+    /// [`Lifecycle::run`] has returned an error.
+    pub(crate) failed: bool,
+    /// A runtime on which it has returned is being shut down.
+    pub(crate) shut_down: bool,
+}
+
+/// Lives in a task of a runtime, which drops it when it is shut down.
+struct Witness(watch::Sender<Ending>);
+
+impl Drop for Witness {
+    fn drop(&mut self) {
+        self.0.send_modify(|ending| ending.shut_down = true);
+    }
+}
+
 /// One life of a lifecycle: from its start to the end of its drain. A further life is another one of these, so nothing
 /// that was said of this one is ever taken back.
 pub(crate) struct Life {
@@ -102,6 +127,8 @@ pub(crate) struct Life {
     state: watch::Sender<State>,
     begun: watch::Sender<Option<Begun>>,
     report: watch::Sender<Option<Arc<Report>>>,
+    /// What its drain is conducted on, where no thread waits for signals.
+    pub(crate) conductor: Drainer,
 }
 
 /// Whether a lifecycle receives the signals of this process. Never taken back: after its drain it still ends the process
@@ -419,6 +446,11 @@ impl Lifecycle {
     ///   success;
     /// - [`ErrorKind::Work`] when the work failed, [`ErrorKind::Panicked`] when it panicked: drained all the same;
     /// - [`ErrorKind::Incomplete`] when the report is not clean.
+    ///
+    /// # After it
+    /// What `main` does then has what is left of the budget, and its own exit status. Where it was told to stop and the
+    /// report is clean, the process does not wait for blocking tasks when the runtime is shut down: see
+    /// [`Builder::exit_after`].
     #[track_caller]
     pub fn run<W, E>(&self, work: W) -> impl Future<Output = Result<Arc<Report>, Error>> + use<'_, W, E>
     where
@@ -431,11 +463,11 @@ impl Lifecycle {
             let life = self.shared.life();
             match self.shared.init(&life, self.shared.init_limit).await {
                 Ok(()) => {}
-                Err(error) if life.was_stopped(&error).await => return life.ended(Ok(())).await,
+                Err(error) if life.was_stopped(&error).await => return self.shared.ended(&life, Ok(())).await,
                 Err(error) => return Err(error),
             }
             // Not before: a rollback of init would wait for it.
-            let result = match life.track(site, None) {
+            let result = match life.track(site, Some("run".into())) {
                 Ok(tracked) => {
                     let failed = |error: E| Error::new(ErrorKind::Work, "the work failed").with_source(error);
                     let work = async { work.into_future().await.map_err(failed) };
@@ -450,7 +482,7 @@ impl Lifecycle {
                 Err(_) => Ok(()),
             };
             self.shared.begin(&life, Reason::WorkEnded);
-            life.ended(result).await
+            self.shared.ended(&life, result).await
         }
     }
 
@@ -474,7 +506,7 @@ impl Lifecycle {
     /// # Errors
     /// The error it was given, or [`ErrorKind::Incomplete`].
     pub async fn ended(&self, work: Result<(), Error>) -> Result<Arc<Report>, Error> {
-        self.shared.life().ended(work).await
+        self.shared.ended(&self.shared.life(), work).await
     }
 }
 
@@ -498,6 +530,22 @@ impl Shared {
             "this lifecycle receives no signals, so SIGTERM would end the process without a drain: build it without \
              `signals(false)`, or with `embedded()` where something else calls `begin_drain`",
         ))
+    }
+
+    /// The end of what [`Lifecycle::run`] does. From here on it is seen when this runtime is shut down.
+    async fn ended(&self, life: &Life, work: Result<(), Error>) -> Result<Arc<Report>, Error> {
+        let result = life.ended(work).await;
+        if self.owns_process {
+            self.ending.send_modify(|ending| ending.failed |= result.is_err());
+            if let Ok(runtime) = Handle::try_current() {
+                let witness = Witness(self.ending.clone());
+                runtime.spawn(async move {
+                    let _witness = witness;
+                    std::future::pending::<()>().await;
+                });
+            }
+        }
+        result
     }
 
     /// The life that is lived now.
@@ -560,6 +608,7 @@ impl Shared {
             }
         }
         let life = Life::new(registry, tracked);
+        life.prepare(self.owns_process);
         let began = self.lives.send_if_modified(|lives| {
             if lives.is_last {
                 return false;
@@ -582,7 +631,7 @@ impl Shared {
         // A lifecycle that owns the process has its thread from the start.
         if first
             && !self.owns_process
-            && let Err(error) = conductor::start(self, life)
+            && let Err(error) = conductor::start_drain(self, life)
         {
             // Without a thread nothing can be drained: the report says so of every resource.
             tracing::error!(%error, "cannot drain");
@@ -600,6 +649,14 @@ impl Life {
             state: watch::Sender::new(State::Starting),
             begun: watch::Sender::new(None),
             report: watch::Sender::new(None),
+            conductor: Drainer::default(),
+        }
+    }
+
+    /// Where that cannot be had now, it is tried again when the drain begins.
+    fn prepare(&self, owns_process: bool) {
+        if !owns_process {
+            let _ = self.conductor.prepare(Needs::Nothing);
         }
     }
 
@@ -655,22 +712,26 @@ impl Life {
     fn stop(&self, stop: Stop) -> bool {
         let Stop { reason, at, error, budget } = stop;
         let mut woken = Vec::new();
+        let nodes: Arc<[_]>;
         {
             // Under the registry's lock: a resource that is registered later is refused and not drained.
             let registry = self.registry();
             if self.begun.borrow().is_some() {
                 return false;
             }
-            let nodes: Arc<[_]> = registry.clone().into();
+            nodes = registry.clone().into();
             for node in nodes.iter() {
                 woken.extend(node.gate().refuse(Admits::Dependents));
             }
             // After all are refused: the drain begins with this.
-            self.begun.send_replace(Some(Begun { reason, at, error, budget, nodes }));
+            self.begun.send_replace(Some(Begun { reason, at, error, budget, nodes: Arc::clone(&nodes) }));
         }
         // Whoever sees this state is refused everywhere (S2). It may be over already: states only move on. Before those
         // that waited: one of them may block, and a server waits for this.
         let _ = catch_unwind(AssertUnwindSafe(|| self.advance(State::Draining)));
+        for node in nodes.iter() {
+            let _ = catch_unwind(AssertUnwindSafe(|| node.draining()));
+        }
         wake(woken);
         true
     }

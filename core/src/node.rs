@@ -1,6 +1,7 @@
 //! One resource in the registry, and the drain protocol of one resource.
 
 use std::{
+    io,
     panic::Location,
     pin::pin,
     sync::{
@@ -22,6 +23,7 @@ use crate::{
     plan::{RESERVE_FLOOR, Reserve},
     report::in_words,
     resource::Deadlines,
+    standby::{Drainer, Needs, Own, Standby},
 };
 
 /// How long an initialisation that is under way may still take. A server that is there has answered by then; one that
@@ -46,12 +48,18 @@ pub(crate) trait Node: Send + Sync {
     fn gate(&self) -> &Arc<Gate>;
     /// The time to keep for cancelling and for the last goodbyes; none where nothing is initialised.
     fn reserve(&self) -> Reserve;
+    /// What it can do, as far as that is known by now.
+    fn capabilities(&self) -> Capabilities;
     async fn init(self: Arc<Self>) -> Result<(), Error>;
     /// The initialisation that is under way, if one is.
     fn unfinished(&self) -> Option<Unfinished>;
     /// Ends it: there has been time enough.
     fn give_up(&self);
     async fn flush(self: Arc<Self>) -> Result<(), Error>;
+    /// What it is drained on, once.
+    fn drainer(&self) -> io::Result<Standby<Own>>;
+    /// Tells the resource that draining has begun, if it is initialised.
+    fn draining(&self);
     async fn drain(self: Arc<Self>, drain: Drain) -> Result<Ended, Error>;
     /// The same resource for a further life of its lifecycle; none where it has only one. Asks the resource about itself,
     /// and is called once, when this life is over.
@@ -118,8 +126,11 @@ pub(crate) struct Slot<R: Resource> {
     pool: InitCell<R::Pool>,
     trying: Mutex<Trying>,
     reserve: OnceLock<Duration>,
+    /// What it says that it can do once it is initialised: a server may have told it more.
+    capabilities: OnceLock<Capabilities>,
     gate: Arc<Gate>,
     retry: Retry,
+    drainer: Drainer,
     /// The same resource in the life after this one.
     next: OnceLock<Arc<Self>>,
 }
@@ -158,14 +169,19 @@ impl<R: Resource> Slot<R> {
             // The lock is new, so this cannot fail.
             let _ = reserve.set(resource.reserve(pool));
         }
+        let drainer = Drainer::default();
+        // Where it cannot be had now, initialising fails of it.
+        let _ = drainer.prepare(needs(order));
         Self {
             facts,
             resource,
             pool: InitCell::new(opened),
             trying: Mutex::default(),
             reserve,
+            capabilities: OnceLock::new(),
             gate: Arc::new(Gate::new(Admits::Everyone)),
             retry,
+            drainer,
             next: OnceLock::new(),
         }
     }
@@ -217,10 +233,15 @@ impl<R: Resource> Slot<R> {
         *slot.trying() = Trying { since: Some(Instant::now()), failed: None };
         let mut pauses = slot.retry.pauses();
         loop {
-            let error = match panics::catch(slot.resource.init()).await {
+            let attempt = async {
+                slot.drainer.prepare(needs(slot.facts.order)).map_err(cannot_be_drained)?;
+                panics::catch(slot.resource.init()).await
+            };
+            let error = match attempt.await {
                 Ok(pool) => {
                     // In one life there is one success.
                     let _ = slot.reserve.set(slot.resource.reserve(&pool));
+                    let _ = slot.capabilities.set(slot.resource.capabilities());
                     *slot.trying() = Trying::default();
                     return Ok(pool);
                 }
@@ -251,6 +272,17 @@ impl<R: Resource> Slot<R> {
     }
 }
 
+/// What the drain of a resource needs of the system. Tracked work is waited for, and nothing else.
+fn needs(order: Order) -> Needs {
+    if order == Order::First { Needs::Nothing } else { Needs::Descriptors }
+}
+
+/// It is not opened then.
+fn cannot_be_drained(source: io::Error) -> Error {
+    let text = "the system does not give the thread and the descriptors that its drain will need: raise the limits of the process";
+    Error::new(ErrorKind::Init, text).with_source(source).retryable()
+}
+
 #[async_trait]
 impl<R: Resource> Node for Slot<R> {
     fn facts(&self) -> &Facts {
@@ -269,6 +301,10 @@ impl<R: Resource> Node for Slot<R> {
             None if self.pool.is_running() => Reserve::new(RESERVE_FLOOR, latency),
             None => Reserve::NONE,
         }
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.capabilities.get().copied().unwrap_or(self.facts.capabilities)
     }
 
     async fn init(self: Arc<Self>) -> Result<(), Error> {
@@ -299,6 +335,10 @@ impl<R: Resource> Node for Slot<R> {
         panics::catch(self.resource.flush(pool)).await.map_err(|error| error.of(self.name()))
     }
 
+    fn drainer(&self) -> io::Result<Standby<Own>> {
+        self.drainer.take(needs(self.facts.order))
+    }
+
     fn renew(self: Arc<Self>) -> Option<Renewal> {
         if !self.resource.lives_again() {
             return None;
@@ -311,6 +351,12 @@ impl<R: Resource> Node for Slot<R> {
             let _ = self.next.set(next);
         });
         Some(Renewal { node, link })
+    }
+
+    fn draining(&self) {
+        if let Some(pool) = self.pool() {
+            self.resource.draining(pool);
+        }
     }
 
     /// The drain protocol, from top to bottom.

@@ -81,7 +81,8 @@ pub struct ResourceReport {
     /// The error or the panic's message, in one line; or what [`Drain::note`](crate::Drain::note) quoted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// Why something was cut, or not cancelled, where time was the reason: who did not answer, and for how long.
+    /// Why something was cut, or not cancelled, where time was the reason: who did not answer, and for how long; and what went
+    /// wrong besides, as [`Drain::incomplete`](crate::Drain::incomplete) said.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reasons: Vec<String>,
     /// What this resource cannot do, said by its adapter.
@@ -405,6 +406,8 @@ pub(crate) struct Known {
     /// When what was left had to be cut.
     pub(crate) at_cut: Option<AtCut>,
     pub(crate) reasons: Vec<String>,
+    /// One of them is of something that went wrong.
+    pub(crate) is_incomplete: bool,
     pub(crate) error: Option<String>,
 }
 
@@ -427,6 +430,7 @@ impl Default for Known {
             stragglers: Vec::new(),
             at_cut: None,
             reasons: Vec::new(),
+            is_incomplete: false,
             error: None,
         }
     }

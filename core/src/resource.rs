@@ -74,6 +74,13 @@ pub trait Resource: Send + Sync + 'static {
         drop(checkout);
     }
 
+    /// Draining has begun, and may come to this resource only later, when what depends on it is over: what must not wait until then is
+    /// begun here. By default nothing is. Called at most once in each life of a resource that is initialised, and not always before
+    /// [`goodbye`](Self::goodbye) is; must not block, and must not panic.
+    fn draining(&self, pool: &Self::Pool) {
+        let _ = pool;
+    }
+
     /// Ends every session: steps 2, 3 and 5 of the drain protocol.
     ///
     /// Called once, after checkouts are refused. The adapter
@@ -127,7 +134,8 @@ pub trait Resource: Send + Sync + 'static {
     /// What this resource can do, as it is set up. What it cannot is shown in the report.
     ///
     /// By default nothing is claimed. A resource without sessions, as a buffer, has
-    /// [none that it could not end](Capabilities::NO_SESSIONS).
+    /// [none that it could not end](Capabilities::NO_SESSIONS). Asked for once for each life when that begins, and once more when
+    /// it is initialised, which counts: what only a server can tell is known by then.
     fn capabilities(&self) -> Capabilities {
         Capabilities::NONE
     }
@@ -395,8 +403,17 @@ impl Drain {
         });
     }
 
-    /// Says in the report why something was not done.
-    pub(crate) fn reason(&self, reason: String) {
+    /// Says in the report that something has gone another way than a drain in order: the outcome is
+    /// [`Incomplete`](crate::Outcome::Incomplete), for this reason.
+    pub fn incomplete(&self, reason: String) {
+        self.tally.change(|known| {
+            known.is_incomplete = true;
+            known.reasons.push(reason);
+        });
+    }
+
+    /// Says in the report why something was not done. That alone is no failure.
+    pub fn reason(&self, reason: String) {
         self.tally.change(|known| known.reasons.push(reason));
     }
 

@@ -2,14 +2,18 @@
 // They panic where the other end is closed: `winddown_core::write_line` does not.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
+mod der;
 mod handover;
+mod orphans;
 pub mod sessions;
 mod socket;
+mod spare;
 pub mod tls;
 
 pub use rustls;
 
 pub use crate::{
+    orphans::runtime_is_ending,
     sessions::{Draining, End, Held, Life, Session, Sessions, Stop},
-    socket::{Address, Link, Options, Socket, dial},
+    socket::{Address, Link, Options, Socket, dial, dial_anyway},
 };

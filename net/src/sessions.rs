@@ -22,12 +22,17 @@ use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use tokio::{
     runtime::Handle,
     sync::{Notify, watch},
-    task::{AbortHandle, JoinHandle, JoinSet, yield_now},
+    task::{AbortHandle, JoinSet, yield_now},
     time::{sleep, sleep_until, timeout},
 };
-use winddown_core::{Drain, Error, Latency};
+use winddown_core::{Drain, Error, Latency, Opening, Outdated};
 
-use crate::{Link, handover::Handover};
+use crate::{
+    Link,
+    handover::Handover,
+    orphans::{self, runtime_is_ending},
+    spare::Spare,
+};
 
 /// How long a session that nobody wants any more may take to say goodbye: it may be opening, or in a statement. Drivers on
 /// their own would cut it at once.
@@ -54,6 +59,7 @@ pub struct Sessions<P> {
     /// A session was opened or has ended.
     changed: Notify,
     latency: Arc<Latency>,
+    outdated: Arc<Outdated>,
     /// Something on a session is not waited for any more.
     abandoned: Notify,
 }
@@ -113,6 +119,9 @@ struct Ended {
     error: Option<Error>,
 }
 
+/// The task that polls a session, of the application or of nobody any more.
+type Task = Arc<Mutex<Option<AbortHandle>>>;
+
 /// One session, from when the server is connected to when it has closed its side.
 pub struct Session<P> {
     id: u64,
@@ -120,12 +129,15 @@ pub struct Session<P> {
     /// Not its own: a session that somebody holds must not keep a socket open that was cut.
     link: Weak<Link>,
     life: Handover<Life>,
-    /// The application's task that polls it.
-    task: Mutex<Option<AbortHandle>>,
+    task: Task,
+    /// It was open at some time.
+    opened: AtomicBool,
     /// Nobody has the client of it any more.
     abandoned: AtomicBool,
     /// How what runs on it is stopped when it is given up.
     stop: OnceLock<Stop<P>>,
+    /// To ask its server something where the process has no descriptor left.
+    _spare: Arc<Spare>,
     began: Instant,
     part: P,
 }
@@ -137,7 +149,13 @@ impl<P> Default for Sessions<P> {
     fn default() -> Self {
         let (open, ended) = (HashMap::new(), Ended::default());
         let state = State { phase: Phase::Open, last: 0, open, fresh: Vec::new(), ended, runs_on: None };
-        Self { state: Mutex::new(state), changed: Notify::new(), latency: Arc::default(), abandoned: Notify::new() }
+        Self {
+            state: Mutex::new(state),
+            changed: Notify::new(),
+            latency: Arc::default(),
+            outdated: Arc::default(),
+            abandoned: Notify::new(),
+        }
     }
 }
 
@@ -171,6 +189,11 @@ impl<P: Send + Sync + 'static> Sessions<P> {
         &self.latency
     }
 
+    /// Which of the sessions a pool is to replace without asking them.
+    pub fn outdated(&self) -> &Arc<Outdated> {
+        &self.outdated
+    }
+
     fn news(&self) -> News<P> {
         let mut state = self.state();
         let (fresh, ended) = (mem::take(&mut state.fresh), mem::take(&mut state.ended));
@@ -197,6 +220,7 @@ impl<P: Send + Sync + 'static> Sessions<P> {
         part: P,
         life: impl FnOnce(Weak<Session<P>>) -> Life,
     ) -> Option<Arc<Session<P>>> {
+        let spare = Spare::of(link.address());
         let mut state = self.state();
         if state.phase == Phase::Over {
             return None;
@@ -208,9 +232,11 @@ impl<P: Send + Sync + 'static> Sessions<P> {
             sessions: Arc::downgrade(self),
             link: Arc::downgrade(link),
             life: Handover::new(life(Weak::clone(session))),
-            task: Mutex::new(None),
+            task: Task::default(),
+            opened: AtomicBool::new(false),
             abandoned: AtomicBool::new(false),
             stop: OnceLock::new(),
+            _spare: spare,
             began: Instant::now(),
             part,
         });
@@ -421,30 +447,51 @@ impl<P: Send + Sync + 'static> fmt::Debug for Draining<'_, P> {
 /// [`Session::run`].
 #[derive(Debug)]
 #[must_use = "dropped it ends the session"]
-pub struct Held(Option<JoinHandle<()>>);
+pub struct Held(Option<Task>);
 
 impl Held {
-    /// Takes the task out: aborting it is somebody else's business now.
-    pub fn let_go(mut self) -> JoinHandle<()> {
-        self.0.take().expect("it is let go once")
+    /// Leaves the task as it is: nobody is known any more to hold the session.
+    pub fn let_go(mut self) {
+        self.0 = None;
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        if let Some(task) = &self.0 {
+        if let Some(task) = &self.0
+            && let Some(task) = &*task.lock().unwrap_or_else(PoisonError::into_inner)
+        {
             task.abort();
         }
     }
 }
 
-/// The application's task of a session. It is aborted when nobody wants the session any more, before a goodbye can be said;
-/// so when it is dropped, another one begins where it ended.
-struct Running<P: Send + Sync + 'static>(Arc<Session<P>>);
+/// The task of a session. It is aborted when nobody wants the session any more, before a goodbye can be said, and ends with its
+/// runtime, whoever wants the session; so when it is dropped, another one begins where it ended.
+struct Running<P: Send + Sync + 'static> {
+    session: Arc<Session<P>>,
+    /// Nobody wants it any more.
+    leaves: bool,
+}
 
 impl<P: Send + Sync + 'static> Drop for Running<P> {
     fn drop(&mut self) {
-        self.0.take_leave();
+        let Self { session, leaves } = self;
+        if session.life.is_taken() || session.is_over() {
+            return;
+        }
+        if !runtime_is_ending() {
+            session.run_on(&Handle::current(), true);
+        } else if !session.opened.load(Ordering::SeqCst) {
+            // Whoever waited for it was on that runtime, and what it waits for itself may be a timer of that.
+            session.cut_with(session.life.end_unless_taken());
+        } else if let Some(runtime) = orphans::runtime() {
+            if let Some(link) = session.link.upgrade() {
+                link.move_to_next_user();
+            }
+            session.run_on(&runtime, *leaves);
+        }
+        // Otherwise nothing can be done but by a drain, which brings its own.
     }
 }
 
@@ -473,12 +520,25 @@ impl<P: Send + Sync + 'static> Session<P> {
     }
 
     /// Runs the session in a task of the current runtime. When the task is aborted another one gives the session a second to
-    /// say goodbye, and then cuts it.
+    /// say goodbye, and then cuts it. When the runtime ends, the session goes on elsewhere.
+    ///
+    /// # Panics
+    /// Without a runtime.
     pub fn run(self: &Arc<Self>) -> Held {
-        let running = Running(Arc::clone(self));
-        let task = tokio::spawn(async move { running.0.until_taken().await });
-        self.is_run_by(task.abort_handle());
-        Held(Some(task))
+        self.run_on(&Handle::current(), false);
+        Held(Some(Arc::clone(&self.task)))
+    }
+
+    fn run_on(self: &Arc<Self>, runtime: &Handle, leaves: bool) {
+        let running = Running { session: Arc::clone(self), leaves };
+        let task = runtime.spawn(async move {
+            let Running { session, leaves } = &running;
+            if *leaves { session.leave().await } else { session.until_taken().await }
+        });
+        // Where the runtime has ended meanwhile, another task is there already.
+        if !task.is_finished() {
+            *self.task.lock().unwrap_or_else(PoisonError::into_inner) = Some(task.abort_handle());
+        }
     }
 
     /// Nobody has the client of it any more: nobody waits for what it does.
@@ -500,29 +560,34 @@ impl<P: Send + Sync + 'static> Session<P> {
         self.abandoned.load(Ordering::SeqCst)
     }
 
+    /// Waits for one step of its opening, see [`Opening::step`]: on the caller's own clock, since the session may move to another
+    /// runtime. At the limit the session is cut.
+    ///
+    /// # Cancel safety
+    /// As that of the step, which is dropped at the limit.
+    ///
+    /// # Errors
+    /// As [`Opening::step`].
+    pub async fn opening<F: Future>(&self, opening: &Opening, step: &str, done: F) -> Result<F::Output, Error> {
+        let done = opening.step(step, done).await;
+        if done.is_err() {
+            self.cut();
+        }
+        done
+    }
+
     /// It is open now: notes how long that took.
     pub fn is_open(&self) {
+        self.opened.store(true, Ordering::SeqCst);
         if let Some(sessions) = self.sessions.upgrade() {
             // Connecting is over by then; what follows is about four answers of the server.
             sessions.latency.saw(self.began.elapsed() / 4);
         }
     }
 
-    /// Goes on without a holder: it says goodbye when its last statement is over, and is cut if that takes too long.
-    fn take_leave(self: &Arc<Self>) {
-        if self.life.is_taken() || self.is_over() {
-            return;
-        }
-        // Without a runtime, or with one that ends, nothing can be done but by a drain, which brings its own.
-        let Ok(runtime) = Handle::try_current() else { return };
-        let session = Arc::clone(self);
-        let task = runtime.spawn(async move { session.leave().await });
-        self.is_run_by(task.abort_handle());
-    }
-
-    /// Drives it to its end, or until the drain takes it over. What takes too long is stopped first: the server would go on with
-    /// it, and the book would not know of it any more.
-    async fn leave(self: Arc<Self>) {
+    /// Goes on without a holder: it says goodbye when its last statement is over. What takes too long is stopped first: the server
+    /// would go on with it, and the book would not know of it any more.
+    async fn leave(self: &Arc<Self>) {
         let mut ending = pin!(self.until_taken());
         if timeout(LEAVE_PATIENCE, &mut ending).await.is_ok() {
             return;
@@ -531,7 +596,7 @@ impl<P: Send + Sync + 'static> Session<P> {
             let stopped = tokio::select! {
                 biased;
                 () = &mut ending => return,
-                stopped = stop(Arc::clone(&self)) => stopped,
+                stopped = stop(Arc::clone(self)) => stopped,
             };
             match stopped {
                 Ok(()) if timeout(LEAVE_PATIENCE, &mut ending).await.is_ok() => return,
@@ -563,10 +628,6 @@ impl<P: Send + Sync + 'static> Session<P> {
     /// Closes the socket as it is, and counts that as a failure with this error.
     pub fn fail(&self, error: Error) {
         self.end_life(self.life.end(), End::Failed(error));
-    }
-
-    fn is_run_by(&self, task: AbortHandle) {
-        *self.task.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
     }
 
     fn stop_task(&self) {

@@ -5,23 +5,24 @@
 
 use std::{
     io,
+    mem::{self, MaybeUninit},
     net::{Shutdown, SocketAddr},
-    os::fd::AsFd,
     path::PathBuf,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, ready},
     time::Duration,
 };
 
-use socket2::{SockRef, TcpKeepalive};
+use socket2::{SockAddr, SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpStream, UnixStream},
+    net::{TcpSocket, TcpStream, UnixStream},
+    time::timeout,
 };
+use winddown_core::{is_out_of_descriptors, out_of_descriptors};
+
+use crate::spare::{self, Taken};
 
 /// Where a server listens.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -51,44 +52,83 @@ pub async fn dial(address: &Address, options: &Options) -> io::Result<Socket> {
             Address::Unix(path) => UnixStream::connect(path).await.map(Raw::Unix),
         }
     };
-    let raw = match options.connect_timeout {
-        None => connecting.await?,
-        Some(limit) => match tokio::time::timeout(limit, connecting).await {
-            Ok(connected) => connected?,
-            Err(_) => {
-                let text = format!("no answer within the connect_timeout of {limit:?}");
-                return Err(io::Error::new(io::ErrorKind::TimedOut, text));
-            }
-        },
-    };
-    if let Raw::Tcp(stream) = &raw {
-        let Options { connect_timeout: _, tcp_user_timeout, keepalive } = options;
-        stream.set_nodelay(true)?;
-        let socket = SockRef::from(stream);
-        #[cfg(target_os = "linux")]
-        if tcp_user_timeout.is_some() {
-            socket.set_tcp_user_timeout(*tcp_user_timeout)?;
-        }
-        if let Some(keepalive) = keepalive {
-            socket.set_tcp_keepalive(keepalive)?;
-        }
+    match options.connect(connecting).await {
+        Ok(raw) => Socket::new(raw, address, options, None),
+        Err(error) if is_out_of_descriptors(&error) => Err(out_of_descriptors(error)),
+        Err(error) => Err(error),
     }
-    Ok(Socket { link: Arc::new(Link { raw, moving: AtomicBool::new(false) }), home: None, said_all: false })
+}
+
+/// Connects also where the process has no descriptor left, once more to a server that it has a session with: to stop what that
+/// runs. There is one spare socket for each server; who comes second waits until it is free again.
+///
+/// # Cancel safety
+/// Dropping the future leaves nothing behind.
+pub async fn dial_anyway(address: &Address, options: &Options) -> io::Result<Socket> {
+    let error = match dial(address, options).await {
+        Err(error) if is_out_of_descriptors(&error) => error,
+        dialled => return dialled,
+    };
+    let Some(mut taken) = spare::take(address).await else { return Err(error) };
+    // Where there is none any more, somebody else has had its descriptor, or there is one again by now.
+    let Some(socket) = taken.socket() else { return dial(address, options).await };
+    let connecting = async {
+        match address {
+            Address::Tcp(address) => TcpSocket::from_std_stream(socket.into()).connect(*address).await.map(Raw::Tcp),
+            Address::Unix(path) => {
+                // It is connected at once, or not at all.
+                socket.connect(&SockAddr::unix(path)?)?;
+                UnixStream::from_std(socket.into()).map(Raw::Unix)
+            }
+        }
+    };
+    Socket::new(options.connect(connecting).await?, address, options, Some(taken))
+}
+
+impl Options {
+    async fn connect(&self, connecting: impl Future<Output = io::Result<Raw>> + Send) -> io::Result<Raw> {
+        let Some(limit) = self.connect_timeout else { return connecting.await };
+        timeout(limit, connecting).await.unwrap_or_else(|_| {
+            let text = format!("no answer within the connect_timeout of {limit:?}");
+            Err(io::Error::new(io::ErrorKind::TimedOut, text))
+        })
+    }
 }
 
 /// The part of a socket that others may look at while a connection has it.
 #[derive(Debug)]
 pub struct Link {
-    raw: Raw,
-    moving: AtomicBool,
+    address: Address,
+    // Others lock it for the time of one call into the kernel, and seldom.
+    place: Mutex<Place>,
+}
+
+/// The descriptor, and where it is registered.
+#[derive(Debug)]
+struct Place {
+    /// Gone where moving has failed.
+    raw: Option<Raw>,
+    moves: bool,
 }
 
 impl Link {
+    fn place(&self) -> MutexGuard<'_, Place> {
+        // Each change is complete before anything can panic, so a poisoned lock carries no broken state.
+        self.place.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where it is connected to.
+    pub(crate) fn address(&self) -> &Address {
+        &self.address
+    }
+
     /// Whether the server has closed its side: seen in the kernel, without a round trip, and without the runtime having
     /// looked at the socket since. A process that was frozen has not.
     pub fn is_closed(&self) -> bool {
-        let mut byte = [std::mem::MaybeUninit::uninit()];
-        match self.raw.as_socket().peek(&mut byte) {
+        let place = self.place();
+        let Some(raw) = &place.raw else { return true };
+        let mut byte = [MaybeUninit::uninit()];
+        match raw.as_socket().peek(&mut byte) {
             Ok(received) => received == 0,
             Err(error) => !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted),
         }
@@ -96,8 +136,21 @@ impl Link {
 
     /// The next use of the socket registers it with the runtime that it happens on.
     pub fn move_to_next_user(&self) {
-        // Release: pairs with the swap in `Socket::here`, though all that it carries is itself.
-        self.moving.store(true, Ordering::Release);
+        self.place().moves = true;
+    }
+
+    /// Does this with the socket, registered with this runtime if it was to move.
+    fn poll<T>(&self, work: impl FnOnce(&Raw) -> Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        let mut place = self.place();
+        if mem::take(&mut place.moves)
+            && let Some(raw) = place.raw.take()
+        {
+            place.raw = Some(raw.registered_here()?);
+        }
+        match &place.raw {
+            Some(raw) => work(raw),
+            None => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+        }
     }
 }
 
@@ -122,12 +175,33 @@ impl Raw {
         either!(self, stream => SockRef::from(stream))
     }
 
-    /// The same socket, registered with the current runtime.
-    fn registered_here(&self) -> io::Result<Self> {
+    /// The same descriptor, registered with the current runtime: no other one is needed. The runtime that has it lets go of it,
+    /// also where that has ended.
+    fn registered_here(self) -> io::Result<Self> {
         Ok(match self {
-            Self::Tcp(stream) => Self::Tcp(TcpStream::from_std(stream.as_fd().try_clone_to_owned()?.into())?),
-            Self::Unix(stream) => Self::Unix(UnixStream::from_std(stream.as_fd().try_clone_to_owned()?.into())?),
+            Self::Tcp(stream) => Self::Tcp(TcpStream::from_std(stream.into_std()?)?),
+            Self::Unix(stream) => Self::Unix(UnixStream::from_std(stream.into_std()?)?),
         })
+    }
+
+    fn poll_read(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(either!(self, stream => stream.poll_read_ready(cx)))?;
+            match either!(self, stream => stream.try_read(buffer)) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                received => return Poll::Ready(received),
+            }
+        }
+    }
+
+    fn poll_write(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(either!(self, stream => stream.poll_write_ready(cx)))?;
+            match either!(self, stream => stream.try_write(bytes)) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                written => return Poll::Ready(written),
+            }
+        }
     }
 }
 
@@ -135,53 +209,47 @@ impl Raw {
 #[derive(Debug)]
 pub struct Socket {
     link: Arc<Link>,
-    /// Where it has moved to, once it has.
-    home: Option<Raw>,
     said_all: bool,
+    /// Where it came from, if it was a spare one. Dropped after the socket, whose descriptor the next one gets.
+    _spare: Option<Taken>,
 }
 
 impl Socket {
+    fn new(raw: Raw, address: &Address, options: &Options, spare: Option<Taken>) -> io::Result<Self> {
+        if let Raw::Tcp(stream) = &raw {
+            let Options { connect_timeout: _, tcp_user_timeout, keepalive } = options;
+            stream.set_nodelay(true)?;
+            let socket = SockRef::from(stream);
+            #[cfg(target_os = "linux")]
+            if tcp_user_timeout.is_some() {
+                socket.set_tcp_user_timeout(*tcp_user_timeout)?;
+            }
+            if let Some(keepalive) = keepalive {
+                socket.set_tcp_keepalive(keepalive)?;
+            }
+        }
+        let place = Mutex::new(Place { raw: Some(raw), moves: false });
+        let link = Arc::new(Link { address: address.clone(), place });
+        Ok(Self { link, said_all: false, _spare: spare })
+    }
+
     /// What others may look at.
     pub fn link(&self) -> &Arc<Link> {
         &self.link
     }
-
-    fn here(&mut self) -> io::Result<&Raw> {
-        // The load is all that it costs while nobody moves it.
-        if self.link.moving.load(Ordering::Relaxed) && self.link.moving.swap(false, Ordering::Acquire) {
-            self.home = Some(self.link.raw.registered_here()?);
-        }
-        Ok(self.home.as_ref().unwrap_or(&self.link.raw))
-    }
 }
 
 impl AsyncRead for Socket {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let raw = self.here()?;
-        loop {
-            ready!(either!(raw, stream => stream.poll_read_ready(cx)))?;
-            match either!(raw, stream => stream.try_read(buf.initialize_unfilled())) {
-                Ok(received) => {
-                    buf.advance(received);
-                    return Poll::Ready(Ok(()));
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
-            }
-        }
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let received = ready!(self.link.poll(|raw| raw.poll_read(cx, buf.initialize_unfilled())))?;
+        buf.advance(received);
+        Poll::Ready(Ok(()))
     }
 }
 
 impl AsyncWrite for Socket {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let raw = self.here()?;
-        loop {
-            ready!(either!(raw, stream => stream.poll_write_ready(cx)))?;
-            match either!(raw, stream => stream.try_write(buf)) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                written => return Poll::Ready(written),
-            }
-        }
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.link.poll(|raw| raw.poll_write(cx, buf))
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -191,27 +259,24 @@ impl AsyncWrite for Socket {
     /// Says that nothing more comes, and waits until the server has closed its side. A reset counts: a server that has
     /// exited answers so to what it has not read, such as the end of TLS.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.said_all {
-            self.said_all = true;
-            match self.here()?.as_socket().shutdown(Shutdown::Write) {
-                // The server was quicker.
-                Err(error) if error.kind() == io::ErrorKind::NotConnected => {}
-                result => result?,
+        let say_all = !mem::replace(&mut self.said_all, true);
+        self.link.poll(|raw| {
+            if say_all {
+                match raw.as_socket().shutdown(Shutdown::Write) {
+                    // The server was quicker.
+                    Err(error) if error.kind() == io::ErrorKind::NotConnected => {}
+                    result => result?,
+                }
             }
-        }
-        let raw = self.here()?;
-        let mut rest = [0; 512];
-        loop {
-            ready!(either!(raw, stream => stream.poll_read_ready(cx)))?;
-            match either!(raw, stream => stream.try_read(&mut rest)) {
-                Ok(0) => return Poll::Ready(Ok(())),
-                Ok(_) => {}
-                Err(error) => match error.kind() {
-                    io::ErrorKind::WouldBlock => {}
-                    io::ErrorKind::ConnectionReset => return Poll::Ready(Ok(())),
-                    _ => return Poll::Ready(Err(error)),
-                },
+            let mut rest = [0; 512];
+            loop {
+                match ready!(raw.poll_read(cx, &mut rest)) {
+                    Ok(0) => return Poll::Ready(Ok(())),
+                    Ok(_) => {}
+                    Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Poll::Ready(Ok(())),
+                    Err(error) => return Poll::Ready(Err(error)),
+                }
             }
-        }
+        })
     }
 }

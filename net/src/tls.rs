@@ -3,15 +3,17 @@
 use std::{fmt, path::PathBuf, sync::Arc};
 
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
+    CertificateError, ClientConfig, DigitallySignedStruct, PeerMisbehaved, RootCertStore, SignatureScheme,
     client::{
         WebPkiServerVerifier,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
-    crypto::{CryptoProvider, ring},
-    pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject},
+    crypto::{CryptoProvider, ring, verify_tls13_signature_with_raw_key},
+    pki_types::{CertificateDer, ServerName, SubjectPublicKeyInfoDer, UnixTime, pem::PemObject},
 };
 use winddown_core::{Error, ErrorKind};
+
+use crate::der;
 
 /// How a server's certificate is checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,7 +109,9 @@ impl fmt::Display for PemError {
 
 impl std::error::Error for PemError {}
 
-/// Takes any certificate: the session is encrypted, and nobody knows to whom.
+/// Takes any certificate: the session is encrypted, and nobody knows to whom. Of a certificate it reads the key alone, so that
+/// those are taken too that nobody could check: of the first version, or with extensions that are not known. That the server
+/// has the key is checked all the same, since a login that is bound to the certificate relies on it.
 #[derive(Debug)]
 struct Anybody {
     provider: Arc<CryptoProvider>,
@@ -131,8 +135,15 @@ impl ServerCertVerifier for Anybody {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, certificate, signature, algorithms)
+        let unknown = || rustls::Error::from(PeerMisbehaved::SignedHandshakeWithUnadvertisedSigScheme);
+        let bad = rustls::Error::InvalidCertificate;
+        let info = key_of(certificate)?;
+        let (algorithm, key) = der::public_key(&info).ok_or_else(|| bad(CertificateError::BadEncoding))?;
+        let mut mapping = self.provider.signature_verification_algorithms.mapping.iter();
+        let (_, candidates) = mapping.find(|(scheme, _)| *scheme == signature.scheme).ok_or_else(unknown)?;
+        let verifies = candidates.iter().find(|candidate| candidate.public_key_alg_id().as_ref() == algorithm);
+        let verified = verifies.ok_or_else(unknown)?.verify_signature(key, message, signature.signature());
+        verified.map(|()| HandshakeSignatureValid::assertion()).map_err(|_| bad(CertificateError::BadSignature))
     }
 
     fn verify_tls13_signature(
@@ -142,12 +153,19 @@ impl ServerCertVerifier for Anybody {
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
         let algorithms = &self.provider.signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
+        verify_tls13_signature_with_raw_key(message, &key_of(certificate)?, signature, algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.provider.signature_verification_algorithms.supported_schemes()
     }
+}
+
+/// The public key of a certificate.
+fn key_of<'a>(certificate: &'a CertificateDer<'_>) -> Result<SubjectPublicKeyInfoDer<'a>, rustls::Error> {
+    let info = der::public_key_info(certificate);
+    let info = info.ok_or(rustls::Error::InvalidCertificate(CertificateError::BadEncoding))?;
+    Ok(SubjectPublicKeyInfoDer::from(info))
 }
 
 /// Takes a certificate from one of the roots, for whatever name.

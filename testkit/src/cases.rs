@@ -59,6 +59,8 @@ pub fn all<H: Harness>() -> Vec<Case<H>> {
         case!(a_server_that_was_killed_is_not_waited_for, Own, [Kill]),
         case!(a_server_killed_under_a_statement_is_not_waited_for, Own, [Kill]),
         case!(a_server_that_was_started_again_is_used_and_drained, Own, [Kill]),
+        case!(s7_strangers_with_our_numbers_after_a_restart_are_left_alone, Own, [Kill]),
+        case!(s7_strangers_are_left_alone_though_our_statement_was_on_a_server_that_restarted, Own, [Kill]),
         case!(l1_a_server_behind_a_cut_network_is_left_by_the_deadline, Own, [Partition]),
         case!(l1_a_statement_behind_a_cut_network_is_left_by_the_deadline, Own, [Partition]),
         case!(sessions_the_server_closed_are_replaced_on_the_next_use, Shared, [CloseIdle]),

@@ -89,17 +89,24 @@ impl Child {
     pub fn start_with<V: AsRef<OsStr>>(program: &str, variables: &[(&str, V)]) -> Self {
         let mut command = Command::new(env::current_exe().unwrap());
         command.env(ROLE, program);
-        Self::spawn(command, variables)
+        Self::spawn(command, variables, Stdio::null())
+    }
+
+    /// The same with a standard input in which there is nothing, and that does not end before the child does.
+    pub fn start_with_input(program: &str, budget: Duration) -> Self {
+        let mut command = Command::new(env::current_exe().unwrap());
+        command.env(ROLE, program);
+        Self::spawn(command, &[("WINDDOWN_BUDGET_MS", budget.as_millis().to_string())], Stdio::piped())
     }
 
     /// An example of this package instead.
     pub fn example<V: AsRef<OsStr>>(name: &str, variables: &[(&str, V)]) -> Self {
-        Self::spawn(example(name), variables)
+        Self::spawn(example(name), variables, Stdio::null())
     }
 
-    fn spawn<V: AsRef<OsStr>>(mut command: Command, variables: &[(&str, V)]) -> Self {
+    fn spawn<V: AsRef<OsStr>>(mut command: Command, variables: &[(&str, V)], stdin: Stdio) -> Self {
         command.envs(variables.iter().map(|(name, value)| (name, value)));
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
         let stderr = child.stderr.take();

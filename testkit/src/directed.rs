@@ -153,6 +153,10 @@ impl<R: Resource> Resource for Directed<R> {
         self.resource.give_back(pool, checkout);
     }
 
+    fn draining(&self, pool: &R::Pool) {
+        self.resource.draining(pool);
+    }
+
     async fn goodbye(&self, pool: &R::Pool, drain: &Drain) -> Result<(), Error> {
         self.director.goodbye().pass().await;
         self.resource.goodbye(pool, drain).await

@@ -5,7 +5,7 @@ use std::{fmt, future::Future, time::Duration};
 use tokio::sync::{Mutex, MutexGuard};
 use winddown_core::{BoxError, Error, Resource};
 
-use crate::{containers::Container, proxy::Proxy};
+use crate::{Stranger, containers::Container, proxy::Proxy};
 
 /// What a checkout of this harness's resource derefs to.
 pub type CheckoutOf<H> = <<H as Harness>::Resource as Resource>::Checkout;
@@ -58,6 +58,12 @@ pub trait Harness: Send + Sync + Sized + 'static {
 
     /// One round trip. Uses the checkout and nothing else.
     fn ping(&self, checkout: &mut CheckoutOf<Self>) -> impl Future<Output = Result<(), BoxError>> + Send;
+
+    /// Somebody else on this server, with the user of the resource: see [`Stranger`]. In no count of this harness, and none of
+    /// its faults is for it, as far as it does not hit the whole server. What it waits in has begun when this returns.
+    ///
+    /// Every case has one, but those that kill the server: they make theirs when it is there again.
+    fn stranger(&self) -> impl Future<Output = Result<Stranger, BoxError>> + Send;
 
     /// How many rows [`run`](Self::run) has left, in all cases of this harness value.
     fn rows(&self) -> impl Future<Output = Result<usize, BoxError>> + Send;

@@ -15,8 +15,11 @@ pub mod scene;
 mod servers;
 pub mod slow;
 pub mod soak;
+pub mod starved;
+mod stranger;
 mod suite;
 pub mod trials;
+pub mod wire;
 
 pub use libtest_mimic::Trial;
 pub use winddown_core;
@@ -26,5 +29,6 @@ pub use crate::{
     harness::{CheckoutOf, Harness, InProcess, Need, ServerUse, Setup},
     logs::LogSearch,
     servers::{Leasable, Leased, Servers, gone},
+    stranger::Stranger,
     suite::{Case, Suite},
 };

@@ -4,7 +4,7 @@ use std::{
     io,
     net::{Ipv4Addr, SocketAddr},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -43,6 +43,7 @@ pub struct Proxy {
 
 #[derive(Debug)]
 struct Shared {
+    upstream: Mutex<SocketAddr>,
     faults: watch::Sender<Faults>,
     open: watch::Sender<usize>,
     accepted: AtomicU64,
@@ -81,6 +82,7 @@ impl Proxy {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
+            upstream: Mutex::new(upstream),
             faults: watch::Sender::default(),
             open: watch::Sender::default(),
             accepted: AtomicU64::default(),
@@ -89,7 +91,7 @@ impl Proxy {
             round_trips: AtomicU64::default(),
         });
         let mut tasks = JoinSet::new();
-        tasks.spawn(accept(listener, upstream, Arc::clone(&shared)));
+        tasks.spawn(accept(listener, Arc::clone(&shared)));
         Ok(Self { address, shared, _tasks: tasks })
     }
 
@@ -97,6 +99,11 @@ impl Proxy {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Connections that come from now on go to this server, as after a failover. Those that are open stay where they are.
+    pub fn set_upstream(&self, upstream: SocketAddr) {
+        *self.shared.upstream.lock().unwrap_or_else(PoisonError::into_inner) = upstream;
     }
 
     /// From now on everything, in each direction, arrives this much later. What is on its way keeps its time.
@@ -164,7 +171,7 @@ impl Proxy {
     }
 }
 
-async fn accept(listener: TcpListener, upstream: SocketAddr, shared: Arc<Shared>) {
+async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -172,6 +179,7 @@ async fn accept(listener: TcpListener, upstream: SocketAddr, shared: Arc<Shared>
                 Ok((client, _)) => {
                     shared.accepted.fetch_add(1, Ordering::Relaxed);
                     let open = Open::new(Arc::clone(&shared));
+                    let upstream = *shared.upstream.lock().unwrap_or_else(PoisonError::into_inner);
                     connections.spawn(connection(client, upstream, open));
                 }
                 // out of file descriptors: the next connection that ends gives some back

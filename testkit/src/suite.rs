@@ -113,10 +113,24 @@ impl<H: Harness> Case<H> {
         let harness = limited("starting the server", START_LIMIT, H::start(self.server))
             .await?
             .map_err(|error| in_full(error.as_ref()))?;
+        // S7: whatever the case is about, nobody else on the server notices.
+        let stranger = match self.needs.contains(&Need::Kill) {
+            true => None,
+            false => Some(
+                limited("making a stranger", END_LIMIT, harness.stranger())
+                    .await?
+                    .map_err(|error| in_full(error.as_ref()))?,
+            ),
+        };
         let case = limited(self.name, CASE_LIMIT, (self.run)(&harness)).await;
+        let untouched = match stranger {
+            Some(stranger) => limited("asking the stranger", END_LIMIT, stranger.untouched()).await,
+            None => Ok(Ok(())),
+        };
         let end = limited("ending the harness", END_LIMIT, harness.end()).await;
         // The case first: what is left behind is often its consequence.
         case?;
+        untouched?.map_err(|error| in_full(error.as_ref()))?;
         end?.map_err(|error| format!("at its end: {}", in_full(error.as_ref())))
     }
 }

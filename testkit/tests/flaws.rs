@@ -17,7 +17,7 @@ use winddown_core::{
     BoxError, Capabilities, Drain, Error, ErrorKind, Resource,
     memory::{Memory, MemoryPool, MemorySession},
 };
-use winddown_testkit::{Case, Harness, Need, ServerUse, Setup, Suite, cases, scene::QUICK};
+use winddown_testkit::{Case, Harness, Need, ServerUse, Setup, Stranger, Suite, cases, scene::QUICK};
 
 /// What is wrong with an [`Account`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,10 +71,12 @@ enum Flaw {
     WaitsForTheDead,
     /// Needs the application's runtime for its goodbye.
     NeedsTheApplication,
+    /// Ends whatever the server has.
+    EndsStrangers,
 }
 
 impl Flaw {
-    const ALL: [Self; 25] = [
+    const ALL: [Self; 26] = [
         Self::Nothing,
         Self::OpensEarly,
         Self::LeavesFailedInits,
@@ -100,6 +102,7 @@ impl Flaw {
         Self::CallsCutClosed,
         Self::WaitsForTheDead,
         Self::NeedsTheApplication,
+        Self::EndsStrangers,
     ];
 }
 
@@ -260,6 +263,12 @@ impl Resource for Account {
         for session in mem::take(&mut *self.kept.lock().unwrap()) {
             pool.put(session);
         }
+        if self.is(Flaw::EndsStrangers) {
+            self.memory.goodbye(pool, drain).await?;
+            self.memory.server().kill();
+            self.memory.server().start();
+            return Ok(());
+        }
         if matches!(self.flaw, Flaw::NeverCuts | Flaw::CallsCutClosed) {
             let open = pool.open();
             tokio::select! {
@@ -327,6 +336,10 @@ impl<const FLAW: u8> Harness for With<FLAW> {
 
     async fn ping(&self, session: &mut MemorySession) -> Result<(), BoxError> {
         self.0.ping(session).await
+    }
+
+    async fn stranger(&self) -> Result<Stranger, BoxError> {
+        self.0.stranger().await
     }
 
     async fn rows(&self) -> Result<usize, BoxError> {
@@ -513,6 +526,12 @@ found! {
     ];
     one_that_needs_the_application: NeedsTheApplication by [
         s6_l2_a_frozen_application_does_not_make_the_report_untrue,
+    ];
+    one_that_ends_strangers: EndsStrangers by [
+        s6_l3_idle_sessions_are_gone_when_drain_returns,
+        a_straggler_s_statement_is_stopped_on_the_server,
+        s7_strangers_with_our_numbers_after_a_restart_are_left_alone,
+        s7_strangers_are_left_alone_though_our_statement_was_on_a_server_that_restarted,
     ];
 }
 

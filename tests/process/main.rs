@@ -5,6 +5,7 @@
 
 mod cases;
 mod differential;
+mod ending;
 mod foreign;
 mod lambda;
 mod platform;
@@ -22,7 +23,8 @@ fn main() -> ExitCode {
         return programs::run(&program);
     }
     let all =
-        [cases::ALL, lambda::ALL, platform::ALL, foreign::ALL, differential::ALL, stops::ALL, spills::ALL].concat();
+        [cases::ALL, lambda::ALL, platform::ALL, foreign::ALL, differential::ALL, ending::ALL, stops::ALL, spills::ALL]
+            .concat();
     let trials = all.into_iter().map(|(name, case)| {
         let trial = Trial::test(name, move || {
             case();

@@ -33,12 +33,15 @@ use winddown::{
 
 use winddown_testkit::{Director, child::ready};
 
-use crate::{platform, scripted, spills, stops};
+use crate::{ending, platform, scripted, spills, stops};
 
 /// Longer than any budget here.
 const FOR_EVER: Duration = Duration::from_secs(3600);
 
 pub(crate) fn run(program: &str) -> ExitCode {
+    if let Some(ended) = ending::run(program) {
+        return ended;
+    }
     let runtime = match program {
         "starved_single" | "blocks_single" | "two_handlers_single" => {
             Builder::new_current_thread().enable_all().build()

@@ -1,6 +1,9 @@
 //! What becomes of a session whose write hung: its locks are to go, and nobody else's session with it.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::{
+    slice,
+    time::{Duration, Instant},
+};
 
 use deadpool::managed::Object;
 use tokio::time::{sleep, timeout};
@@ -11,8 +14,8 @@ use crate::{
     connect::Connector,
     error::error,
     farewell,
-    sessions::{Identity, Key},
-    watcher::Kill,
+    sessions::{Asked, Server},
+    watcher::{Kill, Sight, unproven},
 };
 
 /// How long it may take to end a session over another one. The server that does not answer that one either ends both
@@ -32,57 +35,43 @@ pub(crate) async fn session(mut checkout: Checkout<Mysql>) {
     let pool = Object::pool(&checkout);
     drop(checkout);
     let Some(pool) = pool else { return };
-    pool.manager().hung.now();
     let connector = &pool.manager().connector;
-    let Some(identity) = connector.sessions.identity(key) else { return };
-    match timeout(PATIENCE, end(connector, key, &identity)).await {
+    connector.outdated.unused_until_now();
+    let Some((server, asked)) = connector.sessions.asked(key) else { return };
+    match timeout(PATIENCE, end(connector, &server, &asked)).await {
         Ok(Ok(())) => tracing::debug!(session = key.id, "a session that hung has ended"),
         Ok(Err(error)) => tracing::warn!(session = key.id, %error, "a session that hung was not ended"),
         Err(_) => {
-            let address = &identity.server.address;
+            let address = &server.address;
             tracing::warn!(session = key.id, %address, "a session that hung has not ended within {PATIENCE:?}");
         }
     }
 }
 
-/// Ends a session, and returns when the server lists it no more.
-///
-/// A server gives a number to one session at a time, and begins anew only when it is started again. So what the same server
-/// lists under this number is ours, if it has been running since before ours was opened.
-async fn end(connector: &Connector, key: Key, identity: &Identity) -> Result<(), Error> {
+/// Ends a session that is proven ours, and returns when the server lists it no more.
+async fn end(connector: &Connector, server: &Server, asked: &Asked) -> Result<(), Error> {
     let failed = |failure| {
-        let text = format!("cannot ask {} to end a session", identity.server.address);
+        let text = format!("cannot ask {} to end a session", server.address);
         error(ErrorKind::Incomplete, text, failure)
     };
-    let mut watcher = farewell::open(connector, &identity.server).await.map_err(failed)?;
-    let age = age(identity.opened);
-    let uptime = Duration::from_secs(watcher.uptime().await.map_err(failed)?);
-    // It counts in whole seconds, at both of its ends.
-    if watcher.host() != &*identity.host || uptime < age + Duration::from_secs(1) {
-        let text = format!("{} is another server now, or was started again", identity.server.address);
-        return Err(Error::new(ErrorKind::Incomplete, text));
-    }
+    let mut watcher = farewell::open(connector, server).await.map_err(failed)?;
     let began = Instant::now();
     let mut was_told = false;
     loop {
-        let listed = watcher.listed(&[key.id]).await.map_err(failed)?;
-        connector.sessions.saw(key, listed.first().copied());
-        let Some(found) = listed.first() else { break };
-        if !found.is_from_here {
-            return Err(Error::new(ErrorKind::Incomplete, "it seems to be another host's"));
-        }
+        let sight = watcher.look(slice::from_ref(asked)).await.map_err(failed)?.pop();
+        let ours = match sight {
+            Some(Sight::Ours(ours)) => ours,
+            Some(Sight::Gone) => break connector.sessions.saw(asked.key, None),
+            Some(Sight::Unproven) | None => return Err(unproven(&server.address)),
+        };
+        connector.sessions.saw(asked.key, Some(ours.listed));
         if !was_told {
             was_told = true;
-            for id in watcher.kill(Kill::Session, &[key.id]).await.map_err(failed)? {
-                connector.sessions.killed(Key { server: key.server, id });
+            for key in watcher.kill(Kill::Session, &[ours]).await.map_err(failed)? {
+                connector.sessions.killed(key);
             }
         }
         sleep((began.elapsed() / 8).clamp(Duration::from_millis(1), LONGEST_PAUSE)).await;
     }
     watcher.leave().await
-}
-
-/// How long ago that was, by the clock that says more.
-fn age((instant, time): (Instant, SystemTime)) -> Duration {
-    instant.elapsed().max(time.elapsed().unwrap_or_default())
 }

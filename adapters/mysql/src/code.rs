@@ -169,6 +169,19 @@ pub(crate) fn verdict(error: &ServerError) -> Verdict {
     judge(error.code, &error.state)
 }
 
+/// Whether it says that the server takes no writes: it is no primary any more, or never was. One that says so of a transaction
+/// alone, which the application has begun as one that only reads, says nothing of itself.
+#[cfg(feature = "buffer")]
+pub(crate) fn is_read_only(error: &ServerError) -> bool {
+    match error.code {
+        // Of all options that prevent something: --read-only, --super-read-only, --innodb-read-only. Options are the same in
+        // each language.
+        1290 => error.message.contains("read-only") || error.message.contains("read_only"),
+        1836 | 1874 | 3100 => true,
+        _ => false,
+    }
+}
+
 pub(crate) fn judge(code: u16, state: &str) -> Verdict {
     let class = |class| state.starts_with(class);
     // A transaction that was rolled back for the sake of another, whoever says so.
@@ -320,6 +333,19 @@ mod tests {
         once.sort_unstable();
         once.dedup();
         assert_eq!(once.len(), numbers.len(), "each number has one verdict");
+    }
+
+    #[test]
+    #[cfg(feature = "buffer")]
+    fn a_server_that_takes_no_writes_is_told_from_what_else_says_so() {
+        let said =
+            |code, message: &str| is_read_only(&ServerError { code, message: message.into(), state: "HY000".into() });
+        let running =
+            |option| format!("The server is running with the --{option} option so it cannot execute this statement");
+        assert!(said(1290, &running("read-only")) && said(1290, &running("super-read-only")));
+        assert!(said(1836, "Running in read-only mode") && said(3100, "Error on observer"));
+        assert!(!said(1290, &running("secure-file-priv")) && !said(1290, &running("skip-grant-tables")));
+        assert!(!said(1792, "Cannot execute statement in a READ ONLY transaction."));
     }
 
     #[test]

@@ -9,6 +9,9 @@ use winddown_core::{CredentialsProvider, Error, ErrorKind};
 /// The environment variable with the URL of the database, see [`Mysql::from_env`](crate::Mysql::from_env).
 pub const URL_VARIABLE: &str = "MYSQL_URL";
 
+/// The default of [`Config::connect_timeout`].
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// How a database is reached. Start with a URL, with the driver's own options, or with [`Config::from_env`], and set the
 /// fields that should differ.
 ///
@@ -45,8 +48,15 @@ pub struct Config {
     ///
     /// Defaults to `None`.
     pub credentials: Option<Arc<dyn CredentialsProvider>>,
+    /// How long opening a session may take with each address of the host, from the first packet to the last of the statements
+    /// that are to be executed in each session. Also where a session is opened to cancel statements of others. `None` for no
+    /// limit.
+    ///
+    /// Defaults to 5 s.
+    pub connect_timeout: Option<Duration>,
     /// A connection that was not used for longer is checked before it is handed out, and replaced if the server has
-    /// closed it; also after the process was frozen for longer. What is used again sooner costs no round trip.
+    /// closed it; also after the process was frozen for longer. What is used again sooner costs no round trip. One that does
+    /// not answer speaks for all that have rested since it was used: they are replaced, too.
     ///
     /// Defaults to 1 s.
     pub check_after: Duration,
@@ -108,6 +118,7 @@ impl From<Opts> for Config {
             driver,
             pool,
             credentials: None,
+            connect_timeout: Some(CONNECT_TIMEOUT),
             check_after: Duration::from_secs(1),
             check_timeout: Duration::from_millis(500),
         }
@@ -164,7 +175,7 @@ fn split(url: &str) -> (String, Option<PathBuf>) {
 
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { driver, pool, credentials, check_after, check_timeout } = self;
+        let Self { driver, pool, credentials, connect_timeout, check_after, check_timeout } = self;
         f.debug_struct("Config")
             // Not its own `Debug`, which shows the password.
             .field("host", &driver.ip_or_hostname())
@@ -175,6 +186,7 @@ impl fmt::Debug for Config {
             .field("tls", &driver.ssl_opts().is_some())
             .field("pool", pool)
             .field("credentials", &credentials.is_some())
+            .field("connect_timeout", connect_timeout)
             .field("check_after", check_after)
             .field("check_timeout", check_timeout)
             .finish()
@@ -208,6 +220,7 @@ mod tests {
         assert!(!format!("{config:?} {config:#?}").contains("secret"));
         let config: Config = "mysql://app@one/orders".parse().unwrap();
         assert_eq!(config.pool.max_size, PoolConfig::default().max_size);
+        assert_eq!(config.connect_timeout, Some(Duration::from_secs(5)));
     }
 
     #[test]

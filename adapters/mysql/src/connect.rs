@@ -1,13 +1,15 @@
 //! How the pool gets its connections, and what happens to one between two checkouts.
 
 use std::{
-    fmt, io,
+    fmt,
+    future::ready,
+    io,
     net::SocketAddr,
     ops::{Deref, DerefMut},
     pin::pin,
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -15,12 +17,14 @@ use std::{
 use deadpool::managed::{self, Metrics, Object, RecycleError, RecycleResult};
 use mysql_async::{Conn, Opts, OptsBuilder, prelude::Queryable as _};
 use tokio::{net::lookup_host, runtime::Handle, sync::oneshot, time::timeout};
-use winddown_core::{CredentialsProvider, Error, ErrorKind, Rested};
+use winddown_core::{CredentialsProvider, Error, ErrorKind, Outdated, Rested};
 
 use crate::{
     error,
+    home::{self, Home},
+    origin::introduce,
     sessions::{Key, LEAVE_PATIENCE, Opening, Sessions},
-    watcher,
+    watcher::{self, Sight},
 };
 
 /// The pool of a [`Mysql`](crate::Mysql).
@@ -30,7 +34,11 @@ pub type Pool = managed::Pool<Manager>;
 pub type Connection = Object<Manager>;
 
 /// How long it may take to tidy a connection up: longer, and it is replaced.
-const TIDY_PATIENCE: Duration = Duration::from_secs(1);
+pub(crate) const TIDY_PATIENCE: Duration = Duration::from_secs(1);
+
+/// A session with a server that took no writes from the beginning is not replaced sooner, for the next one may be with the
+/// same: where somebody has just failed, and where others of the pool were with a server that took writes.
+const REOPEN_PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 
 /// How long the driver goes on to wait for an answer that has come too late for whoever asked: a server that is slow is said
 /// goodbye to, one that is mute is not.
@@ -53,18 +61,53 @@ impl fmt::Display for Address {
     }
 }
 
+/// What all steps of opening one session may take together, if there is a limit.
+pub(crate) struct Limit(Option<winddown_core::Opening>);
+
+impl Limit {
+    /// Begins now, with this address, for errors.
+    pub(crate) fn of(whom: impl fmt::Display, limit: Option<Duration>) -> Self {
+        Self(limit.map(|limit| winddown_core::Opening::of(whom, limit)))
+    }
+
+    /// Does one step. Its error where the limit was there first is that of a connection: another address may do.
+    pub(crate) async fn step<T, E: From<io::Error>>(
+        &self,
+        step: &str,
+        doing: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        let Some(opening) = &self.0 else { return doing.await };
+        match opening.step(step, doing).await {
+            Ok(result) => result,
+            Err(late) => Err(io::Error::new(io::ErrorKind::TimedOut, late).into()),
+        }
+    }
+}
+
 /// Opens sessions and enters them in the book.
 pub(crate) struct Connector {
     pub(crate) sessions: Arc<Sessions>,
-    opts: Opts,
+    pub(crate) opts: Opts,
+    pub(crate) connect_timeout: Option<Duration>,
+    /// Which sessions are to be replaced without being asked.
+    pub(crate) outdated: Outdated,
     credentials: Option<Arc<dyn CredentialsProvider>>,
+    /// A server that a session was opened with took writes.
+    took_writes: AtomicBool,
     /// The server's limit for a packet, once it has said so: the driver would ask for it each time. Zero before.
     max_packet: AtomicUsize,
 }
 
 impl Connector {
-    pub(crate) fn new(sessions: Arc<Sessions>, opts: Opts, credentials: Option<Arc<dyn CredentialsProvider>>) -> Self {
-        Self { sessions, opts, credentials, max_packet: AtomicUsize::new(0) }
+    pub(crate) fn new(
+        sessions: Arc<Sessions>,
+        opts: Opts,
+        credentials: Option<Arc<dyn CredentialsProvider>>,
+        connect_timeout: Option<Duration>,
+    ) -> Self {
+        let (outdated, took_writes) = (Outdated::default(), AtomicBool::new(false));
+        let max_packet = AtomicUsize::new(0);
+        Self { sessions, opts, connect_timeout, outdated, credentials, took_writes, max_packet }
     }
 
     /// The options, with the credentials for a new session in them.
@@ -111,33 +154,53 @@ impl Connector {
     }
 
     /// Tries each address of the host.
-    async fn connect(&self, opening: &Opening, opts: &Opts) -> Result<Session, Error> {
+    async fn connect(self: &Arc<Self>, opening: &Opening, opts: &Opts) -> Result<Session, Error> {
         let mut last = None;
-        for address in addresses(opts).await? {
+        for address in self.addresses(opts).await? {
             match self.connect_to(&address, opening, opts).await {
                 Ok(session) => return Ok(session),
                 Err(failure) if error::is_connection(&failure) => last = Some((address, failure)),
-                Err(failure) => return Err(error::open(failure)),
+                Err(failure) => {
+                    if error::is_full(&failure) {
+                        self.sessions.found_full(None);
+                    }
+                    return Err(error::open(failure));
+                }
             }
         }
         Err(match last {
-            Some((address, failure)) => error::error(ErrorKind::Init, format!("cannot reach {address}"), failure),
+            Some((address, failure)) => error::late(&failure)
+                .cloned()
+                .unwrap_or_else(|| error::error(ErrorKind::Init, format!("cannot reach {address}"), failure)),
             None => Error::new(ErrorKind::Init, "the host's name has no address").retryable(),
         })
     }
 
+    async fn addresses(&self, opts: &Opts) -> Result<Vec<Address>, Error> {
+        let limit = Limit::of(opts.ip_or_hostname(), self.connect_timeout);
+        let found = limit.step("looking up the host", addresses(opts)).await;
+        found.map_err(|source| {
+            let late = source.get_ref().and_then(|late| late.downcast_ref::<Error>()).cloned();
+            late.unwrap_or_else(|| {
+                let text = format!("cannot look up the host {}", opts.ip_or_hostname());
+                Error::new(ErrorKind::Init, text).with_source(source).retryable()
+            })
+        })
+    }
+
     async fn connect_to(
-        &self,
+        self: &Arc<Self>,
         address: &Address,
         opening: &Opening,
         opts: &Opts,
     ) -> Result<Session, mysql_async::Error> {
+        let limit = Limit::of(address, self.connect_timeout);
         let max_packet = self.max_packet.load(Ordering::Relaxed);
         let mut builder = at(address, opts);
         if max_packet > 0 && opts.max_allowed_packet().is_none() {
             builder = builder.max_allowed_packet(Some(max_packet));
         }
-        let conn = Conn::new(builder).await?;
+        let conn = limit.step("connecting, up to the end of the login,", Conn::new(builder)).await?;
         let key = opening.enter(address, opts, conn.id());
         tracing::debug!(session = key.id, %address, "opened a session");
         let mut session = Session {
@@ -146,9 +209,14 @@ impl Connector {
             is_tidy: false,
             is_given_up: false,
             max_packet: None,
-            sessions: Arc::clone(&self.sessions),
+            home: Arc::new(Home::by(opts)),
+            connector: Arc::clone(self),
         };
-        self.identify(opening, key, &mut session).await?;
+        limit.step("setting the session up", home::set_up(&mut session, opts)).await?;
+        limit.step("asking the server which one it is", self.identify(opening, key, &mut session)).await?;
+        let home = limit.step("asking for the database and the roles", Home::of(&mut session)).await?;
+        self.took_writes.fetch_or(!home.is_read_only, Ordering::Relaxed);
+        session.home = Arc::new(home);
         let known = Some(self.max_packet.load(Ordering::Relaxed)).filter(|known| *known > 0);
         session.max_packet = opts.max_allowed_packet().or(known);
         Ok(session)
@@ -156,18 +224,20 @@ impl Connector {
 
     /// Whose number it is: behind one address there may be several servers, and a proxy has numbers of its own.
     async fn identify(&self, opening: &Opening, key: Key, conn: &mut Conn) -> Result<(), mysql_async::Error> {
-        let sql = format!("SELECT CONNECTION_ID(), {}, @@max_allowed_packet", watcher::HOST);
-        let answer: Vec<(u32, String, usize)> = watcher::rows(conn, &sql).await?;
-        let Some((id, host, max_packet)) = answer.into_iter().next() else { return Ok(()) };
-        self.max_packet.store(max_packet, Ordering::Relaxed);
-        if id == key.id {
-            opening.is_open_on(key, &host);
+        let introduced = introduce(conn).await?;
+        if let Some(max_packet) = introduced.max_packet {
+            self.max_packet.store(max_packet, Ordering::Relaxed);
         }
         if let Some(left) = self.sessions.many_left(key.server) {
-            let listed = watcher::listed(conn, &left).await?;
-            let is_listed = |id: &u32| listed.iter().any(|listed| listed.id == *id);
-            self.sessions.forget(key.server, left.into_iter().filter(|id| !is_listed(id)));
+            let sights = watcher::look(conn, introduced.origin.as_ref(), &left).await?;
+            let of = |sight| {
+                let found = left.iter().zip(&sights).filter(move |(_, found)| **found == sight);
+                found.map(|(asked, _)| asked.key).collect::<Vec<_>>()
+            };
+            self.sessions.forget(of(Sight::Gone));
+            self.sessions.forget_oldest(of(Sight::Unproven));
         }
+        opening.is_open(key, introduced.origin);
         Ok(())
     }
 
@@ -177,18 +247,22 @@ impl Connector {
             return Ok(());
         }
         let Some(opening) = self.sessions.begin_opening() else { return Ok(()) };
-        let Some(address) = addresses(&self.opts).await?.into_iter().next() else { return Ok(()) };
+        let Some(address) = self.addresses(&self.opts).await?.into_iter().next() else { return Ok(()) };
         let key = opening.enter(&address, &self.opts, conn.id());
         let failed = |failure| error::error(ErrorKind::Checkout, "the connection does not answer", failure);
         self.identify(&opening, key, conn).await.map_err(failed)
     }
 }
 
-/// The options for this address and no other.
+/// The options for this address and no other, without what the application wants done in each session: that is
+/// [done](home::set_up) once it is in the book.
 pub(crate) fn at(address: &Address, opts: &Opts) -> OptsBuilder {
     let builder = OptsBuilder::from_opts(opts.clone())
         // The driver would change to another connection, which has another number.
         .prefer_socket(false)
+        .after_connect(|_| Box::pin(ready(Ok(()))))
+        .init(Vec::<String>::new())
+        .setup(Vec::<String>::new())
         // Only its own pool asks for it, and would ask the server.
         .wait_timeout(Some(opts.wait_timeout().unwrap_or(0)));
     match address {
@@ -200,7 +274,7 @@ pub(crate) fn at(address: &Address, opts: &Opts) -> OptsBuilder {
     }
 }
 
-async fn addresses(opts: &Opts) -> Result<Vec<Address>, Error> {
+async fn addresses(opts: &Opts) -> io::Result<Vec<Address>> {
     if let Some(path) = opts.socket() {
         return Ok(vec![Address::Unix(path.to_owned())]);
     }
@@ -209,11 +283,7 @@ async fn addresses(opts: &Opts) -> Result<Vec<Address>, Error> {
         return Ok(resolved.iter().map(|ip| Address::Tcp((*ip, port).into())).collect());
     }
     let host = opts.ip_or_hostname().trim_matches(['[', ']']);
-    let found = lookup_host((host, port)).await.map_err(|source: io::Error| {
-        let text = format!("cannot look up the host {host}");
-        Error::new(ErrorKind::Init, text).with_source(source).retryable()
-    })?;
-    Ok(found.map(Address::Tcp).collect())
+    Ok(lookup_host((host, port)).await?.map(Address::Tcp).collect())
 }
 
 /// What the pool asks for connections.
@@ -223,43 +293,9 @@ pub struct Manager {
     pub(crate) check_timeout: Duration,
     /// Whether sessions begin anew with each checkout.
     pub(crate) reset: bool,
-    pub(crate) hung: Hung,
-}
-
-/// When a write last hung: what was handed out before that may be as dead.
-pub(crate) struct Hung {
-    since: Instant,
-    /// In milliseconds after `since`; zero for never.
-    at: AtomicU64,
-}
-
-impl Default for Hung {
-    fn default() -> Self {
-        Self { since: Instant::now(), at: AtomicU64::new(0) }
-    }
-}
-
-impl Hung {
-    #[cfg(feature = "buffer")]
-    pub(crate) fn now(&self) {
-        self.at.store(self.millis(Instant::now()).saturating_add(1), Ordering::Relaxed);
-    }
-
-    /// Whether a connection that was last handed out at this moment is to be looked at.
-    fn is_suspect(&self, used: Instant) -> bool {
-        self.millis(used) < self.at.load(Ordering::Relaxed)
-    }
-
-    fn millis(&self, moment: Instant) -> u64 {
-        u64::try_from(moment.saturating_duration_since(self.since).as_millis()).unwrap_or(u64::MAX)
-    }
 }
 
 impl Manager {
-    fn is_suspect(&self, used: Instant) -> bool {
-        self.rested.is_suspect(used) || self.hung.is_suspect(used)
-    }
-
     /// Tidies a connection up that has come back, before anybody else can get it: in the background, so that neither the
     /// caller who had it waits nor the next one.
     pub(crate) fn give_back(&self, connection: Connection) {
@@ -281,7 +317,7 @@ impl Manager {
         let untidy = Untidy { sessions: Arc::clone(sessions), key };
         runtime.spawn(async move {
             let Some(mut connection) = untidy.take() else { return };
-            if !connection.tidy(reset).await {
+            if connection.tidy(reset).await != Answer::Good {
                 drop(Object::take(connection));
             }
         });
@@ -315,20 +351,26 @@ impl managed::Manager for Manager {
     }
 
     async fn recycle(&self, session: &mut Session, metrics: &Metrics) -> RecycleResult<Error> {
-        if !session.is_usable() {
-            return Err(RecycleError::message("the connection was closed"));
+        let used = metrics.recycled.unwrap_or(metrics.created);
+        if !session.is_usable() || self.connector.outdated.is_outdated(metrics.created, used) {
+            return Err(RecycleError::message("the connection is of no use any more"));
         }
-        if !session.is_tidy {
+        let answer = if !session.is_tidy {
             // It was taken from the pool directly.
-            if !session.tidy(self.reset).await {
-                return Err(RecycleError::message("the connection could not be tidied up"));
-            }
-        } else if self.is_suspect(metrics.recycled.unwrap_or(metrics.created)) {
+            session.tidy(self.reset).await
+        } else if self.rested.is_suspect(used) {
             // What the server has closed meanwhile is known to the kernel, and fails at once.
-            if !session.asks(Question::Ping, self.check_timeout).await {
-                tracing::debug!("a connection did not answer after a rest, replacing it");
-                return Err(RecycleError::message("the server has closed the connection"));
-            }
+            session.asks(Question::Ping, self.check_timeout).await
+        } else {
+            Answer::Good
+        };
+        if answer == Answer::None {
+            // The others would take as long to show the same.
+            self.connector.outdated.unused_until_now();
+        }
+        if answer != Answer::Good {
+            tracing::debug!("a connection is not as it was, replacing it");
+            return Err(RecycleError::message("the connection does not answer as it should"));
         }
         session.is_tidy = false;
         Ok(())
@@ -351,10 +393,17 @@ pub struct Session {
     is_given_up: bool,
     /// The server's limit for a packet, or the options' own.
     max_packet: Option<usize>,
-    sessions: Arc<Sessions>,
+    /// What it is to be again when it is given back.
+    home: Arc<Home>,
+    connector: Arc<Connector>,
 }
 
 impl Session {
+    /// Nobody has done anything in it that is to be undone.
+    pub(crate) fn is_as_opened(&mut self) {
+        self.is_tidy = true;
+    }
+
     /// Has it leave the pool when it comes back, without waiting for its server.
     #[cfg(feature = "buffer")]
     pub(crate) fn give_up(&mut self) -> Key {
@@ -368,6 +417,25 @@ impl Session {
         self.max_packet
     }
 
+    /// The server has refused to write: it is not what it was, and no session with it is used again. The next one is opened
+    /// with whatever server is behind the host's name then.
+    pub(crate) fn takes_no_writes(&self) {
+        self.connector.outdated.opened_until_now();
+    }
+
+    /// Whether the session is no longer of use with a server that takes no writes. It is if there was no better one to be had:
+    /// others may do no more than read.
+    fn is_stale(&self, has_failed: bool) -> bool {
+        if !self.home.is_read_only {
+            self.takes_no_writes();
+            return true;
+        }
+        // The host's name may have led to the server that it was before, or to one that was yet to take over.
+        let took_writes = self.connector.took_writes.load(Ordering::Relaxed);
+        let age = self.home.opened.elapsed();
+        (has_failed && age >= REOPEN_PAUSES.0) || (took_writes && age >= REOPEN_PAUSES.1)
+    }
+
     /// The driver's connection, unless its answer was waited for in vain.
     fn is_usable(&self) -> bool {
         self.conn.as_ref().is_some_and(|conn| !conn.is_disconnected())
@@ -377,20 +445,21 @@ impl Session {
     ///
     /// # Cancel safety
     /// As for [`Session::asks`].
-    async fn tidy(&mut self, reset: bool) -> bool {
-        self.is_tidy = self.asks(Question::Tidy { reset }, TIDY_PATIENCE).await;
-        self.is_tidy
+    async fn tidy(&mut self, reset: bool) -> Answer {
+        let answer = self.asks(Question::Tidy { reset }, TIDY_PATIENCE).await;
+        self.is_tidy = answer == Answer::Good;
+        answer
     }
 
-    /// Whether the server answers within `limit`. Otherwise the session is not usable any more.
+    /// What the server answers within `limit`. If it is not good, the session is not usable any more.
     ///
     /// # Cancel safety
     /// Cancel safe. Where nobody waits any more, the driver does for a while: a connection that is dropped in the middle of an
     /// answer is closed without a goodbye.
-    async fn asks(&mut self, question: Question, limit: Duration) -> bool {
-        let Some(conn) = self.conn.take() else { return false };
-        let (key, sessions) = (self.key, Arc::clone(&self.sessions));
-        let mut asked = Self { conn: Some(conn), sessions, ..*self };
+    async fn asks(&mut self, question: Question, limit: Duration) -> Answer {
+        let Some(conn) = self.conn.take() else { return Answer::Bad };
+        let (key, connector, home) = (self.key, Arc::clone(&self.connector), Arc::clone(&self.home));
+        let mut asked = Self { conn: Some(conn), connector, home, ..*self };
         let (give, answer) = oneshot::channel();
         let began = Instant::now();
         tokio::spawn(async move {
@@ -398,18 +467,38 @@ impl Session {
                 // Nobody may wait for it any more: then the book sees to its goodbye.
                 Ok(Ok(())) => drop(give.send(asked)),
                 Ok(Err(failure)) => {
-                    tracing::debug!(session = key.id, error = %failure, "a connection is not used again")
+                    tracing::debug!(session = key.id, error = %failure, "a connection is not used again");
+                    let is_broken = error::is_broken(&failure);
+                    let sessions = Arc::clone(&asked.connector.sessions);
+                    drop(asked);
+                    if is_broken {
+                        sessions.is_broken(key);
+                    }
                 }
-                Err(_) => asked.sessions.is_mute(key),
+                Err(_) => asked.connector.sessions.is_mute(key),
             }
         });
         let answer = timeout(limit, answer).await;
-        self.sessions.latency.saw(began.elapsed());
-        if let Ok(Ok(mut asked)) = answer {
-            self.conn = asked.conn.take();
+        self.connector.sessions.latency.saw(began.elapsed());
+        match answer {
+            Ok(Ok(mut asked)) => {
+                self.conn = asked.conn.take();
+                Answer::Good
+            }
+            Ok(Err(_)) => Answer::Bad,
+            Err(_) => Answer::None,
         }
-        self.conn.is_some()
     }
+}
+
+/// What a server has answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Answer {
+    Good,
+    /// The session has ended, or is not what it should be.
+    Bad,
+    /// Not in time.
+    None,
 }
 
 /// What a session is asked between two checkouts.
@@ -417,18 +506,21 @@ impl Session {
 enum Question {
     /// Is it there?
     Ping,
-    /// To read what is left of results, to roll back, and with `reset` to forget variables, temporary tables, locks and
-    /// prepared statements.
+    /// To be what it was when it was opened, or, without `reset`, to roll back and to leave locks and the database.
     Tidy { reset: bool },
 }
 
 impl Question {
-    async fn put(self, conn: &mut Conn) -> Result<(), mysql_async::Error> {
-        match self {
-            Self::Tidy { reset: true } if conn.reset().await? => Ok(()),
-            // The driver rolls back and reads results before it sends anything.
-            Self::Ping | Self::Tidy { .. } => conn.ping().await,
+    async fn put(self, session: &mut Session) -> Result<(), mysql_async::Error> {
+        let Self::Tidy { reset } = self else { return session.ping().await };
+        let (connector, home) = (Arc::clone(&session.connector), Arc::clone(&session.home));
+        // Only the caller has seen which error it was.
+        let has_failed = session.last_ok_packet().is_none();
+        let is_read_only = home.restore(session, &connector.opts, reset).await?;
+        if is_read_only && session.is_stale(has_failed) {
+            return Err(mysql_async::Error::Other("the server takes no writes".into()));
         }
+        Ok(())
     }
 }
 
@@ -449,7 +541,7 @@ impl DerefMut for Session {
 impl Drop for Session {
     fn drop(&mut self) {
         if let Some(conn) = self.conn.take() {
-            self.sessions.came_back(self.key, conn, self.is_given_up);
+            self.connector.sessions.came_back(self.key, conn, self.is_given_up);
         }
     }
 }

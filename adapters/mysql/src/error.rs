@@ -74,6 +74,11 @@ pub(crate) fn is_full(failure: &mysql_async::Error) -> bool {
     matches!(failure, mysql_async::Error::Server(error) if is_full_code(error.code))
 }
 
+/// Whether the process has no descriptor left for it.
+pub(crate) fn is_out_of_descriptors(failure: &mysql_async::Error) -> bool {
+    matches!(failure, mysql_async::Error::Io(IoError::Io(error)) if winddown_core::is_out_of_descriptors(error))
+}
+
 /// Whether the server has looked at who wants in, and refused.
 pub(crate) fn is_refusal(failure: &mysql_async::Error) -> bool {
     let refusals = [
@@ -92,6 +97,14 @@ pub(crate) fn is_connection(failure: &mysql_async::Error) -> bool {
         mysql_async::Error::Io(IoError::Io(error)) => !is_tls(error),
         mysql_async::Error::Driver(DriverError::ConnectionClosed) => true,
         _ => false,
+    }
+}
+
+/// Which step of opening a session was not over in time, if that is what it is.
+pub(crate) fn late(failure: &mysql_async::Error) -> Option<&Error> {
+    match failure {
+        mysql_async::Error::Io(IoError::Io(error)) => error.get_ref()?.downcast_ref(),
+        _ => None,
     }
 }
 
@@ -126,6 +139,12 @@ fn is_tls(error: &io::Error) -> bool {
 
 /// Why no session could be opened, and what to do about it.
 pub(crate) fn open(failure: mysql_async::Error) -> Error {
+    let failure = match failure {
+        mysql_async::Error::Io(IoError::Io(none_left)) if winddown_core::is_out_of_descriptors(&none_left) => {
+            winddown_core::out_of_descriptors(none_left).into()
+        }
+        failure => failure,
+    };
     let advice = match &failure {
         mysql_async::Error::Server(refused) => match refused.code {
             number::UNKNOWN_DATABASE => "there is no such database, create it or name another",

@@ -20,7 +20,7 @@ use crate::{
     connect::Connector,
     error,
     sessions::{Asked, Ended, Key, News, Server, Sessions, Wanted, Whereabouts},
-    watcher::{Kill, Watcher, another_server, cannot_watch},
+    watcher::{Kill, Sight, Watcher, cannot_watch, unproven},
 };
 
 /// Between two tries to open a session on a server that is full: its own sessions are about to end.
@@ -35,6 +35,9 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 /// A server that has not noticed within this time that the driver has closed a connection will not notice: something
 /// between them has swallowed it.
 const FORSAKEN: Duration = Duration::from_millis(250);
+
+/// How long one of the pool's sessions may take to be ready to ask: what is left of its results is read before.
+const SPARE_PATIENCE: Duration = Duration::from_millis(250);
 
 /// The session that asks does not leave to be opened again within this time.
 const REOPENED_AFTER: Duration = Duration::from_secs(1);
@@ -62,7 +65,7 @@ pub(crate) async fn say(connector: &Arc<Connector>, empty: impl Fn() + Send, dra
         if !returned.is_empty() {
             sessions.want(|wanted| wanted.left += returned.len());
         }
-        for (key, conn) in returned {
+        for (key, conn) in returned.into_iter().filter_map(|(key, conn)| sessions.keep_spare(key, conn)) {
             leaving.spawn(leave(Arc::clone(sessions), key, conn));
         }
         if settled && held == 0 {
@@ -122,7 +125,8 @@ impl Drop for Rest<'_> {
 }
 
 fn count(drain: &Drain, ended: Ended, open: usize) {
-    let Ended { closed, cut, cancelled, error } = ended;
+    let Ended { closed, unconfirmed, cut, cancelled, error } = ended;
+    drain.unconfirmed(unconfirmed);
     drain.ended(closed, cut, open);
     drain.cancelled(cancelled);
     if let Some(error) = error {
@@ -132,8 +136,9 @@ fn count(drain: &Drain, ended: Ended, open: usize) {
 
 /// Says goodbye, once what is left of results was read and the driver's own transaction rolled back.
 async fn leave(sessions: Arc<Sessions>, key: Key, conn: Conn) {
-    if let Err(failure) = conn.disconnect().await {
-        sessions.failed(key, failure);
+    match conn.disconnect().await {
+        Ok(()) => sessions.said(key),
+        Err(failure) => sessions.failed(key, failure),
     }
     sessions.want(|wanted| wanted.left += 1);
 }
@@ -144,14 +149,16 @@ struct Watch {
     server: Arc<Server>,
     wanted: watch::Receiver<Wanted>,
     watcher: Option<Watcher>,
+    /// Which of the pool's sessions it is, where there is no room for another.
+    spare: Option<Key>,
     /// How long what nobody waits for may go on.
     grace: Duration,
     /// When its session must be there in any case.
     prepare_at: Instant,
     /// Whose statements were stopped.
-    cancelled: HashSet<u32>,
+    cancelled: HashSet<Key>,
     /// Which of those that the driver has dropped wait for it nevertheless, and since when.
-    forsaken: HashMap<u32, Instant>,
+    forsaken: HashMap<Key, Instant>,
     /// What was wanted when it was last looked at.
     last: Wanted,
     /// When there was last a reason to look closely: something has ended, or was told to.
@@ -167,6 +174,7 @@ impl Watch {
             wanted: connector.sessions.wanted(),
             server,
             watcher: None,
+            spare: None,
             cancelled: HashSet::new(),
             forsaken: HashMap::new(),
             last: Wanted::default(),
@@ -177,16 +185,27 @@ impl Watch {
     async fn run(mut self) -> Result<(), Error> {
         let mut failed = false;
         loop {
-            let asked = self.connector.sessions.on(self.server.index);
-            if asked.is_empty() || self.is_of_no_use(&asked) {
+            let mut asked = self.connector.sessions.on(self.server.index);
+            asked.retain(|asked| Some(asked.key) != self.spare);
+            if asked.is_empty() && self.give_back() {
+                // Somebody asks about that one, too.
+                continue;
+            }
+            if asked.is_empty() || (self.spare.is_none() && self.is_of_no_use(&asked)) {
                 break;
             }
             match self.step(asked).await {
                 Ok(()) => failed = false,
                 Err(failure) => {
+                    let sessions = &self.connector.sessions;
+                    let had_one = self.watcher.take().is_some();
+                    if let Some(spare) = self.spare.take() {
+                        sessions.failed(spare, failure);
+                        continue;
+                    }
                     // Once more: its session may have been ended by somebody else.
-                    if self.watcher.take().is_some() {
-                        self.connector.sessions.watcher_left();
+                    if had_one {
+                        sessions.watcher_left();
                         if !failed {
                             failed = true;
                             continue;
@@ -205,6 +224,50 @@ impl Watch {
         Ok(())
     }
 
+    /// The session of the pool that asks goes the way of the others. Whether there was one.
+    fn give_back(&mut self) -> bool {
+        let Some(spare) = self.spare.take() else { return false };
+        if let Some(watcher) = self.watcher.take() {
+            self.connector.sessions.give_back(spare, watcher.into_conn());
+        }
+        true
+    }
+
+    /// Gets the session that asks, as soon as the server has room for it; until then one of the pool's asks in its place, if
+    /// there is one that nobody has.
+    async fn open(&mut self) -> Result<(), mysql_async::Error> {
+        let sessions = &self.connector.sessions;
+        let mut way = Way::to(&self.connector, &self.server).await;
+        loop {
+            match way.open().await {
+                Err(failure) if error::is_full(&failure) => {
+                    sessions.found_full(Some(cannot_watch(&self.server.address, failure)));
+                    let Some((key, conn)) = sessions.take_spare(self.server.index) else {
+                        sleep(FULL_PAUSE).await;
+                        continue;
+                    };
+                    match timeout(SPARE_PATIENCE, Watcher::over(conn)).await {
+                        Ok(Ok(watcher)) => (self.watcher, self.spare) = (Some(watcher), Some(key)),
+                        Ok(Err(failure)) => {
+                            sessions.failed(key, failure);
+                            continue;
+                        }
+                        Err(_) => {
+                            sessions.gave_up(key);
+                            continue;
+                        }
+                    }
+                }
+                opened => {
+                    self.watcher = Some(opened?);
+                    sessions.watcher_came();
+                    sessions.found_room(self.server.index);
+                }
+            }
+            return Ok(());
+        }
+    }
+
     /// What nobody waits for has ended, and nothing else is wanted yet: its session would stand among those that somebody has.
     fn is_of_no_use(&self, asked: &[Asked]) -> bool {
         let wanted = *self.wanted.borrow();
@@ -221,8 +284,7 @@ impl Watch {
         }
         if self.watcher.is_none() {
             // What is to be asked may be something else by then.
-            self.watcher = Some(open(&self.connector, &self.server).await?);
-            self.connector.sessions.watcher_came();
+            self.open().await?;
         } else if wanted.asks() || (wanted.abandoned && asked.iter().any(|asked| asked.is_leaving || asked.has_left)) {
             self.ask(wanted, asked).await?;
             self.pause().await;
@@ -237,48 +299,51 @@ impl Watch {
     async fn ask(&mut self, wanted: Wanted, asked: Vec<Asked>) -> Result<(), mysql_async::Error> {
         let Some(watcher) = &mut self.watcher else { return Ok(()) };
         let sessions = &self.connector.sessions;
-        let server = self.server.index;
-        let (here, elsewhere): (Vec<_>, Vec<_>) = asked
-            .into_iter()
-            // The server has yet to say what it is.
-            .filter(|asked| asked.host.is_some() || asked.is_leaving || asked.has_left || wanted.cut)
-            .partition(|asked| asked.host.as_deref() == Some(watcher.host()));
-        if !elsewhere.is_empty() {
-            let elsewhere = elsewhere.iter().map(|asked| Key { server, id: asked.id });
-            sessions.unseen(elsewhere, &another_server(&self.server.address));
-        }
-
-        let ids: Vec<u32> = here.iter().map(|asked| asked.id).collect();
-        let listed = watcher.listed(&ids).await?;
+        let mut asked = asked;
+        // The server of some has yet to say which one it is.
+        asked.retain(|asked| asked.origin.is_some() || asked.is_leaving || asked.has_left || wanted.cut);
+        let sights = watcher.look(&asked).await?;
         let mut busy = Vec::new();
         let mut doomed = Vec::new();
-        for asked in &here {
-            let found = listed.iter().find(|listed| listed.id == asked.id);
-            sessions.saw(Key { server, id: asked.id }, found.copied());
-            let Some(found) = found else {
-                self.progress = Instant::now();
-                continue;
+        let mut elsewhere = Vec::new();
+        for (asked, sight) in asked.iter().zip(sights) {
+            let key = asked.key;
+            let ours = match sight {
+                Sight::Ours(ours) => ours,
+                Sight::Gone => {
+                    sessions.saw(key, None);
+                    self.progress = Instant::now();
+                    continue;
+                }
+                Sight::Unproven => {
+                    elsewhere.push(key);
+                    continue;
+                }
             };
-            let is_forsaken = asked.has_left && found.rests && {
-                let since = self.forsaken.entry(asked.id).or_insert_with(Instant::now);
+            sessions.saw(key, Some(ours.listed));
+            let is_forsaken = asked.has_left && ours.listed.rests && {
+                let since = self.forsaken.entry(key).or_insert_with(Instant::now);
                 since.elapsed() > FORSAKEN
             };
             if wanted.cut || is_forsaken {
-                doomed.push(asked.id);
-            } else if found.is_busy && (wanted.cancel || asked.is_abandoned_for(self.grace, FORSAKEN)) {
+                doomed.push(ours);
+            } else if ours.listed.is_busy && (wanted.cancel || asked.is_abandoned_for(self.grace, FORSAKEN)) {
                 // Also of one that is to say goodbye: what is left of its results may take its time.
-                busy.push(asked.id);
+                busy.push(ours);
             }
+        }
+        if !elsewhere.is_empty() {
+            sessions.unproven(elsewhere, &unproven(&self.server.address), wanted.cut);
         }
         sessions.answered.notify_one();
         let taken = watcher.kill(Kill::Query, &busy).await?;
-        let fresh = taken.into_iter().filter(|id| self.cancelled.insert(*id)).count();
+        let fresh = taken.into_iter().filter(|key| self.cancelled.insert(*key)).count();
         sessions.cancelled(fresh);
         if fresh > 0 {
             self.progress = Instant::now();
         }
-        for id in watcher.kill(Kill::Session, &doomed).await? {
-            sessions.killed(Key { server, id });
+        for key in watcher.kill(Kill::Session, &doomed).await? {
+            sessions.killed(key);
         }
         Ok(())
     }
@@ -298,18 +363,53 @@ impl Watch {
     fn unseen(&self, why: &Error) {
         let server = self.server.index;
         let sessions = &self.connector.sessions;
-        sessions.unseen(sessions.on(server).into_iter().map(|asked| Key { server, id: asked.id }), why);
+        sessions.unseen(sessions.on(server).into_iter().map(|asked| asked.key), why);
+    }
+}
+
+/// How the session that watches is opened.
+struct Way<'a> {
+    connector: &'a Connector,
+    server: &'a Server,
+    known: Opts,
+    opts: Opts,
+}
+
+impl<'a> Way<'a> {
+    async fn to(connector: &'a Connector, server: &'a Server) -> Self {
+        let known = server.opts();
+        let opts = fresh(connector, &known).await.unwrap_or_else(|| known.clone());
+        Self { connector, server, known, opts }
+    }
+
+    async fn open(&mut self) -> Result<Watcher, mysql_async::Error> {
+        let Self { connector, server, known, opts } = self;
+        let wanted = connector.sessions.wanted();
+        let is_draining = !connector.sessions.is_open();
+        if is_draining {
+            // What it opens takes their place.
+            connector.sessions.spare.let_go();
+        }
+        loop {
+            match Watcher::open(&server.address, opts, connector.connect_timeout).await {
+                // Sessions that end give theirs back.
+                Err(failure) if error::is_out_of_descriptors(&failure) && is_draining && !wanted.borrow().cut => {
+                    sleep(FULL_PAUSE).await;
+                }
+                Err(failure) if error::is_refusal(&failure) && opts != known => *opts = known.clone(),
+                opened => return opened,
+            }
+        }
     }
 }
 
 /// Opens the session that watches, as soon as the server has room for it.
+#[cfg(feature = "buffer")]
 pub(crate) async fn open(connector: &Connector, server: &Server) -> Result<Watcher, mysql_async::Error> {
-    let known = server.opts();
-    let mut opts = fresh(connector, &known).await.unwrap_or_else(|| known.clone());
+    let mut way = Way::to(connector, server).await;
     loop {
-        match Watcher::open(&server.address, &opts).await {
+        match way.open().await {
             Err(failure) if error::is_full(&failure) => sleep(FULL_PAUSE).await,
-            Err(failure) if error::is_refusal(&failure) && opts != known => opts = known.clone(),
             opened => return opened,
         }
     }

@@ -9,7 +9,9 @@ mod config;
 mod connect;
 mod error;
 mod farewell;
+mod home;
 mod manager;
+mod origin;
 mod relay;
 mod sessions;
 #[cfg(feature = "buffer")]

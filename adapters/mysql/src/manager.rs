@@ -9,7 +9,7 @@ use winddown_core::{Capabilities, Drain, Error, ErrorKind, Latency, Resource, Re
 
 use crate::{
     config::Config,
-    connect::{Connection, Connector, Hung, Manager, Pool},
+    connect::{Connection, Connector, Limit, Manager, Pool},
     error, farewell,
     sessions::Sessions,
     wrapped::Wrapped,
@@ -55,7 +55,7 @@ impl Mysql {
     }
 
     fn open_pool(&self) -> Result<Pool, Error> {
-        let Config { driver, pool, credentials, check_after, check_timeout } = &self.config;
+        let Config { driver, pool, credentials, connect_timeout, check_after, check_timeout } = &self.config;
         let bad = |message: &'static str| Error::new(ErrorKind::Config, message);
         if pool.max_size == 0 {
             return Err(bad("a pool of 0 connections hands out nothing: set pool.max_size to 1 or more"));
@@ -65,13 +65,13 @@ impl Mysql {
             // opinion has said so before.
             let _ = ring::default_provider().install_default();
         }
-        let connector = Connector::new(Arc::clone(&self.sessions), named(driver), credentials.clone());
+        let connector =
+            Connector::new(Arc::clone(&self.sessions), named(driver), credentials.clone(), *connect_timeout);
         let manager = Manager {
             connector: Arc::new(connector),
             rested: Rested::new(*check_after),
             check_timeout: *check_timeout,
             reset: driver.pool_opts().reset_connection(),
-            hung: Hung::default(),
         };
         let builder = Pool::builder(manager).config(*pool).runtime(Runtime::Tokio1);
         builder.build().map_err(|error| bad("cannot build the pool").with_source(error))
@@ -102,8 +102,10 @@ impl Resource for Mysql {
         let pool = self.open_pool()?;
         let mut connection = pool.get().await.map_err(error::first)?;
         let asked = Instant::now();
-        connection.ping().await.map_err(error::open)?;
+        let limit = Limit::of(self.address().unwrap_or_default(), self.config.connect_timeout);
+        limit.step("the first answer", connection.ping()).await.map_err(error::open)?;
         self.sessions.latency.saw(asked.elapsed());
+        connection.is_as_opened();
         Ok(pool)
     }
 

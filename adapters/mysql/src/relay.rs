@@ -16,6 +16,7 @@ use crate::connect::{Address, at};
 /// Carries what goes between the driver and the server, until both have closed.
 pub(crate) struct Relay {
     ended: oneshot::Receiver<Instant>,
+    failed: oneshot::Receiver<io::Error>,
     task: JoinHandle<()>,
 }
 
@@ -59,13 +60,20 @@ impl Relay {
         N: AsyncRead + AsyncWrite + Send + 'static,
     {
         let (end, ended) = oneshot::channel();
+        let (fail, failed) = oneshot::channel();
         let task = tokio::spawn(async move {
-            // Where nobody comes, the driver has an error of its own.
-            if let Ok(near) = accept.await {
-                carry(near, far, end).await;
+            match accept.await {
+                Ok(near) => carry(near, far, end).await,
+                // Nobody may ask.
+                Err(error) => drop(fail.send(error)),
             }
         });
-        Self { ended, task }
+        Self { ended, failed, task }
+    }
+
+    /// Why the driver was not let in, of which it sees only that the connection broke.
+    pub(crate) fn failure(&mut self) -> Option<io::Error> {
+        self.failed.try_recv().ok()
     }
 
     /// When the server had closed its side.

@@ -8,7 +8,7 @@ use std::{
     collections::HashMap,
     fmt, mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use deadpool::managed::Object;
@@ -18,13 +18,17 @@ use tokio::{
     sync::{Notify, watch},
     time::timeout,
 };
-use winddown_core::{Error, ErrorKind, Latency};
+use winddown_core::{Error, ErrorKind, Latency, SpareDescriptors};
 
 use crate::{
     connect::{Address, Connection},
     error,
+    origin::{Origin, Relation},
     watcher::Listed,
 };
+
+/// How many sessions that the driver has dropped may be in the book before somebody asks which of them are over.
+const MANY: usize = 100;
 
 /// How long a session that nobody wants any more may go on opening, or take to say goodbye.
 pub(crate) const LEAVE_PATIENCE: Duration = Duration::from_secs(1);
@@ -40,7 +44,12 @@ pub(crate) struct Sessions {
     wanted: watch::Sender<Wanted>,
     /// How long the servers take to answer.
     pub(crate) latency: Arc<Latency>,
+    /// For the session that asks about the others, where the process has no descriptor left: the driver opens its socket by itself.
+    pub(crate) spare: SpareDescriptors,
 }
+
+/// What that opens: two sockets for each half of its way, the one that it is reached at, and a file with certificates.
+const ASKING: usize = 6;
 
 #[derive(Default)]
 struct State {
@@ -57,6 +66,12 @@ struct State {
     untidy: HashMap<Key, Connection>,
     /// While draining: those that came back, to be said goodbye to.
     returned: Vec<(Key, Conn)>,
+    /// While draining: one for each server that had no room, to ask it.
+    spare: HashMap<usize, (Key, Conn)>,
+    /// The last session that was to be opened found no room.
+    is_full: bool,
+    /// Why nobody can ask a server now.
+    why_unseen: Option<Error>,
     ended: Ended,
     /// How many of those who watch have a session that was not seen to end.
     watchers: usize,
@@ -73,6 +88,7 @@ impl State {
         match end {
             End::Uncounted => {}
             End::Closed => self.ended.closed += 1,
+            End::Unconfirmed => self.ended.unconfirmed += 1,
             End::Cut(error) => {
                 self.ended.cut += 1;
                 self.ended.error = error.or_else(|| self.ended.error.take());
@@ -85,6 +101,8 @@ impl State {
 enum End {
     /// The server does not list it any more, and did not have to be told.
     Closed,
+    /// It said goodbye, and nobody can see whether the server has closed its side.
+    Unconfirmed,
     /// In any other way; with an error, if there is one.
     Cut(Option<Error>),
     /// Before the drain.
@@ -143,26 +161,16 @@ impl Server {
 pub(crate) struct Key {
     pub(crate) server: usize,
     pub(crate) id: u32,
-}
-
-/// What tells a session from all others, besides its number.
-#[cfg(feature = "buffer")]
-pub(crate) struct Identity {
-    pub(crate) server: Arc<Server>,
-    /// By what name the server knows itself.
-    pub(crate) host: Arc<str>,
-    /// When it was open.
-    pub(crate) opened: (Instant, SystemTime),
+    /// How many were entered before it: a server that was started again gives a number again.
+    entered: u64,
 }
 
 struct Entry {
-    /// When it was entered, by a clock that does not go back and by one that goes on while the process is frozen.
-    opened: (Instant, SystemTime),
-    /// How many were entered before it.
-    entered: u64,
-    /// By what name the server knows itself. Others may be behind the same address, with sessions of the same number.
-    host: Option<Arc<str>>,
+    /// What tells it from all others, besides its number; where its server has said so.
+    origin: Option<Arc<Origin>>,
     standing: Standing,
+    /// Its goodbye is on the way: that is all that can be done from here.
+    has_said: bool,
     /// When somebody last waited for it.
     waited_for: Instant,
     /// It did not answer in time when it was to be tidied up: as far as anybody knows it was open until its connection was
@@ -181,6 +189,8 @@ enum Standing {
     /// The driver has dropped its connection: after a goodbye of its own, or without one where the future of a statement
     /// was dropped or the connection broke. It may have ended long before the drain.
     Left,
+    /// The same with a connection that was found broken while nothing ran on it.
+    Broken,
     /// It could not say goodbye.
     Failed,
     /// The server was told to end it.
@@ -212,6 +222,8 @@ pub(crate) struct Whereabouts {
 pub(crate) struct Ended {
     /// The server does not list them any more, and did not have to be told.
     pub(crate) closed: usize,
+    /// They said goodbye, and nobody can see whether the server has closed its side.
+    pub(crate) unconfirmed: usize,
     /// Ended in any other way, the last of them with this error.
     pub(crate) cut: usize,
     /// Statements that the server was told to stop.
@@ -222,8 +234,8 @@ pub(crate) struct Ended {
 /// What somebody who watches a server asks about.
 #[derive(Debug, Clone)]
 pub(crate) struct Asked {
-    pub(crate) id: u32,
-    pub(crate) host: Option<Arc<str>>,
+    pub(crate) key: Key,
+    pub(crate) origin: Option<Arc<Origin>>,
     /// The drain has said goodbye.
     pub(crate) is_leaving: bool,
     /// The driver has dropped its connection.
@@ -245,7 +257,8 @@ impl Default for Sessions {
     fn default() -> Self {
         let (changed, answered) = (Notify::new(), Notify::new());
         let (wanted, latency) = (watch::Sender::new(Wanted::default()), Arc::default());
-        Self { state: Mutex::default(), changed, answered, wanted, latency }
+        let spare = SpareDescriptors::new(ASKING);
+        Self { state: Mutex::default(), changed, answered, wanted, latency, spare }
     }
 }
 
@@ -263,30 +276,38 @@ impl Sessions {
 
     /// A session is about to be opened; `None` when it is too late for that.
     pub(crate) fn begin_opening(self: &Arc<Self>) -> Option<Opening> {
+        if self.is_open() {
+            self.spare.keep();
+        }
         let mut state = self.state();
         if state.phase == Phase::Over {
             return None;
         }
         state.opening += 1;
-        Some(Opening { entered: state.entered, began: Instant::now(), sessions: Arc::clone(self) })
+        Some(Opening { began: Instant::now(), sessions: Arc::clone(self) })
     }
 
     /// The sessions that the driver has dropped from this server, if they are so many that it should be asked which of
     /// them are over.
-    pub(crate) fn many_left(&self, server: usize) -> Option<Vec<u32>> {
-        const MANY: usize = 100;
-        let state = self.state();
-        let left = state.open.iter().filter(|(key, entry)| key.server == server && entry.has_left());
-        let left: Vec<u32> = left.map(|(key, _)| key.id).collect();
+    pub(crate) fn many_left(&self, server: usize) -> Option<Vec<Asked>> {
+        let mut left = self.on(server);
+        left.retain(|asked| asked.has_left);
         (left.len() >= MANY).then_some(left)
     }
 
     /// These are over.
-    pub(crate) fn forget(&self, server: usize, ids: impl IntoIterator<Item = u32>) {
+    pub(crate) fn forget(&self, keys: impl IntoIterator<Item = Key>) {
         let mut state = self.state();
-        for id in ids {
-            state.open.remove(&Key { server, id });
+        for key in keys {
+            state.open.remove(&key);
         }
+    }
+
+    /// Nobody can tell whether these, which the driver has dropped, are over: those that were opened last stay in the book.
+    pub(crate) fn forget_oldest(&self, mut keys: Vec<Key>) {
+        keys.sort_unstable_by_key(|key| key.entered);
+        let surplus = keys.len().saturating_sub(MANY / 2);
+        self.forget(keys.into_iter().take(surplus));
     }
 
     /// The connection of a session is nobody's any more. One that was given up has hung: no goodbye is waited for.
@@ -317,14 +338,21 @@ impl Sessions {
         }
     }
 
-    /// What is known of a session, so that it can be told from all others. `None` where its server has not said what it is,
-    /// or the session is not in the book any more.
+    /// The connection of this session was found to be closed while nothing ran on it.
+    pub(crate) fn is_broken(&self, key: Key) {
+        if let Some(entry) = self.state().open.get_mut(&key)
+            && entry.standing == Standing::Left
+        {
+            entry.standing = Standing::Broken;
+        }
+    }
+
+    /// What to ask about this session, and where. `None` if it is not in the book any more.
     #[cfg(feature = "buffer")]
-    pub(crate) fn identity(&self, key: Key) -> Option<Identity> {
+    pub(crate) fn asked(&self, key: Key) -> Option<(Arc<Server>, Asked)> {
         let state = self.state();
-        let entry = state.open.get(&key)?;
         let server = state.servers.iter().find(|server| server.index == key.server)?;
-        Some(Identity { server: Arc::clone(server), host: Arc::clone(entry.host.as_ref()?), opened: entry.opened })
+        Some((Arc::clone(server), state.open.get(&key)?.asked(key)))
     }
 
     /// This session has not answered in time.
@@ -350,7 +378,7 @@ impl Sessions {
     pub(crate) fn all_leave(&self) {
         for entry in self.state().open.values_mut() {
             if entry.standing == Standing::Held {
-                entry.standing = Standing::Leaving;
+                (entry.standing, entry.has_said) = (Standing::Leaving, true);
             }
         }
         self.changed.notify_one();
@@ -396,6 +424,7 @@ impl Sessions {
             state.phase = Phase::Draining;
             state.draining_since = Some(Instant::now());
             state.ended = Ended::default();
+            state.why_unseen = None;
             state.watchers = 0;
             mem::take(&mut state.untidy)
         };
@@ -418,12 +447,56 @@ impl Sessions {
             let standings =
                 state.open.iter().filter(|(key, _)| key.server == server.index).map(|(_, entry)| entry.standing);
             let standings: Vec<_> = standings.collect();
-            let is_abandoned = |standing: &Standing| matches!(standing, Standing::Leaving | Standing::Left);
+            let is_abandoned =
+                |standing: &Standing| matches!(standing, Standing::Leaving | Standing::Left | Standing::Broken);
             let abandoned = standings.iter().any(is_abandoned);
             (!standings.is_empty()).then(|| Whereabouts { server: Arc::clone(server), abandoned })
         };
         let servers = state.servers.iter().filter_map(on).collect();
         News { returned, ended, open: state.open.len(), held, servers }
+    }
+
+    /// A server had no room for another session; and why nobody can ask it, if it is that.
+    pub(crate) fn found_full(&self, why_unseen: Option<Error>) {
+        let mut state = self.state();
+        state.is_full = true;
+        state.why_unseen = why_unseen.or_else(|| state.why_unseen.take());
+    }
+
+    /// Somebody can ask this server: nobody of the pool has to.
+    pub(crate) fn found_room(&self, server: usize) {
+        let spare = {
+            let mut state = self.state();
+            (state.is_full, state.why_unseen) = (false, None);
+            state.spare.remove(&server)
+        };
+        if let Some((key, conn)) = spare {
+            self.give_back(key, conn);
+        }
+    }
+
+    /// Keeps this connection to ask its server with, where that had no room for another session and has work that somebody may
+    /// have to stop. Otherwise it is to say goodbye.
+    pub(crate) fn keep_spare(&self, key: Key, conn: Conn) -> Option<(Key, Conn)> {
+        let mut state = self.state();
+        let may_run = |(other, entry): (&Key, &Entry)| {
+            *other != key && other.server == key.server && matches!(entry.standing, Standing::Held | Standing::Left)
+        };
+        if !state.is_full || state.spare.contains_key(&key.server) || !state.open.iter().any(may_run) {
+            return Some((key, conn));
+        }
+        state.spare.insert(key.server, (key, conn));
+        None
+    }
+
+    pub(crate) fn take_spare(&self, server: usize) -> Option<(Key, Conn)> {
+        self.state().spare.remove(&server)
+    }
+
+    /// A connection that was kept is not needed any more.
+    pub(crate) fn give_back(&self, key: Key, conn: Conn) {
+        self.state().returned.push((key, conn));
+        self.changed.notify_one();
     }
 
     pub(crate) fn wanted(&self) -> watch::Receiver<Wanted> {
@@ -446,14 +519,7 @@ impl Sessions {
     pub(crate) fn on(&self, server: usize) -> Vec<Asked> {
         let state = self.state();
         let entries = state.open.iter().filter(|(key, _)| key.server == server);
-        let asked = entries.map(|(key, entry)| Asked {
-            id: key.id,
-            host: entry.host.clone(),
-            is_leaving: entry.standing == Standing::Leaving,
-            has_left: entry.has_left(),
-            waited_for: entry.waited_for,
-        });
-        asked.collect()
+        entries.map(|(key, entry)| entry.asked(*key)).collect()
     }
 
     /// The server was asked about a session, and this is what it said.
@@ -469,17 +535,51 @@ impl Sessions {
         let left_open = entry.is_mute && draining_since.is_some_and(|since| entry.waited_for >= since);
         let end = match (entry.standing, entry.seen) {
             (Standing::Left, None) if left_open => End::Closed,
-            (Standing::Leaving, _) | (Standing::Left, Some(_)) => End::Closed,
+            (Standing::Leaving, _) | (Standing::Left | Standing::Broken, Some(_)) => End::Closed,
             (Standing::Failed | Standing::Killed, _) => End::Cut(None),
             // The server has ended it while somebody had it: in order if that was no loss.
             (Standing::Held, Some(seen)) if state.driver_ends || !seen.is_busy => End::Closed,
             (Standing::Held, Some(_)) => End::Cut(Some(ended_by_server())),
             // It had ended before.
-            (Standing::Held | Standing::Left, None) => End::Uncounted,
+            (Standing::Held | Standing::Left | Standing::Broken, None) => End::Uncounted,
         };
         state.end(key, end);
         drop(state);
         self.changed.notify_one();
+    }
+
+    /// Nobody can tell these from others that the server lists, which is why. What they have left undone is not waited for; they
+    /// are told nothing, and whoever has a connection of one keeps it until what is left is to be `cut`.
+    pub(crate) fn unproven(&self, keys: impl IntoIterator<Item = Key>, why: &Error, cut: bool) {
+        let mut state = self.state();
+        for key in keys {
+            let Some(entry) = state.open.get(&key) else { continue };
+            let end = match entry.standing {
+                Standing::Leaving if entry.has_said => End::Unconfirmed,
+                Standing::Held | Standing::Leaving if !cut => continue,
+                Standing::Held | Standing::Leaving | Standing::Left => End::Cut(Some(why.clone())),
+                Standing::Broken => End::Uncounted,
+                Standing::Failed | Standing::Killed => End::Cut(None),
+            };
+            state.end(key, end);
+        }
+        drop(state);
+        self.answered.notify_one();
+        self.changed.notify_one();
+    }
+
+    /// The goodbye of a session is on its way.
+    pub(crate) fn said(&self, key: Key) {
+        if let Some(entry) = self.state().open.get_mut(&key) {
+            entry.has_said = true;
+        }
+    }
+
+    /// The connection of this session was dropped in the middle of an answer.
+    pub(crate) fn gave_up(&self, key: Key) {
+        if let Some(entry) = self.state().open.get_mut(&key) {
+            (entry.standing, entry.waited_for) = (Standing::Left, Instant::now());
+        }
     }
 
     /// The goodbye of a session has failed.
@@ -490,7 +590,7 @@ impl Sessions {
         {
             // A connection that is broken was so before: the server's side of it may have ended long ago.
             let is_broken = error::is_broken(&failure);
-            entry.standing = if is_broken { Standing::Left } else { Standing::Failed };
+            entry.standing = if is_broken { Standing::Broken } else { Standing::Failed };
         }
         tracing::debug!(session = key.id, error = %failure, "a session could not say goodbye");
     }
@@ -514,10 +614,11 @@ impl Sessions {
             let mut state = self.state();
             state.phase = Phase::Over;
             let open: Vec<Key> = state.open.keys().copied().collect();
+            let why = state.why_unseen.take();
             for key in open {
-                state.end(key, End::Cut(None));
+                state.end(key, End::Cut(why.clone()));
             }
-            (mem::take(&mut state.ended), mem::take(&mut state.returned))
+            (mem::take(&mut state.ended), (mem::take(&mut state.returned), mem::take(&mut state.spare)))
         };
         drop(returned);
         ended
@@ -551,7 +652,17 @@ impl Sessions {
 
 impl Entry {
     fn has_left(&self) -> bool {
-        self.standing == Standing::Left
+        matches!(self.standing, Standing::Left | Standing::Broken)
+    }
+
+    fn asked(&self, key: Key) -> Asked {
+        Asked {
+            key,
+            origin: self.origin.clone(),
+            is_leaving: self.standing == Standing::Leaving,
+            has_left: self.has_left(),
+            waited_for: self.waited_for,
+        }
     }
 }
 
@@ -568,8 +679,6 @@ fn ended_by_server() -> Error {
 
 /// A session that is being opened.
 pub(crate) struct Opening {
-    /// How many were entered when it began.
-    entered: u64,
     began: Instant,
     sessions: Arc<Sessions>,
 }
@@ -588,28 +697,27 @@ impl Opening {
             server
         });
         *server.opts.lock().unwrap_or_else(PoisonError::into_inner) = opts.clone();
-        let key = Key { server: server.index, id };
-        let entered = state.entered;
+        let key = Key { server: server.index, id, entered: state.entered };
         state.entered += 1;
         let (standing, waited_for) = (Standing::Held, Instant::now());
-        let opened = (Instant::now(), SystemTime::now());
-        state.open.insert(key, Entry { opened, entered, host: None, standing, waited_for, is_mute: false, seen: None });
+        let entry = Entry { origin: None, standing, has_said: false, waited_for, is_mute: false, seen: None };
+        state.open.insert(key, entry);
         key
     }
 
-    /// The server has said what it is, and the session is open.
-    pub(crate) fn is_open_on(&self, key: Key, host: &str) {
+    /// The session is open, and its server has said which one it is, if it does.
+    pub(crate) fn is_open(&self, key: Key, origin: Option<Origin>) {
         self.sessions.latency.saw(self.began.elapsed());
         let mut state = self.sessions.state();
-        let host: Arc<str> = host.into();
-        // A server numbers its sessions in order. One that was opened before this one was begun and has a higher number
-        // is from before the server was started again, and its number may be somebody else's now.
+        state.is_full = false;
+        let Some(origin) = origin.map(Arc::new) else { return };
+        // Those from before the server was started again.
         state.open.retain(|other, entry| {
-            let is_of_same = other.server == key.server && entry.host.as_ref() == Some(&host);
-            !(is_of_same && entry.has_left() && entry.entered < self.entered && other.id > key.id)
+            let is_over = other.server == key.server && origin.relation(entry.origin.as_deref()) == Relation::Over;
+            !(is_over && entry.has_left())
         });
         if let Some(entry) = state.open.get_mut(&key) {
-            entry.host = Some(host);
+            entry.origin = Some(origin);
         }
     }
 }
@@ -627,5 +735,6 @@ pub(crate) struct Draining<'a>(&'a Sessions);
 impl Drop for Draining<'_> {
     fn drop(&mut self) {
         self.0.close_book();
+        self.0.spare.let_go();
     }
 }

@@ -6,14 +6,18 @@ mod load;
 mod look;
 mod warnings;
 
+use std::error::Error as StdError;
+
 use mysql_async::{DriverError, Error as Failure, Value, prelude::ToValue};
 use winddown_buffer::WriteError;
 use winddown_core::{BoxError, Error, ErrorKind};
 
 pub use self::{insert::Insert, load::LoadData};
 use crate::{
+    Session,
     code::{self, Verdict},
     error,
+    home::quoted,
 };
 
 /// A record as a row: a tuple of values that the driver can send, or a type of the application.
@@ -114,10 +118,6 @@ impl Place {
     }
 }
 
-fn quoted(name: &str) -> String {
-    format!("`{}`", name.replace('`', "``"))
-}
-
 /// What both sinks can be told.
 macro_rules! settings {
     () => {
@@ -193,6 +193,22 @@ fn without_records(failure: Failure) -> WriteError {
         WriteError::TooLarge(error) => WriteError::Retry(error),
         other => other,
     }
+}
+
+/// Where the server takes no writes any more, no session with it is used again: a new one may be with another server.
+fn seen(checkout: &Session, written: Result<(), WriteError>) -> Result<(), WriteError> {
+    if let Err(error) = &written
+        && let Some(Failure::Server(said)) = cause(error.error())
+        && code::is_read_only(said)
+    {
+        checkout.takes_no_writes();
+    }
+    written
+}
+
+/// The driver's error behind one of ours.
+fn cause<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a Failure> {
+    std::iter::successors(Some(error), |error| (*error).source()).find_map(|error| error.downcast_ref())
 }
 
 fn rolled_back(source: impl Into<BoxError>) -> Error {

@@ -3,10 +3,7 @@
 //! In MySQL and in MariaDB a session is on the server's list until after its socket was closed, so that the end of a
 //! connection proves nothing: another session has to ask. It is opened when it is needed, on the drain's own runtime.
 
-use std::{
-    collections::HashSet,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use mysql_async::{
     Conn, Opts, Row,
@@ -16,13 +13,12 @@ use tokio::time::sleep;
 use winddown_core::{Error, ErrorKind};
 
 use crate::{
-    connect::Address,
+    connect::{Address, Limit},
     error::{self, error},
+    origin::{Origin, Relation, introduce},
     relay::Relay,
+    sessions::{Asked, Key},
 };
-
-/// By what name a server knows itself, in SQL.
-pub(crate) const HOST: &str = "CONCAT(@@hostname, ':', @@port)";
 
 /// What a server still does when it has closed the last session's socket, until it does not list that session any more, is
 /// the work of microseconds; nobody is left to ask whether it is done. It is given twice as long as its goodbye took, within
@@ -32,13 +28,28 @@ const UNLISTING: (Duration, Duration) = (Duration::from_millis(1), Duration::fro
 /// A session as the server lists it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Listed {
-    pub(crate) id: u32,
     /// It runs a statement.
     pub(crate) is_busy: bool,
     /// It waits for its client.
     pub(crate) rests: bool,
-    /// Its client is on the host of the one who asks.
-    pub(crate) is_from_here: bool,
+}
+
+/// A session that is proven ours: only such a one can be told to end. Made where that is proven, and nowhere else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ours {
+    key: Key,
+    pub(crate) listed: Listed,
+}
+
+/// What was found out about a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sight {
+    /// Its server lists it.
+    Ours(Ours),
+    /// Its server does not list it, or was started again since.
+    Gone,
+    /// Nobody can tell it from others: another server has answered, or none that says which one it is.
+    Unproven,
 }
 
 /// What the server answers; the driver's own shorter ways panic where that is not what was expected.
@@ -50,42 +61,62 @@ pub(crate) async fn rows<T: FromRow + Send + 'static>(
     rows.into_iter().collect::<Result<_, _>>().map_err(|error| mysql_async::Error::Other(Box::new(error)))
 }
 
-/// Which of these sessions the server lists, of those that belong to the user who asks.
+/// What the server of this session, which is from there, knows of those: the one place where is decided which are ours.
+///
+/// A server gives a number to one session at a time, and begins anew only when it is started again. So what the same run of the
+/// same server lists under a number, for the same user and the same client's address, is that session.
 ///
 /// By the statement, not the table `information_schema.processlist`: for each question to that both servers make a temporary
 /// table on disk (`Created_tmp_disk_tables` counts it), and a disk may be busy. Without a privilege it lists the user's own.
-pub(crate) async fn listed(conn: &mut Conn, ids: &[u32]) -> Result<Vec<Listed>, mysql_async::Error> {
+pub(crate) async fn look(
+    conn: &mut Conn,
+    origin: Option<&Origin>,
+    asked: &[Asked],
+) -> Result<Vec<Sight>, mysql_async::Error> {
+    let relation = |asked: &Asked| origin.map_or(Relation::Unknown, |here| here.relation(asked.origin.as_deref()));
+    let relations: Vec<_> = asked.iter().map(relation).collect();
+    let listed = if relations.contains(&Relation::Same) { list(conn).await? } else { Vec::new() };
     let own = u64::from(conn.id());
-    let ids: HashSet<u64> = ids.iter().map(|id| u64::from(*id)).collect();
-    let mut rows: Vec<Row> = rows(conn, "SHOW PROCESSLIST").await?;
-    let mut found: Vec<(u64, String, String, String)> = Vec::new();
-    for row in &mut rows {
+    let user = listed.iter().find(|row| row.id == own).map(|row| row.user.clone());
+    let sight = |(asked, relation): (&Asked, &Relation)| match relation {
+        Relation::Over => Sight::Gone,
+        Relation::Unknown => Sight::Unproven,
+        // Others cannot be told to end, and may not be shown.
+        Relation::Same if user.is_none() => Sight::Unproven,
+        Relation::Same => {
+            let Some(row) = listed.iter().find(|row| row.id == u64::from(asked.key.id)) else { return Sight::Gone };
+            let is_ours = asked.origin.as_ref().is_some_and(|origin| origin.is_client(&row.client));
+            if is_ours && Some(&row.user) == user.as_ref() {
+                Sight::Ours(Ours { key: asked.key, listed: row.listed })
+            } else {
+                Sight::Unproven
+            }
+        }
+    };
+    Ok(asked.iter().zip(&relations).map(sight).collect())
+}
+
+/// A line of the server's list.
+struct Line {
+    id: u64,
+    user: String,
+    client: String,
+    listed: Listed,
+}
+
+async fn list(conn: &mut Conn) -> Result<Vec<Line>, mysql_async::Error> {
+    let rows: Vec<Row> = rows(conn, "SHOW PROCESSLIST").await?;
+    let line = |mut row: Row| {
         // A server whose columns are others has answered nothing that is of use.
         let (Some(Ok(id)), Some(Ok(user)), Some(Ok(client)), Some(Ok(command))) =
-            (row.take_opt("Id"), row.take_opt("User"), row.take_opt("Host"), row.take_opt("Command"))
+            (row.take_opt("Id"), row.take_opt("User"), row.take_opt("Host"), row.take_opt::<String, _>("Command"))
         else {
             return Err(mysql_async::Error::Other("the server's process list is not as expected".into()));
         };
-        found.push((id, user, client, command));
-    }
-    let own = found.iter().find(|(id, ..)| *id == own).map(|(_, user, client, _)| (user.clone(), client.clone()));
-    let Some((user, here)) = own else { return Ok(Vec::new()) };
-    let listed = found.into_iter().filter(|(id, by, ..)| ids.contains(id) && *by == user);
-    Ok(listed
-        .filter_map(|(id, _, client, command)| {
-            Some(Listed {
-                id: u32::try_from(id).ok()?,
-                is_busy: matches!(command.as_str(), "Query" | "Execute" | "Fetch"),
-                rests: command == "Sleep",
-                is_from_here: without_port(&client) == without_port(&here),
-            })
-        })
-        .collect())
-}
-
-/// The host of a client, without its port.
-fn without_port(client: &str) -> &str {
-    client.rsplit_once(':').map_or(client, |(host, _)| host)
+        let is_busy = matches!(command.as_str(), "Query" | "Execute" | "Fetch");
+        Ok(Line { id, user, client, listed: Listed { is_busy, rests: command == "Sleep" } })
+    };
+    rows.into_iter().map(line).collect()
 }
 
 /// What a server is told to end.
@@ -99,55 +130,53 @@ pub(crate) enum Kill {
 /// One session that watches the others.
 pub(crate) struct Watcher {
     conn: Conn,
-    relay: Relay,
-    host: String,
+    /// On which its own end is seen.
+    relay: Option<Relay>,
+    origin: Option<Origin>,
 }
 
 impl Watcher {
-    pub(crate) async fn open(address: &Address, opts: &Opts) -> Result<Self, mysql_async::Error> {
-        let (builder, relay) = Relay::to(address, opts).await?;
-        // What the application wants done in each session is not for this one.
-        let builder = builder
-            .db_name(None::<String>)
-            .init(Vec::<String>::new())
-            .setup(Vec::<String>::new())
-            .after_connect(|_| Box::pin(std::future::ready(Ok(()))))
-            .compression(None)
-            .max_allowed_packet(Some(16 * 1024 * 1024));
-        let mut conn = Conn::new(builder).await?;
-        let host = rows(&mut conn, &format!("SELECT {HOST}")).await?.pop();
-        Ok(Self { conn, relay, host: host.unwrap_or_default() })
+    pub(crate) async fn open(
+        address: &Address,
+        opts: &Opts,
+        limit: Option<Duration>,
+    ) -> Result<Self, mysql_async::Error> {
+        // What comes then has the limit of whoever asks, a drain for one: a server that is slow is worth the time that is there.
+        let connecting = Limit::of(address, limit);
+        let (builder, mut relay) = connecting.step("connecting", Relay::to(address, opts)).await?;
+        let builder = builder.db_name(None::<String>).compression(None).max_allowed_packet(Some(16 * 1024 * 1024));
+        let mut conn =
+            Conn::new(builder).await.map_err(|failure| relay.failure().map_or(failure, mysql_async::Error::from))?;
+        let origin = introduce(&mut conn).await?.origin;
+        Ok(Self { conn, relay: Some(relay), origin })
     }
 
-    /// By what name the server knows itself.
-    pub(crate) fn host(&self) -> &str {
-        &self.host
+    /// Asks over a connection that is there already.
+    pub(crate) async fn over(mut conn: Conn) -> Result<Self, mysql_async::Error> {
+        let origin = introduce(&mut conn).await?.origin;
+        Ok(Self { conn, relay: None, origin })
     }
 
-    /// For how many seconds the server has been running.
-    #[cfg(feature = "buffer")]
-    pub(crate) async fn uptime(&mut self) -> Result<u64, mysql_async::Error> {
-        let status: Vec<(String, u64)> = rows(&mut self.conn, "SHOW GLOBAL STATUS LIKE 'Uptime'").await?;
-        let uptime = status.into_iter().next().map(|(_, seconds)| seconds);
-        uptime.ok_or_else(|| mysql_async::Error::Other("the server does not say how long it has been running".into()))
+    pub(crate) fn into_conn(self) -> Conn {
+        self.conn
     }
 
-    /// Which of these sessions the server lists.
-    pub(crate) async fn listed(&mut self, ids: &[u32]) -> Result<Vec<Listed>, mysql_async::Error> {
-        listed(&mut self.conn, ids).await
+    /// What the server knows of these sessions.
+    pub(crate) async fn look(&mut self, asked: &[Asked]) -> Result<Vec<Sight>, mysql_async::Error> {
+        look(&mut self.conn, self.origin.as_ref(), asked).await
     }
 
     /// Tells the server to end these; which of them it has taken, the others being gone already.
-    pub(crate) async fn kill(&mut self, kill: Kill, ids: &[u32]) -> Result<Vec<u32>, mysql_async::Error> {
+    pub(crate) async fn kill(&mut self, kill: Kill, ours: &[Ours]) -> Result<Vec<Key>, mysql_async::Error> {
         let verb = match kill {
             Kill::Query => "KILL QUERY",
             Kill::Session => "KILL",
         };
         let mut taken = Vec::new();
-        let mut left = ids;
+        let mut left = ours;
         while !left.is_empty() {
             // All of them in one round trip; an error is about the first that was not taken, and ends the rest.
-            let sql = left.iter().map(|id| format!("{verb} {id}")).collect::<Vec<_>>().join(";");
+            let sql = left.iter().map(|ours| format!("{verb} {}", ours.key.id)).collect::<Vec<_>>().join(";");
             let mut done = 0;
             let failure = match self.conn.query_iter(sql).await {
                 Ok(mut results) => loop {
@@ -162,7 +191,7 @@ impl Watcher {
                 },
                 Err(failure) => Some(failure),
             };
-            taken.extend(&left[..done]);
+            taken.extend(left[..done].iter().map(|ours| ours.key));
             left = &left[done..];
             match failure {
                 None => {}
@@ -177,13 +206,17 @@ impl Watcher {
 
     /// Says goodbye, and returns when the server has closed its side.
     pub(crate) async fn leave(self) -> Result<(), Error> {
-        let Self { conn, mut relay, .. } = self;
+        let Self { conn, relay, .. } = self;
         let began = Instant::now();
         let failed = |failure| {
             error(ErrorKind::Incomplete, "the session that asked about the others could not say goodbye", failure)
         };
         conn.disconnect().await.map_err(failed)?;
-        let Some(ended) = relay.ended().await else {
+        let ended = match relay {
+            Some(mut relay) => relay.ended().await,
+            None => None,
+        };
+        let Some(ended) = ended else {
             return Err(Error::new(
                 ErrorKind::Incomplete,
                 "the session that asked about the others was not seen to end",
@@ -205,10 +238,10 @@ pub(crate) fn cannot_watch(address: &Address, failure: mysql_async::Error) -> Er
 }
 
 /// Why nobody asks about some of its sessions, although there is a server.
-pub(crate) fn another_server(address: &Address) -> Error {
+pub(crate) fn unproven(address: &Address) -> Error {
     let text = format!(
-        "sessions are with another server than the one that answers at {address}, or with a proxy: whether they have ended is \
-         not known"
+        "sessions are not proven to be with the server that answers at {address}: it is another server, a proxy, or does not \
+         say. None of them was told to end there, and whether they have ended is not known"
     );
     Error::new(ErrorKind::Incomplete, text)
 }

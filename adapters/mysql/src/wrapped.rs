@@ -3,13 +3,15 @@
 use std::{fmt, sync::Arc};
 
 use mysql_async::{Conn, Opts, Pool};
-use tokio::{task::JoinSet, time::timeout};
+use tokio::{runtime::Handle, task::JoinSet, time::timeout};
 use winddown_core::{Capabilities, Drain, Error, ErrorKind, Latency, Resource};
 
 use crate::{
-    connect::Connector,
+    config::CONNECT_TIMEOUT,
+    connect::{Connector, TIDY_PATIENCE},
     error::error,
     farewell,
+    home::Home,
     sessions::{LEAVE_PATIENCE, Sessions},
 };
 
@@ -25,7 +27,7 @@ pub struct Wrapped {
 
 impl Wrapped {
     pub(crate) fn new(pool: Pool, opts: Opts) -> Self {
-        let connector = Connector::new(Arc::new(Sessions::of_driver()), opts, None);
+        let connector = Connector::new(Arc::new(Sessions::of_driver()), opts, None, Some(CONNECT_TIMEOUT));
         Self { pool, connector: Arc::new(connector) }
     }
 }
@@ -52,9 +54,27 @@ impl Resource for Wrapped {
         Ok(conn)
     }
 
-    fn give_back(&self, _: &Pool, conn: Conn) {
-        self.connector.sessions.seen_back(conn.id(), conn.is_disconnected());
-        drop(conn);
+    /// In the background it becomes what it was when it was opened: the driver's own reset leaves it in another database, and
+    /// with another character set.
+    fn give_back(&self, _: &Pool, mut conn: Conn) {
+        let sessions = &self.connector.sessions;
+        sessions.seen_back(conn.id(), conn.is_disconnected());
+        let runtime = Handle::try_current().ok().filter(|_| !conn.is_disconnected() && sessions.is_open());
+        let Some(runtime) = runtime else { return };
+        let connector = Arc::clone(&self.connector);
+        runtime.spawn(async move {
+            let opts = &connector.opts;
+            let home = Home::by(opts);
+            // Dropped at its limit, the connection is not used again.
+            match timeout(TIDY_PATIENCE, home.restore(&mut conn, opts, opts.pool_opts().reset_connection())).await {
+                Ok(Ok(_)) => conn.reset_connection(false),
+                Ok(Err(failure)) => {
+                    tracing::debug!(session = conn.id(), error = %failure, "a connection is not used again");
+                    let _ = timeout(LEAVE_PATIENCE, conn.disconnect()).await;
+                }
+                Err(_) => {}
+            }
+        });
     }
 
     async fn goodbye(&self, pool: &Pool, drain: &Drain) -> Result<(), Error> {

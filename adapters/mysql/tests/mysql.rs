@@ -12,6 +12,11 @@ mod credentials;
 mod driver;
 #[path = "mysql/errors.rs"]
 mod errors;
+#[cfg(feature = "buffer")]
+#[path = "mysql/failover.rs"]
+mod failover;
+#[path = "mysql/full.rs"]
+mod full;
 #[path = "mysql/gone.rs"]
 mod gone;
 #[path = "mysql/held.rs"]
@@ -21,6 +26,8 @@ mod hosts;
 #[cfg(feature = "buffer")]
 #[path = "mysql/hung.rs"]
 mod hung;
+#[path = "mysql/mute.rs"]
+mod mute;
 #[path = "mysql/rest.rs"]
 mod rest;
 #[path = "mysql/scene.rs"]
@@ -33,10 +40,16 @@ mod sink;
 #[cfg(feature = "buffer")]
 #[path = "mysql/soak.rs"]
 mod soak;
+#[path = "mysql/state.rs"]
+mod state;
+#[path = "mysql/strangers.rs"]
+mod strangers;
 #[path = "mysql/tls.rs"]
 mod tls;
 #[path = "mysql/unix.rs"]
 mod unix;
+#[path = "mysql/unproven.rs"]
+mod unproven;
 #[cfg(feature = "buffer")]
 #[path = "mysql/warned.rs"]
 mod warned;
@@ -79,6 +92,10 @@ fn main() -> ExitCode {
                 what_the_server_refuses_says_what_to_do
                 what_cannot_be_reached_is_worth_another_try
                 a_server_that_is_full_is_worth_another_try;
+            full:
+                a_limit_that_is_reached_by_statements_is_named_in_the_report
+                a_session_that_is_idle_cancels_where_there_is_no_room_for_another
+                an_abandoned_statement_is_cancelled_though_the_limit_is_reached;
             gone:
                 a_checkout_that_was_dropped_while_connecting_leaves_no_session
                 a_server_that_never_speaks_does_not_hold_up_the_drain
@@ -94,13 +111,29 @@ fn main() -> ExitCode {
             hosts:
                 sessions_with_another_server_behind_the_same_address_are_neither_killed_nor_called_closed
                 a_statement_is_cancelled_on_a_server_that_was_started_again;
+            mute:
+                a_server_that_says_nothing_fails_the_initialisation
+                a_server_that_does_not_accept_fails_the_initialisation
+                the_next_address_is_tried
+                a_server_that_says_nothing_fails_the_checkout
+                a_statement_of_the_set_up_that_does_not_end_fails_the_initialisation;
             rest:
                 a_checkout_without_a_rest_makes_no_round_trip
                 a_checkout_after_a_rest_makes_one_round_trip
                 sessions_that_were_ended_while_the_process_stood_still_are_replaced
                 a_network_that_is_cut_holds_a_checkout_up_for_the_check_timeout
                 a_caller_that_goes_during_the_check_costs_no_goodbye
-                an_answer_that_comes_too_late_costs_no_goodbye;
+                an_answer_that_comes_too_late_costs_no_goodbye
+                one_connection_that_does_not_answer_speaks_for_all_of_its_age;
+            state:
+                text_is_the_same_before_and_after_a_reset
+                text_is_the_same_in_a_pool_of_the_drivers
+                every_variable_is_after_a_reset_what_it_was
+                the_next_caller_is_in_the_configured_database
+                without_a_reset_transactions_and_locks_end_all_the_same
+                the_next_caller_has_the_roles_of_a_new_session;
+            strangers:
+                sessions_that_have_our_numbers_after_a_restart_are_left_alone;
             tls:
                 sessions_are_encrypted_and_say_goodbye
                 a_statement_is_cancelled_over_tls
@@ -111,6 +144,9 @@ fn main() -> ExitCode {
             unix:
                 sessions_over_a_socket_file_say_goodbye
                 a_statement_is_cancelled_over_a_socket_file;
+            unproven:
+                sessions_whose_end_nobody_can_see_say_goodbye
+                nothing_is_ended_where_nothing_is_proven;
             wrapped:
                 a_pool_is_drained_though_it_was_never_used_through_the_guard
                 sessions_that_were_handed_out_are_seen_to_end
@@ -128,6 +164,10 @@ fn main() -> ExitCode {
                 a_target_that_cannot_be_written_to_says_what_to_do
                 a_table_of_keys_that_cannot_be_written_to_says_what_to_do
                 a_check_without_an_answer_is_worth_another_try;
+            failover:
+                writers_go_on_where_the_address_leads_to
+                a_buffer_loses_nothing_when_another_server_takes_over
+                those_who_only_read_keep_their_sessions;
             hung:
                 a_write_that_hangs_is_given_up_and_written_once_over_another_connection
                 a_session_that_may_be_somebody_elses_is_not_ended;

@@ -32,8 +32,8 @@ pub const URL_VARIABLE: &str = "DATABASE_URL";
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct Config {
-    /// The driver's own configuration: hosts, user, password, database, timeouts and so on. Its `ssl_mode` counts for
-    /// nothing: [`ssl_mode`](Self::ssl_mode) does.
+    /// The driver's own configuration: hosts, user, password, database, timeouts and so on. Its `ssl_mode` and its
+    /// `connect_timeout` count for nothing: [`ssl_mode`](Self::ssl_mode) and [`connect_timeout`](Self::connect_timeout) do.
     ///
     /// Its `application_name`, by which the server lists the sessions, defaults to the name of the Lambda function, or
     /// to that of the program.
@@ -63,6 +63,13 @@ pub struct Config {
     ///
     /// Defaults to `None`.
     pub credentials: Option<Arc<dyn CredentialsProvider>>,
+    /// How long opening a session with one address may take, from the first packet to the end of the login: connecting, TLS
+    /// and the login together. Then the next address has its turn, and the next host. Looking a host up may take as long, and so
+    /// may asking a server to cancel a statement. `None` for no limit.
+    ///
+    /// Defaults to what the URL or the driver's configuration says, where 0 stands for none as it does for libpq, and to 5 s
+    /// where they are silent.
+    pub connect_timeout: Option<Duration>,
     /// A connection that was not used for longer is checked before it is handed out, and replaced if the server has
     /// closed it; also after the process was frozen for longer. What is used again sooner costs no round trip.
     ///
@@ -113,9 +120,13 @@ impl Config {
     }
 }
 
+/// Where nobody says how long opening a session may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// The defaults for a database that is described in the driver's own words.
 impl From<tokio_postgres::Config> for Config {
     fn from(driver: tokio_postgres::Config) -> Self {
+        let driver_limit = driver.get_connect_timeout().copied();
         Self {
             ssl_mode: driver.get_ssl_mode().into(),
             driver,
@@ -124,6 +135,10 @@ impl From<tokio_postgres::Config> for Config {
             roots: None,
             tls: None,
             credentials: None,
+            connect_timeout: match driver_limit {
+                Some(limit) => (!limit.is_zero()).then_some(limit),
+                None => Some(CONNECT_TIMEOUT),
+            },
             check_after: Duration::from_secs(1),
             check_timeout: Duration::from_millis(500),
         }
@@ -152,6 +167,7 @@ impl FromStr for Config {
         let mut config = Self::from(driver);
         for (key, value) in ours {
             match key {
+                Ours::ConnectTimeout => config.connect_timeout = limit(&value)?,
                 Ours::SslMode => config.ssl_mode = value.parse()?,
                 Ours::SslRootCert if value == "system" => config.roots = Some(Roots::System),
                 Ours::SslRootCert => config.roots = Some(Roots::File(PathBuf::from(value))),
@@ -166,6 +182,16 @@ impl FromStr for Config {
 enum Ours {
     SslMode,
     SslRootCert,
+    /// The driver takes 0 for nothing said.
+    ConnectTimeout,
+}
+
+/// How many seconds; none, as for libpq, where it is 0 or less.
+fn limit(value: &str) -> Result<Option<Duration>, Error> {
+    let seconds: i64 = value.trim().parse().map_err(|_| {
+        Error::new(ErrorKind::Config, "connect_timeout is no number of seconds: give 5, say, or 0 for no limit")
+    })?;
+    Ok(u64::try_from(seconds).ok().filter(|&seconds| seconds > 0).map(Duration::from_secs))
 }
 
 impl Ours {
@@ -173,6 +199,7 @@ impl Ours {
         match key {
             "sslmode" => Some(Self::SslMode),
             "sslrootcert" => Some(Self::SslRootCert),
+            "connect_timeout" => Some(Self::ConnectTimeout),
             _ => None,
         }
     }
@@ -248,8 +275,18 @@ fn unquoted(value: &str) -> String {
 
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { driver, pool, recycling_method, ssl_mode, roots, tls, credentials, check_after, check_timeout } =
-            self;
+        let Self {
+            driver,
+            pool,
+            recycling_method,
+            ssl_mode,
+            roots,
+            tls,
+            credentials,
+            connect_timeout,
+            check_after,
+            check_timeout,
+        } = self;
         f.debug_struct("Config")
             // Leaves its password out.
             .field("driver", driver)
@@ -259,6 +296,7 @@ impl fmt::Debug for Config {
             .field("roots", roots)
             .field("tls", &tls.is_some())
             .field("credentials", &credentials.is_some())
+            .field("connect_timeout", connect_timeout)
             .field("check_after", check_after)
             .field("check_timeout", check_timeout)
             .finish()
@@ -306,6 +344,27 @@ mod tests {
         assert_eq!(config.driver.get_password(), Some(&b"p sslmode=x"[..]));
         let config: Config = "user=app sslrootcert=system sslmode=require".parse().unwrap();
         assert_eq!(config.roots, Some(Roots::System));
+    }
+
+    #[test]
+    fn opening_a_session_has_a_limit_unless_it_is_said_to_have_none() {
+        let of = |text: &str| text.parse::<Config>().map(|config| config.connect_timeout);
+        assert_eq!(of("postgres://app@one/orders").unwrap(), Some(Duration::from_secs(5)));
+        assert_eq!(of("postgres://app@one/orders?connect_timeout=2").unwrap(), Some(Duration::from_secs(2)));
+        for none in ["0", "-1"] {
+            assert_eq!(of(&format!("postgres://app@one/orders?connect_timeout={none}")).unwrap(), None);
+            assert_eq!(of(&format!("host=one user=app connect_timeout={none}")).unwrap(), None);
+        }
+        let error = of("postgres://app@one/orders?connect_timeout=s3cret").unwrap_err();
+        assert!(error.to_string().starts_with("connect_timeout is no number of seconds"), "{error}");
+        assert!(!error.to_string().contains("s3cret"));
+
+        let mut driver = tokio_postgres::Config::new();
+        assert_eq!(Config::from(driver.clone()).connect_timeout, Some(Duration::from_secs(5)));
+        driver.connect_timeout(Duration::from_millis(300));
+        assert_eq!(Config::from(driver.clone()).connect_timeout, Some(Duration::from_millis(300)));
+        driver.connect_timeout(Duration::ZERO);
+        assert_eq!(Config::from(driver).connect_timeout, None);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! How the pool gets its connections: the driver's own search for a server, with our sockets.
 
-use std::{future::Future, io, path::Path, pin::Pin, sync::Arc};
+use std::{future::Future, io, path::Path, pin::Pin, sync::Arc, time::Duration};
 
 use deadpool_postgres::Connect;
 use socket2::TcpKeepalive;
@@ -9,7 +9,7 @@ use tokio_postgres::{
     Client,
     config::{Host, LoadBalanceHosts},
 };
-use winddown_core::{CredentialsProvider, Error, ErrorKind};
+use winddown_core::{CredentialsProvider, Error, ErrorKind, Opening};
 use winddown_net::{Address, Options};
 
 use crate::{
@@ -22,6 +22,8 @@ pub(crate) struct Connector {
     pub(crate) sessions: Arc<Sessions>,
     pub(crate) tls: Tls,
     pub(crate) credentials: Option<Arc<dyn CredentialsProvider>>,
+    /// How long opening a session with one address may take.
+    pub(crate) limit: Duration,
 }
 
 type Connected = Result<(Client, JoinHandle<()>), tokio_postgres::Error>;
@@ -57,7 +59,7 @@ impl Connector {
         let options = options(&config);
         let mut last = None;
         for (host, name, port) in candidates {
-            let addresses = match addresses(&host, port, config.get_load_balance_hosts()).await {
+            let addresses = match addresses(&host, port, config.get_load_balance_hosts(), self.limit).await {
                 Ok(addresses) => addresses,
                 Err(error) => {
                     last = Some(driver_error(error).await);
@@ -66,9 +68,10 @@ impl Connector {
             };
             for address in addresses {
                 let (options, tls) = (options.clone(), self.tls.clone());
-                let endpoint = Endpoint { address, host: name.clone(), options, tls };
-                let opened = match endpoint.dial().await {
-                    Ok(socket) => open_on(&self.sessions, socket, endpoint, config.clone()).await,
+                let endpoint = Endpoint { address, host: name.clone(), options, tls, limit: self.limit };
+                let opening = endpoint.opening();
+                let opened = match endpoint.dial(&opening).await {
+                    Ok(socket) => open_on(&self.sessions, socket, endpoint, &opening, config.clone()).await,
                     Err(error) => Err(driver_error(error).await),
                 };
                 match opened {
@@ -129,10 +132,12 @@ fn candidates(config: &tokio_postgres::Config) -> Result<Vec<(Host, Option<Strin
     Ok(candidates)
 }
 
-async fn addresses(host: &Host, port: u16, balance: LoadBalanceHosts) -> io::Result<Vec<Address>> {
+async fn addresses(host: &Host, port: u16, balance: LoadBalanceHosts, limit: Duration) -> io::Result<Vec<Address>> {
     match host {
         Host::Tcp(host) => {
-            let found = lookup_host((host.as_str(), port)).await.map_err(|source| {
+            let looking = lookup_host((host.as_str(), port));
+            let found = Opening::of(host, limit).step("looking the host up", looking).await.map_err(refused)?;
+            let found = found.map_err(|source| {
                 let text = format!("cannot look up the host {host}");
                 refused(Error::new(ErrorKind::Init, text).with_source(source).retryable())
             })?;
@@ -162,7 +167,8 @@ fn options(config: &tokio_postgres::Config) -> Options {
         keepalive
     });
     Options {
-        connect_timeout: config.get_connect_timeout().copied(),
+        // It is one with that of all other steps.
+        connect_timeout: None,
         tcp_user_timeout: config.get_tcp_user_timeout().copied(),
         keepalive,
     }

@@ -7,6 +7,7 @@ mod connect;
 mod error;
 mod manager;
 mod pooled;
+mod read_only;
 mod sessions;
 #[cfg(feature = "buffer")]
 mod sink;

@@ -2,7 +2,12 @@
 
 #[cfg(feature = "buffer")]
 use std::cell::Cell;
-use std::{fmt, future::pending, sync::Arc, time::Instant};
+use std::{
+    fmt,
+    future::pending,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use deadpool_postgres::{Client, Hook, HookError, Manager, ManagerConfig, Pool, Runtime, StatementCache};
 use tokio::{task::JoinSet, time::timeout};
@@ -73,15 +78,26 @@ impl Postgres {
         rested: &Arc<Rested<StatementCache>>,
         pooled: &Arc<Pooled>,
     ) -> Result<Pool, Error> {
-        let Config { driver, pool, recycling_method, ssl_mode, roots, tls, credentials, check_after: _, check_timeout } =
-            config;
+        let Config {
+            driver,
+            pool,
+            recycling_method,
+            ssl_mode,
+            roots,
+            tls,
+            credentials,
+            connect_timeout,
+            check_after: _,
+            check_timeout,
+        } = config;
         let bad = |message: &'static str| Error::new(ErrorKind::Config, message);
         if pool.max_size == 0 {
             return Err(bad("a pool of 0 connections hands out nothing: set pool.max_size to 1 or more"));
         }
         let tls = Tls::new(*ssl_mode, driver.get_ssl_negotiation(), roots.as_ref(), tls.as_ref())?;
         let sessions = Arc::clone(&self.sessions);
-        let connector = Connector { sessions: Arc::clone(&sessions), tls, credentials: credentials.clone() };
+        let (credentials, limit) = (credentials.clone(), connect_timeout.unwrap_or(Duration::MAX));
+        let connector = Connector { sessions: Arc::clone(&sessions), tls, credentials, limit };
         let mut driver = driver.clone();
         if driver.get_application_name().is_none()
             && let Some(name) = client_name()
@@ -95,7 +111,11 @@ impl Postgres {
             .config(*pool)
             .runtime(Runtime::Tokio1)
             .pre_recycle(Hook::sync_fn(move |client, metrics| {
-                if !rested.is_suspect(metrics.recycled.unwrap_or(metrics.created)) {
+                let used = metrics.recycled.unwrap_or(metrics.created);
+                if sessions.outdated().is_outdated(metrics.created, used) {
+                    return Err(HookError::message("another connection has shown that this one is of no use"));
+                }
+                if !rested.is_suspect(used) {
                     return Ok(());
                 }
                 // Before anything is asked: what the server has closed meanwhile is known to the kernel.
@@ -188,9 +208,14 @@ impl Resource for Postgres {
             match &self.source {
                 Source::Config { config, rested, .. } if rested.is_to_be_checked(&client.statement_cache) => {
                     let asked = Instant::now();
-                    if let Ok(Ok(_)) = timeout(config.check_timeout, client.simple_query("")).await {
+                    let answer = timeout(config.check_timeout, client.simple_query("")).await;
+                    if let Ok(Ok(_)) = answer {
                         self.sessions.latency().saw(asked.elapsed());
                         return Ok(client);
+                    }
+                    if answer.is_err() {
+                        // The others would take as long to show the same.
+                        self.sessions.outdated().unused_until_now();
                     }
                     tracing::debug!("a connection did not answer after a rest, replacing it");
                     drop(Client::take(client));

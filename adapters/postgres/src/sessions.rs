@@ -4,6 +4,7 @@
 //! for anything to happen. The connection is kept in the book of sessions, which the drain takes over.
 
 use std::{
+    fmt,
     future::{Future, pending, poll_fn},
     io,
     pin::{Pin, pin},
@@ -17,8 +18,8 @@ use tokio_postgres::{
     CancelToken, Client, SimpleQueryMessage,
     config::{SslMode, SslNegotiation, TargetSessionAttrs},
 };
-use winddown_core::{Error, ErrorKind};
-use winddown_net::{Address, End, Held, Options, Socket, dial};
+use winddown_core::{Error, ErrorKind, Opening, Outdated};
+use winddown_net::{Address, End, Held, Options, Socket, dial, dial_anyway, runtime_is_ending};
 
 use crate::{
     error::Failure,
@@ -48,8 +49,8 @@ struct Opened {
     activity: Arc<Activity>,
 }
 
-impl std::fmt::Debug for Opened {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Opened {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Opened").field("activity", &self.activity).finish_non_exhaustive()
     }
 }
@@ -62,24 +63,51 @@ pub(crate) struct Endpoint {
     pub(crate) host: Option<String>,
     pub(crate) options: Options,
     pub(crate) tls: Tls,
+    /// How long all that opens a session with it may take.
+    pub(crate) limit: Duration,
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.address, &self.host) {
+            (Address::Tcp(address), Some(host)) => write!(f, "{host} at {address}"),
+            (Address::Tcp(address), None) => write!(f, "{address}"),
+            (Address::Unix(path), _) => write!(f, "{}", path.display()),
+        }
+    }
 }
 
 impl Endpoint {
-    /// Where it is, for people.
-    fn whom(&self) -> String {
-        match (&self.address, &self.host) {
-            (Address::Tcp(address), Some(host)) => format!("{host} at {address}"),
-            (Address::Tcp(address), None) => address.to_string(),
-            (Address::Unix(path), _) => path.display().to_string(),
-        }
+    /// Begins to open a session.
+    pub(crate) fn opening(&self) -> Opening {
+        Opening::of(self, self.limit)
     }
 
-    pub(crate) async fn dial(&self) -> io::Result<Socket> {
-        dial(&self.address, &self.options).await.map_err(|source| {
-            let text = format!("cannot reach {}", self.whom());
+    pub(crate) async fn dial(&self, opening: &Opening) -> io::Result<Socket> {
+        self.reached(opening, dial(&self.address, &self.options)).await
+    }
+
+    /// The same where the process may have no descriptor left.
+    async fn dial_anyway(&self, opening: &Opening) -> io::Result<Socket> {
+        self.reached(opening, dial_anyway(&self.address, &self.options)).await
+    }
+
+    async fn reached(
+        &self,
+        opening: &Opening,
+        dialling: impl Future<Output = io::Result<Socket>>,
+    ) -> io::Result<Socket> {
+        opening.step("connecting", dialling).await.map_err(refused)?.map_err(|source| {
+            let text = format!("cannot reach {self}");
             refused(Error::new(ErrorKind::Init, text).with_source(source).retryable())
         })
     }
+}
+
+/// Who waits for a session that is being opened, step by step.
+struct Caller {
+    negotiated: oneshot::Sender<()>,
+    opened: oneshot::Sender<OpenedClient>,
 }
 
 /// Opens a session on a connected socket.
@@ -90,24 +118,34 @@ pub(crate) async fn open_on(
     sessions: &Arc<Sessions>,
     socket: Socket,
     endpoint: Endpoint,
+    opening: &Opening,
     config: tokio_postgres::Config,
 ) -> Result<(Client, JoinHandle<()>), tokio_postgres::Error> {
+    let (says_negotiated, negotiated) = oneshot::channel();
     let (give, opened) = oneshot::channel();
+    let caller = Caller { negotiated: says_negotiated, opened: give };
     let link = Arc::clone(socket.link());
     let part = Part { endpoint: endpoint.clone(), opened: OnceLock::new() };
-    let entered = sessions.enter(&link, part, |session| Box::pin(live(socket, endpoint, config, session, give)));
+    let outdated = Arc::clone(sessions.outdated());
+    let life = |session| Box::pin(live(socket, endpoint, config, session, caller, outdated)) as _;
+    let entered = sessions.enter(&link, part, life);
     let Some(session) = entered else {
         let error = Error::new(ErrorKind::ShuttingDown, "shutting down: nothing is opened any more");
         return Err(driver_error(refused(error)).await);
     };
     session.is_stopped_by(|session| Box::pin(give_up(session)));
     let task = session.run();
-    match opened.await {
-        Ok(opened) => opened.map(|client| {
+    // Where it is not, what has opened instead says why.
+    if let Err(error) = session.opening(opening, "TLS", negotiated).await {
+        return Err(driver_error(refused(error)).await);
+    }
+    match session.opening(opening, "the login", opened).await {
+        Err(error) => Err(driver_error(refused(error)).await),
+        Ok(Ok(opened)) => opened.map(|client| {
             session.is_open();
             pooled::is_next(Arc::clone(&session));
             // The driver's pool aborts this task when it lets go of the client, and tells nobody else.
-            let holder = Holder { session, _task: task };
+            let holder = Holder { session, task: Some(task) };
             let held = async move {
                 let _holder = holder;
                 pending().await
@@ -115,18 +153,22 @@ pub(crate) async fn open_on(
             (client, tokio::spawn(held))
         }),
         // Cut while it was being opened.
-        Err(_) => Err(driver_error(io::ErrorKind::ConnectionAborted.into()).await),
+        Ok(Err(_)) => Err(driver_error(io::ErrorKind::ConnectionAborted.into()).await),
     }
 }
 
 /// Stands for whoever has the client of a session.
 struct Holder {
     session: Arc<Session>,
-    _task: Held,
+    task: Option<Held>,
 }
 
 impl Drop for Holder {
     fn drop(&mut self) {
+        // It ends with the runtime that it was on: somebody may have the client all the same.
+        if runtime_is_ending() {
+            return self.task.take().map(Held::let_go).unwrap_or_default();
+        }
         self.session.abandon();
     }
 }
@@ -238,24 +280,29 @@ impl Part {
     pub(crate) async fn cancel(&self) -> Result<(), NotAsked> {
         let Some(Opened { token, activity }) = self.opened.get() else { return Ok(()) };
         activity.throw_away();
-        let socket = self.endpoint.dial().await;
-        let stream = match socket {
-            Ok(socket) => self.endpoint.tls.negotiate(socket, self.endpoint.host.as_deref()).await,
+        let in_time = |error| self.not_asked(Failure::Ours(error));
+        let opening = self.endpoint.opening();
+        let stream = match self.endpoint.dial_anyway(&opening).await {
+            Ok(socket) => {
+                let negotiating = self.endpoint.tls.negotiate(socket, self.endpoint.host.as_deref());
+                opening.step("TLS", negotiating).await.map_err(in_time)?
+            }
             Err(error) => Err(error),
         };
-        let stream = stream.unwrap_or_else(Stream::failed);
-        token.cancel_query_raw(stream, Negotiated).await.map_err(|error| self.not_asked(error.into()))
+        let asking = token.cancel_query_raw(stream.unwrap_or_else(Stream::failed), Negotiated);
+        let asked = opening.step("the request to cancel", asking).await.map_err(in_time)?;
+        asked.map_err(|error| self.not_asked(error.into()))
     }
 
     fn not_asked(&self, failure: Failure) -> NotAsked {
         let is_refused = failure.is_refused_connection();
-        let text = format!("cannot ask {} to stop a statement, which may run on", self.endpoint.whom());
+        let text = format!("cannot ask {} to stop a statement, which may run on", self.endpoint);
         NotAsked { error: crate::error::error(ErrorKind::Incomplete, text, failure), is_refused }
     }
 
     /// The server was asked to stop a statement, and nobody has seen that it did.
     pub(crate) fn unseen(&self) -> Error {
-        let whom = self.endpoint.whom();
+        let whom = &self.endpoint;
         let text = format!("{whom} was asked to stop a statement, and nobody has seen it end: it may run on");
         Error::new(ErrorKind::Incomplete, text)
     }
@@ -267,15 +314,20 @@ async fn live(
     endpoint: Endpoint,
     config: tokio_postgres::Config,
     session: Weak<Session>,
-    give: oneshot::Sender<OpenedClient>,
+    caller: Caller,
+    outdated: Arc<Outdated>,
 ) -> End {
     let stream = endpoint.tls.negotiate(socket, endpoint.host.as_deref()).await.unwrap_or_else(Stream::failed);
+    if config.get_target_session_attrs() != TargetSessionAttrs::ReadOnly {
+        stream.watched_for(&outdated);
+    }
+    // Nobody may be left to hear it, here and below.
+    let _ = caller.negotiated.send(());
     let (activity, wire) = (Arc::clone(stream.activity()), stream.wire().clone());
     let (client, connection) = match start(stream, config).await {
         Ok(started) => started,
         Err(error) => {
-            // Nobody may be left to hear it.
-            let _ = give.send(Err(error));
+            let _ = caller.opened.send(Err(error));
             return End::NeverOpened;
         }
     };
@@ -284,7 +336,7 @@ async fn live(
         let _ = session.part().opened.set(Opened { token: client.cancel_token(), activity: Arc::clone(&activity) });
     }
     // A caller that has gone drops the client, and so it is said goodbye.
-    let _ = give.send(Ok(client));
+    let _ = caller.opened.send(Ok(client));
     let Some(ended) = until_unread(connection, &wire, &activity).await else {
         return match wire.read_out().await {
             Ok(()) => End::Closed,

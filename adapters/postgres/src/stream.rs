@@ -22,7 +22,10 @@ use tokio::{
 use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect, TlsStream};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+use winddown_core::Outdated;
 use winddown_net::Socket;
+
+use crate::read_only::Watch;
 
 type RustlsStream = <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream;
 
@@ -191,6 +194,8 @@ struct State {
     activity: Arc<Activity>,
     sent: Messages,
     received: Messages,
+    /// Looks whether the server lets anybody write.
+    watch: Option<Watch>,
     /// The last request was ended by a Sync, which the server ignores while it waits for rows.
     synced: bool,
     /// What was sent of the next request is more than closing what was prepared.
@@ -240,6 +245,7 @@ impl Stream {
             // The first message of a client has no type.
             sent: Messages::default(),
             received: Messages { typed: true, ..Messages::default() },
+            watch: None,
             synced: false,
             works: false,
             is_read: false,
@@ -250,6 +256,11 @@ impl Stream {
 
     pub(crate) fn is_tls(&self) -> bool {
         matches!(self.wire.state().kind, Kind::Tls(_))
+    }
+
+    /// Tells this when the server lets nobody write.
+    pub(crate) fn watched_for(&self, outdated: &Arc<Outdated>) {
+        self.wire.state().watch = Some(Watch::new(Arc::clone(outdated)));
     }
 
     pub(crate) fn activity(&self) -> &Arc<Activity> {
@@ -313,6 +324,9 @@ impl State {
     }
 
     fn note_received(&mut self, bytes: &[u8]) {
+        if let Some(watch) = &mut self.watch {
+            watch.received(bytes);
+        }
         let Self { received, synced, activity, .. } = self;
         let answered = || {
             let less = |count: usize| count.checked_sub(1);

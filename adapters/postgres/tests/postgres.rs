@@ -13,6 +13,8 @@ mod credentials;
 mod driver;
 #[path = "postgres/errors.rs"]
 mod errors;
+#[path = "postgres/failover.rs"]
+mod failover;
 #[path = "postgres/gone.rs"]
 mod gone;
 #[path = "postgres/held.rs"]
@@ -22,10 +24,14 @@ mod hosts;
 #[cfg(feature = "buffer")]
 #[path = "postgres/hung.rs"]
 mod hung;
+#[path = "postgres/opening.rs"]
+mod opening;
 #[path = "conformance/pgbouncer.rs"]
 mod pgbouncer;
 #[path = "postgres/rest.rs"]
 mod rest;
+#[path = "postgres/runtimes.rs"]
+mod runtimes;
 #[path = "postgres/scene.rs"]
 mod scene;
 #[path = "conformance/server.rs"]
@@ -99,6 +105,10 @@ fn main() -> ExitCode {
                 what_the_server_refuses_says_what_to_do
                 what_cannot_be_reached_is_worth_another_try
                 a_server_that_is_full_is_worth_another_try;
+            failover:
+                one_refused_write_replaces_all_sessions_and_the_address_is_asked_anew
+                a_transaction_that_is_read_only_by_itself_replaces_nothing
+                who_wants_a_read_only_server_keeps_the_session;
             gone:
                 a_checkout_that_was_dropped_while_connecting_leaves_no_session;
             held:
@@ -112,16 +122,29 @@ fn main() -> ExitCode {
                 a_server_that_does_not_allow_writes_is_passed_over_with_a_goodbye
                 random_balancing_reaches_every_host_and_none_the_first
                 a_statement_is_cancelled_on_the_server_that_runs_it;
+            opening:
+                a_server_that_accepts_and_says_nothing_is_passed_over
+                a_server_that_says_nothing_fails_the_initialisation_and_the_step_is_named
+                without_a_setting_there_is_a_limit
+                a_checkout_that_opens_a_session_has_the_limit_too
+                a_request_to_cancel_has_the_limit_too;
             rest:
                 a_checkout_without_a_rest_makes_no_round_trip
                 a_checkout_after_a_rest_makes_one_round_trip
                 sessions_that_were_ended_while_the_process_stood_still_are_replaced
-                a_network_that_is_cut_holds_a_checkout_up_for_the_check_timeout;
+                a_network_that_is_cut_holds_a_checkout_up_for_the_check_timeout
+                one_connection_that_does_not_answer_speaks_for_all_of_its_age;
+            runtimes:
+                a_guard_outlives_the_runtimes_that_its_sessions_were_opened_in
+                a_statement_goes_on_when_the_runtime_ends_that_its_session_was_opened_in
+                what_is_being_opened_when_its_runtime_ends_holds_up_no_drain;
             tls:
                 the_mode_says_whether_a_session_is_encrypted
                 full_verification_wants_the_name_and_the_address_of_the_certificate
                 another_authority_is_refused_wherever_roots_count
                 an_expired_certificate_is_refused_wherever_roots_count
+                a_certificate_of_the_first_version_is_taken_where_nobody_checks_it
+                a_client_may_log_in_with_a_certificate
                 a_server_without_tls_is_used_by_prefer_alone
                 a_user_who_must_encrypt_is_told_so
                 tls_can_be_negotiated_directly
@@ -144,6 +167,8 @@ fn main() -> ExitCode {
         trials! {
             carried:
                 half_a_transfer_that_was_abandoned_is_not_committed_by_a_sink;
+            failover:
+                a_buffer_writes_to_the_successor_all_that_it_accepted;
             hung:
                 a_write_that_hangs_is_ended_on_the_server_and_its_batch_is_written_once
                 a_session_that_is_not_proven_ours_is_left_alone;

@@ -1,10 +1,10 @@
 //! Ends commands that wait at the server: over a connection of its own, since that of the session waits with them.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -21,11 +21,15 @@ use winddown_net::Address;
 use crate::{
     connect::{Dialogue, Endpoint},
     error::{closed, error},
-    sessions::{Session, Sessions},
+    identity::{Identity, Proof},
+    sessions::{Part, Session, Sessions},
 };
 
 /// Between two questions. Nobody tells when the next command of a session begins to wait.
 const PAUSE: Duration = Duration::from_millis(2);
+
+/// How long a server may take to close its side of a connection with which something was ended before its drain.
+const MOMENT: Duration = Duration::from_secs(1);
 
 /// What has waited for its answer for that long when the drain has begun may have to be ended: a connection for that is opened
 /// then, so that none must be when time is short.
@@ -36,15 +40,43 @@ const PREPARE_AFTER: Duration = Duration::from_millis(10);
 pub(crate) struct Prepared {
     lines: Mutex<HashMap<Address, Arc<AsyncMutex<Line>>>>,
     unseen: Arc<AtomicUsize>,
+    /// The user may not end anything, so nobody is asked to.
+    is_refused: AtomicBool,
+    unproven: Mutex<Unproven>,
+}
+
+/// Sessions that were cut since nothing proved that they are what the server would have ended.
+#[derive(Default)]
+struct Unproven {
+    cut: usize,
+    error: Option<Error>,
 }
 
 /// The connection with one server. Who has a question waits for who is asking.
 #[derive(Default)]
 struct Line {
-    open: Option<(Dialogue, Unseen)>,
+    open: Option<Open>,
     /// It was asked something, and the answer was not waited for: of no more use, but to be closed.
     is_asking: bool,
-    spoilt: Vec<(Dialogue, Unseen)>,
+    spoilt: Vec<Open>,
+}
+
+struct Open {
+    dialogue: Dialogue,
+    session: Unseen,
+    /// Where the server tells.
+    identity: Option<Identity>,
+    /// The numbers of those that were proven to be ours over this connection. As long as it is there the server is the same.
+    proven: HashSet<i64>,
+}
+
+/// What a server says of a session.
+enum Asked {
+    Answers(Vec<Value>),
+    /// It is not listed any more.
+    Gone,
+    /// Nothing was asked, since it may be somebody else's.
+    Unproven(&'static str),
 }
 
 /// Counts a session with a server from before it is opened until it was seen to end. Dropped, it stays counted.
@@ -65,14 +97,16 @@ impl Unseen {
 }
 
 impl Line {
-    /// Asks the server of this endpoint, over the connection that there is, or a new one where there is none or it is of no use.
+    /// Asks the server of this endpoint about these sessions, over the connection that there is, or a new one where there is none or
+    /// it is of no use. Only about those that are proven to be ours.
     async fn ask(
         &mut self,
         endpoint: &Endpoint,
         unseen: &Arc<AtomicUsize>,
-        questions: &[Cmd],
-    ) -> Result<Vec<Value>, Error> {
-        if questions.is_empty() {
+        whom: &[Identity],
+        questions: impl Fn(i64) -> Vec<Cmd>,
+    ) -> Result<Vec<Asked>, Error> {
+        if whom.is_empty() {
             return Ok(Vec::new());
         }
         if self.is_asking {
@@ -80,12 +114,12 @@ impl Line {
         }
         let was_prepared = self.open.is_some();
         self.open(endpoint, unseen).await?;
-        match self.ask_once(questions).await {
+        match self.ask_proven(whom, &questions).await {
             Ok(answers) => Ok(answers),
             // The server has ended it meanwhile.
             Err(_) if was_prepared => {
                 self.open(endpoint, unseen).await?;
-                self.ask_once(questions).await.map_err(cannot_ask)
+                self.ask_proven(whom, &questions).await.map_err(cannot_ask)
             }
             Err(source) => Err(cannot_ask(source)),
         }
@@ -97,8 +131,8 @@ impl Line {
         }
         let session = Unseen::begin(unseen);
         match endpoint.dialogue().await {
-            Ok(dialogue) => {
-                self.open = Some((dialogue, session));
+            Ok((dialogue, identity)) => {
+                self.open = Some(Open { dialogue, session, identity, proven: HashSet::new() });
                 self.is_asking = false;
                 Ok(())
             }
@@ -109,22 +143,60 @@ impl Line {
         }
     }
 
-    async fn ask_once(&mut self, questions: &[Cmd]) -> Result<Vec<Value>, RedisError> {
-        let (dialogue, _) = self.open.as_mut().ok_or_else(closed)?;
+    /// Both over one connection: what was proven holds for the server that is asked.
+    async fn ask_proven(
+        &mut self,
+        whom: &[Identity],
+        questions: &impl Fn(i64) -> Vec<Cmd>,
+    ) -> Result<Vec<Asked>, RedisError> {
+        let open = self.open.as_ref().ok_or_else(closed)?;
+        let new: Vec<_> = whom.iter().filter(|session| !open.proven.contains(&session.id)).collect();
+        let listed = self.converse(&new.iter().map(|session| list(session.id)).collect::<Vec<_>>()).await?;
+        let mut asked: HashMap<i64, Asked> = HashMap::new();
+        let open = self.open.as_mut().ok_or_else(closed)?;
+        for (session, listed) in new.into_iter().zip(&listed) {
+            let proof = match &open.identity {
+                Some(asking) => session.prove(asking, listed),
+                None => Proof::No("the server tells no numbers"),
+            };
+            match proof {
+                Proof::Ours => drop(open.proven.insert(session.id)),
+                Proof::Gone => drop(asked.insert(session.id, Asked::Gone)),
+                Proof::No(why) => drop(asked.insert(session.id, Asked::Unproven(why))),
+            }
+        }
+        let ours: Vec<i64> = whom.iter().map(|session| session.id).filter(|id| !asked.contains_key(id)).collect();
+        let questions: Vec<Vec<Cmd>> = ours.iter().map(|id| questions(*id)).collect();
+        let lengths: Vec<usize> = questions.iter().map(Vec::len).collect();
+        let mut answers = self.converse(&questions.concat()).await?.into_iter();
+        for (id, length) in ours.into_iter().zip(lengths) {
+            asked.insert(id, Asked::Answers(answers.by_ref().take(length).collect()));
+        }
+        Ok(whom.iter().map(|session| asked.remove(&session.id).unwrap_or(Asked::Gone)).collect())
+    }
+
+    /// As many answers as questions.
+    async fn converse(&mut self, questions: &[Cmd]) -> Result<Vec<Value>, RedisError> {
+        if questions.is_empty() {
+            return Ok(Vec::new());
+        }
+        let open = self.open.as_mut().ok_or_else(closed)?;
         self.is_asking = true;
-        let answers = dialogue.ask(questions).await;
+        let answers = open.dialogue.ask(questions).await;
         self.is_asking = false;
+        let answers =
+            answers.and_then(|answers| if answers.len() == questions.len() { Ok(answers) } else { Err(closed()) });
         if answers.is_err()
-            && let Some((_, session)) = self.open.take()
+            && let Some(open) = self.open.take()
         {
             // It broke: its server sees that, or is gone.
-            session.ended();
+            open.session.ended();
         }
         answers
     }
 }
 
-/// Counts what was not seen to end when it is dropped, and lets go of it: at the end of a goodbye, also where the deadline drops
+/// Counts what was cut, and what was not seen to end, when it is dropped, and lets go of it: at the end of a goodbye, also where the deadline drops
 /// that. The process may live on.
 pub(crate) struct LeftBehind<'a> {
     prepared: &'a Prepared,
@@ -134,6 +206,11 @@ pub(crate) struct LeftBehind<'a> {
 impl Drop for LeftBehind<'_> {
     fn drop(&mut self) {
         self.drain.left_behind(self.prepared.unseen.swap(0, Ordering::SeqCst));
+        let Unproven { cut, error } = std::mem::take(&mut *self.prepared.unproven());
+        self.drain.was_cut(cut);
+        if let Some(error) = error {
+            self.drain.note(&error);
+        }
         // Dropped outside of the lock.
         let left = std::mem::take(&mut *self.prepared.lines());
         drop(left);
@@ -141,10 +218,28 @@ impl Drop for LeftBehind<'_> {
 }
 
 fn cannot_ask(source: RedisError) -> Error {
-    error(ErrorKind::Incomplete, "cannot end a command that waits at the server", source)
+    error(ErrorKind::Incomplete, CANNOT, source)
+}
+
+const CANNOT: &str = "cannot end a command that waits at the server";
+
+fn unproven(endpoint: &Endpoint, why: &str) -> Error {
+    let text = format!("{CANNOT} {}: the session there is not proven to be ours, since {why}", endpoint.server);
+    Error::new(ErrorKind::Incomplete, text)
 }
 
 impl Prepared {
+    /// Whether anything can be ended: known once a server was asked.
+    pub(crate) fn can_stop(&self) -> bool {
+        // Relaxed: it stands alone, and is written before anybody has a session.
+        !self.is_refused.load(Ordering::Relaxed)
+    }
+
+    /// What the servers say to that.
+    pub(crate) fn found(&self, can_stop: bool) {
+        self.is_refused.store(!can_stop, Ordering::Relaxed);
+    }
+
     fn lines(&self) -> MutexGuard<'_, HashMap<Address, Arc<AsyncMutex<Line>>>> {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -153,10 +248,24 @@ impl Prepared {
         Arc::clone(self.lines().entry(address.clone()).or_default())
     }
 
-    async fn ask(&self, endpoint: &Endpoint, questions: &[Cmd]) -> Result<Vec<Value>, Error> {
+    fn unproven(&self) -> MutexGuard<'_, Unproven> {
+        self.unproven.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn ask(
+        &self,
+        endpoint: &Endpoint,
+        whom: &[Identity],
+        questions: impl Fn(i64) -> Vec<Cmd>,
+    ) -> Result<Vec<Asked>, Error> {
         let line = self.line(&endpoint.address);
         let mut line = line.lock().await;
-        line.ask(endpoint, &self.unseen, questions).await
+        line.ask(endpoint, &self.unseen, whom, questions).await
+    }
+
+    /// Whether there is a connection, or one is being opened.
+    pub(crate) fn is_open(&self) -> bool {
+        self.unseen.load(Ordering::SeqCst) > 0
     }
 
     /// The sessions that stay busy when a drain has begun: their servers may have to be asked to end something.
@@ -172,6 +281,9 @@ impl Prepared {
 
     /// Opens a connection with each server of these sessions.
     pub(crate) async fn prepare(&self, sessions: Vec<Arc<Session>>) {
+        if !self.can_stop() {
+            return;
+        }
         join_all(by_server(sessions).into_iter().map(|(address, sessions)| async move {
             let line = self.line(&address);
             let mut line = line.lock().await;
@@ -183,23 +295,23 @@ impl Prepared {
 
     /// What is not closed when this is dropped is in the report.
     pub(crate) fn count_left_behind<'a>(&'a self, drain: &'a Drain) -> LeftBehind<'a> {
-        self.unseen.store(0, Ordering::SeqCst);
         LeftBehind { prepared: self, drain }
     }
 
-    /// Closes all, and waits until the servers have closed their sides, but not longer than half of what is left of the drain.
-    pub(crate) async fn close(&self, drain: &Drain) {
+    /// Closes all, and waits until the servers have closed their sides, but not longer than half of what is left of the drain, or
+    /// for a moment where it has not come to this resource yet.
+    pub(crate) async fn close(&self, drain: Option<&Drain>) {
         let lines: Vec<_> = self.lines().values().cloned().collect();
         let now = Instant::now();
-        let limit = now + drain.deadline().saturating_duration_since(now) / 2;
+        let limit = drain.map_or(MOMENT, |drain| drain.deadline().saturating_duration_since(now) / 2);
         let closing = lines.into_iter().map(|line| async move {
             // Held until they are closed: cancelling and the goodbye both come here, and whoever is second waits for the first.
             let mut line = line.lock().await;
             let Line { open, spoilt, .. } = std::mem::take(&mut *line);
-            let closing = open.into_iter().chain(spoilt).map(|(dialogue, session)| async move {
+            let closing = open.into_iter().chain(spoilt).map(|open| async move {
                 // One that broke is as good as closed: its server sees that, or is gone.
-                if timeout_at(limit, dialogue.close()).await.is_ok() {
-                    session.ended();
+                if timeout_at(now + limit, open.dialogue.close()).await.is_ok() {
+                    open.session.ended();
                 }
             });
             join_all(closing).await;
@@ -220,6 +332,9 @@ impl Prepared {
         sessions: Vec<Arc<Session>>,
         stopped: impl Fn(usize) + Send + Sync,
     ) -> Result<(), Error> {
+        if !self.can_stop() {
+            return Ok(());
+        }
         let servers = by_server(busy(sessions));
         let stopping = servers.values().map(|sessions| self.stop_at(sessions, &stopped));
         join_all(stopping).await.into_iter().collect()
@@ -227,47 +342,82 @@ impl Prepared {
 
     async fn stop_at(&self, sessions: &[Arc<Session>], stopped: &(impl Fn(usize) + Send + Sync)) -> Result<(), Error> {
         let endpoint = &sessions[0].part().endpoint;
+        let (mut left_alone, mut failed) = (HashSet::new(), Ok(()));
         loop {
             let busy = sessions.iter().filter(|session| session.part().is_busy() && !session.is_over());
-            let busy: Vec<i64> = busy.filter_map(|session| session.part().id()).collect();
+            let busy = busy.filter_map(|session| session.part().identity());
+            let busy: Vec<_> = busy.filter(|session| !left_alone.contains(&session.id)).cloned().collect();
             if busy.is_empty() {
-                return Ok(());
+                return failed;
             }
-            let questions: Vec<Cmd> = busy.iter().flat_map(|id| [unblock(*id), list(*id)]).collect();
-            let answers = self.ask(endpoint, &questions).await?;
-            let mut killed = Vec::new();
-            for (id, answer) in busy.into_iter().zip(answers.chunks(2)) {
-                match answer {
+            let answers = self.ask(endpoint, &busy, |id| vec![unblock(id), list(id)]).await?;
+            let mut waiting = Vec::new();
+            for (session, asked) in busy.into_iter().zip(answers) {
+                let answers = match asked {
+                    Asked::Answers(answers) => answers,
+                    Asked::Gone => continue,
+                    Asked::Unproven(why) => {
+                        left_alone.insert(session.id);
+                        failed = Err(unproven(endpoint, why));
+                        continue;
+                    }
+                };
+                match &answers[..] {
                     [Value::Int(1), _] => stopped(1),
                     // It waits, and cannot be told to stop: as one does for whom all clients were paused.
-                    [Value::Int(_), listed] if is_blocked(listed) => killed.push(kill(id)),
+                    [Value::Int(_), listed] if is_blocked(listed) => waiting.push(session),
                     [Value::Int(_), _] => {}
                     [Value::ServerError(refusal), ..] => return Err(cannot_ask(refusal.clone().into())),
                     _ => return Err(cannot_ask(closed())),
                 }
             }
-            let answers = self.ask(endpoint, &killed).await?;
-            stopped(answers.iter().filter(|answer| matches!(answer, Value::Int(1))).count());
+            let answers = self.ask(endpoint, &waiting, |id| vec![kill(id)]).await?;
+            let killed = |asked: &&Asked| matches!(asked, Asked::Answers(answers) if answers[..] == [Value::Int(1)]);
+            stopped(answers.iter().filter(killed).count());
             tokio::time::sleep(PAUSE).await;
         }
     }
 
-    /// Ends what waits at the server of this session and nobody waits for; how many. Only what can be unblocked: others may have
-    /// something queued behind it. What the server works on ends by itself.
+    /// Ends what waits at the server of this session and is left, as this says; how many. Only what can be unblocked: others may
+    /// have something queued behind it. What the server works on ends by itself. Where nothing proves that what waits there is of
+    /// this session, that is cut.
     ///
     /// # Errors
-    /// That of a server that could not be asked, or refuses.
-    pub(crate) async fn stop_abandoned(&self, session: Arc<Session>) -> Result<usize, Error> {
+    /// That of a server that could not be asked, or refuses, or proves nothing.
+    pub(crate) async fn stop_left(
+        &self,
+        session: Arc<Session>,
+        is_left: impl Fn(&Part) -> bool,
+    ) -> Result<usize, Error> {
+        if !self.can_stop() {
+            return Ok(0);
+        }
         let part = session.part();
-        let Some(id) = part.id() else { return Ok(0) };
+        let Some(identity) = part.identity() else { return Ok(0) };
         let answers = part.answers();
-        while part.is_abandoned() && part.answers() == answers && !session.is_over() {
-            match &self.ask(&part.endpoint, &[unblock(id)]).await?[..] {
-                [Value::Int(1)] => return Ok(1),
-                [Value::Int(_)] => tokio::time::sleep(PAUSE).await,
-                [Value::ServerError(refusal)] => return Err(cannot_ask(refusal.clone().into())),
-                _ => return Err(cannot_ask(closed())),
+        while is_left(part) && part.answers() == answers && !session.is_over() {
+            let asked = self.ask(&part.endpoint, std::slice::from_ref(identity), |id| vec![unblock(id)]).await?;
+            match asked.first() {
+                Some(Asked::Answers(answers)) => match &answers[..] {
+                    [Value::Int(1)] => return Ok(1),
+                    [Value::Int(_)] => {}
+                    [Value::ServerError(refusal)] => return Err(cannot_ask(refusal.clone().into())),
+                    _ => return Err(cannot_ask(closed())),
+                },
+                Some(Asked::Unproven(why)) => {
+                    let error = unproven(&part.endpoint, why);
+                    // It takes nothing any more: its server sees that.
+                    if part.waits() && !part.has_more() && part.is_cut_now() {
+                        session.cut();
+                        let mut unproven = self.unproven();
+                        unproven.cut += 1;
+                        unproven.error = Some(error.clone());
+                    }
+                    return Err(error);
+                }
+                Some(Asked::Gone) | None => {}
             }
+            tokio::time::sleep(PAUSE).await;
         }
         Ok(0)
     }
@@ -284,6 +434,11 @@ fn by_server(sessions: Vec<Arc<Session>>) -> HashMap<Address, Vec<Arc<Session>>>
 fn busy(mut sessions: Vec<Arc<Session>>) -> Vec<Arc<Session>> {
     sessions.retain(|session| session.part().is_busy() && !session.is_over());
     sessions
+}
+
+/// Ends nothing: there is no session of this number. The answer says whether the user may end any.
+pub(crate) fn may_unblock() -> Cmd {
+    unblock(0)
 }
 
 /// Its caller gets an error of the server, `UNBLOCKED`.
@@ -348,7 +503,9 @@ mod tests {
             let _left_behind = self.prepared.count_left_behind(drain);
             let session = Unseen::begin(&self.prepared.unseen);
             let socket = dial(&self.server, &Options::default()).await.unwrap();
-            let open = Some((Dialogue::new(Stream::plain(socket)), session));
+            let dialogue = Dialogue::new(Stream::plain(socket));
+            let (identity, proven) = (Some(Identity::new(1, None)), HashSet::new());
+            let open = Some(Open { dialogue, session, identity, proven });
             self.prepared.line(&self.server).lock().await.open = open;
             self.is_open.notify_one();
             pending().await

@@ -63,7 +63,11 @@ pub struct Config {
     ///
     /// Defaults to the name of the Lambda function, or to that of the program.
     pub client_name: Option<String>,
-    /// How long connecting may take, and then logging on.
+    /// How long opening a session with one address may take, from the first packet to the end of the login: connecting, TLS
+    /// and the login together. Then the next address has its turn. Looking a host up may take as long.
+    ///
+    /// A command that has to open the shared connection anew tries up to five times, and begins no try after this time: it, and
+    /// all who wait with it, get the connection or the error of the last try then.
     ///
     /// Defaults to 1 s, as the driver's does. `None` for no limit.
     pub connect_timeout: Option<Duration>,
@@ -74,8 +78,18 @@ pub struct Config {
     pub response_timeout: Option<Duration>,
     /// Who is told what the server sends unasked, such as the messages of subscriptions. Needs `?protocol=resp3`.
     ///
+    /// When a session ends that was open, however that happens, it is told
+    /// [`PushKind::Disconnection`](redis::PushKind::Disconnection), once: the subscriptions of that session are gone. Whoever
+    /// wants them subscribes again, which opens another one.
+    ///
     /// Defaults to `None`.
     pub push_sender: Option<Arc<dyn AsyncPushSender>>,
+    /// How often a session is asked whether its server is there, once something was pushed on it: who only listens would not
+    /// notice. One that has not answered when it is to be asked again, or within [`check_timeout`](Self::check_timeout) if that
+    /// is longer, is ended, and the `push_sender` told. One that is busy with a command is not asked.
+    ///
+    /// Defaults to 10 s. `None` to never ask. Counts for nothing without a `push_sender`, and in a cluster.
+    pub listening_check: Option<Duration>,
     /// The certificates that the server's own must come from.
     ///
     /// Defaults to `None`: the system's, where the URL asks for TLS.
@@ -98,6 +112,13 @@ pub struct Config {
     ///
     /// Defaults to 500 ms.
     pub check_timeout: Duration,
+    /// Whether commands that wait at the server (`BLPOP`, `XREAD BLOCK`, `WAIT`) are ended as soon as draining begins, though
+    /// somebody waits for their answers: that is then the server's error `UNBLOCKED`. An idle worker is over at once with it,
+    /// and holds the drain up without it until its command is over by itself or settling ends. One that nobody waits for is ended
+    /// at once in any case.
+    ///
+    /// Defaults to `false`.
+    pub unblock_on_drain: bool,
 }
 
 impl Config {
@@ -216,10 +237,16 @@ impl Config {
     pub(crate) fn options(&self) -> Options {
         let settings = self.driver.tcp_settings();
         Options {
-            connect_timeout: self.connect_timeout,
+            // It is one with that of all other steps.
+            connect_timeout: None,
             tcp_user_timeout: settings.user_timeout(),
             keepalive: settings.keepalive().cloned(),
         }
+    }
+
+    /// How long opening a session with one address may take.
+    pub(crate) fn limit(&self) -> Duration {
+        self.connect_timeout.unwrap_or(Duration::MAX)
     }
 
     pub(crate) fn login(&self) -> Login {
@@ -258,11 +285,13 @@ impl From<ConnectionInfo> for Config {
             connect_timeout: Some(Duration::from_secs(1)),
             response_timeout: Some(Duration::from_millis(500)),
             push_sender: None,
+            listening_check: Some(Duration::from_secs(10)),
             roots: None,
             tls: None,
             credentials: None,
             check_after: Duration::from_secs(1),
             check_timeout: Duration::from_millis(500),
+            unblock_on_drain: false,
         }
     }
 }
@@ -297,11 +326,13 @@ impl fmt::Debug for Config {
             connect_timeout,
             response_timeout,
             push_sender,
+            listening_check,
             roots,
             tls,
             credentials,
             check_after,
             check_timeout,
+            unblock_on_drain,
         } = self;
         let mut debug = f.debug_struct("Config");
         // They leave their passwords out.
@@ -314,11 +345,13 @@ impl fmt::Debug for Config {
             .field("connect_timeout", connect_timeout)
             .field("response_timeout", response_timeout)
             .field("push_sender", &push_sender.is_some())
+            .field("listening_check", listening_check)
             .field("roots", roots)
             .field("tls", &tls.is_some())
             .field("credentials", &credentials.is_some())
             .field("check_after", check_after)
             .field("check_timeout", check_timeout)
+            .field("unblock_on_drain", unblock_on_drain)
             .finish()
     }
 }

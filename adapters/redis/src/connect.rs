@@ -1,32 +1,38 @@
 //! How a server is reached and logged on to.
 
-use std::{collections::HashMap, fmt, path::PathBuf, sync::Arc};
+use std::{collections::HashMap, fmt, path::PathBuf, sync::Arc, time::Duration};
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use redis::{
     AsyncConnectionConfig, Cmd, ConnectionAddr, ConnectionInfo, ProtocolVersion, RedisResult, Value, ValueCodec, cmd,
     from_redis_value,
 };
-use tokio::{io::AsyncWriteExt as _, net::lookup_host, time::timeout};
+use tokio::{io::AsyncWriteExt as _, net::lookup_host};
 use tokio_util::codec::Framed;
-use winddown_core::{Credentials, Error, ErrorKind, Ledger};
-use winddown_net::{Address, Options, Socket, dial};
+use winddown_core::{Credentials, Error, ErrorKind, Ledger, Opening, Outdated};
+use winddown_net::{Address, Options, Socket, dial, dial_anyway};
 
 use crate::{
     config::Config,
-    error::{closed, error, login},
+    error::{closed, error, is_unknown, login},
     handle::Handle,
+    identity::Identity,
+    listening::Listener,
     sentinel::Sentinel,
     sessions::{Sessions, open_on},
     stream::Stream,
     tls::Tls,
+    waits::Waits,
 };
 
 /// Opens sessions and enters them in the book.
 #[derive(Debug)]
 pub(crate) struct Connector {
     pub(crate) sessions: Arc<Sessions>,
+    pub(crate) waits: Arc<Waits>,
     pub(crate) ledger: Arc<Ledger>,
+    /// Which sessions are not to be handed out any more, because of what others have shown.
+    pub(crate) outdated: Arc<Outdated>,
     pub(crate) config: Config,
     pub(crate) tls: Tls,
     /// Who is asked where the primary is; none where that is known.
@@ -71,6 +77,8 @@ pub(crate) struct Endpoint {
     pub(crate) options: Options,
     pub(crate) tls: Tls,
     pub(crate) login: Login,
+    /// How long all that opens a session with it may take.
+    pub(crate) limit: Duration,
 }
 
 /// Who logs on, and what for.
@@ -100,17 +108,22 @@ impl Connector {
     /// Cancel safe: a session that is being opened then is ended with a goodbye as soon as it is open.
     pub(crate) async fn open(&self, server: &Server) -> Result<Handle, Error> {
         self.is_wanted()?;
+        let listener = self.config.push_sender.as_ref().map(Listener::of);
         let mut config = AsyncConnectionConfig::new();
-        if let Some(pushes) = &self.config.push_sender {
-            config = config.set_push_sender(Arc::clone(pushes));
+        if let Some(listener) = &listener {
+            config = config.set_push_sender(listener.pushes());
         }
-        match server {
+        let handle = match server {
             Server::Tcp(name, _) if !self.sentinels.is_empty() => {
                 let primary = self.primary(name).await?;
                 self.open_with(&primary, config).await
             }
             server => self.open_with(server, config).await,
+        }?;
+        if let Some(listener) = listener {
+            listener.has(&handle, &self.config);
         }
+        Ok(handle)
     }
 
     /// Nobody is troubled any more once the drain is over.
@@ -137,11 +150,13 @@ impl Connector {
             login.is(credentials);
         }
         let mut last = None;
-        for address in addresses(server).await? {
+        for address in addresses(server, self.config.limit()).await? {
             let (options, tls, login) = (self.config.options(), self.tls.clone(), login.clone());
-            let endpoint = Endpoint { address, server: server.clone(), options, tls, login };
-            let opened = match endpoint.dial().await {
-                Ok(socket) => open_on(self, socket, endpoint, config.clone()).await,
+            let limit = self.config.limit();
+            let endpoint = Endpoint { address, server: server.clone(), options, tls, login, limit };
+            let opening = endpoint.opening();
+            let opened = match endpoint.dial(&opening).await {
+                Ok(socket) => open_on(self, socket, endpoint, opening, config.clone()).await,
                 Err(error) => Err(error),
             };
             match opened {
@@ -153,10 +168,11 @@ impl Connector {
     }
 }
 
-pub(crate) async fn addresses(server: &Server) -> Result<Vec<Address>, Error> {
+pub(crate) async fn addresses(server: &Server, limit: Duration) -> Result<Vec<Address>, Error> {
     match server {
         Server::Tcp(host, port) => {
-            let found = lookup_host((host.as_str(), *port)).await.map_err(|source| {
+            let looking = lookup_host((host.as_str(), *port));
+            let found = Opening::of(host, limit).step("looking the host up", looking).await?.map_err(|source| {
                 let text = format!("cannot look up the host {host}");
                 Error::new(ErrorKind::Init, text).with_source(source).retryable()
             })?;
@@ -166,43 +182,53 @@ pub(crate) async fn addresses(server: &Server) -> Result<Vec<Address>, Error> {
     }
 }
 
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.address, &self.server) {
+            (Address::Tcp(address), Server::Tcp(host, _)) => write!(f, "{host} at {address}"),
+            (_, server) => write!(f, "{server}"),
+        }
+    }
+}
+
 impl Endpoint {
-    pub(crate) async fn dial(&self) -> Result<Socket, Error> {
-        dial(&self.address, &self.options).await.map_err(|source| {
-            let text = match (&self.address, &self.server) {
-                (Address::Tcp(address), Server::Tcp(host, _)) => format!("cannot reach {host} at {address}"),
-                (_, server) => format!("cannot reach {server}"),
-            };
+    /// Begins to open a session.
+    pub(crate) fn opening(&self) -> Opening {
+        Opening::of(self, self.limit)
+    }
+
+    pub(crate) async fn dial(&self, opening: &Opening) -> Result<Socket, Error> {
+        self.reached(opening, dial(&self.address, &self.options)).await
+    }
+
+    async fn reached(
+        &self,
+        opening: &Opening,
+        dialling: impl Future<Output = std::io::Result<Socket>>,
+    ) -> Result<Socket, Error> {
+        opening.step("connecting", dialling).await?.map_err(|source| {
+            let text = format!("cannot reach {self}");
             Error::new(ErrorKind::Init, text).with_source(source).retryable()
         })
     }
 
-    /// Logs on over a connected socket. Returns the stream, and the number by which the server knows the session.
-    pub(crate) async fn log_in(&self, socket: Socket) -> Result<(Stream, i64), Error> {
+    /// Logs on over a connected socket. Returns the stream, and how the server knows the session, if it tells.
+    pub(crate) async fn log_in(&self, opening: &Opening, socket: Socket) -> Result<(Stream, Option<Identity>), Error> {
         let host = match &self.server {
             Server::Tcp(host, _) => Some(host.as_str()),
             Server::Unix(_) => None,
         };
-        let logging_in = async {
-            let mut dialogue = Dialogue::new(self.tls.negotiate(socket, host).await?);
-            let failed = |source| error(ErrorKind::Init, "cannot open a session", source);
-            let answers = dialogue.ask(&self.login.commands()).await.map_err(failed)?;
-            let id = self.login.check(answers)?;
-            Ok((dialogue.into_stream(), id))
-        };
-        match self.options.connect_timeout {
-            None => logging_in.await,
-            Some(limit) => timeout(limit, logging_in).await.unwrap_or_else(|_| {
-                let text = format!("the server does not answer within the connect_timeout of {limit:?}");
-                Err(Error::new(ErrorKind::Init, text).retryable())
-            }),
-        }
+        let mut dialogue = Dialogue::new(opening.step("TLS", self.tls.negotiate(socket, host)).await??);
+        let identity = opening.step("the login", self.login.open(&mut dialogue)).await??;
+        Ok((dialogue.into_stream(), identity))
     }
 
-    /// A session of ours alone, that is in no book.
-    pub(crate) async fn dialogue(&self) -> Result<Dialogue, Error> {
-        let (stream, _) = self.log_in(self.dial().await?).await?;
-        Ok(Dialogue::new(stream))
+    /// A session of ours alone, that is in no book: also where the process has no descriptor left.
+    pub(crate) async fn dialogue(&self) -> Result<(Dialogue, Option<Identity>), Error> {
+        let opening = self.opening();
+        let socket = self.reached(&opening, dial_anyway(&self.address, &self.options)).await?;
+        let (stream, identity) = self.log_in(&opening, socket).await?;
+        Ok((Dialogue::new(stream), identity))
     }
 }
 
@@ -215,11 +241,27 @@ impl Login {
         self.password = Some(password);
     }
 
+    /// Opens a session. Returns how the server knows it, if it tells.
+    async fn open(&self, dialogue: &mut Dialogue) -> Result<Option<Identity>, Error> {
+        let failed = |source| error(ErrorKind::Init, "cannot open a session", source);
+        let answers = dialogue.ask(&self.commands()).await.map_err(failed)?;
+        match answers.first() {
+            Some(Value::ServerError(refusal)) if is_unknown(refusal) && !self.protocol.supports_resp3() => {
+                self.check_of_old(dialogue.ask(&self.commands_of_old()).await.map_err(failed)?)
+            }
+            _ => self.check(answers),
+        }
+    }
+
+    fn authenticates(&self) -> bool {
+        self.user.is_some() || self.password.is_some()
+    }
+
     /// All that opens a session, in one message.
     fn commands(&self) -> Vec<Cmd> {
         let mut hello = cmd("HELLO");
         hello.arg(if self.protocol.supports_resp3() { 3 } else { 2 });
-        if self.user.is_some() || self.password.is_some() {
+        if self.authenticates() {
             let password = self.password.as_deref().unwrap_or_default();
             hello.arg("AUTH").arg(self.user.as_deref().unwrap_or("default")).arg(password);
         }
@@ -227,11 +269,7 @@ impl Login {
             hello.arg("SETNAME").arg(name);
         }
         let mut commands = vec![hello];
-        if self.database != 0 {
-            let mut select = cmd("SELECT");
-            select.arg(self.database);
-            commands.push(select);
-        }
+        commands.extend(self.select());
         if let Some((name, version)) = &self.library {
             for (key, value) in [("LIB-NAME", name), ("LIB-VER", version)] {
                 let mut info = cmd("CLIENT");
@@ -239,10 +277,62 @@ impl Login {
                 commands.push(info);
             }
         }
+        commands.extend(Identity::questions());
         commands
     }
 
-    fn check(&self, answers: Vec<Value>) -> Result<i64, Error> {
+    fn select(&self) -> Option<Cmd> {
+        (self.database != 0).then(|| cmd("SELECT").arg(self.database).take())
+    }
+
+    /// The same for a server that does not know `HELLO`: one of before Redis 6, or a proxy.
+    fn commands_of_old(&self) -> Vec<Cmd> {
+        let mut commands = Vec::new();
+        if self.authenticates() {
+            let mut auth = cmd("AUTH");
+            if let Some(user) = &self.user {
+                auth.arg(user);
+            }
+            commands.push(auth.arg(self.password.as_deref().unwrap_or_default()).take());
+        }
+        commands.extend(self.select());
+        commands.push(cmd("CLIENT").arg("ID").take());
+        if self.writes {
+            commands.push(cmd("ROLE"));
+        }
+        if let Some(name) = &self.name {
+            commands.push(cmd("CLIENT").arg("SETNAME").arg(name).take());
+        }
+        commands
+    }
+
+    fn check_of_old(&self, answers: Vec<Value>) -> Result<Option<Identity>, Error> {
+        let mut answers = answers.into_iter();
+        let mut next = || answers.next().ok_or_else(|| error(ErrorKind::Init, "cannot open a session", closed()));
+        let steps = usize::from(self.authenticates()) + usize::from(self.database != 0);
+        for _ in 0..steps {
+            if let Value::ServerError(refusal) = next()? {
+                return Err(login(refusal));
+            }
+        }
+        let id = match next()? {
+            Value::Int(id) => Some(id),
+            Value::ServerError(refusal) if refusal.code() == "NOAUTH" => return Err(login(refusal)),
+            // It can do without, but for being told what to end.
+            _ => None,
+        };
+        if self.writes
+            && let Value::Array(role) = next()?
+        {
+            is_primary(role.first())?;
+        }
+        // What the server says to the name changes nothing. It knows no `CLIENT INFO`, so nothing will be proven.
+        Ok(id.map(|id| Identity::new(id, None)))
+    }
+
+    fn check(&self, mut answers: Vec<Value>) -> Result<Option<Identity>, Error> {
+        // The answers to what was asked last. A server that does not know the questions, or this user's right to them, says so.
+        let about_itself = (answers.len() == self.commands().len()).then(|| answers.split_off(answers.len() - 2));
         let mut answers = answers.into_iter();
         let hello = match answers.next() {
             Some(Value::ServerError(refusal)) => return Err(login(refusal)),
@@ -255,17 +345,28 @@ impl Login {
             return Err(login(refusal));
         }
         // What the server says to the library's name changes nothing.
-        let unclear = || Error::new(ErrorKind::Init, "the server's answer to HELLO has no id: is it Redis or Valkey?");
-        let hello: HashMap<String, Value> = from_redis_value(hello).map_err(|source| unclear().with_source(source))?;
-        if self.writes && hello.get("role").is_some_and(|role| *role != Value::BulkString(b"master".into())) {
-            let text = "the server is no primary any more, and the sentinels do not know it yet";
-            return Err(Error::new(ErrorKind::Init, text).retryable());
+        let unclear = |source| {
+            let text = "the server's answer to HELLO is none: is it Redis or Valkey?";
+            Error::new(ErrorKind::Init, text).with_source(source)
+        };
+        let hello: HashMap<String, Value> = from_redis_value(hello).map_err(unclear)?;
+        if self.writes {
+            is_primary(hello.get("role"))?;
         }
-        match hello.get("id") {
-            Some(Value::Int(id)) => Ok(*id),
-            _ => Err(unclear()),
-        }
+        Ok(match hello.get("id") {
+            Some(Value::Int(id)) => Some(Identity::new(*id, about_itself.as_deref())),
+            _ => None,
+        })
     }
+}
+
+/// What does not tell its role is taken for one.
+fn is_primary(role: Option<&Value>) -> Result<(), Error> {
+    if role.is_none_or(|role| *role == Value::BulkString(b"master".into())) {
+        return Ok(());
+    }
+    let text = "the server is no primary any more, and the sentinels do not know it yet";
+    Err(Error::new(ErrorKind::Init, text).retryable())
 }
 
 /// Questions and answers, in turns.

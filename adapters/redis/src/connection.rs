@@ -1,6 +1,6 @@
 //! What a caller has: a connection that is shared, or its own.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, ops::Deref, sync::Arc};
 
 use deadpool::managed::Object;
 use redis::aio::ConnectionManager;
@@ -44,7 +44,33 @@ enum Kind {
 /// A connection with one server.
 pub(crate) enum Single {
     Shared(Arc<Shared>),
-    Own(Object<Opener>),
+    Own(Own),
+}
+
+/// The connection of one checkout. Given back, it goes into the pool again, but for one that is not as it was when it was opened
+/// and cannot be made so: that is closed.
+pub(crate) struct Own(Option<Object<Opener>>);
+
+impl From<Object<Opener>> for Own {
+    fn from(pooled: Object<Opener>) -> Self {
+        Self(Some(pooled))
+    }
+}
+
+impl Deref for Own {
+    type Target = Handle;
+
+    fn deref(&self) -> &Handle {
+        self.0.as_ref().expect("it is there until this is dropped")
+    }
+}
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        if self.is_changed() {
+            drop(self.0.take().map(Object::take));
+        }
+    }
 }
 
 impl Single {
@@ -102,7 +128,10 @@ impl Connection {
     }
 
     /// Subscribes to channels. What is sent to them goes to [`Config::push_sender`](crate::Config::push_sender). Needs
-    /// `?protocol=resp3`. A shared connection that was opened anew has no subscriptions.
+    /// `?protocol=resp3`.
+    ///
+    /// Subscriptions end with their session: it is told there as [`PushKind::Disconnection`](redis::PushKind::Disconnection), and
+    /// a connection that was opened anew has none before somebody subscribes again.
     ///
     /// # Errors
     /// The driver's.

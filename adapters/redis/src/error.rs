@@ -47,24 +47,42 @@ pub(crate) fn is_full(detail: Option<&str>) -> bool {
     detail.is_some_and(|text| text.starts_with("max number of clients"))
 }
 
+/// Whether the server, or a proxy before it, does not know the command.
+pub(crate) fn is_unknown(refusal: &ServerError) -> bool {
+    let details = refusal.details().unwrap_or_default();
+    // Some proxies send their texts without a code.
+    details.starts_with("unknown command") || matches!(refusal.code(), "unknown" | "unsupported")
+}
+
+/// Whether it is the server's answer that the user may not run the command, or that it does not know it.
+pub(crate) fn is_denied(error: &RedisError) -> bool {
+    let refusals = error.clone().into_server_errors();
+    refusals
+        .is_some_and(|refusals| refusals.iter().any(|(_, refusal)| refusal.code() == "NOPERM" || is_unknown(refusal)))
+}
+
 /// Why the server lets nobody in, and what to do about it.
 pub(crate) fn login(refusal: ServerError) -> Error {
+    let details = refusal.details().unwrap_or_default();
+    if is_unknown(&refusal) {
+        let text = "the server does not know all that opens this session: leave `protocol` out of the URL, and the database if \
+                    it has only one; it must know AUTH where there is a password";
+        // Without the driver's error: the server quotes what it was sent, and so the password.
+        return Error::new(ErrorKind::Config, text);
+    }
     let advice = match refusal.code() {
         "WRONGPASS" => "the server does not let this user in: see user and password",
         "NOAUTH" => "the server wants a password: give one, as in redis://user:password@host",
-        "NOPERM" => "the user may not open a session: let it run HELLO, CLIENT and SELECT",
+        "NOPERM" => "the user may not use this database: let it run SELECT, or leave the database out of the URL",
         "DENIED" => "the server is in protected mode: set a password there, or bind it to an address",
         "NOPROTO" => "the server does not speak this version of the protocol: leave `protocol` out of the URL",
-        _ => {
-            let details = refusal.details().unwrap_or_default();
-            if details.starts_with("unknown command") {
-                "the server does not know HELLO: Redis 6 or later is needed"
-            } else if details.contains("DB index") {
-                "there is no such database: give a number that the server has"
-            } else {
-                return error(ErrorKind::Init, "cannot open a session", refusal.into());
-            }
+        _ if details.contains("DB index") => "there is no such database: give a number that the server has",
+        // Before Redis 6.
+        _ if details.starts_with("invalid password") => "the server does not let us in: see the password",
+        _ if details.starts_with("wrong number of arguments for 'auth'") => {
+            "the server has no users: leave the user out, as in redis://:password@host"
         }
+        _ => return error(ErrorKind::Init, "cannot open a session", refusal.into()),
     };
     Error::new(ErrorKind::Config, advice).with_source(RedisError::from(refusal))
 }

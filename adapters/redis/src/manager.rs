@@ -6,14 +6,15 @@ use redis::aio::ConnectionManager;
 use winddown_core::{Books, Capabilities, Drain, Error, ErrorKind, Latency, Ledgers, Resource};
 
 use crate::{
-    cancel::Prepared,
+    cancel::{Prepared, may_unblock},
     config::Config,
     connect::Connector,
     connection::Connection,
-    error::error,
+    error::{error, is_denied},
     pool::Pool,
     sentinel::Sentinel,
-    sessions::{Session, Sessions},
+    sessions::{Part, Session, Sessions},
+    waits::Waits,
     wrapped,
 };
 
@@ -24,6 +25,7 @@ pub struct Redis {
     source: Source,
     sessions: Arc<Sessions>,
     prepared: Arc<Prepared>,
+    waits: Arc<Waits>,
     ledgers: Ledgers,
 }
 
@@ -47,7 +49,8 @@ impl Redis {
     }
 
     fn of(source: Source) -> Self {
-        Self { source, sessions: Arc::default(), prepared: Arc::default(), ledgers: Ledgers::default() }
+        let (sessions, prepared, waits) = Default::default();
+        Self { source, sessions, prepared, waits, ledgers: Ledgers::default() }
     }
 
     /// The primary that these sentinels know by this name, with the defaults of [`Config::sentinel`]. Nothing is opened yet.
@@ -89,8 +92,9 @@ impl Redis {
         let tls = config.tls_of(&config.driver)?;
         let sentinels =
             config.sentinels.iter().map(|sentinel| Sentinel::new(sentinel, &config)).collect::<Result<_, _>>()?;
-        let (sessions, ledger) = (Arc::clone(&self.sessions), self.ledgers.now());
-        Pool::new(Connector { sessions, ledger, config, tls, sentinels })
+        let (sessions, waits, ledger) = (Arc::clone(&self.sessions), Arc::clone(&self.waits), self.ledgers.now());
+        let outdated = Arc::default();
+        Pool::new(Connector { sessions, waits, ledger, outdated, config, tls, sentinels })
     }
 }
 
@@ -108,13 +112,21 @@ impl Resource for Redis {
             Source::Wrapped(manager) => return Ok(Pool::wrapped(manager.clone())),
         };
         self.sessions.begin_life();
+        self.waits.begin_life();
         let pool = self.open_pool(config)?;
         pool.open().await?;
         let mut connection = pool.get().await?;
         let asked = Instant::now();
-        let answer: Result<(), _> = redis::cmd("PING").query_async(&mut connection).await;
-        answer.map_err(|source| error(ErrorKind::Init, "the server does not answer", source))?;
-        self.sessions.latency().saw(asked.elapsed());
+        match redis::cmd("PING").exec_async(&mut connection).await {
+            // That the user may not ask this is an answer.
+            Err(source) if !is_denied(&source) => {
+                return Err(error(ErrorKind::Init, "the server does not answer", source));
+            }
+            _ => self.sessions.latency().saw(asked.elapsed()),
+        }
+        let asked = may_unblock().exec_async(&mut connection).await;
+        let is_known = self.sessions.open().iter().any(|session| session.part().identity().is_some());
+        self.prepared.found(is_known && !asked.is_err_and(|source| is_denied(&source)));
         drop(connection);
         Ok(pool)
     }
@@ -137,15 +149,20 @@ impl Resource for Redis {
         })
     }
 
+    fn draining(&self, _: &Pool) {
+        self.waits.begin_drain(&self.sessions);
+    }
+
     async fn goodbye(&self, pool: &Pool, drain: &Drain) -> Result<(), Error> {
         if let Source::Wrapped(manager) = &self.source {
             return wrapped::goodbye(manager, drain).await;
         }
         let _left_behind = self.prepared.count_left_behind(drain);
+        let _reported = self.waits.report_to(drain);
         let draining = self.sessions.begin_drain();
         pool.close();
         let end = |session| end(session, Arc::clone(&self.prepared));
-        let stop = |session| self.prepared.stop_abandoned(session);
+        let stop = |session| self.prepared.stop_left(session, Part::is_left);
         let goodbye = async {
             let mut leaving = pin!(draining.goodbye(drain, || pool.settled(), end));
             let staying = tokio::select! {
@@ -161,21 +178,22 @@ impl Resource for Redis {
             };
             tokio::join!(leaving, preparing);
         };
-        draining.stop_abandoned(drain, goodbye, |session| session.part().is_abandoned(), stop).await;
-        self.prepared.close(drain).await;
+        draining.stop_abandoned(drain, goodbye, |session| session.part().is_left(), stop).await;
+        tokio::join!(self.prepared.close(Some(drain)), self.waits.settle(drain));
         Ok(())
     }
 
     async fn cancel(&self, _: &Pool, drain: &Drain) -> Result<(), Error> {
         self.prepared.stop(self.sessions.open(), |commands| drain.cancelled(commands)).await?;
         // The goodbye may have closed what it had before this has asked.
-        self.prepared.close(drain).await;
+        self.prepared.close(Some(drain)).await;
         Ok(())
     }
 
     fn capabilities(&self) -> Capabilities {
         match &self.source {
-            Source::Config(_) => Capabilities::ALL,
+            Source::Config(_) if self.prepared.can_stop() => Capabilities::ALL,
+            Source::Config(_) => Capabilities::ALL.without_cancel(),
             Source::Wrapped(_) => {
                 Capabilities::ALL.without_goodbye().without_confirmed_end().without_cancel().without_all_sessions()
             }

@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -12,15 +12,16 @@ use deadpool::{
     managed::{self, Metrics, PoolConfig, RecycleError, RecycleResult, Status},
 };
 use redis::aio::ConnectionManager;
-use tokio::{sync::OnceCell, time::timeout};
+use tokio::{sync::Mutex as AsyncMutex, time::timeout};
 use winddown_core::{Error, ErrorKind, Rested};
 
 #[cfg(feature = "cluster")]
 use crate::cluster::Cluster;
 use crate::{
     connect::{Connector, Server},
-    connection::{Connection, Single},
+    connection::{Connection, Own, Single},
     handle::Handle,
+    together::Failures,
 };
 
 /// The pool of a [`Redis`](crate::Redis): one connection that all checkouts share, or one for each of them.
@@ -76,8 +77,8 @@ impl Pool {
                 shared.checked().await?;
                 Ok(Connection::single(Single::Shared(Arc::clone(shared))))
             }
-            Source::Own(pool) => match pool.get().await {
-                Ok(handle) => Ok(Connection::single(Single::Own(handle))),
+            Source::Own(pool) => match pool.manager().failures.waits(pool.get()).await {
+                Ok(handle) => Ok(Connection::single(Single::Own(Own::from(handle)))),
                 Err(managed::PoolError::Backend(error)) => Err(error),
                 Err(error) => Err(Error::new(ErrorKind::Checkout, "no connection").with_source(error)),
             },
@@ -152,33 +153,45 @@ pub(crate) struct Opener {
     connector: Connector,
     server: Server,
     rested: Rested<()>,
+    failures: Failures,
 }
 
 impl Opener {
     fn new(connector: Connector) -> Result<Self, Error> {
         let server = Server::of(&connector.config.driver)?;
         let rested = Rested::new(connector.config.check_after);
-        Ok(Self { connector, server, rested })
+        Ok(Self { connector, server, rested, failures: Failures::default() })
     }
 
     async fn open(&self) -> Result<Handle, Error> {
         self.connector.open(&self.server).await
     }
 
+    /// Whether nothing is left on it of what its last user did.
+    async fn is_undone(&self, handle: &Handle) -> bool {
+        matches!(timeout(self.connector.config.check_timeout, handle.undo()).await, Ok(Ok(())))
+    }
+
     /// Whether a connection that was last handed out at this moment can be handed out again.
     async fn works(&self, handle: &Handle, used: Instant) -> bool {
+        if handle.is_outdated(used) {
+            return false;
+        }
         if handle.is_doubtful() || self.rested.is_suspect(used) {
             // What the server has closed meanwhile is known to the kernel.
             handle.session().sweep();
             if !handle.is_closed() {
                 let limit = self.connector.config.check_timeout;
-                if !matches!(timeout(limit, handle.ping()).await, Ok(Ok(()))) {
+                // Boxed, as below.
+                if !matches!(timeout(limit, Box::pin(handle.answers())).await, Ok(true)) {
                     tracing::debug!("a connection did not answer when it was checked, replacing it");
+                    self.connector.outdated.unused_until_now();
                     return false;
                 }
             }
         }
-        !handle.is_closed()
+        // The answer may have shown it.
+        !handle.is_closed() && !handle.is_outdated(Instant::now())
     }
 }
 
@@ -187,13 +200,22 @@ impl managed::Manager for Opener {
     type Error = Error;
 
     async fn create(&self) -> Result<Handle, Error> {
-        self.open().await
+        if let Some(error) = self.failures.told() {
+            return Err(error);
+        }
+        // Boxed, since it happens seldom: inline it would make the future of every checkout larger.
+        let opened = Box::pin(self.open()).await.inspect_err(|error| self.failures.failed(error))?;
+        self.failures.worked();
+        Ok(opened)
     }
 
     async fn recycle(&self, handle: &mut Handle, metrics: &Metrics) -> RecycleResult<Error> {
         if handle.is_busy() {
             // Whoever had it has left something that may wait for ever.
             return Err(RecycleError::message("a command of its last user is not answered yet"));
+        }
+        if handle.is_changed() || !self.is_undone(handle).await {
+            return Err(RecycleError::message("what its last user has left on it cannot be undone"));
         }
         match self.works(handle, metrics.recycled.unwrap_or(metrics.created)).await {
             true => Ok(()),
@@ -206,6 +228,8 @@ impl managed::Manager for Opener {
 pub(crate) struct Shared {
     opener: Opener,
     current: Mutex<Current>,
+    /// Who opens it. The others wait for that.
+    turn: AsyncMutex<()>,
 }
 
 struct Current {
@@ -215,8 +239,8 @@ struct Current {
     used: Instant,
 }
 
-/// Opened by whoever comes first; the others wait for that.
-type Slot = Arc<OnceCell<Handle>>;
+/// Filled by whoever opens it.
+type Slot = Arc<OnceLock<Handle>>;
 
 /// How often, and after what pauses, a connection that has ended is opened anew before a command fails.
 fn reopening() -> ExponentialBuilder {
@@ -230,7 +254,7 @@ fn reopening() -> ExponentialBuilder {
 impl Shared {
     fn new(opener: Opener) -> Self {
         let current = Current { connection: Some(Slot::default()), used: Instant::now() };
-        Self { opener, current: Mutex::new(current) }
+        Self { opener, current: Mutex::new(current), turn: AsyncMutex::default() }
     }
 
     fn current(&self) -> MutexGuard<'_, Current> {
@@ -248,9 +272,10 @@ impl Shared {
             let slot = self.slot()?;
             let handle = match slot.get() {
                 Some(handle) => handle,
-                None => slot.get_or_try_init(|| self.reopen()).await?,
+                // Boxed, as above.
+                None => Box::pin(self.filled(&slot, self.reopen())).await?,
             };
-            if !handle.is_closed() {
+            if !handle.is_closed() && !handle.is_outdated(Instant::now()) {
                 return Ok(handle.clone());
             }
             self.replace(&slot);
@@ -259,37 +284,68 @@ impl Shared {
 
     /// Opens the first connection, in one try.
     pub(crate) async fn open(&self) -> Result<(), Error> {
-        self.slot()?.get_or_try_init(|| self.opener.open()).await.map(drop)
+        let slot = self.slot()?;
+        self.filled(&slot, self.opener.open()).await.map(drop)
     }
 
+    /// The connection of this slot. Whoever comes first opens it; all who wait for that share what becomes of it.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: the next one who waits opens it.
+    async fn filled<'a>(
+        &self,
+        slot: &'a Slot,
+        open: impl Future<Output = Result<Handle, Error>>,
+    ) -> Result<&'a Handle, Error> {
+        let failures = &self.opener.failures;
+        let opening = async {
+            let _turn = self.turn.lock().await;
+            if let Some(handle) = slot.get() {
+                return Ok(handle);
+            }
+            if let Some(error) = failures.told() {
+                return Err(error);
+            }
+            let handle = open.await.inspect_err(|error| failures.failed(error))?;
+            failures.worked();
+            // Nobody else has the turn.
+            Ok(slot.get_or_init(|| handle))
+        };
+        failures.waits(opening).await
+    }
+
+    /// Tries until it succeeds, the tries are used up, or the [`connect_timeout`](crate::Config::connect_timeout) is over: no try
+    /// begins after that.
     async fn reopen(&self) -> Result<Handle, Error> {
+        let (began, limit) = (Instant::now(), self.opener.connector.config.connect_timeout);
         let mut pauses = reopening().build();
         loop {
             let error = match self.opener.open().await {
                 Ok(handle) => return Ok(handle),
                 Err(error) => error,
             };
-            let Some(pause) = pauses.next().filter(|_| error.is_retryable()) else { return Err(error) };
+            let in_time = |pause: &Duration| limit.is_none_or(|limit| began.elapsed() + *pause < limit);
+            let pause = pauses.next().filter(|pause| error.is_retryable() && in_time(pause));
+            let Some(pause) = pause else { return Err(error) };
             tracing::debug!(%error, ?pause, "cannot open the connection anew, trying again");
             tokio::time::sleep(pause).await;
             self.slot()?;
         }
     }
 
-    /// Sees to it that a connection is there, and works if it has rested.
+    /// Sees to it that a connection is there, and works if it has rested. One that was opened just now is not looked at.
     async fn checked(&self) -> Result<(), Error> {
-        loop {
-            let slot = self.slot()?;
-            if let Some(handle) = slot.get() {
-                let used = std::mem::replace(&mut self.current().used, Instant::now());
-                if self.opener.works(handle, used).await {
-                    return Ok(());
-                }
-                self.replace(&slot);
+        let slot = self.slot()?;
+        if let Some(handle) = slot.get() {
+            let used = std::mem::replace(&mut self.current().used, Instant::now());
+            if self.opener.works(handle, used).await {
+                return Ok(());
             }
-            self.handle().await?;
-            self.current().used = Instant::now();
+            self.replace(&slot);
         }
+        self.handle().await?;
+        self.current().used = Instant::now();
+        Ok(())
     }
 
     /// Something on the connection hung: whoever comes next looks at it.

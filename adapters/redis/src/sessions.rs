@@ -10,19 +10,23 @@ use std::{
     collections::VecDeque,
     future::Future,
     pin::Pin,
-    sync::{Arc, OnceLock, Weak},
+    sync::{
+        Arc, OnceLock, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
 };
 
 use redis::{AsyncConnectionConfig, RedisConnectionInfo, Value, aio::MultiplexedConnection};
 use tokio::sync::{Semaphore, oneshot};
-use winddown_core::{Error, ErrorKind};
+use winddown_core::{Error, ErrorKind, Opening};
 use winddown_net::{End, Socket};
 
 use crate::{
     connect::{Connector, Dialogue, Endpoint},
     error::{closed, error},
     handle::{Handle, Settings},
+    identity::Identity,
     mailbox::{Mailbox, Request, Verdict},
     stream::Activity,
 };
@@ -36,14 +40,21 @@ pub(crate) type Session = winddown_net::Session<Part>;
 #[derive(Debug)]
 pub(crate) struct Part {
     pub(crate) endpoint: Endpoint,
-    /// The number by which the server knows it, once it is open.
-    id: OnceLock<i64>,
+    /// How the server knows it, once it is open.
+    identity: OnceLock<Identity>,
     mailbox: Arc<Mailbox>,
+    /// Whether what waits at the server is ended when draining begins, though somebody waits for it.
+    unblocks: bool,
+    is_cut: AtomicBool,
 }
 
 impl Part {
-    pub(crate) fn id(&self) -> Option<i64> {
-        self.id.get().copied()
+    fn new(endpoint: Endpoint, mailbox: Arc<Mailbox>, unblocks: bool) -> Self {
+        Self { endpoint, identity: OnceLock::new(), mailbox, unblocks, is_cut: AtomicBool::new(false) }
+    }
+
+    pub(crate) fn identity(&self) -> Option<&Identity> {
+        self.identity.get()
     }
 
     /// Whether something is not answered yet.
@@ -54,6 +65,32 @@ impl Part {
     /// Whether nobody waits for what the server works on.
     pub(crate) fn is_abandoned(&self) -> bool {
         self.mailbox.is_abandoned()
+    }
+
+    /// Whether something waits at the server that is not to wait any more once draining has begun.
+    pub(crate) fn waits_too_long(&self) -> bool {
+        self.waits() && (self.unblocks || self.mailbox.is_abandoned())
+    }
+
+    /// Whether what the server works on is to be ended by a drain before its settling ends.
+    pub(crate) fn is_left(&self) -> bool {
+        self.is_abandoned() || self.waits_too_long()
+    }
+
+    /// Whether the server works on something that waits there.
+    pub(crate) fn waits(&self) -> bool {
+        self.mailbox.is_waiting()
+    }
+
+    /// Whether there is more than one thing that is not answered: what is queued is executed once the first is ended.
+    pub(crate) fn has_more(&self) -> bool {
+        self.mailbox.unanswered() > 1
+    }
+
+    /// Whether whoever calls this is the first to cut it.
+    pub(crate) fn is_cut_now(&self) -> bool {
+        // SeqCst: once in the life of a session.
+        !self.is_cut.swap(true, Ordering::SeqCst)
     }
 
     /// How many requests were answered so far.
@@ -75,15 +112,16 @@ pub(crate) async fn open_on(
     connector: &Connector,
     socket: Socket,
     endpoint: Endpoint,
+    opening: Opening,
     config: AsyncConnectionConfig,
 ) -> Result<Handle, Error> {
     let (give, opened) = oneshot::channel();
     let link = Arc::clone(socket.link());
-    let mailbox = Arc::new(Mailbox::default());
-    let part = Part { endpoint: endpoint.clone(), id: OnceLock::new(), mailbox: Arc::clone(&mailbox) };
-    let database = endpoint.login.database;
+    let mailbox = Arc::new(Mailbox::of(Arc::clone(&connector.outdated)));
+    let part = Part::new(endpoint.clone(), Arc::clone(&mailbox), connector.config.unblock_on_drain);
+    let (database, is_resp3) = (endpoint.login.database, endpoint.login.protocol.supports_resp3());
     let of = Arc::clone(&mailbox);
-    let life = |session| Box::pin(live(socket, endpoint, config, of, session, give)) as _;
+    let life = |session| Box::pin(live(socket, endpoint, opening, config, of, session, give)) as _;
     let Some(session) = connector.sessions.enter(&link, part, life) else {
         return Err(Error::new(ErrorKind::ShuttingDown, "shutting down: nothing is opened any more"));
     };
@@ -95,6 +133,9 @@ pub(crate) async fn open_on(
                 ledger: Arc::clone(&connector.ledger),
                 response_timeout: connector.config.response_timeout,
                 database,
+                is_shared: connector.config.pool.is_none(),
+                is_resp3,
+                waits: Arc::clone(&connector.waits),
             };
             Handle::new(session, task, mailbox, connection, settings)
         }),
@@ -112,14 +153,15 @@ pub(crate) async fn ask_on(
     sessions: &Arc<Sessions>,
     socket: Socket,
     endpoint: Endpoint,
+    opening: Opening,
     question: redis::Cmd,
 ) -> Result<Value, Error> {
     let (give, answer) = oneshot::channel();
     let link = Arc::clone(socket.link());
-    let part = Part { endpoint: endpoint.clone(), id: OnceLock::new(), mailbox: Arc::default() };
+    let part = Part::new(endpoint.clone(), Arc::new(Mailbox::of(Arc::default())), false);
     let life = |_| {
         let asking = async move {
-            let mut dialogue = endpoint.log_in(socket).await.map(|(stream, _)| Dialogue::new(stream))?;
+            let mut dialogue = endpoint.log_in(&opening, socket).await.map(|(stream, _)| Dialogue::new(stream))?;
             let failed = |source| error(ErrorKind::Init, "cannot ask a server", source);
             let answers = dialogue.ask(&[question]).await.map_err(failed)?;
             dialogue.close().await.map_err(|source| failed(source.into()))?;
@@ -143,12 +185,13 @@ pub(crate) async fn ask_on(
 async fn live(
     socket: Socket,
     endpoint: Endpoint,
+    opening: Opening,
     config: AsyncConnectionConfig,
     mailbox: Arc<Mailbox>,
     session: Weak<Session>,
     give: oneshot::Sender<Result<MultiplexedConnection, Error>>,
 ) -> End {
-    let (stream, id) = match endpoint.log_in(socket).await {
+    let (stream, identity) = match endpoint.log_in(&opening, socket).await {
         Ok(opened) => opened,
         Err(error) => {
             // Nobody may be left to hear it.
@@ -170,9 +213,9 @@ async fn live(
             return End::NeverOpened;
         }
     };
-    if let Some(session) = session.upgrade() {
+    if let (Some(session), Some(identity)) = (session.upgrade(), identity) {
         // Set once, here.
-        let _ = session.part().id.set(id);
+        let _ = session.part().identity.set(identity);
     }
     if give.send(Ok(connection)).is_err() {
         // The caller has gone.

@@ -2,7 +2,7 @@
 
 use std::{sync::LazyLock, time::Duration};
 
-use redis::{FromRedisValue, Pipeline, RedisError, RedisResult, Script, ScriptInvocation, ToRedisArgs, pipe};
+use redis::{FromRedisValue, Pipeline, RedisError, RedisResult, Script, ScriptInvocation, ToRedisArgs, Value, pipe};
 use winddown_buffer::{Batch, BatchKey, Delivery, Sink, WriteError, uuid::Uuid};
 use winddown_core::{Checkout, Error, ErrorKind};
 
@@ -99,11 +99,27 @@ impl Target {
             for call in calls.calls {
                 script.arg(call.len()).arg(call);
             }
-            invoke::<()>(&script, connection).await
+            // Whether it was written now or before.
+            invoke::<Value>(&script, connection).await.map(|answer| matches!(answer, Value::Int(0 | 1)))
         } else {
-            self.pipeline(&calls).exec_async(connection).await
+            let answers = self.pipeline(&calls).query_async::<Option<Vec<Value>>>(connection).await;
+            match answers.map_err(unwritten)? {
+                // Somebody else's `WATCH` on the same session.
+                None => {
+                    return Err(WriteError::Retry(Error::new(
+                        ErrorKind::Write,
+                        "the server has aborted the transaction",
+                    )));
+                }
+                Some(answers) => Ok(answers.len() >= calls.calls.len()),
+            }
         };
-        appended.map_err(unwritten)
+        if appended.map_err(unwritten)? {
+            return Ok(());
+        }
+        // As one does that only queues it, since somebody else has begun a transaction on the same session.
+        let text = "the server has answered what is no answer to a batch: whether it was written is not known";
+        Err(WriteError::Unknown(Error::new(ErrorKind::Write, text)))
     }
 
     fn pipeline(&self, calls: &Calls) -> Pipeline {

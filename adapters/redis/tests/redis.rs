@@ -2,8 +2,12 @@
 //! only this adapter promises, and what is claimed about many drains. All of it is one binary, so that each server is started
 //! once.
 
+#[path = "redis/acl.rs"]
+mod acl;
 #[path = "redis/blocked.rs"]
 mod blocked;
+#[path = "redis/carried.rs"]
+mod carried;
 #[cfg(feature = "buffer")]
 #[path = "redis/checked.rs"]
 mod checked;
@@ -25,10 +29,18 @@ mod held;
 #[cfg(feature = "cluster")]
 #[path = "redis/nodes.rs"]
 mod nodes;
+#[path = "redis/outage.rs"]
+mod outage;
+#[path = "redis/pops.rs"]
+mod pops;
 #[path = "redis/queued.rs"]
 mod queued;
+#[path = "redis/readonly.rs"]
+mod readonly;
 #[path = "redis/rest.rs"]
 mod rest;
+#[path = "redis/runtimes.rs"]
+mod runtimes;
 #[path = "redis/scene.rs"]
 mod scene;
 #[path = "conformance/sentinel.rs"]
@@ -48,6 +60,10 @@ mod sink;
 #[cfg(feature = "buffer")]
 #[path = "redis/soak.rs"]
 mod soak;
+#[path = "redis/strangers.rs"]
+mod strangers;
+#[path = "redis/subscriber.rs"]
+mod subscriber;
 #[path = "redis/tls.rs"]
 mod tls;
 #[path = "redis/unix.rs"]
@@ -83,10 +99,24 @@ fn main() -> ExitCode {
     let suite = suite.tests(
         left_out,
         trials! {
+            acl:
+                a_user_who_may_not_ping_is_let_in_and_keeps_its_connections
+                what_cannot_be_cancelled_is_known_from_the_start
+                a_server_that_does_not_know_hello_is_logged_on_to_as_of_old
+                a_server_that_knows_no_client_commands_works_without_cancelling;
             blocked:
                 sessions_say_goodbye_when_the_runtime_is_not_polled_any_more
                 sessions_say_goodbye_when_the_runtime_is_blocked
                 sessions_say_goodbye_when_the_runtime_is_gone;
+            carried:
+                s8_a_watch_that_was_left_does_not_abort_the_next_transaction
+                s8_a_transaction_that_was_left_open_swallows_no_command
+                s8_a_database_that_was_chosen_is_left_with_its_checkout
+                s8_a_session_that_was_changed_for_good_ends_with_its_checkout
+                s8_what_is_as_it_was_makes_no_round_trip
+                s8_what_would_leave_a_shared_connection_changed_is_refused
+                what_would_silence_a_session_is_refused_and_holds_up_nothing
+                a_command_without_an_answer_that_was_only_queued_is_not_called_written;
             credentials:
                 the_provider_is_asked_once_for_each_new_session
                 a_password_that_changes_is_followed
@@ -110,6 +140,17 @@ fn main() -> ExitCode {
                 a_command_that_begins_after_the_cancelling_is_ended_too
                 a_transaction_that_is_open_at_the_goodbye_is_not_executed
                 a_command_that_cannot_be_unblocked_is_killed;
+            outage:
+                all_who_wait_for_a_server_that_is_gone_share_one_series_of_tries
+                all_who_wait_for_a_closed_port_are_told_in_the_time_of_one
+                all_who_wait_for_a_server_that_says_nothing_are_told_in_the_time_of_one
+                who_waits_for_a_place_in_the_pool_shares_the_outcome
+                idle_connections_of_a_server_that_says_nothing_are_asked_once;
+            pops:
+                l6_a_pop_that_nobody_waits_for_takes_nothing_while_others_are_waited_for
+                l6_a_pop_that_was_given_up_before_is_ended_when_draining_begins
+                s6_what_a_pop_takes_for_nobody_is_in_the_report
+                a_pop_that_somebody_waits_for_is_ended_at_once_where_that_is_asked_for;
             queued:
                 commands_that_nobody_waits_for_are_executed_before_the_goodbye
                 commands_whose_futures_were_dropped_are_executed_before_the_goodbye
@@ -117,12 +158,18 @@ fn main() -> ExitCode {
                 what_a_broken_connection_did_not_get_is_reported
                 an_unfinished_caller_is_told_when_its_time_is_up
                 commands_keep_their_order;
+            readonly:
+                writers_follow_a_name_that_leads_to_another_primary
+                a_refusal_in_a_pipeline_or_to_nobody_counts_as_well
+                who_reads_from_a_replica_keeps_its_sessions
+                writers_find_the_primary_that_sentinels_have_made;
             rest:
                 a_checkout_without_a_rest_makes_no_round_trip
                 a_checkout_after_a_rest_makes_one_round_trip
                 sessions_that_were_ended_while_the_process_stood_still_are_replaced
                 a_network_that_is_cut_holds_a_checkout_up_for_the_check_timeout
-                a_session_that_is_still_busy_is_not_handed_out_again;
+                a_session_that_is_still_busy_is_not_handed_out_again
+                one_connection_that_does_not_answer_speaks_for_all_of_its_age;
             sentinels:
                 a_failover_is_followed_and_no_session_is_left_on_either_server
                 a_primary_that_was_killed_is_replaced_and_its_successor_is_drained
@@ -135,6 +182,17 @@ fn main() -> ExitCode {
                 a_server_that_comes_back_is_found_by_the_command_that_waits
                 a_reconnect_in_progress_does_not_outlive_the_drain
                 nothing_connects_anew_after_the_drain;
+            runtimes:
+                a_pool_outlives_the_runtimes_that_its_sessions_were_opened_in
+                a_shared_session_outlives_the_runtime_that_it_was_opened_in;
+            subscriber:
+                a_subscriber_learns_that_its_connection_has_ended_and_subscribes_again
+                a_subscriber_learns_that_its_connection_was_replaced
+                who_only_listens_learns_of_a_server_that_says_nothing
+                who_subscribes_to_nothing_is_not_asked;
+            strangers:
+                s7_a_stranger_who_has_our_number_after_a_restart_is_left_alone
+                s7_what_the_server_does_not_prove_to_be_ours_is_not_ended_there;
             tls:
                 the_scheme_says_whether_a_session_is_encrypted
                 the_certificate_must_be_for_the_name_and_from_a_root
@@ -173,6 +231,8 @@ fn main() -> ExitCode {
                 a_user_who_may_not_append_is_told_so
                 a_server_that_takes_no_writes_now_is_worth_another_try
                 a_write_that_hangs_is_given_up_and_written_once;
+            readonly:
+                a_buffer_loses_nothing_when_its_primary_becomes_a_replica;
             sink:
                 a_batch_is_written_whole_or_not_at_all
                 a_batch_that_comes_again_is_written_once
@@ -182,7 +242,9 @@ fn main() -> ExitCode {
                 a_batch_whose_answer_was_cut_off_is_written_once
                 batches_are_forgotten_when_they_are_old
                 a_large_batch_is_as_whole_as_a_small_one
-                everything_that_was_accepted_is_there_after_the_drain;
+                everything_that_was_accepted_is_there_after_the_drain
+                s8_a_batch_that_was_only_queued_or_aborted_is_not_called_written
+                s8_no_record_is_lost_to_what_a_caller_has_left;
         },
     );
     #[cfg(all(feature = "buffer", feature = "cluster"))]

@@ -77,7 +77,11 @@ pub(crate) fn open(path: &Path, failure: Failure) -> Error {
             format!("there is no directory {}, create it or give another path", directory.display())
         }
         Some(ErrorCode::CannotOpen | ErrorCode::ReadOnly | ErrorCode::PermissionDenied) => {
-            format!("make the file and its directory {} readable and writable for this process", directory.display())
+            format!(
+                "make the file and its directory {} readable and writable for this process; to read a database that nobody \
+                 changes, open a pool on `file:{shown}?immutable=1` and give it to `Sqlite::wrap`",
+                directory.display()
+            )
         }
         Some(ErrorCode::NotADatabase) => {
             "it is not an SQLite database, give another path or move the file away".to_owned()
@@ -85,4 +89,20 @@ pub(crate) fn open(path: &Path, failure: Failure) -> Error {
         _ => return error(ErrorKind::Init, format!("cannot open {shown}"), failure),
     };
     error(ErrorKind::Config, format!("cannot open {shown}: {advice}"), failure)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_read_only_database_is_told_how_it_can_be_read() {
+        for code in [rusqlite::ffi::SQLITE_READONLY, rusqlite::ffi::SQLITE_CANTOPEN, rusqlite::ffi::SQLITE_PERM] {
+            let failure = rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), None);
+            let error = open(Path::new("/tmp/app.db"), failure.into());
+            assert_eq!(error.kind(), ErrorKind::Config);
+            let text = error.to_string();
+            assert!(text.contains("`file:/tmp/app.db?immutable=1`") && text.contains("`Sqlite::wrap`"), "{text}");
+        }
+    }
 }

@@ -19,13 +19,14 @@ use winddown_core::{Capabilities, Drain, Error, ErrorKind, Latency, Resource};
 use crate::{
     config::Config,
     error::{self, error},
-    sessions::{Abandoned, Caller, News, Phase, Running, Sessions, sweep},
+    sessions::{Abandoned, Caller, News, Phase, Running, Sessions, is_at_rest, leave, sweep},
 };
 
 /// A database file as a resource.
 ///
 /// Its goodbye closes every connection for real, and the last one to close moves what is in the write-ahead log into
-/// the database file: afterwards there is neither a `-wal` nor a `-shm` file beside it.
+/// the database file: afterwards there is neither a `-wal` nor a `-shm` file beside it. A log that is too large for the
+/// budget stays as it is, with all that was committed, and the report names it with its size; that is no failure.
 pub struct Sqlite {
     source: Source,
     sessions: Arc<Sessions>,
@@ -94,6 +95,10 @@ impl Sqlite {
         let Ok(builder) = driver.builder(Runtime::Tokio1);
         let pool = builder
             .post_create(on_create(config.clone(), Arc::clone(&self.sessions)))
+            // Also for those who take from the pool directly. What is not at rest is closed, and the next one asked for.
+            .post_recycle(Hook::sync_fn(|session, _| {
+                if is_at_rest(session) { Ok(()) } else { Err(HookError::message("left in a transaction")) }
+            }))
             .build()
             .map_err(|error| bad("cannot build the pool".into()).with_source(error))?;
         let first = pool.get().await.map_err(|failure| error::open(&config.path, failure.into()))?;
@@ -167,16 +172,23 @@ impl Resource for Sqlite {
     }
 
     async fn checkout(&self, pool: &Pool) -> Result<Connection, Error> {
-        let object = pool.get().await;
-        let object = object.map_err(|failure| error(ErrorKind::Checkout, "no connection", failure.into()))?;
+        let no_connection =
+            |failure: deadpool_sqlite::PoolError| error(ErrorKind::Checkout, "no connection", failure.into());
+        let mut object = pool.get().await.map_err(no_connection)?;
         if let Source::Wrapped { at, .. } = self.source {
+            // Who takes from such a pool directly may have left something. One that is new is as its pool makes it.
+            while Object::metrics(&object).recycle_count > 0 && !is_at_rest(&object) {
+                leave(Object::take(object));
+                object = pool.get().await.map_err(no_connection)?;
+            }
             self.sessions.recognise(&object, at);
         }
-        Ok(Connection { object, sessions: Arc::clone(&self.sessions), is_left: false })
+        let number = self.sessions.next_checkout();
+        Ok(Connection { object, sessions: Arc::clone(&self.sessions), number, is_left: false })
     }
 
     fn give_back(&self, _: &Pool, connection: Connection) {
-        self.sessions.give_back(connection.object, connection.is_left);
+        self.sessions.give_back(connection.object, connection.number, connection.is_left);
     }
 
     async fn goodbye(&self, pool: &Pool, drain: &Drain) -> Result<(), Error> {
@@ -226,17 +238,24 @@ impl Resource for Sqlite {
                     // there can be no thread any more, the end of the process does it.
                     let _ = thread::Builder::new()
                         .name("winddown-interrupt".into())
-                        .spawn(interrupt(sessions.interruptible()));
+                        .spawn(interrupt(sessions.interruptible_and_log()));
                     while closing.try_join_next().is_some() {}
                     let News { returned: _, ended, open, stuck } = sessions.news();
                     // Those that the guard never saw have no witness; the pool counts them.
                     let unseen = if self.is_wrapped() { closing.len() + pool.status().size } else { 0 };
                     drain.ended(ended, stuck + open.max(unseen), 0);
+                    if sessions.is_log_left() {
+                        sessions.log_that_stays().into_iter().for_each(|stays| drain.reason(stays));
+                    }
                     return result;
                 }
             }
         }
         result?;
+        if sessions.is_log_left() {
+            sessions.log_that_stays().into_iter().for_each(|stays| drain.reason(stays));
+            return Ok(());
+        }
 
         let Some(path) = sessions.state().path.clone() else { return Ok(()) };
         tokio::select! {
@@ -250,7 +269,8 @@ impl Resource for Sqlite {
     async fn cancel(&self, _: &Pool, drain: &Drain) -> Result<(), Error> {
         drain.cancelled(self.sessions.count_running());
         // Not here: it waits for a connection that is just being closed.
-        let asked = spawn_blocking(interrupt(self.sessions.interruptible())).await;
+        // The log, if it is still being moved, stays: the rest of the time is for closing in order.
+        let asked = spawn_blocking(interrupt(self.sessions.interruptible_and_log())).await;
         asked.map_err(|error| Error::new(ErrorKind::Panicked, "interrupting panicked").with_source(error))
     }
 
@@ -288,9 +308,15 @@ fn interrupt(handles: Vec<Arc<InterruptHandle>>) -> impl FnOnce() + Send + 'stat
 
 /// A connection that is checked out. Derefs to the driver's; the guard's checkout gives it back to the pool, and to be
 /// closed when the resource drains.
+///
+/// What is open in a transaction or a savepoint when it is given back is rolled back at once. Nothing else of its state is
+/// undone: what it has set with a `PRAGMA`, attached, or created in its temporary database is there for whoever has this
+/// connection next.
 pub struct Connection {
     object: Object,
     sessions: Arc<Sessions>,
+    /// Of this checkout.
+    number: u64,
     /// Something runs on it that nobody waits for, and that does not end.
     is_left: bool,
 }
@@ -300,8 +326,9 @@ impl Connection {
     /// `interact`, but that drain counts what runs: a statement that it has to interrupt is in the report.
     ///
     /// # Cancel safety
-    /// The closure runs on when this future is dropped, and the connection is not used by anybody else before its end. A drain
-    /// interrupts what it does then: nobody waits for it.
+    /// The closure runs on when this future is dropped, and the connection is not used by anybody else before its end: then
+    /// what it has left in a transaction is rolled back, if the checkout is back. A drain interrupts what it does: nobody
+    /// waits for it.
     ///
     /// # Errors
     /// When the closure panics. The connection is then of no more use, and the pool replaces it.
@@ -311,11 +338,12 @@ impl Connection {
         R: Send + 'static,
     {
         let caller = Caller::new(&self.sessions);
-        let (sessions, abandoned) = (Arc::clone(&self.sessions), caller.abandoned());
-        let object = Object::id(&self.object);
+        let running = Running::new(&caller, self.number);
         let counted = move |connection: &mut rusqlite::Connection| {
-            let _running = Running::new(&sessions, object, connection.get_interrupt_handle(), abandoned);
-            f(connection)
+            running.begins(connection.get_interrupt_handle());
+            let result = f(connection);
+            running.ends(connection);
+            result
         };
         self.object.interact(counted).await
     }
@@ -325,7 +353,7 @@ impl Connection {
     #[cfg(feature = "buffer")]
     pub(crate) async fn abandon(&mut self) {
         self.is_left = true;
-        let handles = self.sessions.abandoned_on(Object::id(&self.object));
+        let handles = self.sessions.abandoned_of(self.number);
         let ended = async {
             // Not here: as in `cancel`.
             let _ = spawn_blocking(interrupt(handles)).await;

@@ -4,7 +4,7 @@
 //! for. So every connection carries a [`Witness`], and drain is over when all witnesses are gone, whoever closed.
 //!
 //! Locks, none of them held across an await or while another of them is taken but in this order: the pool's, SQLite's
-//! own and rusqlite's of one connection, [`Sessions::state`]. [`Sessions::turn`] comes before all.
+//! own and rusqlite's of one connection, [`Sessions::state`], [`Sessions::moving`]. [`Sessions::turn`] comes before all.
 
 use std::{
     collections::HashMap,
@@ -12,13 +12,17 @@ use std::{
     mem,
     ops::Deref,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
     time::{Duration, Instant},
 };
 
 use deadpool_sqlite::{
     Object, ObjectId,
-    rusqlite::{self, ErrorCode, InterruptHandle, OpenFlags, functions::FunctionFlags},
+    rusqlite::{self, ErrorCode, InterruptHandle, OpenFlags, config::DbConfig, functions::FunctionFlags},
 };
 use tokio::{runtime::Handle, sync::Notify};
 use winddown_core::{Error, ErrorKind, Latency};
@@ -35,11 +39,23 @@ pub(crate) struct Sessions {
     pub(crate) changed: Notify,
     /// How long opening a connection takes.
     pub(crate) latency: Arc<Latency>,
-    /// Closures that run now, also those whose future was dropped.
+    /// Closures that run now or are about to, also those whose future was dropped.
     calls: Mutex<Calls>,
+    /// How many checkouts there have been.
+    checkouts: AtomicU64,
     /// Held while one connection closes: two that close at the same moment each take the other for one that stays, and
     /// both leave the log.
     pub(crate) turn: Mutex<()>,
+    /// What moves the log into the database file now.
+    moving: Mutex<Moving>,
+}
+
+/// The log on its way into the database file, for which there may be too little time.
+#[derive(Default)]
+struct Moving {
+    by: Option<Arc<InterruptHandle>>,
+    /// It is to stay where it is, with all that was committed in it.
+    is_left: bool,
 }
 
 #[derive(Default)]
@@ -118,6 +134,7 @@ impl Sessions {
         let mut state = self.state();
         state.phase = Phase::Draining;
         state.ended = 0;
+        self.log().is_left = false;
         Over(self)
     }
 
@@ -132,8 +149,11 @@ impl Sessions {
         }
     }
 
-    pub(crate) fn interruptible(&self) -> Vec<Arc<InterruptHandle>> {
-        self.state().open.values().filter_map(|open| open.interrupt.clone()).collect()
+    /// What is open and not being closed, and the log, which stays from here on if it is being moved.
+    pub(crate) fn interruptible_and_log(&self) -> Vec<Arc<InterruptHandle>> {
+        let mut handles: Vec<_> = self.state().open.values().filter_map(|open| open.interrupt.clone()).collect();
+        handles.extend(self.leave_log());
+        handles
     }
 
     /// The number of this connection, which it is given now if it has none.
@@ -182,12 +202,55 @@ impl Sessions {
         }
     }
 
-    /// Takes a connection back; what still runs on one that `is_left` may not hold up whoever would be next.
-    pub(crate) fn give_back(&self, object: Object, is_left: bool) {
+    /// A number that no other checkout has.
+    pub(crate) fn next_checkout(&self) -> u64 {
+        // Relaxed: only uniqueness is asked of it.
+        self.checkouts.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Takes a connection back. What still runs on one that `is_left` may not hold up whoever would be next. A transaction
+    /// ends here, whoever would be next (S8): rolled back at once, or by the last closure that is still to run.
+    pub(crate) fn give_back(self: &Arc<Self>, object: Object, checkout: u64, is_left: bool) {
+        if is_left && self.state().phase == Phase::Open {
+            return leave(Object::take(object));
+        }
+        let Some(object) = self.unless_running(object, checkout) else { return };
+        if self.state().phase != Phase::Open {
+            // Closing it rolls back.
+            return self.hand_back(object, false);
+        }
+        let is_over = match object.try_lock() {
+            Ok(connection) => Some(connection.is_autocommit()),
+            // A closure has panicked: the pool would close it, but only when somebody asks for it.
+            Err(TryLockError::Poisoned(_)) => None,
+            // Something that was begun on the driver's own object.
+            Err(TryLockError::WouldBlock) => Some(false),
+        };
+        match is_over {
+            Some(true) => self.hand_back(object, true),
+            Some(false) => self.roll_back(object),
+            None => self.hand_back(object, false),
+        }
+    }
+
+    /// Rolls back where that may block.
+    fn roll_back(self: &Arc<Self>, object: Object) {
+        let leaving = Leaving { sessions: Arc::clone(self), object: Some(object) };
+        match Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(move || leaving.roll_back())),
+            Err(_) => {
+                // If there can be no thread the connection is closed.
+                let _ = thread::Builder::new().name("winddown-rollback".into()).spawn(move || leaving.roll_back());
+            }
+        }
+    }
+
+    /// Gives a connection to whoever is to have it now: the pool, if it is as it was handed out, or the drain.
+    fn hand_back(&self, object: Object, is_clean: bool) {
         let phase = self.state().phase;
         match phase {
-            Phase::Open if is_left => leave(Object::take(object)),
-            Phase::Open => drop(object),
+            Phase::Open if is_clean => drop(object),
+            Phase::Open => leave(Object::take(object)),
             Phase::Draining => {
                 let session = Object::take(object);
                 let mut state = self.state();
@@ -221,15 +284,20 @@ impl Sessions {
         };
         // Also one that was never seen before: it counts as closed when it is.
         let id = self.adopt(&connection).map_err(|error| failed(error.into()))?;
-        if let Some(open) = self.state().open.get_mut(&id) {
-            open.interrupt = None;
-        }
+        let interrupt = self.state().open.get_mut(&id).and_then(|open| open.interrupt.take());
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         if !connection.is_autocommit() {
             // Closing does it too, but it would be in the way of the checkpoint.
             let _ = connection.execute_batch("ROLLBACK");
         }
-        checkpoint(&connection);
+        let is_moved = self.moving(interrupt).is_some_and(|_moving| {
+            checkpoint(&connection);
+            true
+        });
+        if !is_moved || self.is_log_left() {
+            // Closing the last one would begin it again.
+            let _ = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
+        }
         connection.close().map_err(|(_, error)| {
             // A statement was leaked, and nothing will close it any more.
             let mut state = self.state();
@@ -239,6 +307,62 @@ impl Sessions {
             failed(error.into())
         })
     }
+}
+
+impl Sessions {
+    fn log(&self) -> MutexGuard<'_, Moving> {
+        // As for the state.
+        self.moving.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins to move the log, by a connection that is interrupted so; none where it is to stay.
+    fn moving(&self, by: Option<Arc<InterruptHandle>>) -> Option<MovingNow<'_>> {
+        let mut log = self.log();
+        if log.is_left {
+            return None;
+        }
+        log.by = by;
+        Some(MovingNow(self))
+    }
+
+    /// The log stays if it is being moved at this moment: there is no more time for it. What interrupts that.
+    fn leave_log(&self) -> Option<Arc<InterruptHandle>> {
+        let mut log = self.log();
+        let by = log.by.take();
+        log.is_left |= by.is_some();
+        by
+    }
+
+    pub(crate) fn is_log_left(&self) -> bool {
+        self.log().is_left
+    }
+
+    /// What is said of a log that stays: which file it is, and how large.
+    pub(crate) fn log_that_stays(&self) -> Option<String> {
+        let path = self.state().path.clone()?;
+        let log = beside(&path, "-wal");
+        let size = log.metadata().ok().map(|file| file.len()).filter(|size| *size > 0)?;
+        Some(format!(
+            "no time to move all of the log: {} stays, {size} bytes, with all that was committed; the next one to open the \
+             database reads it, so keep the two together",
+            log.display()
+        ))
+    }
+}
+
+/// The log is being moved until this is dropped.
+struct MovingNow<'a>(&'a Sessions);
+
+impl Drop for MovingNow<'_> {
+    fn drop(&mut self) {
+        self.0.log().by = None;
+    }
+}
+
+fn beside(path: &Path, end: &str) -> PathBuf {
+    let mut file = OsString::from(path);
+    file.push(end);
+    file.into()
 }
 
 /// Ends the drain of these sessions, also where it is dropped at its deadline.
@@ -254,18 +378,54 @@ impl Drop for Over<'_> {
     }
 }
 
-/// Closures that run now, by number.
+/// A connection that was given back in a transaction. It is closed where that cannot be rolled back.
+struct Leaving {
+    sessions: Arc<Sessions>,
+    object: Option<Object>,
+}
+
+impl Leaving {
+    /// Waits for a closure that still runs.
+    fn roll_back(mut self) {
+        let Some(object) = self.object.take() else { return };
+        let is_over = object.lock().is_ok_and(|connection| is_rolled_back(&connection));
+        self.sessions.hand_back(object, is_over);
+    }
+}
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        if let Some(object) = self.object.take() {
+            self.sessions.hand_back(object, false);
+        }
+    }
+}
+
+/// Rolls back what is open on a connection; whether nothing is open any more.
+fn is_rolled_back(connection: &rusqlite::Connection) -> bool {
+    connection.is_autocommit() || (connection.execute_batch("ROLLBACK").is_ok() && connection.is_autocommit())
+}
+
+/// Whether a connection of the pool is in no transaction and nothing runs on it, as far as that can be known at no wait.
+pub(crate) fn is_at_rest(session: &Session) -> bool {
+    session.try_lock().is_ok_and(|connection| connection.is_autocommit())
+}
+
+/// Closures that run now or are about to, by number.
 #[derive(Default)]
 struct Calls {
     last: u64,
     running: HashMap<u64, Call>,
+    /// Connections that were given back before their closures had ended, by checkout.
+    left: HashMap<u64, Object>,
 }
 
-/// One closure that runs.
+/// One closure.
 struct Call {
-    /// The connection that it has.
-    object: ObjectId,
-    interrupt: Arc<InterruptHandle>,
+    /// The checkout that it has its connection from.
+    checkout: u64,
+    /// `None` until it runs.
+    interrupt: Option<Arc<InterruptHandle>>,
     /// When its future was dropped.
     abandoned: Arc<OnceLock<Instant>>,
     /// When it was last interrupted for that.
@@ -290,18 +450,29 @@ impl Sessions {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The connection, if no closure has it any more; else the last one that does gives it back.
+    fn unless_running(&self, object: Object, checkout: u64) -> Option<Object> {
+        let mut calls = self.calls();
+        if !calls.running.values().any(|call| call.checkout == checkout) {
+            return Some(object);
+        }
+        calls.left.insert(checkout, object);
+        None
+    }
+
     /// Counts the closures that run as cancelled; how many were not yet.
     pub(crate) fn count_running(&self) -> usize {
         let mut calls = self.calls();
-        calls.running.values_mut().filter_map(|call| (!mem::replace(&mut call.is_counted, true)).then_some(())).count()
+        let running = calls.running.values_mut().filter(|call| call.interrupt.is_some());
+        running.filter_map(|call| (!mem::replace(&mut call.is_counted, true)).then_some(())).count()
     }
 
-    /// How closures are interrupted that run on this connection, and that nobody waits for.
+    /// How closures of this checkout are interrupted that nobody waits for.
     #[cfg(feature = "buffer")]
-    pub(crate) fn abandoned_on(&self, object: ObjectId) -> Vec<Arc<InterruptHandle>> {
+    pub(crate) fn abandoned_of(&self, checkout: u64) -> Vec<Arc<InterruptHandle>> {
         let calls = self.calls();
-        let left = calls.running.values().filter(|call| call.object == object && call.abandoned.get().is_some());
-        left.map(|call| Arc::clone(&call.interrupt)).collect()
+        let left = calls.running.values().filter(|call| call.checkout == checkout && call.abandoned.get().is_some());
+        left.filter_map(|call| call.interrupt.clone()).collect()
     }
 
     /// What is to be done about closures that nobody has waited for since this moment, or later: each is interrupted when it has
@@ -313,7 +484,13 @@ impl Sessions {
             let Some(abandoned) = call.abandoned.get() else { continue };
             let mut due = call.interrupted.unwrap_or_else(|| (*abandoned).max(since)) + grace;
             if due <= now {
-                found.interrupts.push(Arc::clone(&call.interrupt));
+                let Some(interrupt) = &call.interrupt else {
+                    // It has not begun; it is looked at again.
+                    due = now + grace;
+                    found.next = Some(found.next.map_or(due, |next| next.min(due)));
+                    continue;
+                };
+                found.interrupts.push(Arc::clone(interrupt));
                 found.fresh += usize::from(!mem::replace(&mut call.is_counted, true));
                 call.interrupted = Some(now);
                 due = now + grace;
@@ -324,32 +501,59 @@ impl Sessions {
     }
 }
 
-/// Counts one closure that runs.
-pub(crate) struct Running<'a> {
-    sessions: &'a Sessions,
+/// Counts one closure, from before it is given to a thread to its end.
+pub(crate) struct Running {
+    sessions: Arc<Sessions>,
     number: u64,
+    checkout: u64,
 }
 
-impl<'a> Running<'a> {
-    pub(crate) fn new(
-        sessions: &'a Sessions,
-        object: ObjectId,
-        interrupt: InterruptHandle,
-        abandoned: Arc<OnceLock<Instant>>,
-    ) -> Self {
+impl Running {
+    pub(crate) fn new(caller: &Caller, checkout: u64) -> Self {
+        let sessions = Arc::clone(&caller.sessions);
+        let abandoned = Arc::clone(&caller.abandoned);
         let mut calls = sessions.calls();
         calls.last += 1;
         let number = calls.last;
-        let call = Call { object, interrupt: Arc::new(interrupt), abandoned, interrupted: None, is_counted: false };
+        let call = Call { checkout, interrupt: None, abandoned, interrupted: None, is_counted: false };
         calls.running.insert(number, call);
-        Self { sessions, number }
+        drop(calls);
+        Self { sessions, number, checkout }
+    }
+
+    /// It has the connection now.
+    pub(crate) fn begins(&self, interrupt: InterruptHandle) {
+        if let Some(call) = self.sessions.calls().running.get_mut(&self.number) {
+            call.interrupt = Some(Arc::new(interrupt));
+        }
+    }
+
+    /// It has come to its end, and still has the connection.
+    pub(crate) fn ends(self, connection: &rusqlite::Connection) {
+        if let Some(object) = self.over() {
+            let is_over = is_rolled_back(connection);
+            self.sessions.hand_back(object, is_over);
+        }
+    }
+
+    /// Counts it no more. What it was the last to use is what this returns.
+    fn over(&self) -> Option<Object> {
+        let mut calls = self.sessions.calls();
+        let over = calls.running.remove(&self.number);
+        let is_last = over.is_some() && !calls.running.values().any(|call| call.checkout == self.checkout);
+        let left = if is_last { calls.left.remove(&self.checkout) } else { None };
+        drop(calls);
+        drop(over);
+        left
     }
 }
 
-impl Drop for Running<'_> {
+impl Drop for Running {
     fn drop(&mut self) {
-        let over = self.sessions.calls().running.remove(&self.number);
-        drop(over);
+        // It has panicked, or there was no thread for it any more.
+        if let Some(object) = self.over() {
+            self.sessions.hand_back(object, false);
+        }
     }
 }
 
@@ -363,11 +567,6 @@ impl Caller {
     pub(crate) fn new(sessions: &Arc<Sessions>) -> Self {
         Self { sessions: Arc::clone(sessions), abandoned: Arc::default() }
     }
-
-    /// When it was dropped, as its closure sees it.
-    pub(crate) fn abandoned(&self) -> Arc<OnceLock<Instant>> {
-        Arc::clone(&self.abandoned)
-    }
 }
 
 impl Drop for Caller {
@@ -378,9 +577,9 @@ impl Drop for Caller {
     }
 }
 
-/// Drops what drain has counted as cut. The driver closes on the current runtime and panics where there is none: then
-/// it is left to the end of the process.
-fn leave<T>(left: T) {
+/// Drops what the driver then closes. It does so on the current runtime, and panics where there is none: then it is left to
+/// the end of the process.
+pub(crate) fn leave<T>(left: T) {
     if Handle::try_current().is_ok() { drop(left) } else { mem::forget(left) }
 }
 
@@ -395,13 +594,7 @@ pub(crate) fn checkpoint(connection: &rusqlite::Connection) {
 /// # Errors
 /// [`ErrorKind::Incomplete`] naming the file when it is there although nobody else has the database open.
 pub(crate) fn sweep(path: &Path) -> Result<(), Error> {
-    let remains = || {
-        ["-wal", "-shm"].into_iter().find_map(|end| {
-            let mut file = OsString::from(path);
-            file.push(end);
-            Some(PathBuf::from(file)).filter(|file| file.exists())
-        })
-    };
+    let remains = || ["-wal", "-shm"].into_iter().find_map(|end| Some(beside(path, end)).filter(|file| file.exists()));
     if remains().is_none() {
         return Ok(());
     }

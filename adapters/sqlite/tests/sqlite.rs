@@ -1,11 +1,15 @@
 //! Real files: the conformance suite, what only this adapter promises, and what is claimed about many drains.
 
+#[path = "sqlite/logs.rs"]
+mod logs;
 #[path = "conformance/server.rs"]
 #[cfg_attr(not(feature = "buffer"), expect(dead_code, reason = "only what is claimed about sinks needs all of it"))]
 mod server;
 #[cfg(feature = "buffer")]
 #[path = "sqlite/soak.rs"]
 mod soak;
+#[path = "sqlite/transactions.rs"]
+mod transactions;
 
 use std::{
     error::Error as _,
@@ -66,6 +70,22 @@ fn main() -> ExitCode {
             what_was_written_is_there_for_the_next_life_of_the_process
         },
     );
+    let suite = suite.tests(
+        None,
+        trials! {
+            logs:
+                a_log_that_is_too_large_for_the_budget_stays_and_the_report_names_it
+                a_database_that_is_only_read_is_wrapped_and_drained;
+            transactions:
+                s8_the_next_caller_finds_no_transaction_and_its_rows_stay
+                s8_a_write_lock_that_was_left_is_let_go_when_its_checkout_comes_back
+                s8_what_a_closure_leaves_that_nobody_waits_for_is_rolled_back
+                s8_a_closure_that_begins_when_its_checkout_is_back_leaves_nothing_either
+                s8_a_closure_that_panicked_in_a_transaction_locks_nobody_out
+                s8_what_was_taken_from_the_pool_directly_leaves_nothing_to_the_next_caller
+                s8_a_wrapped_pool_hands_out_no_transaction_through_its_guard;
+        },
+    );
     #[cfg(feature = "buffer")]
     let suite = suite.tests(None, soak::trials()).tests(
         None,
@@ -86,6 +106,7 @@ fn main() -> ExitCode {
                 keys_are_forgotten_when_they_are_old
                 a_transaction_that_was_left_open_does_not_swallow_a_batch
                 everything_a_buffer_has_accepted_is_in_the_file_after_the_drain;
+            transactions: s8_a_buffer_commits_nothing_of_what_others_have_left;
         },
     );
     suite.run()

@@ -447,18 +447,74 @@ async fn tracked_work_is_waited_for_before_anything_is_drained_and_may_check_out
 }
 
 #[tokio::test(start_paused = true)]
-async fn tracked_work_that_hangs_leaves_the_resources_their_reserve_and_is_named() {
+async fn tracked_work_that_hangs_keeps_the_resources_for_its_share_of_the_budget_and_is_named() {
     let lifecycle = lifecycle();
     let db = in_use(&lifecycle, Scripted::new("db", Goodbye::Takes(ms(10)))).await;
-    let _work = lifecycle.track().unwrap();
+    let work = lifecycle.track_as("GET /events").unwrap();
+    let request = tokio::spawn({
+        let db = db.clone();
+        work.scope(async move {
+            sleep(ms(670)).await;
+            db.get().await.map(drop)?;
+            sleep(ms(10)).await;
+            assert!(db.get().await.is_err_and(|error| error.is_shutting_down()));
+            pending::<()>().await;
+            Ok::<_, Error>(())
+        })
+    });
     let draining = drain(&lifecycle);
-    draining.at(824).await;
+    draining.at(674).await;
     assert_eq!(db.resource().logged("db"), []);
-    draining.at(826).await;
-    assert_eq!(db.resource().logged("db"), [825]);
+    draining.at(676).await;
+    assert_eq!(db.resource().logged("db"), [675], "three quarters of 900 ms");
+    draining.at(800).await;
+    assert!(!draining.is_over(), "the work goes on");
     let report = draining.report().await;
+    assert!(!request.is_finished());
     let work = report.resource("tracked work").unwrap();
-    assert_eq!((work.outcome, work.left_out, work.stragglers.len()), (Outcome::Incomplete, 1, 1));
+    assert_eq!((work.outcome, work.left_out), (Outcome::Incomplete, 1), "{report}");
+    assert_eq!(work.stragglers[0].names, ["GET /events"]);
+    let db = report.resource("db").unwrap();
+    assert_eq!((db.outcome, db.refused_tracked), (Outcome::Drained, 1), "{report}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn tracked_work_that_ends_after_its_share_has_drained_and_is_named() {
+    let lifecycle = lifecycle();
+    let _db = in_use(&lifecycle, Scripted::new("db", Goodbye::Takes(ms(10)))).await;
+    let telemetry = Scripted::new("telemetry", Goodbye::Takes(ms(10)));
+    let log = Arc::clone(&telemetry.log);
+    lifecycle.on_drain("last", {
+        let (log, start) = (Arc::clone(&log), telemetry.start);
+        Hook::new(async move || log.lock().unwrap().push(("last", start.elapsed().as_millis()))).last()
+    });
+    let work = lifecycle.track_as("GET /download").unwrap();
+    tokio::spawn(work.scope(sleep(ms(700))));
+    let report = drain(&lifecycle).report().await;
+    assert!(report.is_clean(), "{report}");
+    let work = report.resource("tracked work").unwrap();
+    assert_eq!((work.outcome, work.left_out, work.took), (Outcome::Drained, 0, ms(700)), "{report}");
+    assert_eq!(work.stragglers[0].names, ["GET /download"]);
+    assert_eq!(work.reasons, ["still there after its share of 675 ms: the resources were drained beside it"]);
+    assert_eq!(*log.lock().unwrap(), [("last", 700)], "telemetry tells of the work, too");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_share_of_tracked_work_is_settable_and_leaves_the_resources_their_reserve() {
+    for (share, begins) in [(0.0, 0), (0.5, 450), (1.0, 825)] {
+        let builder = Lifecycle::builder().signals(false).budget(BUDGET).retry(Retry::never());
+        let lifecycle = builder.work_share(share).build().unwrap();
+        let db = in_use(&lifecycle, Scripted::new("db", Goodbye::Takes(ms(10)))).await;
+        let _work = lifecycle.track().unwrap();
+        let report = drain(&lifecycle).report().await;
+        assert_eq!(db.resource().logged("db"), [begins], "{share}: {report}");
+        let work = report.resource("tracked work").unwrap();
+        assert_eq!((work.outcome, work.left_out, work.stragglers.len()), (Outcome::Incomplete, 1, 1));
+    }
+    for share in [-0.1, 1.1, f64::NAN] {
+        let error = Lifecycle::builder().signals(false).work_share(share).build().unwrap_err();
+        assert_eq!(error.kind(), crate::ErrorKind::Config);
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -26,7 +26,15 @@ pub struct Builder {
     report: Option<Option<ReportFormat>>,
     retry: Retry,
     init_limit: Option<Duration>,
+    work_share: f64,
+    exit_after: Duration,
 }
+
+/// Three quarters: what else is drained has the rest, and requests that take that long are rare.
+const WORK_SHARE: f64 = 0.75;
+
+/// Enough for what a `main` does when its runtime is gone, and within a second of the drain's end.
+const EXIT_AFTER: Duration = Duration::from_millis(750);
 
 impl Default for Builder {
     fn default() -> Self {
@@ -39,6 +47,8 @@ impl Default for Builder {
             report: None,
             retry: Retry::default(),
             init_limit: None,
+            work_share: WORK_SHARE,
+            exit_after: EXIT_AFTER,
         }
     }
 }
@@ -121,14 +131,37 @@ impl Builder {
         self
     }
 
+    /// Which part of the budget is for [tracked work](Lifecycle::track) alone, from 0 to 1. When that is over the resources
+    /// are drained beside what is still tracked, so that requests which never end (server-sent events, half a request) do not
+    /// keep idle sessions from their goodbye: the work goes on, to the end of the budget at the most, but gets no more
+    /// checkouts. What it has checked out it may give back as any other checkout.
+    ///
+    /// Defaults to 0.75.
+    pub fn work_share(mut self, share: f64) -> Self {
+        self.work_share = share;
+        self
+    }
+
+    /// How long the process may go on when it was told to stop, the report is clean, and the runtime on which
+    /// [`run`](Lifecycle::run) has returned is being shut down. What holds it up then is a blocking task (`spawn_blocking`,
+    /// a read of standard input), for which tokio waits without end: after this time the process is ended, with 0 where `run`
+    /// had no error. What a `main` does before its runtime is shut down has the whole budget.
+    ///
+    /// Defaults to 750 ms. With the budget or more, only the budget counts.
+    pub fn exit_after(mut self, time: Duration) -> Self {
+        self.exit_after = time;
+        self
+    }
+
     /// The lifecycle. Signals are received from here on.
     ///
     /// # Errors
     /// [`ErrorKind::Config`](crate::ErrorKind::Config) when the budget cannot be used, the signal thread cannot be started, signals are asked
-    /// for and another lifecycle of this process has them, one of them [cannot begin a drain](Self::stop_on), or some are added and none
-    /// are received.
+    /// for and another lifecycle of this process has them, one of them [cannot begin a drain](Self::stop_on), some are added and none
+    /// are received, or the [share of the work](Self::work_share) is not from 0 to 1.
     pub fn build(self) -> Result<Lifecycle, Error> {
-        let Self { budget, platform, signals, further, embedded, report, retry, init_limit } = self;
+        let Self { budget, platform, signals, further, embedded, report, retry, init_limit, work_share, exit_after } =
+            self;
         let platform = platform.unwrap_or_else(Platform::detect);
         let variable = std::env::var_os(BUDGET_VARIABLE).map(|value| value.to_string_lossy().into_owned());
         // A variable that cannot be used is an error even where the builder overrides it: somebody meant something.
@@ -142,8 +175,13 @@ impl Builder {
             let text = "further signals are to begin a drain, and none are received: leave one of the two out";
             return Err(Error::new(ErrorKind::Config, text));
         }
+        if !(0.0..=1.0).contains(&work_share) {
+            let text = format!("work_share is {work_share}: give it a part of the budget, from 0 to 1");
+            return Err(Error::new(ErrorKind::Config, text));
+        }
         let tracked = Arc::new(TrackedWork::slot(retry));
         let life = Arc::new(Life::new(vec![Arc::clone(&tracked) as Arc<dyn Node>], tracked));
+        life.prepare(signals);
         let shared = Arc::new(Shared {
             platform,
             budget,
@@ -153,6 +191,9 @@ impl Builder {
             embedded,
             retry,
             init_limit,
+            work_share,
+            exit_after,
+            ending: watch::Sender::default(),
             lives: watch::Sender::new(Lives { now: life, is_last: false }),
             beginning: Mutex::new(()),
         });

@@ -7,9 +7,9 @@ use winddown_core::Outcome;
 
 use super::{
     drain::Application,
-    scene::{BUDGET, ENDLESS, QUICK, SHORT, Scene, ok, sessions, until, while_running},
+    scene::{BUDGET, ENDLESS, QUICK, SHORT, Scene, abandon_statement, ok, sessions, until, while_running},
 };
-use crate::{Harness, Need, Setup};
+use crate::{Harness, Need, Setup, Stranger};
 
 /// Sessions are idle, and their server does not hear the goodbye.
 pub async fn l1_a_server_paused_before_the_drain_is_left_by_the_deadline<H: Harness>(harness: &H) {
@@ -118,11 +118,71 @@ fn assert_gone(drained: &super::scene::Drained) {
 pub async fn a_server_that_was_started_again_is_used_and_drained<H: Harness>(harness: &H) {
     let scene = Scene::with(harness, BUDGET, &Setup { check_after_idle: Some(Duration::ZERO), ..Setup::default() });
     drop(scene.out(harness, 3).await);
-    ok(harness.kill().await);
-    ok(harness.start_again().await);
+    let strangers = restart(harness).await;
     drop(scene.out(harness, 2).await);
     let drained = scene.drain(harness).await;
     assert_eq!((drained.listed, drained.row().outcome), (0, Outcome::Drained), "{}", drained.report);
+    assert_untouched(strangers).await;
+}
+
+/// Enough to have every number that a session of ours had before.
+const STRANGERS: usize = 12;
+
+/// Kills the server and starts it again. Its numbers begin anew, and others come first.
+async fn restart<H: Harness>(harness: &H) -> Vec<Stranger> {
+    ok(harness.kill().await);
+    ok(harness.start_again().await);
+    let mut strangers = Vec::new();
+    for _ in 0..STRANGERS {
+        strangers.push(ok(harness.stranger().await));
+    }
+    strangers
+}
+
+async fn assert_untouched(strangers: Vec<Stranger>) {
+    for stranger in strangers {
+        if let Err(error) = stranger.untouched().await {
+            panic!("somebody else was disturbed: {error}");
+        }
+    }
+}
+
+/// A frozen process has not seen that its server was restarted: it wakes up with sessions, and a statement that nobody waits for,
+/// which others have the numbers of by now.
+pub async fn s7_strangers_with_our_numbers_after_a_restart_are_left_alone<H: Harness>(harness: &H) {
+    let application = Application::new();
+    let scene = Scene::patient(harness);
+    application.run(async {
+        let mut out = scene.out(harness, 4).await;
+        abandon_statement(harness, out.remove(0), ENDLESS).await;
+    });
+    let strangers = restart(harness).await;
+    let drained = scene.drain(harness).await;
+    assert_cancels_nothing(&drained);
+    assert_untouched(strangers).await;
+    application.run(async { drop(scene) });
+}
+
+/// The same with a statement that somebody waits for, in a process that sees it.
+pub async fn s7_strangers_are_left_alone_though_our_statement_was_on_a_server_that_restarted<H: Harness>(harness: &H) {
+    let scene = Scene::patient(harness);
+    let mut out = scene.out(harness, 4).await;
+    let (_, (drained, strangers)) = while_running(harness, out.remove(0), ENDLESS, async {
+        let strangers = restart(harness).await;
+        (scene.drain(harness).await, strangers)
+    })
+    .await;
+    assert_cancels_nothing(&drained);
+    assert_untouched(strangers).await;
+    drop(out);
+}
+
+/// There is nothing of ours on the server that could be.
+#[track_caller]
+fn assert_cancels_nothing(drained: &super::scene::Drained) {
+    drained.assert_in_time();
+    let report = &drained.report;
+    assert_eq!((drained.row().sessions.cancelled, drained.listed, drained.running), (0, 0, 0), "{report}");
 }
 
 /// Nothing comes back, not even the end of a connection.

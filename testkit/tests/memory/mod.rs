@@ -1,16 +1,33 @@
 //! The in-memory resource as a harness.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use winddown_core::{
     BoxError,
     memory::{Memory, MemorySession, Server},
 };
-use winddown_testkit::{Harness, Need, ServerUse, Setup, gone};
+use winddown_testkit::{
+    Harness, Need, ServerUse, Setup, Stranger, gone,
+    scene::{BUDGET, ENDLESS, lifecycle},
+};
 
 /// The server is a value in the same process. Its network is no other thing than itself: cut, it looks as it does paused.
 pub(crate) struct InMemory {
     server: Server,
+    /// Who have a session, and are inside of a statement.
+    strangers: Arc<AtomicUsize>,
+}
+
+impl InMemory {
+    fn strangers(&self) -> usize {
+        self.strangers.load(Ordering::SeqCst)
+    }
 }
 
 impl Harness for InMemory {
@@ -20,7 +37,7 @@ impl Harness for InMemory {
     const LACKS: &'static [(Need, &'static str)] = &[(Need::Password, "nobody logs in")];
 
     async fn start(_: ServerUse) -> Result<Self, BoxError> {
-        Ok(Self { server: Server::new() })
+        Ok(Self { server: Server::new(), strangers: Arc::default() })
     }
 
     fn resource(&self, setup: &Setup) -> Memory {
@@ -35,16 +52,43 @@ impl Harness for InMemory {
         Ok(session.ping().await?)
     }
 
+    /// A session alone: the server ends all that are idle where it is told to, and does not ask whose they are.
+    async fn stranger(&self) -> Result<Stranger, BoxError> {
+        let lifecycle = lifecycle(BUDGET);
+        let guard = lifecycle.guard_as("stranger", Memory::on(&self.server, "stranger"));
+        let mut session = guard.get().await?;
+        let (before, strangers) = (self.server.running(), Arc::clone(&self.strangers));
+        let released = lifecycle.draining();
+        let waits = async move {
+            tokio::select! {
+                ended = session.run(ENDLESS) => Err(format!("it has ended: {ended:?}").into()),
+                () = released => Ok(()),
+            }
+        };
+        let lets_go = async move {
+            let report = lifecycle.drain().await;
+            strangers.fetch_sub(1, Ordering::SeqCst);
+            let ended = report.resource("stranger").map(|row| (row.sessions.closed, row.sessions.cancelled));
+            if ended == Some((1, 1)) { Ok(()) } else { Err(format!("it was gone before: {report}").into()) }
+        };
+        let stranger = Stranger::new(waits, lets_go);
+        while self.server.running() == before {
+            tokio::task::yield_now().await;
+        }
+        self.strangers.fetch_add(1, Ordering::SeqCst);
+        Ok(stranger)
+    }
+
     async fn rows(&self) -> Result<usize, BoxError> {
         Ok(self.server.rows())
     }
 
     async fn sessions(&self) -> Result<usize, BoxError> {
-        Ok(self.server.sessions())
+        Ok(self.server.sessions() - self.strangers())
     }
 
     async fn running(&self) -> Result<usize, BoxError> {
-        Ok(self.server.running())
+        Ok(self.server.running() - self.strangers())
     }
 
     async fn pause(&self) -> Result<(), BoxError> {

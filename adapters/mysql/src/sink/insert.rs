@@ -13,7 +13,7 @@ use mysql_async::{Conn, Params, Transaction, Value, prelude::Queryable as _};
 use winddown_buffer::{Batch, Delivery, Sink, WriteError};
 use winddown_core::{Checkout, Error, ErrorKind};
 
-use super::{Parameters, Place, keys::Keys, look, settings, unwritten, warnings};
+use super::{Parameters, Place, keys::Keys, look, seen, settings, unwritten, warnings};
 use crate::{Mysql, abandon};
 
 /// How many parameters a statement may have.
@@ -132,6 +132,19 @@ impl Insert {
         self.execute(transaction, batch.len(), rows, values).await
     }
 
+    async fn write_on<T: Parameters>(
+        &self,
+        conn: &mut Conn,
+        max_packet: usize,
+        batch: &Batch<T>,
+    ) -> Result<(), WriteError> {
+        let Some(mut transaction) = self.keys.begin(conn, &self.place, batch.key()).await? else { return Ok(()) };
+        let filled = self.fill(&mut transaction, max_packet, batch).await;
+        self.keys.end(transaction, filled).await?;
+        self.keys.tidy(conn, &self.place).await;
+        Ok(())
+    }
+
     /// Inserts so many rows of a batch of so many records.
     async fn execute(
         &self,
@@ -187,12 +200,8 @@ impl<T: Parameters> Sink<T> for Insert {
     /// back for the sake of another transaction. The outcome is unknown where the commit was not confirmed.
     async fn write(&self, checkout: &mut Checkout<Mysql>, batch: &Batch<T>) -> Result<(), WriteError> {
         let max_packet = checkout.max_packet().unwrap_or(usize::MAX);
-        let conn: &mut Conn = checkout;
-        let Some(mut transaction) = self.keys.begin(conn, &self.place, batch.key()).await? else { return Ok(()) };
-        let filled = self.fill(&mut transaction, max_packet, batch).await;
-        self.keys.end(transaction, filled).await?;
-        self.keys.tidy(conn, &self.place).await;
-        Ok(())
+        let written = self.write_on(checkout, max_packet, batch).await;
+        seen(checkout, written)
     }
 
     async fn check(&self, checkout: &mut Checkout<Mysql>) -> Result<(), Error> {

@@ -16,7 +16,9 @@ use mysql_async::{
 use winddown_buffer::{Batch, Delivery, Sink, WriteError};
 use winddown_core::{Checkout, Error, ErrorKind};
 
-use super::{Parameters, Place, keys::Keys, look, number, rolled_back, settings, unwritten, warnings, without_records};
+use super::{
+    Parameters, Place, keys::Keys, look, number, rolled_back, seen, settings, unwritten, warnings, without_records,
+};
 use crate::{Mysql, abandon};
 
 /// How large the pieces are in which the rows go to the server: each is one packet.
@@ -270,9 +272,10 @@ impl<T: Parameters> Sink<T> for LoadData {
         offer.make(conn);
         let written = self.write_offered(conn, plan, batch).await;
         offer.withdraw(conn).await;
-        written?;
-        self.keys.tidy(conn, &self.place).await;
-        Ok(())
+        if written.is_ok() {
+            self.keys.tidy(conn, &self.place).await;
+        }
+        seen(checkout, written)
     }
 
     async fn check(&self, checkout: &mut Checkout<Mysql>) -> Result<(), Error> {

@@ -5,7 +5,10 @@ use std::{
     io,
     marker::PhantomData,
     net::SocketAddr,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -16,8 +19,8 @@ use winddown_mysql::{
     mysql_async::{self, Conn, IoError, OptsBuilder, prelude::Queryable},
 };
 use winddown_testkit::{
-    CheckoutOf, Harness, Leasable, Leased, ServerUse, Servers, Setup, containers, containers::Container, gone,
-    proxy::Proxy,
+    CheckoutOf, Harness, Leasable, Leased, ServerUse, Servers, Setup, Stranger, containers, containers::Container,
+    gone, proxy::Proxy, scene::until,
 };
 
 /// A server there is an image of.
@@ -245,10 +248,11 @@ impl<V: Version> Tenancy<V> {
     /// Ends every session of the tenant that is not in this state, and returns when they are gone.
     async fn end_all_but(&self, state: &str) -> Result<(), BoxError> {
         let mut superuser = self.superuser.lock().await;
-        let sql = "SELECT id FROM information_schema.processlist WHERE user = ? AND COALESCE(state, '') <> ?";
+        let sql = "SELECT id FROM information_schema.processlist WHERE user = ? AND COALESCE(state, '') <> ? \
+                   AND COALESCE(db, '') <> ?";
         let began = Instant::now();
         loop {
-            let ids: Vec<u64> = superuser.exec(sql, (&self.tenant.name, state)).await?;
+            let ids: Vec<u64> = superuser.exec(sql, (&self.tenant.name, state, STRANGERS)).await?;
             if ids.is_empty() {
                 return Ok(());
             }
@@ -327,6 +331,10 @@ impl<V: Version> Harness for Tenancy<V> {
         Ok(connection.query_drop("SELECT 1").await?)
     }
 
+    async fn stranger(&self) -> Result<Stranger, BoxError> {
+        stranger(&self.tenant, self.server.address).await
+    }
+
     async fn rows(&self) -> Result<usize, BoxError> {
         let sql = format!("SELECT COUNT(*) FROM {}.rows_left", self.tenant.name);
         let count: Option<usize> = self.superuser.lock().await.query_first(sql).await?;
@@ -336,8 +344,8 @@ impl<V: Version> Harness for Tenancy<V> {
     async fn sessions(&self) -> Result<usize, BoxError> {
         let began = Instant::now();
         loop {
-            let sql = "SELECT id FROM information_schema.processlist WHERE user = ?";
-            let ids: Vec<u64> = self.superuser.lock().await.exec(sql, (&self.tenant.name,)).await?;
+            let sql = "SELECT id FROM information_schema.processlist WHERE user = ? AND COALESCE(db, '') <> ?";
+            let ids: Vec<u64> = self.superuser.lock().await.exec(sql, (&self.tenant.name, STRANGERS)).await?;
             let mut known = self.known.lock().await;
             if ids.iter().all(|id| known.contains(id)) || began.elapsed() > LEAVES_WITHIN {
                 known.extend(&ids);
@@ -410,6 +418,43 @@ impl<V: Version> Harness for Tenancy<V> {
             left => Err(format!("the server still lists {left} sessions").into()),
         }
     }
+}
+
+/// The database that strangers are in, and nobody else. Each user may be there.
+const STRANGERS: &str = "information_schema";
+
+/// A stranger with the tenant's user: one session holds a lock, the other one waits for it.
+async fn stranger(tenant: &Tenant, address: SocketAddr) -> Result<Stranger, BoxError> {
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    let lock = format!("{}_{}", tenant.name, NEXT.fetch_add(1, Ordering::Relaxed));
+    let opts = OptsBuilder::default().ip_or_hostname(address.ip().to_string()).tcp_port(address.port());
+    let opts = opts.user(Some(&tenant.name)).pass(Some(&tenant.password)).db_name(Some(STRANGERS));
+    let opts = opts.prefer_socket(false);
+    let mut holds = Conn::new(opts.clone()).await?;
+    let mut waits = Conn::new(opts).await?;
+    let granted = |granted: Option<Option<i64>>| match granted.flatten() {
+        Some(1) => Ok(()),
+        other => Err::<_, BoxError>(format!("the lock was not had: {other:?}").into()),
+    };
+    granted(holds.query_first(format!("SELECT GET_LOCK('{lock}', 10)")).await?)?;
+    let id = waits.id();
+    let wait = format!("SELECT GET_LOCK('{lock}', 600)");
+    let waits = async move {
+        granted(waits.query_first(wait).await?)?;
+        Ok(waits.disconnect().await?)
+    };
+    let holds = Arc::new(Mutex::new(holds));
+    let lets_go = {
+        let holds = Arc::clone(&holds);
+        async move { granted(holds.lock().await.query_first(format!("SELECT RELEASE_LOCK('{lock}')")).await?) }
+    };
+    let stranger = Stranger::new(waits, lets_go);
+    let waiting = "SELECT COUNT(*) FROM information_schema.processlist WHERE id = ? AND state = 'User lock'";
+    until("the stranger waits", || async {
+        holds.lock().await.exec_first(waiting, (id,)).await.is_ok_and(|count| count == Some(1))
+    })
+    .await;
+    Ok(stranger)
 }
 
 /// One that is listed for the first time may be the one by which a drain has asked about the others. It is the last, so nobody is

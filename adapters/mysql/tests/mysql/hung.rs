@@ -1,28 +1,14 @@
 //! Writes on a connection that is dead, which nobody was told.
 
-use std::{
-    net::SocketAddr,
-    pin::pin,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::{pin::pin, time::Duration};
 
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream, tcp::OwnedReadHalf, tcp::OwnedWriteHalf},
-    sync::watch,
-    task::JoinSet,
-    time::timeout,
-};
+use tokio::time::timeout;
 use winddown_buffer::Sink;
 use winddown_mysql::{
     Mysql,
     mysql_async::{Conn, prelude::Queryable as _},
 };
-use winddown_testkit::{Harness as _, scene::until};
+use winddown_testkit::{Harness as _, scene::until, wire::Wire};
 
 use crate::{
     scene::{config, config_at, own, start},
@@ -35,60 +21,6 @@ on_both! {
     a_session_that_may_be_somebody_elses_is_not_ended elses;
 }
 
-/// Between clients and a server: the connections that there are can go dead, and those that come later work.
-struct Wire {
-    address: SocketAddr,
-    accepted: Arc<AtomicUsize>,
-    /// How many of the first connections pass nothing on, no end either.
-    dead: watch::Sender<usize>,
-    _tasks: JoinSet<()>,
-}
-
-impl Wire {
-    async fn to(server: SocketAddr) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let (accepted, dead) = (Arc::<AtomicUsize>::default(), watch::Sender::new(0));
-        let mut tasks = JoinSet::new();
-        let (count, seen) = (Arc::clone(&accepted), dead.subscribe());
-        tasks.spawn(async move {
-            let mut connections = JoinSet::new();
-            while let Ok((client, _)) = listener.accept().await {
-                let number = count.fetch_add(1, Ordering::Relaxed);
-                let (seen, server) = (seen.clone(), TcpStream::connect(server).await.unwrap());
-                connections.spawn(async move {
-                    let ((from_client, to_client), (from_server, to_server)) =
-                        (client.into_split(), server.into_split());
-                    tokio::join!(
-                        pass(from_client, to_server, number, seen.clone()),
-                        pass(from_server, to_client, number, seen)
-                    );
-                });
-            }
-        });
-        Self { address, accepted, dead, _tasks: tasks }
-    }
-
-    /// Those that there are go dead.
-    fn cut(&self) {
-        self.dead.send_replace(self.accepted.load(Ordering::Relaxed));
-    }
-}
-
-async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, number: usize, mut dead: watch::Receiver<usize>) {
-    let mut buffer = vec![0; 16 * 1024];
-    loop {
-        let read = from.read(&mut buffer).await.unwrap_or(0);
-        if dead.wait_for(|dead| *dead <= number).await.is_err() || read == 0 {
-            break;
-        }
-        if to.write_all(&buffer[..read]).await.is_err() {
-            break;
-        }
-    }
-    let _ = to.shutdown().await;
-}
-
 async fn hung<V: Version>() {
     hung_by::<V>(insert()).await;
     hung_by::<V>(load()).await;
@@ -96,7 +28,7 @@ async fn hung<V: Version>() {
 
 async fn hung_by<V: Version>(sink: impl Sink<Record, Target = Mysql>) {
     let server = start::<V>().await;
-    let wire = Wire::to(server.server.address).await;
+    let wire = Wire::to(server.server.address).await.unwrap();
     // One that was started this moment could as well have been started again.
     until("the server has been running for a while", || async {
         let mut superuser = server.server.superuser().await.unwrap();
@@ -104,7 +36,7 @@ async fn hung_by<V: Version>(sink: impl Sink<Record, Target = Mysql>) {
         uptime.is_some_and(|(_, seconds)| seconds > 2)
     })
     .await;
-    let mysql = Mysql::new(config_at(&server, wire.address));
+    let mysql = Mysql::new(config_at(&server, wire.address()));
     let scene = Scene::of(server, mysql).await;
     scene.write(&sink, &batch([1])).await.unwrap();
     // Another has the row for a moment, so that the write is in its middle.

@@ -4,14 +4,17 @@ use std::time::{Duration, Instant};
 
 use tokio::{runtime::Builder, task::spawn_blocking, time::timeout};
 use winddown_mysql::Mysql;
-use winddown_testkit::{Harness as _, proxy::Proxy};
+use winddown_testkit::{Harness as _, proxy::Proxy, wire::Wire};
 
 use crate::{
     scene::{QUICK, Scene, Speaks, assert_nothing_left, config, config_at, mysql, until},
     server::{MySql, Tenancy},
 };
 
-/// Waits until so many that were given back are as they were, which is one round trip each, and in the pool again.
+/// How many round trips it takes to make a session what it was.
+const TIDIES: u64 = 2;
+
+/// Waits until so many that were given back are as they were, and in the pool again.
 async fn tidied_up(scene: &Scene, connections: usize, proxy: &Proxy, round_trips: u64) {
     until("they are tidied up", || async { proxy.round_trips() >= round_trips }).await;
     let pool = scene.db.pool().await.unwrap();
@@ -23,7 +26,7 @@ async fn idle(scene: &Scene, connections: usize, proxy: &Proxy) {
     let out = scene.out(connections).await;
     let before = proxy.round_trips();
     drop(out);
-    tidied_up(scene, connections, proxy, before + connections as u64).await;
+    tidied_up(scene, connections, proxy, before + TIDIES * connections as u64).await;
 }
 
 /// A pool of one that is checked at each checkout, and its idle connection, which goes through the proxy.
@@ -51,7 +54,7 @@ pub(crate) async fn a_checkout_without_a_rest_makes_no_round_trip() {
         assert_eq!((proxy.bytes_up(), proxy.bytes_down()), before);
         let before = proxy.round_trips();
         drop(out);
-        tidied_up(&scene, 2, &proxy, before + 2).await;
+        tidied_up(&scene, 2, &proxy, before + 2 * TIDIES).await;
     }
     scene.drain().await.assert_clean(2);
     server.end().await.unwrap();
@@ -71,13 +74,13 @@ pub(crate) async fn a_checkout_after_a_rest_makes_one_round_trip() {
         let out = scene.get().await;
         assert_eq!(proxy.round_trips(), before + 1);
         drop(out);
-        tidied_up(&scene, 1, &proxy, before + 2).await;
+        tidied_up(&scene, 1, &proxy, before + 1 + TIDIES).await;
         // It has not rested since.
         let began = Instant::now();
         let out = scene.get().await;
-        assert!(began.elapsed() >= AFTER || proxy.round_trips() == before + 2);
+        assert!(began.elapsed() >= AFTER || proxy.round_trips() == before + 1 + TIDIES);
         drop(out);
-        tidied_up(&scene, 1, &proxy, before + 3).await;
+        tidied_up(&scene, 1, &proxy, before + 1 + 2 * TIDIES).await;
     }
     scene.drain().await.assert_clean(1);
     server.end().await.unwrap();
@@ -179,5 +182,29 @@ pub(crate) async fn an_answer_that_comes_too_late_costs_no_goodbye() {
     drop(replaced);
     scene.drain().await;
     assert_nothing_left(&server).await;
+    server.end().await.unwrap();
+}
+
+pub(crate) async fn one_connection_that_does_not_answer_speaks_for_all_of_its_age() {
+    const IDLE: usize = 16;
+    let server = mysql().await;
+    let wire = Wire::to(server.server.address).await.unwrap();
+    let mut config = config_at(&server, wire.address());
+    config.check_after = Duration::ZERO;
+    config.check_timeout = Duration::from_secs(2);
+    config.pool.max_size = IDLE;
+    let scene = Scene::new(Mysql::new(config));
+    drop(scene.out(IDLE).await);
+    let pool = scene.db.pool().await.unwrap();
+    until("they are in the pool", || async { pool.status().available >= IDLE }).await;
+
+    wire.cut();
+    let began = Instant::now();
+    scene.ping().await;
+    assert!(began.elapsed() < QUICK, "{:?}", began.elapsed());
+    assert_eq!(wire.accepted(), IDLE + 1);
+    // The server, which was told nothing, ends the others when a session asks for it.
+    scene.drain().await;
+    assert_eq!(server.sessions().await.unwrap(), 0);
     server.end().await.unwrap();
 }

@@ -10,11 +10,11 @@ use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 use winddown_core::BoxError;
 use winddown_postgres::Postgres;
 use winddown_testkit::{
-    CheckoutOf, Harness, Leasable, Leased, ServerUse, Servers, Setup, containers, containers::Container, gone,
-    proxy::Proxy,
+    CheckoutOf, Harness, Leasable, Leased, ServerUse, Servers, Setup, Stranger, containers, containers::Container,
+    gone, proxy::Proxy,
 };
 
-use crate::server::{PASSWORD, Server, Seventeen, Tenant, connect, run};
+use crate::server::{PASSWORD, STRANGER, Server, Seventeen, Tenant, connect, run, stranger};
 
 /// PgBouncer in a container, in front of the PostgreSQL that is shared.
 pub(crate) struct Bouncer {
@@ -117,7 +117,9 @@ impl PgBouncer {
     /// The clients that are the resource's.
     async fn clients(&self) -> Result<Vec<SimpleQueryRow>, BoxError> {
         let mut clients = self.ask("SHOW CLIENTS").await?;
-        clients.retain(|client| client.get("user") == Some(&self.tenant.name));
+        clients.retain(|client| {
+            client.get("user") == Some(&self.tenant.name) && client.get("application_name") != Some(STRANGER)
+        });
         Ok(clients)
     }
 }
@@ -166,6 +168,10 @@ impl Harness for PgBouncer {
     async fn ping(&self, client: &mut CheckoutOf<Self>) -> Result<(), BoxError> {
         client.query_one("SELECT 1", &[]).await?;
         Ok(())
+    }
+
+    async fn stranger(&self) -> Result<Stranger, BoxError> {
+        stranger(&self.tenant, self.bouncer.address).await
     }
 
     async fn rows(&self) -> Result<usize, BoxError> {

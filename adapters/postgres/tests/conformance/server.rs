@@ -7,7 +7,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicI64, AtomicU32, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -17,8 +17,8 @@ use tokio_postgres::{Client, NoTls};
 use winddown_core::BoxError;
 use winddown_postgres::{Config, Postgres, SslMode};
 use winddown_testkit::{
-    CheckoutOf, Harness, Leasable, Leased, ServerUse, Servers, Setup, containers, containers::Container, gone,
-    proxy::Proxy,
+    CheckoutOf, Harness, Leasable, Leased, ServerUse, Servers, Setup, Stranger, containers, containers::Container,
+    gone, proxy::Proxy, scene::until,
 };
 
 /// A version of PostgreSQL there is an image of.
@@ -132,9 +132,20 @@ pub(crate) async fn connect(
     password: &str,
     database: &str,
 ) -> Result<Client, BoxError> {
+    connect_as("harness", address, user, password, database).await
+}
+
+/// The same under this name.
+async fn connect_as(
+    name: &str,
+    address: SocketAddr,
+    user: &str,
+    password: &str,
+    database: &str,
+) -> Result<Client, BoxError> {
     let mut config = tokio_postgres::Config::new();
     config.host(address.ip().to_string()).port(address.port());
-    config.user(user).password(password).dbname(database).application_name("harness");
+    config.user(user).password(password).dbname(database).application_name(name);
     let began = Instant::now();
     let (client, connection) = loop {
         match config.connect(NoTls).await {
@@ -150,6 +161,34 @@ pub(crate) async fn connect(
 fn is_unreachable(error: &tokio_postgres::Error) -> bool {
     let source = error.source().and_then(|source| source.downcast_ref::<io::Error>());
     source.is_some_and(|error| error.kind() == io::ErrorKind::HostUnreachable)
+}
+
+/// What a stranger's sessions are called.
+pub(crate) const STRANGER: &str = "stranger";
+
+/// A stranger with the tenant's role: one session holds a lock in a transaction of its own, the other one waits for it.
+pub(crate) async fn stranger(tenant: &Tenant, address: SocketAddr) -> Result<Stranger, BoxError> {
+    static NEXT: AtomicI64 = AtomicI64::new(1);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let Tenant { name, password } = tenant;
+    let holds = connect_as(STRANGER, address, name, password, name).await?;
+    let waits = connect_as(STRANGER, address, name, password, name).await?;
+    let lock = format!("SELECT pg_advisory_xact_lock({number})");
+    holds.batch_execute(&format!("BEGIN; {lock}")).await?;
+    let waits = async move { Ok(waits.batch_execute(&lock).await?) };
+    let holds = Arc::new(holds);
+    let lets_go = {
+        let holds = Arc::clone(&holds);
+        // Where its transaction had been ended meanwhile this would warn alone: the lock tells.
+        let is_held = format!("DO $$ BEGIN ASSERT pg_try_advisory_xact_lock({number}); END $$; COMMIT");
+        async move { Ok(holds.batch_execute(&is_held).await?) }
+    };
+    let stranger = Stranger::new(waits, lets_go);
+    let waiting = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND objid = $1::bigint::oid \
+                   AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+    until("the stranger waits", || async { holds.query_opt(waiting, &[&number]).await.is_ok_and(|row| row.is_some()) })
+        .await;
+    Ok(stranger)
 }
 
 /// A role that owns a database of the same name.
@@ -233,8 +272,8 @@ impl<V: Version> PostgreSql<V> {
     async fn listed(&self, wait_event: &str) -> Result<usize, BoxError> {
         let superuser = Arc::clone(&*self.superuser.lock().await);
         let sql = "SELECT count(*) FROM pg_stat_activity WHERE usename = $1 AND backend_type = 'client backend' \
-                   AND ($2 = '' OR wait_event = $2)";
-        let row = superuser.query_one(sql, &[&self.tenant.name, &wait_event]).await?;
+                   AND ($2 = '' OR wait_event = $2) AND application_name <> $3";
+        let row = superuser.query_one(sql, &[&self.tenant.name, &wait_event, &STRANGER]).await?;
         Ok(usize::try_from(row.get::<_, i64>(0))?)
     }
 
@@ -244,9 +283,10 @@ impl<V: Version> PostgreSql<V> {
 
     /// Ends every session of the tenant, whatever it does.
     pub(crate) async fn end_all(&self) -> Result<(), BoxError> {
-        let sql = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = $1";
+        let sql = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity \
+                   WHERE usename = $1 AND application_name <> $2";
         let superuser = Arc::clone(&*self.superuser.lock().await);
-        superuser.query(sql, &[&self.tenant.name]).await?;
+        superuser.query(sql, &[&self.tenant.name, &STRANGER]).await?;
         Ok(())
     }
 
@@ -288,6 +328,10 @@ impl<V: Version> Harness for PostgreSql<V> {
         Ok(())
     }
 
+    async fn stranger(&self) -> Result<Stranger, BoxError> {
+        stranger(&self.tenant, self.server.address).await
+    }
+
     async fn rows(&self) -> Result<usize, BoxError> {
         let owner = Arc::clone(&*self.owner.lock().await);
         Ok(usize::try_from(owner.query_one("SELECT count(*) FROM rows", &[]).await?.get::<_, i64>(0))?)
@@ -324,9 +368,9 @@ impl<V: Version> Harness for PostgreSql<V> {
     async fn close_idle(&self) -> Result<(), BoxError> {
         // Returns when they are gone, or after these milliseconds.
         let sql = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity \
-                   WHERE usename = $1 AND state = 'idle' AND backend_type = 'client backend'";
+                   WHERE usename = $1 AND state = 'idle' AND backend_type = 'client backend' AND application_name <> $2";
         let superuser = Arc::clone(&*self.superuser.lock().await);
-        let ended = superuser.query(sql, &[&self.tenant.name]).await?;
+        let ended = superuser.query(sql, &[&self.tenant.name, &STRANGER]).await?;
         match ended.iter().all(|row| row.get(0)) {
             true => Ok(()),
             false => Err("a session was not ended within 5 s".into()),

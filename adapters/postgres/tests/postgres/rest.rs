@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use tokio::{runtime::Builder, task::spawn_blocking, time::timeout};
 use winddown_postgres::Postgres;
-use winddown_testkit::{Harness as _, proxy::Proxy};
+use winddown_testkit::{Harness as _, proxy::Proxy, wire::Wire};
 
 use crate::scene::{QUICK, Scene, Speaks, assert_nothing_left, config, config_at, seventeen, until};
 
@@ -137,5 +137,27 @@ pub(crate) async fn a_network_that_is_cut_holds_a_checkout_up_for_the_check_time
     let drained = scene.drain().await;
     assert!(drained.took < QUICK, "{:?}: {}", drained.took, drained.report);
     drop(proxy);
+    server.end().await.unwrap();
+}
+
+pub(crate) async fn one_connection_that_does_not_answer_speaks_for_all_of_its_age() {
+    const IDLE: usize = 16;
+    let server = seventeen().await;
+    let wire = Wire::to(server.server.address).await.unwrap();
+    let mut config = config_at(&server, wire.address());
+    config.pool.max_size = IDLE;
+    config.check_after = Duration::ZERO;
+    config.check_timeout = Duration::from_secs(2);
+    let scene = Scene::new(Postgres::new(config));
+    drop(scene.out(IDLE).await);
+    assert_eq!(wire.accepted(), IDLE);
+
+    wire.cut();
+    let began = Instant::now();
+    scene.ping().await;
+    assert!(began.elapsed() < QUICK, "{:?}", began.elapsed());
+    assert_eq!(wire.accepted(), IDLE + 1);
+    scene.drain().await;
+    drop(wire);
     server.end().await.unwrap();
 }

@@ -3,12 +3,14 @@
 use std::{process::ExitCode, time::Duration};
 
 use winddown_core::{BoxError, Error};
-use winddown_postgres::{Copy, Postgres};
+use winddown_postgres::{Config, Copy, Postgres};
 use winddown_testkit::{
     CheckoutOf, InProcess, Trial,
     buffered::{self, Buffered},
     frozen::{self, Frozen},
+    scene::ENDLESS,
     soak,
+    starved::{self, Starved},
 };
 
 use crate::server::{self, PostgreSql, Seventeen, Tenant};
@@ -17,13 +19,17 @@ type Server = PostgreSql<Seventeen>;
 
 /// Runs the program that this process is, if it is one of these.
 pub(crate) fn program() -> Option<ExitCode> {
-    soak::program::<Server>().or_else(buffered::program::<Server>).or_else(frozen::program::<Server>)
+    soak::program::<Server>()
+        .or_else(buffered::program::<Server>)
+        .or_else(frozen::program::<Server>)
+        .or_else(starved::program::<Server>)
 }
 
 pub(crate) fn trials() -> Vec<Trial> {
     let mut trials = soak::trials::<Server>();
     trials.extend(buffered::trials::<Server>());
     trials.extend([frozen::thawing::<Server>(), frozen::warm::<Server>()]);
+    trials.extend(starved::trials::<Server>());
     trials
 }
 
@@ -72,5 +78,21 @@ impl Frozen for Server {
     async fn idle_timeout(&self, timeout: Duration) -> Result<(), BoxError> {
         let sql = format!("ALTER ROLE {} SET idle_session_timeout = '{}s'", self.tenant.name, timeout.as_secs());
         self.execute(&sql).await
+    }
+}
+
+impl Starved for Server {
+    const MANY: usize = 200;
+
+    fn with_room(sessions: usize) -> Result<Postgres, Error> {
+        let mut config = Config::from_env()?;
+        config.pool.max_size = sessions;
+        Ok(Postgres::new(config))
+    }
+
+    async fn endless(client: &mut CheckoutOf<Self>, begun: impl FnOnce() + Send + 'static) {
+        begun();
+        // It is stopped.
+        let _ = server::run(client, ENDLESS).await;
     }
 }

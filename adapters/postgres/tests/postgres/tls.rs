@@ -1,9 +1,18 @@
 //! Encryption, and who the server is.
 
+use std::sync::Arc;
+
 use tempfile::TempDir;
 use tokio::{io::AsyncReadExt as _, net::TcpListener};
 use winddown_core::{BoxError, Error, ErrorKind};
-use winddown_postgres::Postgres;
+use winddown_postgres::{
+    Config, Postgres,
+    rustls::{
+        ClientConfig, RootCertStore,
+        crypto::ring,
+        pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+    },
+};
 use winddown_testkit::{
     Harness as _, ServerUse, Servers,
     certificates::{Authority, NAME},
@@ -13,8 +22,8 @@ use winddown_testkit::{
 
 use crate::{
     scene::{
-        Scene, Speaks, assert_nothing_left, drain_under_a_statement, is_encrypted, ping, seventeen, start, text, url,
-        written,
+        Scene, Speaks, assert_nothing_left, drain_under_a_statement, is_encrypted, ping, seventeen, start, text, until,
+        url, written,
     },
     server::{PostgreSql, Server, Version},
 };
@@ -54,17 +63,36 @@ impl Version for Expired {
     }
 }
 
+/// The same with a certificate of X.509's first version.
+struct FirstVersion;
+
+impl Version for FirstVersion {
+    const NAME: &'static str = "postgres_17_tls_v1";
+    const IMAGE: &'static str = "postgres:17";
+
+    fn servers() -> &'static Servers<Server> {
+        static SERVERS: Servers<Server> = Servers::new(FirstVersion::NAME, 1);
+        &SERVERS
+    }
+
+    async fn start() -> Result<Server, BoxError> {
+        encrypted(Authority::ours().certify_v1()).await
+    }
+}
+
 async fn encrypted((certificate, key): (String, String)) -> Result<Server, BoxError> {
     // Who is only let in encrypted comes before all others.
     let script = "chown postgres /tls/server.key && exec docker-entrypoint.sh postgres \"$@\" -c ssl=on \
-                  -c ssl_cert_file=/tls/server.crt -c ssl_key_file=/tls/server.key -c hba_file=/tls/pg_hba.conf \
+                  -c ssl_cert_file=/tls/server.crt -c ssl_key_file=/tls/server.key -c ssl_ca_file=/tls/ca.crt -c hba_file=/tls/pg_hba.conf \
                   -c log_min_messages=debug2";
     let rules = "local all all trust\n\
                  hostnossl all encrypted_only all reject\n\
+                 hostssl all certified all cert\n\
                  host all all all scram-sha-256\n";
     let setup = containers::Setup::image(Encrypted::IMAGE)
         .file("/tls/server.key", key, 0o600)
         .file("/tls/server.crt", certificate, 0o644)
+        .file("/tls/ca.crt", Authority::ours().pem().to_owned(), 0o644)
         .file("/tls/pg_hba.conf", rules, 0o644)
         .args(["sh", "-c", script, "sh"]);
     Server::start(setup).await
@@ -175,6 +203,78 @@ pub(crate) async fn an_expired_certificate_is_refused_wherever_roots_count() {
     server.end().await.unwrap();
 }
 
+pub(crate) async fn a_certificate_of_the_first_version_is_taken_where_nobody_checks_it() {
+    let server: PostgreSql<FirstVersion> = PostgreSql::start(ServerUse::Own).await.unwrap();
+    let (_directory, ours, _) = roots();
+    for newest in ["TLSv1.3", "TLSv1.2"] {
+        server.execute(&format!("ALTER SYSTEM SET ssl_max_protocol_version = '{newest}'")).await.unwrap();
+        server.execute("SELECT pg_reload_conf()").await.unwrap();
+        until("the server has read it", || async {
+            let client = server.server.superuser("postgres").await.unwrap();
+            let row = client.query_one("SHOW ssl_max_protocol_version", &[]).await.unwrap();
+            row.get::<_, &str>(0) == newest
+        })
+        .await;
+        for mode in ["prefer", "require"] {
+            assert!(try_it(&at(&server, &format!("sslmode={mode}"))).await.unwrap(), "{mode} {newest}");
+        }
+        // The login is bound to it all the same.
+        let bound = try_it(&at(&server, "sslmode=require&channel_binding=require")).await;
+        assert!(bound.unwrap(), "{newest}");
+        for mode in ["require", "verify-ca", "verify-full"] {
+            let url = at(&server, &format!("sslmode={mode}&sslrootcert={ours}"));
+            assert_refused(try_it(&url).await, CERTIFICATE);
+        }
+    }
+    server.execute("ALTER SYSTEM RESET ssl_max_protocol_version").await.unwrap();
+    server.end().await.unwrap();
+}
+
+/// As the application would build it: with ours as the only root, and with this certificate, if any, for the client.
+fn own_tls(client: Option<(String, String)>) -> Arc<ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(Authority::ours().pem().as_bytes()).unwrap()).unwrap();
+    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
+    let builder = builder.with_safe_default_protocol_versions().unwrap().with_root_certificates(roots);
+    Arc::new(match client {
+        Some((certificate, key)) => {
+            let chain = vec![CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()];
+            builder.with_client_auth_cert(chain, PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap()).unwrap()
+        }
+        None => builder.with_no_client_auth(),
+    })
+}
+
+pub(crate) async fn a_client_may_log_in_with_a_certificate() {
+    let server = start::<Encrypted>().await;
+    let tenant = &server.tenant;
+    server.execute(&format!("CREATE ROLE certified LOGIN IN ROLE {}", tenant.name)).await.unwrap();
+    let url = at(&server, "sslmode=verify-full");
+    let url = url.replace(&format!("//{}:{}@", tenant.name, tenant.password), "//certified@");
+    let log_in = async |client| {
+        let mut config: Config = url.parse().unwrap();
+        config.tls = Some(own_tls(client));
+        let scene = Scene::new(Postgres::new(config));
+        let user = match scene.db.get().await {
+            Ok(client) => Ok(text(&client, "SELECT current_user::text").await),
+            Err(error) => Err(error),
+        };
+        let drained = scene.drain().await;
+        if user.is_ok() {
+            drained.assert_clean(1);
+        }
+        user
+    };
+    assert_eq!(log_in(Some(Authority::ours().certify_client("certified"))).await.unwrap(), "certified");
+    for other in [None, Some(Authority::ours().certify_client("somebody else"))] {
+        let error = log_in(other).await.unwrap_err();
+        assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::Config, false), "{error}");
+    }
+    assert_nothing_left(&server).await;
+    server.execute("DROP ROLE certified").await.unwrap();
+    server.end().await.unwrap();
+}
+
 pub(crate) async fn a_server_without_tls_is_used_by_prefer_alone() {
     let server = seventeen().await;
     let (_directory, ours, _) = roots();
@@ -245,6 +345,8 @@ pub(crate) async fn channel_binding_can_be_required() {
     let full = format!("sslmode=verify-full&sslrootcert={ours}&channel_binding=require");
     assert!(try_it(&at(&server, &full)).await.unwrap());
     assert!(try_it(&at(&server, &format!("{full}&sslnegotiation=direct"))).await.unwrap());
+    // It needs nobody who checks the certificate.
+    assert!(try_it(&at(&server, "sslmode=require&channel_binding=require")).await.unwrap());
     // There is nothing to bind to without TLS.
     let error = try_it(&at(&server, "sslmode=disable&channel_binding=require")).await.unwrap_err();
     assert!(error.to_string().contains("channel binding"), "{error}");
@@ -262,8 +364,7 @@ async fn broken(server: &PostgreSql<Encrypted>, from: usize) -> Vec<String> {
 pub(crate) async fn twenty_sessions_say_goodbye_over_tls() {
     let server = start::<Encrypted>().await;
     let (_directory, ours, _) = roots();
-    let mut config: winddown_postgres::Config =
-        at(&server, &format!("sslmode=verify-full&sslrootcert={ours}")).parse().unwrap();
+    let mut config: Config = at(&server, &format!("sslmode=verify-full&sslrootcert={ours}")).parse().unwrap();
     config.pool.max_size = 20;
     let scene = Scene::new(Postgres::new(config));
     for client in scene.out(20).await {

@@ -11,7 +11,7 @@ use tokio::time::sleep;
 use winddown_core::BoxError;
 use winddown_redis::{Config, Redis, redis};
 use winddown_testkit::{
-    CheckoutOf, Harness, Leasable, Leased, Need, ServerUse, Servers, Setup, containers, containers::Network,
+    CheckoutOf, Harness, Leasable, Leased, Need, ServerUse, Servers, Setup, Stranger, containers, containers::Network,
     proxy::Proxy, scene::until,
 };
 
@@ -212,6 +212,10 @@ impl Harness for RedisCluster {
 
     async fn ping(&self, connection: &mut CheckoutOf<Self>) -> Result<(), BoxError> {
         Ok(cmd("PING").exec_async(connection).await?)
+    }
+
+    async fn stranger(&self) -> Result<Stranger, BoxError> {
+        self.watch.stranger(self.home).await
     }
 
     async fn rows(&self) -> Result<usize, BoxError> {

@@ -6,9 +6,9 @@ use futures_util::future::try_join_all;
 use redis::{aio::MultiplexedConnection, cmd};
 use tokio::sync::Mutex;
 use winddown_core::BoxError;
-use winddown_testkit::{Leasable, gone};
+use winddown_testkit::{Leasable, Stranger, gone};
 
-use crate::server::{Listed, ROWS, Server, Tenant, end_sessions, refuse_all};
+use crate::server::{Listed, ROWS, Server, Tenant, end_sessions, refuse_all, stranger};
 
 /// The servers of one set-up.
 pub(crate) struct Group {
@@ -98,6 +98,11 @@ impl Watch {
 
     pub(crate) async fn running(&self) -> Result<usize, BoxError> {
         Ok(self.listed().await?.iter().flatten().filter(|session| session.is_blocked()).count())
+    }
+
+    /// A stranger on this server.
+    pub(crate) async fn stranger(&self, server: usize) -> Result<Stranger, BoxError> {
+        stranger(&self.tenant, self.group.servers[server].address).await
     }
 
     /// How many rows this server has.

@@ -11,7 +11,8 @@ use tokio::time::sleep;
 use winddown_core::BoxError;
 use winddown_redis::{Config, Redis, redis};
 use winddown_testkit::{
-    CheckoutOf, Harness, Leasable, Leased, Need, ServerUse, Servers, Setup, containers, containers::Network, gone,
+    CheckoutOf, Harness, Leasable, Leased, Need, ServerUse, Servers, Setup, Stranger, containers, containers::Network,
+    gone,
 };
 
 use crate::{
@@ -200,6 +201,10 @@ impl Harness for RedisSentinel {
 
     async fn ping(&self, connection: &mut CheckoutOf<Self>) -> Result<(), BoxError> {
         Ok(cmd("PING").exec_async(connection).await?)
+    }
+
+    async fn stranger(&self) -> Result<Stranger, BoxError> {
+        self.watch.stranger(0).await
     }
 
     async fn rows(&self) -> Result<usize, BoxError> {

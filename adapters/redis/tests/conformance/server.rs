@@ -19,8 +19,8 @@ use tokio::sync::Mutex;
 use winddown_core::BoxError;
 use winddown_redis::{Config, Redis, redis};
 use winddown_testkit::{
-    CheckoutOf, Harness, Leasable, Leased, Need, ServerUse, Servers, Setup, containers, containers::Container, gone,
-    proxy::Proxy,
+    CheckoutOf, Harness, Leasable, Leased, Need, ServerUse, Servers, Setup, Stranger, containers,
+    containers::Container, gone, proxy::Proxy,
 };
 
 /// A server there is an image of.
@@ -300,6 +300,53 @@ pub(crate) async fn end_sessions(
     }
 }
 
+/// What a stranger's sessions are called.
+const STRANGER: &str = "stranger";
+
+/// A stranger with the tenant's user: one session waits for what the other one pushes.
+pub(crate) async fn stranger(tenant: &Tenant, address: SocketAddr) -> Result<Stranger, BoxError> {
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    let list = tenant.key(&format!("stranger_{}", NEXT.fetch_add(1, Ordering::Relaxed)));
+    let settings = RedisConnectionInfo::default().set_username(&tenant.name).set_password(&tenant.password);
+    let client = Client::open(information(address, settings)?)?;
+    let config = AsyncConnectionConfig::new().set_response_timeout(None);
+    let connected = async || {
+        let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
+        cmd("CLIENT").arg("SETNAME").arg(STRANGER).exec_async(&mut connection).await?;
+        let id: u64 = cmd("CLIENT").arg("ID").query_async(&mut connection).await?;
+        Ok::<_, BoxError>((connection, id))
+    };
+    let (mut pushes, own) = connected().await?;
+    let (mut pops, id) = connected().await?;
+    let mut pop = cmd("BLPOP");
+    pop.arg(&list).arg(0);
+    let waits = async move {
+        let popped: Option<(String, String)> = pop.query_async(&mut pops).await?;
+        match popped {
+            Some((_, element)) if element == STRANGER => Ok(()),
+            other => Err(format!("it was unblocked: {other:?}").into()),
+        }
+    };
+    let lets_go = {
+        let mut pushes = pushes.clone();
+        async move {
+            let id: u64 = cmd("CLIENT").arg("ID").query_async(&mut pushes).await?;
+            if id != own {
+                return Err(format!("it was {own}, and is {id}").into());
+            }
+            Ok(cmd("RPUSH").arg(list).arg(STRANGER).exec_async(&mut pushes).await?)
+        }
+    };
+    let stranger = Stranger::new(waits, lets_go);
+    let began = Instant::now();
+    while !Listed::all(&mut pushes).await?.iter().any(|line| line.id == id && line.is_blocked()) {
+        if began.elapsed() > Duration::from_secs(30) {
+            return Err("the stranger's BLPOP does not block".into());
+        }
+    }
+    Ok(stranger)
+}
+
 /// Whether a server is to refuse every new session.
 pub(crate) async fn refuse_all(superuser: &mut MultiplexedConnection, full: bool) -> Result<(), BoxError> {
     let most = if full { Listed::all(superuser).await?.len() } else { MOST_CLIENTS };
@@ -321,10 +368,10 @@ impl Listed {
         list.lines().map(Self::parse).collect()
     }
 
-    /// What a server says of each of the tenant's sessions.
+    /// What a server says of each of the tenant's sessions. Those of strangers are somebody else's.
     pub(crate) async fn of(tenant: &Tenant, superuser: &mut MultiplexedConnection) -> Result<Vec<Self>, BoxError> {
         let mut listed = Self::all(superuser).await?;
-        listed.retain(|line| line.user == tenant.name);
+        listed.retain(|line| line.user == tenant.name && line.name != STRANGER);
         Ok(listed)
     }
 
@@ -380,6 +427,10 @@ impl<V: Version, M: Mode> Harness for RedisServer<V, M> {
 
     async fn ping(&self, connection: &mut CheckoutOf<Self>) -> Result<(), BoxError> {
         Ok(cmd("PING").exec_async(connection).await?)
+    }
+
+    async fn stranger(&self) -> Result<Stranger, BoxError> {
+        stranger(&self.tenant, self.server.address).await
     }
 
     async fn rows(&self) -> Result<usize, BoxError> {

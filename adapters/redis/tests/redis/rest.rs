@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use tokio::{runtime::Builder, task::spawn_blocking, time::timeout};
 use winddown_redis::{Config, Redis};
-use winddown_testkit::{Harness as _, Setup, proxy::Proxy};
+use winddown_testkit::{Harness as _, Setup, proxy::Proxy, wire::Wire};
 
 use crate::{
     scene::{QUICK, Scene, Speaks as _, abandon_command, assert_nothing_left, config, config_at, redis_8, until},
@@ -149,5 +149,26 @@ pub(crate) async fn a_session_that_is_still_busy_is_not_handed_out_again() {
     until("only the new one is listed", || async { server.sessions().await.unwrap() == 1 }).await;
     scene.drain().await.assert_clean(1);
     assert_nothing_left(&server).await;
+    server.end().await.unwrap();
+}
+
+pub(crate) async fn one_connection_that_does_not_answer_speaks_for_all_of_its_age() {
+    const IDLE: usize = 16;
+    let server = redis_8().await;
+    let wire = Wire::to(server.server.address).await.unwrap();
+    let mut config = config_at(&server, wire.address()).pooled(IDLE);
+    config.check_after = Duration::ZERO;
+    config.check_timeout = Duration::from_secs(2);
+    let scene = Scene::new(Redis::new(config));
+    drop(scene.out(IDLE).await);
+    assert_eq!(wire.accepted(), IDLE);
+
+    wire.cut();
+    let began = Instant::now();
+    scene.ping().await;
+    assert!(began.elapsed() < QUICK, "{:?}", began.elapsed());
+    assert_eq!(wire.accepted(), IDLE + 1);
+    scene.drain().await;
+    drop(wire);
     server.end().await.unwrap();
 }

@@ -2,7 +2,11 @@
 
 use std::{collections::BTreeMap, pin::pin, time::Duration};
 
-use redis::{Client, RedisResult, Value, aio::MultiplexedConnection, cmd};
+use redis::{
+    Client, RedisResult, Value,
+    aio::{ConnectionLike, MultiplexedConnection},
+    cmd,
+};
 use winddown_buffer::{Batch, BatchWriter, Delivery, Push as _, Sink, WriteError};
 use winddown_core::{Checkout, ErrorKind, Lifecycle, ShutdownGuard};
 use winddown_redis::{List, Redis, Stream, redis};
@@ -126,6 +130,56 @@ on_both! {
     batches_are_forgotten_when_they_are_old forgotten;
     a_large_batch_is_as_whole_as_a_small_one large;
     everything_that_was_accepted_is_there_after_the_drain drained;
+    s8_a_batch_that_was_only_queued_or_aborted_is_not_called_written queued;
+}
+
+/// On a connection that others have changed, which only the driver's own manager lets them.
+async fn queued<V: Version>() {
+    let server = own_of::<V>().await;
+    let manager = Client::open(config(&server).driver).unwrap().get_connection_manager().await.unwrap();
+    let scene = Scene::of(server, Redis::wrap(manager));
+    let mut connection = scene.get().await;
+    let element = elements([1]);
+    run(&mut *connection, "MULTI").await.unwrap();
+    let error = scene.list().write(&mut connection, &element).await.unwrap_err();
+    assert!(matches!(error, WriteError::Unknown(_)), "{error:?}");
+    run(&mut *connection, "DISCARD").await.unwrap();
+    assert_eq!(scene.ids().await.1, [0; 0]);
+    run(&mut *connection, &format!("WATCH {}", scene.list)).await.unwrap();
+    cmd("SET").arg(&scene.list).arg(1).exec_async(&mut scene.server.superuser().await).await.unwrap();
+    cmd("DEL").arg(&scene.list).exec_async(&mut scene.server.superuser().await).await.unwrap();
+    let list = scene.list().delivery(Delivery::AtLeastOnce);
+    let error = list.write(&mut connection, &element).await.unwrap_err();
+    assert!(matches!(error, WriteError::Retry(_)), "{error:?}");
+    list.write(&mut connection, &element).await.unwrap();
+    assert_eq!(scene.ids().await.1, [1]);
+    let Scene { server, lifecycle, db, .. } = scene;
+    drop(connection);
+    lifecycle.drain().await;
+    drop((db, lifecycle));
+    until("it is gone", || async { server.sessions().await.unwrap() == 0 }).await;
+    server.end().await.unwrap();
+}
+
+pub(crate) async fn s8_no_record_is_lost_to_what_a_caller_has_left() {
+    let server = own().await;
+    let redis = Redis::new(config(&server).pooled(1));
+    let scene = Scene::of(server, redis);
+    let audit = scene.lifecycle.guard_as("audit", BatchWriter::new(&scene.db, scene.list()));
+    scene.lifecycle.init().await.unwrap();
+    for (id, left) in (1..).zip(["MULTI", "WATCH", "SELECT 3"]) {
+        let mut connection = scene.get().await;
+        let left = if left == "WATCH" { format!("WATCH {}", scene.list) } else { left.to_owned() };
+        run(&mut *connection, &left).await.unwrap();
+        drop(connection);
+        audit.push(id).await.unwrap();
+        scene.lifecycle.flush().await.unwrap();
+    }
+    assert_eq!(scene.ids().await.1, [1, 2, 3]);
+    let report = scene.lifecycle.drain().await;
+    assert!(report.is_clean(), "{report}");
+    assert_eq!(report.resource("audit").unwrap().records.unwrap().written, 3, "{report}");
+    scene.server.end().await.unwrap();
 }
 
 async fn whole<V: Version>() {
@@ -418,7 +472,7 @@ pub(crate) async fn what_passes_can_be_written_again() {
     scene.end().await;
 }
 
-pub(crate) async fn run(superuser: &mut MultiplexedConnection, command: &str) -> RedisResult<Value> {
+pub(crate) async fn run(superuser: &mut impl ConnectionLike, command: &str) -> RedisResult<Value> {
     let mut words = command.split(' ');
     let mut command = cmd(words.next().unwrap());
     command.arg(words.collect::<Vec<_>>());

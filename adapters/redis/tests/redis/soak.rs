@@ -2,16 +2,17 @@
 //!
 //! Those about signals start this binary again as a program that is ended by a real one.
 
-use std::{process::ExitCode, time::Duration};
+use std::{env, process::ExitCode, time::Duration};
 
 use winddown_core::{BoxError, Error};
-use winddown_redis::{Redis, Stream, redis};
+use winddown_redis::{Config, Redis, Stream, redis};
 use winddown_testkit::{
     CheckoutOf, InProcess, ServerUse, Servers, Trial,
     buffered::{self, Buffered},
     containers::Setup,
     frozen::{self, Frozen},
     soak,
+    starved::{self, Starved},
 };
 
 use crate::{
@@ -44,6 +45,7 @@ pub(crate) fn program() -> Option<ExitCode> {
     soak::program::<Server>()
         .or_else(buffered::program::<DurableServer>)
         .or_else(frozen::program::<DurableServer>)
+        .or_else(starved::program::<Server>)
         .or_else(signals::program)
 }
 
@@ -58,6 +60,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     trials.extend(signals.map(|(name, claim)| soak::trial(name, ServerUse::Own, claim)));
     trials.extend(buffered::trials::<DurableServer>());
     trials.extend([frozen::thawing::<DurableServer>(), frozen::warm::<DurableServer>()]);
+    trials.extend(starved::trials::<Server>());
     trials
 }
 
@@ -118,4 +121,25 @@ impl Frozen for DurableServer {
         // The timeout is for everybody.
         Ok(Listed::of(&self.tenant, &mut self.server.superuser().await?).await?.len())
     }
+}
+
+impl Starved for Server {
+    const MANY: usize = 600;
+
+    fn with_room(sessions: usize) -> Result<Redis, Error> {
+        Ok(Redis::new(Config::from_env()?.pooled(sessions)))
+    }
+
+    async fn endless(connection: &mut CheckoutOf<Self>, begun: impl FnOnce() + Send + 'static) {
+        begun();
+        // It is stopped.
+        let _ = redis::cmd("BLPOP").arg(key()).arg(0).exec_async(connection).await;
+    }
+}
+
+/// One that the user of this process may use, and nobody else does.
+fn key() -> String {
+    let url = env::var(winddown_redis::URL_VARIABLE).unwrap_or_default();
+    let user = url.trim_start_matches("redis://").split(':').next().unwrap_or_default();
+    format!("{{{user}}}:endless")
 }

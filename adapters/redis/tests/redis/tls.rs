@@ -123,7 +123,7 @@ pub(crate) async fn the_scheme_says_whether_a_session_is_encrypted() {
         tls_params: None,
     });
     let error = refusal(encrypted).await;
-    assert!(error.to_string().contains("the server does not answer within the connect_timeout"), "{error}");
+    assert!(error.to_string().contains("TLS was not over within the connect_timeout"), "{error}");
     server.end().await.unwrap();
 }
 

@@ -8,6 +8,7 @@ use std::{
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
+        mpsc,
     },
     time::{Duration, Instant},
 };
@@ -16,7 +17,7 @@ use rusqlite::functions::FunctionFlags;
 use tempfile::TempDir;
 use winddown_core::BoxError;
 use winddown_sqlite::{Config, Connection, Sqlite, rusqlite};
-use winddown_testkit::{Harness, Need, ServerUse, Setup, gone};
+use winddown_testkit::{Harness, Need, ServerUse, Setup, Stranger, gone};
 
 /// A database file of its own.
 pub(crate) struct Embedded {
@@ -127,6 +128,39 @@ impl Harness for Embedded {
     async fn ping(&self, connection: &mut Connection) -> Result<(), BoxError> {
         let read = |database: &mut rusqlite::Connection| database.query_row("SELECT count(*) FROM t", [], |_| Ok(()));
         Ok(connection.interact(read).await.map_err(|error| error.to_string())??)
+    }
+
+    /// A connection of the same process that is in a statement, with a file of its own: one more with the same file would be
+    /// among those that are counted.
+    async fn stranger(&self) -> Result<Stranger, BoxError> {
+        let path = self.directory.path().join("stranger.db");
+        let (begun, has_begun) = tokio::sync::oneshot::channel();
+        let (release, released) = mpsc::channel::<()>();
+        let waits = tokio::task::spawn_blocking(move || {
+            let database = rusqlite::Connection::open(path)?;
+            let begun = Mutex::new(Some((begun, released)));
+            let wait = move |_: &rusqlite::functions::Context<'_>| {
+                let taken = begun.lock().ok().and_then(|mut begun| begun.take());
+                let Some((begun, released)) = taken else { return Ok(false) };
+                // Whoever waits for it may have gone.
+                let _ = begun.send(());
+                Ok(released.recv().is_ok())
+            };
+            database.create_scalar_function("waits", 0, FunctionFlags::SQLITE_UTF8, wait)?;
+            let was_released: bool = database.query_row("SELECT waits()", [], |row| row.get(0))?;
+            database.close().map_err(|(_, error)| error)?;
+            Ok::<_, BoxError>(was_released)
+        });
+        let waits = async {
+            match waits.await?? {
+                true => Ok(()),
+                false => Err("nobody has released it".into()),
+            }
+        };
+        let lets_go = async move { Ok(release.send(())?) };
+        let stranger = Stranger::new(waits, lets_go);
+        has_begun.await?;
+        Ok(stranger)
     }
 
     async fn rows(&self) -> Result<usize, BoxError> {

@@ -3,23 +3,25 @@
 use std::process::ExitCode;
 
 use winddown_core::{BoxError, Error};
-use winddown_sqlite::{Insert, Sqlite, rusqlite};
+use winddown_sqlite::{Config, Insert, Sqlite, rusqlite};
 use winddown_testkit::{
-    InProcess, Trial,
+    CheckoutOf, InProcess, Trial,
     buffered::{self, Buffered},
     slow,
+    starved::{self, Starved},
 };
 
 use crate::server::Embedded;
 
 /// Runs the program that this process is, if it is one of these.
 pub(crate) fn program() -> Option<ExitCode> {
-    buffered::program::<Embedded>()
+    buffered::program::<Embedded>().or_else(starved::program::<Embedded>)
 }
 
 pub(crate) fn trials() -> Vec<Trial> {
     let mut trials = buffered::trials::<Embedded>();
     trials.extend(slow::trials::<Embedded>());
+    trials.extend(starved::trials::<Embedded>());
     trials
 }
 
@@ -62,5 +64,26 @@ impl InProcess for Embedded {
 
     fn from_env() -> Result<Sqlite, Error> {
         Sqlite::from_env()
+    }
+}
+
+impl Starved for Embedded {
+    const MANY: usize = 100;
+    const LISTS_RUNNING: bool = false;
+
+    fn with_room(sessions: usize) -> Result<Sqlite, Error> {
+        let mut config = Config::from_env()?;
+        config.pool_size = Some(sessions);
+        Ok(Sqlite::new(config))
+    }
+
+    async fn endless(connection: &mut CheckoutOf<Self>, begun: impl FnOnce() + Send + 'static) {
+        let counts = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n";
+        let statement = |database: &mut rusqlite::Connection| {
+            begun();
+            database.query_row(counts, [], |_| Ok(()))
+        };
+        // It is stopped.
+        let _ = connection.interact(statement).await;
     }
 }

@@ -1,0 +1,182 @@
+//! Servers and proxies whose word for a session's number is none: they do not say which server they are, or the number in the
+//! handshake is not the session's own.
+
+use std::{net::SocketAddr, pin::pin};
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::Mutex,
+    task::JoinSet,
+};
+use winddown_core::{Checkout, Outcome};
+use winddown_mysql::{Mysql, mysql_async::Conn};
+use winddown_testkit::{Directed, Harness as _};
+
+use crate::{
+    scene::{ENDLESS, Scene, Speaks, config, config_at, start, until, until_running},
+    server::{MariaDb, MySql, Tenancy, Version, run},
+};
+
+/// What is made up.
+#[derive(Debug, Clone, Copy)]
+enum Lie {
+    /// The server has no such variable as `@@hostname`.
+    Nameless,
+    /// Each handshake has this number.
+    Number(u32),
+}
+
+/// Passes on what is spoken with the server, but for the lie. Ends when dropped.
+async fn lying(server: SocketAddr, lie: Lie) -> (SocketAddr, JoinSet<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        let mut connections = JoinSet::new();
+        while let Ok((client, _)) = listener.accept().await {
+            connections.spawn(async move {
+                let (from_client, to_client) = client.into_split();
+                let (from_server, to_server) = TcpStream::connect(server).await.unwrap().into_split();
+                // Its end is the end of one of both, which is all that there is to see.
+                let _ = connection(lie, from_client, to_client, from_server, to_server).await;
+            });
+        }
+    });
+    (address, tasks)
+}
+
+async fn connection(
+    lie: Lie,
+    mut from_client: OwnedReadHalf,
+    mut to_client: OwnedWriteHalf,
+    mut from_server: OwnedReadHalf,
+    mut to_server: OwnedWriteHalf,
+) -> std::io::Result<()> {
+    let mut handshake = packet(&mut from_server).await?;
+    if let Lie::Number(number) = lie {
+        // Behind the header, the protocol's version, and the server's own, which ends with a zero.
+        let end = 5 + handshake[5..].iter().position(|byte| *byte == 0).unwrap();
+        handshake[end + 1..end + 5].copy_from_slice(&number.to_le_bytes());
+    }
+    to_client.write_all(&handshake).await?;
+    let to_client = Mutex::new(to_client);
+    let up = async {
+        while let Ok(asked) = packet(&mut from_client).await {
+            if matches!(lie, Lie::Nameless) && asked[4..].windows(10).any(|text| text == b"@@hostname") {
+                let text = b"\xff\xa9\x04#HY000Unknown system variable 'hostname'";
+                let mut answer = vec![u8::try_from(text.len()).unwrap(), 0, 0, asked[3] + 1];
+                answer.extend(text);
+                to_client.lock().await.write_all(&answer).await?;
+            } else {
+                to_server.write_all(&asked).await?;
+            }
+        }
+        to_server.shutdown().await
+    };
+    let down = async {
+        let mut buffer = [0; 16 * 1024];
+        loop {
+            match from_server.read(&mut buffer).await? {
+                0 => break to_client.lock().await.shutdown().await,
+                read => to_client.lock().await.write_all(&buffer[..read]).await?,
+            }
+        }
+    };
+    tokio::try_join!(up, down).map(drop)
+}
+
+/// With its header.
+async fn packet(from: &mut OwnedReadHalf) -> std::io::Result<Vec<u8>> {
+    let mut packet = vec![0; 4];
+    from.read_exact(&mut packet).await?;
+    let length = u32::from_le_bytes([packet[0], packet[1], packet[2], 0]);
+    packet.resize(4 + usize::try_from(length).unwrap(), 0);
+    from.read_exact(&mut packet[4..]).await?;
+    Ok(packet)
+}
+
+/// Begins a statement, and gives up on it once so many run.
+async fn abandon<V: Version>(server: &Tenancy<V>, mut connection: Checkout<Directed<Mysql>>, running: usize) {
+    let mut run = pin!(run(&mut connection, ENDLESS));
+    tokio::select! {
+        result = &mut run => panic!("it ended at once: {:?}", result.err()),
+        () = until_running(server, running) => {}
+    }
+}
+
+/// Somebody else of the same user, who runs a statement, and the lies about this server.
+async fn lies<V: Version>(server: &Tenancy<V>) -> (JoinSet<Result<(), String>>, [Lie; 2]) {
+    let mut stranger = Conn::new(config(server).driver).await.unwrap();
+    let number = stranger.id();
+    let mut runs = JoinSet::new();
+    runs.spawn(async move { run(&mut stranger, ENDLESS).await.map_err(|error| error.to_string()) });
+    until_running(server, 1).await;
+    (runs, [Lie::Nameless, Lie::Number(number)])
+}
+
+pub(crate) async fn sessions_whose_end_nobody_can_see_say_goodbye() {
+    say_goodbye::<MySql>().await;
+    say_goodbye::<MariaDb>().await;
+}
+
+async fn say_goodbye<V: Version>() {
+    let server = start::<V>().await;
+    let (mut runs, lies) = lies(&server).await;
+    for lie in lies {
+        let (address, lying) = lying(server.server.address, lie).await;
+        let scene = Scene::new(Mysql::new(config_at(&server, address)));
+        drop(scene.out(3).await);
+        let drained = scene.drain().await;
+        let row = drained.row();
+        assert_eq!(row.outcome, Outcome::Drained, "{lie:?}: {}", drained.report);
+        assert_eq!((row.sessions.unconfirmed, drained.ended()), (3, (0, 0)), "{lie:?}: {}", drained.report);
+        until("they are gone", || async { server.sessions().await.unwrap() == 1 }).await;
+        assert!(runs.try_join_next().is_none(), "{lie:?}: {}", drained.report);
+        drop((scene, lying));
+    }
+    runs.abort_all();
+    server.end_all().await.unwrap();
+    server.end().await.unwrap();
+}
+
+pub(crate) async fn nothing_is_ended_where_nothing_is_proven() {
+    not_ended::<MySql>().await;
+    not_ended::<MariaDb>().await;
+}
+
+async fn not_ended<V: Version>() {
+    let server = start::<V>().await;
+    for turn in 0..2 {
+        let (mut runs, lies) = lies(&server).await;
+        let lie = lies[turn];
+        let (address, lying) = lying(server.server.address, lie).await;
+        let scene = Scene::patient(Mysql::new(config_at(&server, address)));
+        // One is out, one has left its statement behind, and one is idle.
+        let mut out = scene.out(2).await;
+        let mut held = out.pop().unwrap();
+        drop(out);
+        let held = tokio::spawn(async move { run(&mut held, ENDLESS).await.map_err(|error| error.to_string()) });
+        until_running(&server, 2).await;
+        let mut out = scene.out(2).await;
+        abandon(&server, out.pop().unwrap(), 3).await;
+        drop(out);
+        let drained = scene.drain().await;
+        drained.assert_in_time();
+        let row = drained.row();
+        assert_eq!(row.outcome, Outcome::Incomplete, "{lie:?}: {}", drained.report);
+        assert_eq!(row.sessions.cancelled, 0, "{lie:?}: {}", drained.report);
+        assert_eq!((row.sessions.unconfirmed, drained.ended()), (1, (0, 2)), "{lie:?}: {}", drained.report);
+        assert!(drained.report.to_string().contains("not proven"), "{lie:?}: {}", drained.report);
+        // What nobody waits for ends by itself, when the server sees that its client has gone.
+        assert!(server.running().await.unwrap() >= 2, "{lie:?}: {}", drained.report);
+        assert!(runs.try_join_next().is_none(), "{lie:?}: {}", drained.report);
+        server.end_all().await.unwrap();
+        let _ = (runs.join_next().await, held.await.unwrap());
+        drop((scene, lying));
+    }
+    server.end().await.unwrap();
+}
