@@ -28,6 +28,10 @@ pub trait Harness: Send + Sync + Sized + 'static {
     /// printed.
     const LACKS: &'static [(Need, &'static str)] = &[];
 
+    /// The faults that end what others do on the server too, without anybody touching them. A case with one of them has no
+    /// [stranger](Self::stranger) from its beginning.
+    const ENDS_ALL: &'static [Need] = &[Need::Kill];
+
     /// Whether the resource takes a checkout that it cuts from its holder, who then gets an error. Where the driver alone has
     /// the socket, and the server cannot be reached, it cannot.
     const CUTS_HOLDERS: bool = true;
@@ -62,7 +66,8 @@ pub trait Harness: Send + Sync + Sized + 'static {
     /// Somebody else on this server, with the user of the resource: see [`Stranger`]. In no count of this harness, and none of
     /// its faults is for it, as far as it does not hit the whole server. What it waits in has begun when this returns.
     ///
-    /// Every case has one, but those that kill the server: they make theirs when it is there again.
+    /// Every case has one, but those with a fault that [ends all](Self::ENDS_ALL): where the server is there again, they make theirs
+    /// then.
     fn stranger(&self) -> impl Future<Output = Result<Stranger, BoxError>> + Send;
 
     /// How many rows [`run`](Self::run) has left, in all cases of this harness value.

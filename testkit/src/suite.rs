@@ -114,7 +114,7 @@ impl<H: Harness> Case<H> {
             .await?
             .map_err(|error| in_full(error.as_ref()))?;
         // S7: whatever the case is about, nobody else on the server notices.
-        let stranger = match self.needs.contains(&Need::Kill) {
+        let stranger = match self.needs.iter().any(|need| H::ENDS_ALL.contains(need)) {
             true => None,
             false => Some(
                 limited("making a stranger", END_LIMIT, harness.stranger())

@@ -303,10 +303,13 @@ impl Login {
         if let Some(name) = &self.name {
             commands.push(cmd("CLIENT").arg("SETNAME").arg(name).take());
         }
+        commands.extend(Identity::questions());
         commands
     }
 
-    fn check_of_old(&self, answers: Vec<Value>) -> Result<Option<Identity>, Error> {
+    fn check_of_old(&self, mut answers: Vec<Value>) -> Result<Option<Identity>, Error> {
+        let about_itself =
+            (answers.len() == self.commands_of_old().len()).then(|| answers.split_off(answers.len() - 2));
         let mut answers = answers.into_iter();
         let mut next = || answers.next().ok_or_else(|| error(ErrorKind::Init, "cannot open a session", closed()));
         let steps = usize::from(self.authenticates()) + usize::from(self.database != 0);
@@ -326,8 +329,8 @@ impl Login {
         {
             is_primary(role.first())?;
         }
-        // What the server says to the name changes nothing. It knows no `CLIENT INFO`, so nothing will be proven.
-        Ok(id.map(|id| Identity::new(id, None)))
+        // What the server says to the name changes nothing. Where it knows no `CLIENT INFO`, nothing will be proven.
+        Ok(id.map(|id| Identity::new(id, about_itself.as_deref())))
     }
 
     fn check(&self, mut answers: Vec<Value>) -> Result<Option<Identity>, Error> {

@@ -410,7 +410,9 @@ async fn a_connection_in_which_a_closure_panicked_is_closed_too() {
     drop(connection);
     let report = drain(&lifecycle).await;
     assert!(report.is_clean(), "{report}");
-    assert_eq!((row(&report).sessions.closed, row(&report).sessions.cancelled), (1, 0), "{report}");
+    // It ends when it comes back: before the drain, or in it.
+    let sessions = row(&report).sessions;
+    assert!(sessions.closed <= 1 && (sessions.cut, sessions.cancelled) == (0, 0), "{report}");
     assert_eq!(database.logs(), [""; 0]);
 }
 

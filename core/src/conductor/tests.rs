@@ -513,7 +513,7 @@ async fn the_share_of_tracked_work_is_settable_and_leaves_the_resources_their_re
     }
     for share in [-0.1, 1.1, f64::NAN] {
         let error = Lifecycle::builder().signals(false).work_share(share).build().unwrap_err();
-        assert_eq!(error.kind(), crate::ErrorKind::Config);
+        assert_eq!(error.kind(), ErrorKind::Config);
     }
 }
 

@@ -56,7 +56,7 @@ impl Harness for InMemory {
     async fn stranger(&self) -> Result<Stranger, BoxError> {
         let lifecycle = lifecycle(BUDGET);
         let guard = lifecycle.guard_as("stranger", Memory::on(&self.server, "stranger"));
-        let mut session = guard.get().await?;
+        let session = guard.get().await?;
         let (before, strangers) = (self.server.running(), Arc::clone(&self.strangers));
         let released = lifecycle.draining();
         let waits = async move {

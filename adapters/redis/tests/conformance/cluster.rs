@@ -187,6 +187,8 @@ impl Harness for RedisCluster {
     const NAME: &'static str = "redis_cluster";
     const LACKS: &'static [(Need, &'static str)] =
         &[(Need::Slots, "all checkouts share one connection with each node")];
+    // Nodes that do not see each other refuse everybody.
+    const ENDS_ALL: &'static [Need] = &[Need::Kill, Need::Partition];
 
     fn skipped() -> Option<String> {
         containers::skipped().map(Into::into)

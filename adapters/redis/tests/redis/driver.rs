@@ -116,9 +116,12 @@ pub(crate) async fn subscriptions_get_their_messages_and_end_with_the_drain() {
             }
         };
         assert!(format!("{message:?}").contains("hello"));
-        // It is held, and subscribed: no answer is outstanding, and so it is not waited for.
-        drop(connection);
-        scene.drain().await.assert_clean(1);
+        // Its own connection would end with the checkout, since it is subscribed.
+        let (drained, ()) = tokio::join!(scene.drain(), async {
+            scene.lifecycle.draining().await;
+            drop(connection);
+        });
+        drained.assert_clean(1);
         let heard: usize = publish.query_async(&mut server.superuser().await).await.unwrap();
         assert_eq!(heard, 0);
         assert_nothing_left(&server).await;

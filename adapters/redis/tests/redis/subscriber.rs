@@ -50,15 +50,23 @@ pub(crate) async fn a_subscriber_learns_that_its_connection_has_ended_and_subscr
     let channel = server.tenant.key("channel");
     for (config, mut pushed) in both(config_at(&server, server.server.address)) {
         let scene = Scene::new(Redis::new(config));
-        scene.get().await.subscribe(&channel).await.unwrap();
+        // A connection of its own loses its subscriptions with its checkout.
+        let mut subscriber = scene.get().await;
+        subscriber.subscribe(&channel).await.unwrap();
         next(&mut pushed, PushKind::Subscribe).await;
         server.end_sessions(|_| true).await.unwrap();
         next(&mut pushed, PushKind::Disconnection).await;
-        scene.get().await.subscribe(&channel).await.unwrap();
+        drop(subscriber);
+        let mut subscriber = scene.get().await;
+        subscriber.subscribe(&channel).await.unwrap();
         next(&mut pushed, PushKind::Subscribe).await;
         publish(&server, &channel).await;
         next(&mut pushed, PushKind::Message).await;
-        scene.drain().await.assert_clean(1);
+        let (drained, ()) = tokio::join!(scene.drain(), async {
+            scene.lifecycle.draining().await;
+            drop(subscriber);
+        });
+        drained.assert_clean(1);
         // At its end too, once for each session, and that is the last.
         next(&mut pushed, PushKind::Disconnection).await;
         assert!(pushed.try_recv().is_err());
@@ -102,7 +110,8 @@ pub(crate) async fn who_only_listens_learns_of_a_server_that_says_nothing() {
         // Nobody is asked in vain by a server that answers.
         config.check_timeout = Duration::from_secs(5);
         let scene = Scene::new(Redis::new(config));
-        scene.get().await.subscribe(&channel).await.unwrap();
+        let mut subscriber = scene.get().await;
+        subscriber.subscribe(&channel).await.unwrap();
         next(&mut pushed, PushKind::Subscribe).await;
         // It is asked now and then, and stays.
         let before = proxy.round_trips();
@@ -112,9 +121,12 @@ pub(crate) async fn who_only_listens_learns_of_a_server_that_says_nothing() {
         proxy.set_blackhole(true);
         next(&mut pushed, PushKind::Disconnection).await;
         proxy.set_blackhole(false);
-        scene.get().await.subscribe(&channel).await.unwrap();
+        drop(subscriber);
+        let mut subscriber = scene.get().await;
+        subscriber.subscribe(&channel).await.unwrap();
         publish(&server, &channel).await;
         next(&mut pushed, PushKind::Message).await;
+        drop(subscriber);
         scene.drain().await;
         proxy.wait_for_connections(0).await;
     }
