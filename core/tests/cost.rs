@@ -54,6 +54,22 @@ fn threads(named: &str) -> Vec<(String, u64)> {
     found
 }
 
+/// The same once none comes, goes or runs any more: their first moments, and their last, may take seconds on a busy machine.
+#[cfg(target_os = "linux")]
+fn at_rest() -> Vec<(String, u64)> {
+    let patience = Instant::now() + Duration::from_secs(60);
+    let mut before = threads("winddown");
+    loop {
+        thread::sleep(Duration::from_secs(1));
+        let now = threads("winddown");
+        if now == before {
+            return now;
+        }
+        assert!(Instant::now() < patience, "they do not come to rest: {now:?}");
+        before = now;
+    }
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn c2_an_idle_lifecycle_never_wakes_up() {
@@ -63,18 +79,7 @@ fn c2_an_idle_lifecycle_never_wakes_up() {
     let lifecycle = Lifecycle::builder().build().unwrap();
     let db = lifecycle.guard(Memory::new("db"));
     runtime.block_on(async { drop(db.get().await.unwrap()) });
-    // Its first moments, until it waits: on a busy machine they may be seconds.
-    let patience = Instant::now() + Duration::from_secs(60);
-    let mut before = threads("winddown");
-    loop {
-        thread::sleep(Duration::from_secs(1));
-        let now = threads("winddown");
-        if now == before {
-            break;
-        }
-        assert!(Instant::now() < patience, "it does not come to rest: {now:?}");
-        before = now;
-    }
+    let before = at_rest();
     // The one that owns the deadline, and those that sleep until a drain: for each resource, for tracked work, for wakers at its
     // beginning and at its end, and for the report.
     let mut names: Vec<&str> = before.iter().filter_map(|(name, _)| name.split(' ').next()).collect();
@@ -92,7 +97,7 @@ fn a_drained_lifecycle_leaves_no_thread_and_no_file_behind() {
     let _alone = alone();
     let runtime = runtime();
     let files = || fs::read_dir("/proc/self/fd").unwrap().count();
-    let threads_before = threads("winddown").len();
+    let threads_before = at_rest().len();
     let files_before = files();
     for _ in 0..200 {
         let lifecycle = Lifecycle::builder().signals(false).build().unwrap();
@@ -117,11 +122,11 @@ fn l7_what_a_drain_needs_is_there_from_the_start_and_goes_with_a_lifecycle_that_
     let _alone = alone();
     let runtime = runtime();
     let files = || fs::read_dir("/proc/self/fd").unwrap().count();
-    let (threads_before, files_before) = (threads("winddown").len(), files());
+    let (threads_before, files_before) = (at_rest().len(), files());
     let lifecycle = Lifecycle::builder().signals(false).build().unwrap();
     let db = lifecycle.guard(Memory::new("db"));
     // The one who conducts, tracked work and the resource, and a runtime with sockets for the resource.
-    assert_eq!(threads("winddown").len(), threads_before + 3);
+    assert_eq!(at_rest().len(), threads_before + 3);
     let files_made = files() - files_before;
     assert!((1..=4).contains(&files_made), "{files_made}");
     runtime.block_on(async { drop(db.get().await.unwrap()) });

@@ -156,14 +156,13 @@ async fn not_ended<V: Version>() {
         let (address, lying) = lying(server.server.address, lie).await;
         let scene = Scene::patient(Mysql::new(config_at(&server, address)));
         // One is out, one has left its statement behind, and one is idle.
-        let mut out = scene.out(2).await;
+        let mut out = scene.out(3).await;
         let mut held = out.pop().unwrap();
+        let left = out.pop().unwrap();
         drop(out);
         let held = tokio::spawn(async move { run(&mut held, ENDLESS).await.map_err(|error| error.to_string()) });
         until_running(&server, 2).await;
-        let mut out = scene.out(2).await;
-        abandon(&server, out.pop().unwrap(), 3).await;
-        drop(out);
+        abandon(&server, left, 3).await;
         let drained = scene.drain().await;
         drained.assert_in_time();
         let row = drained.row();
