@@ -393,6 +393,7 @@ impl Sessions {
     }
 
     /// Keeps a connection until somebody tidies it up. Gives it back where a drain has begun.
+    #[expect(clippy::result_large_err, reason = "it is the connection that was given")]
     pub(crate) fn keep_untidy(&self, key: Key, connection: Connection) -> Result<(), Connection> {
         let mut state = self.state();
         if state.phase != Phase::Open {

@@ -104,7 +104,7 @@ impl Line {
         endpoint: &Endpoint,
         unseen: &Arc<AtomicUsize>,
         whom: &[Identity],
-        questions: impl Fn(i64) -> Vec<Cmd>,
+        questions: impl Fn(i64) -> Vec<Cmd> + Send + Sync,
     ) -> Result<Vec<Asked>, Error> {
         if whom.is_empty() {
             return Ok(Vec::new());
@@ -147,7 +147,7 @@ impl Line {
     async fn ask_proven(
         &mut self,
         whom: &[Identity],
-        questions: &impl Fn(i64) -> Vec<Cmd>,
+        questions: &(impl Fn(i64) -> Vec<Cmd> + Sync),
     ) -> Result<Vec<Asked>, RedisError> {
         let open = self.open.as_ref().ok_or_else(closed)?;
         let new: Vec<_> = whom.iter().filter(|session| !open.proven.contains(&session.id)).collect();
@@ -256,7 +256,7 @@ impl Prepared {
         &self,
         endpoint: &Endpoint,
         whom: &[Identity],
-        questions: impl Fn(i64) -> Vec<Cmd>,
+        questions: impl Fn(i64) -> Vec<Cmd> + Send + Sync,
     ) -> Result<Vec<Asked>, Error> {
         let line = self.line(&endpoint.address);
         let mut line = line.lock().await;

@@ -114,7 +114,7 @@ impl Marks {
         }
         let left = self.effects.iter().find_map(|effect| effect.is_for_one(is_resp3));
         let Carried { is_in_multi, watches, .. } = Carried::default().after(self);
-        let left = left.or(is_in_multi.then_some("MULTI")).or(watches.then_some("WATCH"));
+        let left = left.or_else(|| is_in_multi.then_some("MULTI")).or_else(|| watches.then_some("WATCH"));
         match left {
             None => Ok(()),
             Some(name) => {
