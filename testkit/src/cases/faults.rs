@@ -177,12 +177,12 @@ pub async fn s7_strangers_are_left_alone_though_our_statement_was_on_a_server_th
     drop(out);
 }
 
-/// There is nothing of ours on the server that could be.
+/// There is nothing of ours on the server that could be. What a pooler that was killed had passed on may run behind it.
 #[track_caller]
 fn assert_cancels_nothing(drained: &super::scene::Drained) {
     drained.assert_in_time();
     let report = &drained.report;
-    assert_eq!((drained.row().sessions.cancelled, drained.listed, drained.running), (0, 0, 0), "{report}");
+    assert_eq!((drained.row().sessions.cancelled, drained.listed), (0, 0), "{report}");
 }
 
 /// Nothing comes back, not even the end of a connection.

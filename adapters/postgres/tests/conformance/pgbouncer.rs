@@ -38,7 +38,7 @@ impl Bouncer {
              listen_addr = 0.0.0.0\nlisten_port = 6432\nunix_socket_dir =\n\
              auth_type = scram-sha-256\nauth_file = /etc/pgbouncer/userlist.txt\n\
              auth_query = SELECT usename, passwd FROM pg_shadow WHERE usename = $1\n\
-             admin_users = postgres\npool_mode = transaction\ndefault_pool_size = 20\nmax_client_conn = {MOST_CLIENTS}\n\
+             admin_users = postgres\npool_mode = transaction\ndefault_pool_size = 60\nmax_client_conn = {MOST_CLIENTS}\n\
              server_fast_close = 1\nlog_connections = 1\nlog_disconnections = 1\n",
             host = server.address.ip(),
             port = server.address.port(),
