@@ -18,7 +18,6 @@ use socket2::{SockAddr, SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpSocket, TcpStream, UnixStream},
-    time::timeout,
 };
 use winddown_core::{is_out_of_descriptors, out_of_descriptors};
 
@@ -36,15 +35,14 @@ pub enum Address {
 /// How a socket is set up.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// How long connecting may take; `None` for as long as the system tries.
-    pub connect_timeout: Option<Duration>,
     /// How long what was sent may stay unacknowledged, where the system has that.
     pub tcp_user_timeout: Option<Duration>,
     /// Whether the system asks now and then if the other end is there.
     pub keepalive: Option<TcpKeepalive>,
 }
 
-/// Connects. Dropping the future leaves nothing behind.
+/// Connects, for as long as the system tries: whoever opens a session limits that with its other steps. Dropping the future leaves
+/// nothing behind.
 pub async fn dial(address: &Address, options: &Options) -> io::Result<Socket> {
     let connecting = async {
         match address {
@@ -52,7 +50,7 @@ pub async fn dial(address: &Address, options: &Options) -> io::Result<Socket> {
             Address::Unix(path) => UnixStream::connect(path).await.map(Raw::Unix),
         }
     };
-    match options.connect(connecting).await {
+    match connecting.await {
         Ok(raw) => Socket::new(raw, address, options, None),
         Err(error) if is_out_of_descriptors(&error) => Err(out_of_descriptors(error)),
         Err(error) => Err(error),
@@ -82,17 +80,7 @@ pub async fn dial_anyway(address: &Address, options: &Options) -> io::Result<Soc
             }
         }
     };
-    Socket::new(options.connect(connecting).await?, address, options, Some(taken))
-}
-
-impl Options {
-    async fn connect(&self, connecting: impl Future<Output = io::Result<Raw>> + Send) -> io::Result<Raw> {
-        let Some(limit) = self.connect_timeout else { return connecting.await };
-        timeout(limit, connecting).await.unwrap_or_else(|_| {
-            let text = format!("no answer within the connect_timeout of {limit:?}");
-            Err(io::Error::new(io::ErrorKind::TimedOut, text))
-        })
-    }
+    Socket::new(connecting.await?, address, options, Some(taken))
 }
 
 /// The part of a socket that others may look at while a connection has it.
@@ -217,7 +205,7 @@ pub struct Socket {
 impl Socket {
     fn new(raw: Raw, address: &Address, options: &Options, spare: Option<Taken>) -> io::Result<Self> {
         if let Raw::Tcp(stream) = &raw {
-            let Options { connect_timeout: _, tcp_user_timeout, keepalive } = options;
+            let Options { tcp_user_timeout, keepalive } = options;
             stream.set_nodelay(true)?;
             let socket = SockRef::from(stream);
             #[cfg(target_os = "linux")]

@@ -166,10 +166,5 @@ fn options(config: &tokio_postgres::Config) -> Options {
         }
         keepalive
     });
-    Options {
-        // It is one with that of all other steps.
-        connect_timeout: None,
-        tcp_user_timeout: config.get_tcp_user_timeout().copied(),
-        keepalive,
-    }
+    Options { tcp_user_timeout: config.get_tcp_user_timeout().copied(), keepalive }
 }

@@ -236,12 +236,7 @@ impl Config {
 
     pub(crate) fn options(&self) -> Options {
         let settings = self.driver.tcp_settings();
-        Options {
-            // It is one with that of all other steps.
-            connect_timeout: None,
-            tcp_user_timeout: settings.user_timeout(),
-            keepalive: settings.keepalive().cloned(),
-        }
+        Options { tcp_user_timeout: settings.user_timeout(), keepalive: settings.keepalive().cloned() }
     }
 
     /// How long opening a session with one address may take.
