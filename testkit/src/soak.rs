@@ -39,7 +39,12 @@ pub type Claim<H> = for<'a> fn(&'a H) -> Pin<Box<dyn Future<Output = Result<Stri
 /// How many rounds there are: so many at full size, so many else.
 #[must_use]
 pub fn rounds(full: usize, small: usize) -> usize {
-    if env::var_os(VARIABLE).is_some() { full } else { small }
+    if is_full_size() { full } else { small }
+}
+
+/// Whether this is a run at full size.
+pub(crate) fn is_full_size() -> bool {
+    env::var_os(VARIABLE).is_some()
 }
 
 /// The claims that are the same for every server: idle sessions, also on busy cores, a statement that runs, a network that is

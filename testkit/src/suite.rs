@@ -18,8 +18,11 @@ use std::{
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
+use winddown_core::BoxError;
+
 use crate::{
-    Harness, Need, ServerUse, cases,
+    Harness, Need, ServerUse,
+    cases::{self, Outdated, STRANGERS},
     limit::{self, Clock},
     scene::in_full,
     servers, soak,
@@ -80,13 +83,17 @@ impl<H: Harness> Case<H> {
     /// # Errors
     /// What the case panicked with, or what went wrong around it.
     pub fn run(self) -> Result<(), String> {
+        self.run_on(ServerIs::AsItWas)
+    }
+
+    fn run_on(self, server: ServerIs) -> Result<(), String> {
         let name = format!("{}::{}", H::NAME, self.name);
         let (send, outcome) = mpsc::channel();
         let clock: Arc<Clock> = Arc::default();
         let waits = Arc::clone(&clock);
         let thread = thread::Builder::new().name(name.clone()).spawn(move || {
             let outcome = runtime(&name).map_err(|error| error.to_string()).and_then(|runtime| {
-                let outcome = runtime.block_on(waits.run(self.on_its_runtime()));
+                let outcome = runtime.block_on(waits.run(self.on_its_runtime(server)));
                 // What a case that failed has left running must not hold up the others.
                 runtime.shutdown_timeout(Duration::from_secs(1));
                 outcome
@@ -109,30 +116,79 @@ impl<H: Harness> Case<H> {
         }
     }
 
-    async fn on_its_runtime(self) -> Result<(), String> {
-        let harness = limited("starting the server", START_LIMIT, H::start(self.server))
+    async fn on_its_runtime(self, server: ServerIs) -> Result<(), String> {
+        let wanted = if server == ServerIs::Restarted { ServerUse::Own } else { self.server };
+        let harness = limited("starting the server", START_LIMIT, H::start(wanted))
             .await?
             .map_err(|error| in_full(error.as_ref()))?;
+        let outdated = match server {
+            ServerIs::Restarted => Some(limited("restarting the server", START_LIMIT, Outdated::new(&harness)).await?),
+            ServerIs::AsItWas => None,
+        };
         // S7: whatever the case is about, nobody else on the server notices.
-        let stranger = match self.needs.iter().any(|need| H::ENDS_ALL.contains(need)) {
-            true => None,
-            false => Some(
-                limited("making a stranger", END_LIMIT, harness.stranger())
-                    .await?
-                    .map_err(|error| in_full(error.as_ref()))?,
-            ),
+        let count = match server {
+            _ if self.needs.iter().any(|need| H::ENDS_ALL.contains(need)) => 0,
+            ServerIs::Restarted => STRANGERS,
+            ServerIs::AsItWas => 1,
         };
+        let mut strangers = Vec::new();
+        for _ in 0..count {
+            let stranger = limited("making a stranger", END_LIMIT, harness.stranger()).await?;
+            strangers.push(stranger.map_err(|error| in_full(error.as_ref()))?);
+        }
         let case = limited(self.name, CASE_LIMIT, (self.run)(&harness)).await;
-        let untouched = match stranger {
-            Some(stranger) => limited("asking the stranger", END_LIMIT, stranger.untouched()).await,
-            None => Ok(Ok(())),
+        let drained = match outdated {
+            Some(outdated) => limited("draining what was outdated", CASE_LIMIT, outdated.drain(&harness)).await,
+            None => Ok(()),
         };
+        let asked = async {
+            for stranger in strangers {
+                stranger.untouched().await?;
+            }
+            Ok::<_, BoxError>(())
+        };
+        let untouched = limited("asking the strangers", END_LIMIT, asked).await;
         let end = limited("ending the harness", END_LIMIT, harness.end()).await;
         // The case first: what is left behind is often its consequence.
         case?;
+        drained?;
         untouched?.map_err(|error| in_full(error.as_ref()))?;
         end?.map_err(|error| format!("at its end: {}", in_full(error.as_ref())))
     }
+}
+
+/// What the server of a case went through before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ServerIs {
+    /// Nothing.
+    AsItWas,
+    /// It was restarted under sessions of this process, whose numbers others have by now.
+    Restarted,
+}
+
+/// S7, in every case: all of them one after the other, each on a server that was restarted. Not at full size, one of them.
+/// `None` where there is no server to restart.
+fn on_restarted_servers<H: Harness>(cases: Vec<Case<H>>) -> Option<Trial> {
+    const FOREMOST: &str = "a_statement_whose_future_was_dropped_is_stopped_on_the_server";
+    if H::LACKS.iter().any(|(need, _)| *need == Need::Kill) {
+        return None;
+    }
+    let name = format!("soak_{}_s7_in_every_case_nobody_else_is_touched_on_a_server_that_was_restarted", H::NAME);
+    Some(Trial::test(name.clone(), move || {
+        let is_chosen = |case: &Case<H>| soak::is_full_size() || case.name == FOREMOST;
+        let (mut count, mut failures) = (0, Vec::new());
+        for case in cases.into_iter().filter(is_chosen) {
+            count += 1;
+            if let Err(error) = case.run_on(ServerIs::Restarted) {
+                failures.push(format!("{}: {error}", case.name));
+            }
+        }
+        if !failures.is_empty() {
+            return Err(format!("{} of {count} cases failed:\n{}", failures.len(), failures.join("\n")).into());
+        }
+        println!("{name}: {count} of {count} cases");
+        Ok(())
+    }))
 }
 
 fn runtime(name: &str) -> std::io::Result<tokio::runtime::Runtime> {
@@ -202,6 +258,8 @@ impl Suite {
             skipped: AtomicUsize::new(if skipped.is_some() { cases.len() } else { 0 }),
             does_not_apply: does_not_apply.collect(),
         });
+        let restarted = on_restarted_servers(cases.clone());
+        self.groups.push(restarted.into_iter().map(|trial| trial.with_ignored_flag(skipped.is_some())).collect());
         let (own, shared): (Vec<_>, Vec<_>) = cases.into_iter().partition(|case| case.server == ServerUse::Own);
         for cases in [own, shared] {
             let trials = cases.into_iter().map(|case| books_trial(case, Arc::clone(&books), skipped.is_some()));

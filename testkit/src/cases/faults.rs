@@ -126,7 +126,7 @@ pub async fn a_server_that_was_started_again_is_used_and_drained<H: Harness>(har
 }
 
 /// Enough to have every number that a session of ours had before.
-const STRANGERS: usize = 12;
+pub(crate) const STRANGERS: usize = 12;
 
 /// Kills the server and starts it again. Its numbers begin anew, and others come first.
 async fn restart<H: Harness>(harness: &H) -> Vec<Stranger> {
@@ -144,6 +144,31 @@ async fn assert_untouched(strangers: Vec<Stranger>) {
         if let Err(error) = stranger.untouched().await {
             panic!("somebody else was disturbed: {error}");
         }
+    }
+}
+
+/// A frozen process whose server was restarted, which it has not seen: its sessions have numbers that are others' by now.
+pub(crate) struct Outdated<H: Harness> {
+    application: Application,
+    scene: Scene<H>,
+}
+
+impl<H: Harness> Outdated<H> {
+    /// Opens sessions, and restarts the server.
+    pub(crate) async fn new(harness: &H) -> Self {
+        let application = Application::new();
+        let scene = Scene::patient(harness);
+        application.run(async { drop(scene.out(harness, 4).await) });
+        ok(harness.kill().await);
+        ok(harness.start_again().await);
+        Self { application, scene }
+    }
+
+    /// It wakes up to be drained.
+    pub(crate) async fn drain(self, harness: &H) {
+        let Self { application, scene } = self;
+        assert_cancels_nothing(&scene.drain(harness).await);
+        application.run(async { drop(scene) });
     }
 }
 
