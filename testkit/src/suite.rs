@@ -4,7 +4,7 @@ use std::{
     any::Any,
     future::{Future, poll_fn},
     panic::{AssertUnwindSafe, catch_unwind},
-    pin::{Pin, pin},
+    pin::Pin,
     process::ExitCode,
     sync::{
         Arc,
@@ -196,15 +196,18 @@ fn runtime(name: &str) -> std::io::Result<tokio::runtime::Runtime> {
 }
 
 /// What it returns, or in words that it panicked or took too long.
-async fn limited<F: Future>(what: &str, limit: Duration, future: F) -> Result<F::Output, String> {
-    let mut future = pin!(future);
-    let caught = poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
-        Ok(Poll::Pending) => Poll::Pending,
-        Ok(Poll::Ready(output)) => Poll::Ready(Ok(output)),
-        Err(panic) => Poll::Ready(Err(panicked(panic.as_ref()))),
-    });
-    let outcome = limit::within(limit, caught).await;
-    outcome.unwrap_or_else(|| Err(format!("{what} hung: it was not over after {limit:?}")))
+fn limited<F: Future>(what: &str, limit: Duration, future: F) -> impl Future<Output = Result<F::Output, String>> {
+    // What a harness does is large: inline, several of them would not fit on a stack without optimisation.
+    let mut future = Box::pin(future);
+    async move {
+        let caught = poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
+            Ok(Poll::Pending) => Poll::Pending,
+            Ok(Poll::Ready(output)) => Poll::Ready(Ok(output)),
+            Err(panic) => Poll::Ready(Err(panicked(panic.as_ref()))),
+        });
+        let outcome = limit::within(limit, caught).await;
+        outcome.unwrap_or_else(|| Err(format!("{what} hung: it was not over after {limit:?}")))
+    }
 }
 
 fn panicked(panic: &(dyn Any + Send)) -> String {

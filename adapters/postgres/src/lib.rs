@@ -13,7 +13,6 @@ mod sessions;
 mod sink;
 mod stream;
 mod tls;
-#[cfg(feature = "buffer")]
 mod token;
 mod wrapped;
 

@@ -5,7 +5,10 @@
 //! fails with the same code: what the server says of itself tells them apart.
 //! <https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-ASYNC>
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use winddown_core::Outdated;
 
@@ -22,7 +25,14 @@ pub(crate) struct Watch {
     by_default: Option<bool>,
     /// It has refused to write, and not been ready since.
     refused: bool,
+    began: Instant,
+    /// Whether it said that it lets everybody write, when it was ready first.
+    wrote: Option<bool>,
 }
+
+/// A session with a server that let nobody write from the beginning is not replaced sooner: the next one may be with the same, as
+/// with one whose disk is full.
+const REOPEN_PAUSE: Duration = Duration::from_secs(1);
 
 /// The type of a message, and its length, which includes itself.
 const HEADER: usize = 5;
@@ -37,7 +47,8 @@ impl Watch {
     /// `outdated` is told when the server lets nobody write.
     pub(crate) fn new(outdated: Arc<Outdated>) -> Self {
         let (message, skipped) = (Vec::new(), 0);
-        Self { outdated, message, skipped, standby: None, by_default: None, refused: false }
+        let (standby, by_default, wrote) = (None, None, None);
+        Self { outdated, message, skipped, standby, by_default, refused: false, began: Instant::now(), wrote }
     }
 
     /// The next bytes from the server.
@@ -88,8 +99,10 @@ impl Watch {
             // ReadyForQuery: a setting that has changed was told before.
             _ => {
                 let writes = self.standby == Some(false) && self.by_default == Some(false);
+                let wrote = *self.wrote.get_or_insert(writes);
                 // Servers before version 14, and poolers, do not say: a session too many is replaced then.
-                if std::mem::take(&mut self.refused) && !writes {
+                let is_due = wrote || self.began.elapsed() >= REOPEN_PAUSE;
+                if std::mem::take(&mut self.refused) && !writes && is_due {
                     tracing::debug!("the server lets nobody write: its sessions are replaced");
                     self.outdated.opened_until_now();
                 }
@@ -100,8 +113,6 @@ impl Watch {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
-
     use super::*;
 
     fn message(kind: u8, body: &[u8]) -> Vec<u8> {
@@ -124,13 +135,20 @@ mod tests {
         )
     }
 
-    /// Whether what was open before is outdated after these bytes, however they are cut.
+    /// Whether what was open before is outdated after these bytes, on a session that is not new.
     #[track_caller]
     fn outdates(bytes: &[u8]) -> bool {
+        outdates_after(REOPEN_PAUSE, bytes)
+    }
+
+    /// The same on one that was opened so long ago, however the bytes are cut.
+    #[track_caller]
+    fn outdates_after(age: Duration, bytes: &[u8]) -> bool {
         let mut found = [1, 2, 3, 7, 4096].map(|cut| {
             let outdated = Arc::new(Outdated::default());
             let before = Instant::now();
             let mut watch = Watch::new(Arc::clone(&outdated));
+            watch.began -= age;
             bytes.chunks(cut).for_each(|part| watch.received(part));
             outdated.is_outdated(before, before)
         });
@@ -154,6 +172,18 @@ mod tests {
         // Promoted meanwhile.
         let promoted = says("in_hot_standby", "off");
         assert!(!outdates(&[&opened("on", "off")[..], &promoted, &error("25006"), &failed].concat()));
+    }
+
+    #[test]
+    fn a_new_session_whose_server_never_let_anybody_write_does_not_replace_the_others() {
+        let refusal = [error("25006"), message(b'Z', b"I")].concat();
+        for standby in [&opened("on", "off")[..], &opened("off", "on"), &message(b'Z', b"I")] {
+            assert!(!outdates_after(Duration::ZERO, &[standby, &refusal].concat()));
+            assert!(outdates_after(REOPEN_PAUSE, &[standby, &refusal].concat()));
+        }
+        // It was another server when the session was opened.
+        let changed = says("default_transaction_read_only", "on");
+        assert!(outdates_after(Duration::ZERO, &[&opened("off", "off")[..], &changed, &refusal].concat()));
     }
 
     #[test]

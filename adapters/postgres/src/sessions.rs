@@ -26,6 +26,7 @@ use crate::{
     pooled,
     stream::{Activity, Carries, Negotiated, Stream, Wire},
     tls::{Tls, refused},
+    token::CancelKey,
 };
 
 type Connection = tokio_postgres::Connection<Stream, Stream>;
@@ -280,6 +281,10 @@ impl Part {
     pub(crate) async fn cancel(&self) -> Result<(), NotAsked> {
         let Some(Opened { token, activity }) = self.opened.get() else { return Ok(()) };
         activity.throw_away();
+        if CancelKey::of(token).is_some_and(CancelKey::is_missing) {
+            let text = format!("{} gave no key to stop a statement with, which may run on", self.endpoint);
+            return Err(NotAsked { error: Error::new(ErrorKind::Incomplete, text), is_refused: false });
+        }
         let in_time = |error| self.not_asked(Failure::Ours(error));
         let opening = self.endpoint.opening();
         let stream = match self.endpoint.dial_anyway(&opening).await {

@@ -27,6 +27,13 @@ impl CancelKey {
         request.last_chunk().copied().map(Self)
     }
 
+    /// Whether the server gave none, as RDS Proxy: what the driver has then is all zeros.
+    /// <https://github.com/vapor/postgres-nio/issues/296>
+    pub(crate) fn is_missing(self) -> bool {
+        self.0 == [0; 8]
+    }
+
+    #[cfg(feature = "buffer")]
     pub(crate) fn process_id(self) -> i32 {
         let [a, b, c, d, ..] = self.0;
         i32::from_be_bytes([a, b, c, d])

@@ -83,6 +83,7 @@ fn main() -> ExitCode {
                 a_statement_whose_session_was_replaced_is_stopped_before_it_is_forgotten
                 a_statement_that_could_not_be_stopped_before_the_drain_is_in_its_report
                 a_statement_counts_as_cancelled_only_if_it_was_seen_to_end
+                where_the_server_gave_no_key_a_statement_is_let_end_and_nobody_is_asked
                 a_stranger_with_the_number_of_a_session_is_not_touched
                 a_result_that_nobody_reads_is_stopped_and_its_session_says_goodbye
                 where_a_pooler_ends_too_a_statement_is_not_waited_for_and_is_named;

@@ -50,8 +50,11 @@ pub(crate) fn is_full(detail: Option<&str>) -> bool {
 /// Whether the server, or a proxy before it, does not know the command.
 pub(crate) fn is_unknown(refusal: &ServerError) -> bool {
     let details = refusal.details().unwrap_or_default();
-    // Some proxies send their texts without a code.
-    details.starts_with("unknown command") || matches!(refusal.code(), "unknown" | "unsupported")
+    // Of a subcommand servers before version 7 say "Unknown subcommand or wrong number of arguments". Some proxies send their texts
+    // without a code.
+    let is_named =
+        ["unknown command", "unknown subcommand", "Unknown subcommand"].iter().any(|text| details.starts_with(text));
+    is_named || matches!(refusal.code(), "unknown" | "unsupported")
 }
 
 /// Whether it is the server's answer that the user may not run the command, or that it does not know it.
@@ -85,4 +88,36 @@ pub(crate) fn login(refusal: ServerError) -> Error {
         _ => return error(ErrorKind::Init, "cannot open a session", refusal.into()),
     };
     Error::new(ErrorKind::Config, advice).with_source(RedisError::from(refusal))
+}
+
+#[cfg(test)]
+mod tests {
+    use redis::{Value, parse_redis_value};
+
+    use super::*;
+
+    #[track_caller]
+    fn refusal(text: &str) -> ServerError {
+        match parse_redis_value(format!("-{text}\r\n").as_bytes()) {
+            Ok(Value::ServerError(refusal)) => refusal,
+            other => panic!("it is no refusal: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_command_that_is_not_known_is_told_from_one_that_failed() {
+        for text in [
+            "ERR unknown command 'CLIENT', with args beginning with: 'ID' ",
+            "ERR unknown subcommand 'UNBLOCK'. Try CLIENT HELP.",
+            "ERR Unknown subcommand or wrong number of arguments for 'UNBLOCK'. Try CLIENT HELP.",
+            "unknown command",
+        ] {
+            assert!(is_unknown(&refusal(text)), "{text}");
+        }
+        for text in
+            ["ERR wrong number of arguments for 'client|unblock' command", "NOPERM User u has no permissions", "ERR no"]
+        {
+            assert!(!is_unknown(&refusal(text)), "{text}");
+        }
+    }
 }

@@ -1,18 +1,19 @@
 //! Statements that are stopped, and what is said of those that could not be.
 
 use std::{
+    io,
     net::SocketAddr,
     pin::pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use futures_util::TryStreamExt as _;
 use tokio::{
-    io::copy_bidirectional,
+    io::{AsyncReadExt as _, AsyncWriteExt as _, copy, copy_bidirectional},
     net::{TcpListener, TcpStream},
     sync::watch,
     task::JoinSet,
@@ -35,33 +36,46 @@ struct Relay {
     address: SocketAddr,
     /// Connections that were made before stand still: nothing passes any more, no end either.
     frozen: watch::Sender<()>,
-    loses_cancels: Arc<AtomicBool>,
+    ways: Arc<Ways>,
     _tasks: JoinSet<()>,
+}
+
+/// How a relay is unlike the server behind it.
+#[derive(Default)]
+struct Ways {
+    loses_cancels: AtomicBool,
+    keeps_keys: AtomicBool,
+    /// How many requests to cancel have come.
+    cancels: AtomicUsize,
 }
 
 impl Relay {
     async fn start(server: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (frozen, loses_cancels) = (watch::Sender::default(), Arc::new(AtomicBool::new(false)));
+        let (frozen, ways) = (watch::Sender::default(), Arc::<Ways>::default());
         let mut tasks = JoinSet::new();
         tasks.spawn({
-            let (frozen, loses_cancels) = (frozen.clone(), Arc::clone(&loses_cancels));
+            let (frozen, ways) = (frozen.clone(), Arc::clone(&ways));
             async move {
                 let mut connections = JoinSet::new();
                 loop {
                     let (client, _) = listener.accept().await.unwrap();
-                    let (frozen, loses_cancels) = (frozen.subscribe(), Arc::clone(&loses_cancels));
-                    connections.spawn(pass(client, server, frozen, loses_cancels));
+                    connections.spawn(pass(client, server, frozen.subscribe(), Arc::clone(&ways)));
                 }
             }
         });
-        Self { address, frozen, loses_cancels, _tasks: tasks }
+        Self { address, frozen, ways, _tasks: tasks }
     }
 
     /// From now on requests to cancel are taken, and get no further.
     fn lose_cancels(&self) {
-        self.loses_cancels.store(true, Ordering::Relaxed);
+        self.ways.loses_cancels.store(true, Ordering::Relaxed);
+    }
+
+    /// From now on no session is told by what key it can be cancelled.
+    fn keep_keys(&self) {
+        self.ways.keeps_keys.store(true, Ordering::Relaxed);
     }
 
     fn freeze(&self) {
@@ -69,12 +83,7 @@ impl Relay {
     }
 }
 
-async fn pass(
-    mut client: TcpStream,
-    server: SocketAddr,
-    mut frozen: watch::Receiver<()>,
-    loses_cancels: Arc<AtomicBool>,
-) {
+async fn pass(mut client: TcpStream, server: SocketAddr, mut frozen: watch::Receiver<()>, ways: Arc<Ways>) {
     // A length, and the code of CancelRequest.
     const CANCEL: [u8; 8] = [0, 0, 0, 16, 4, 210, 22, 46];
     let mut first = [0; 8];
@@ -82,13 +91,47 @@ async fn pass(
         assert!(seen < 8);
         client.readable().await.unwrap();
     }
-    if loses_cancels.load(Ordering::Relaxed) && first == CANCEL {
+    let is_cancel = first == CANCEL;
+    ways.cancels.fetch_add(usize::from(is_cancel), Ordering::Relaxed);
+    if is_cancel && ways.loses_cancels.load(Ordering::Relaxed) {
         return;
     }
     let Ok(mut server) = TcpStream::connect(server).await else { return };
+    let passed = async {
+        if !is_cancel && ways.keeps_keys.load(Ordering::Relaxed) {
+            log_on_without_key(&mut client, &mut server).await?;
+        }
+        copy_bidirectional(&mut client, &mut server).await
+    };
     tokio::select! {
-        _ = copy_bidirectional(&mut client, &mut server) => {}
+        // Both ends see how it ended.
+        _ = passed => {}
         _ = frozen.changed() => std::future::pending().await,
+    }
+}
+
+/// Passes everything on but BackendKeyData, until the server is ready.
+async fn log_on_without_key(client: &mut TcpStream, server: &mut TcpStream) -> io::Result<()> {
+    let (mut from_client, mut to_client) = client.split();
+    let (mut from_server, mut to_server) = server.split();
+    let answers = async {
+        loop {
+            let mut header = [0; 5];
+            from_server.read_exact(&mut header).await?;
+            let [kind, length @ ..] = header;
+            let mut body = vec![0; u32::from_be_bytes(length) as usize - 4];
+            from_server.read_exact(&mut body).await?;
+            if kind != b'K' {
+                to_client.write_all(&[&header[..], &body].concat()).await?;
+            }
+            if kind == b'Z' {
+                return Ok(());
+            }
+        }
+    };
+    tokio::select! {
+        answered = answers => answered,
+        sent = copy(&mut from_client, &mut to_server) => sent.map(drop),
     }
 }
 
@@ -167,6 +210,37 @@ pub(crate) async fn a_statement_counts_as_cancelled_only_if_it_was_seen_to_end()
     assert_eq!((drained.row().sessions.cancelled, drained.ended()), (0, (0, 1)), "{}", drained.report);
     assert!(drained.report.to_string().contains(&unseen), "{}", drained.report);
     assert_eq!(server.running().await.unwrap(), 1, "what the report says");
+    server.end_all().await.unwrap();
+    server.end().await.unwrap();
+}
+
+pub(crate) async fn where_the_server_gave_no_key_a_statement_is_let_end_and_nobody_is_asked() {
+    let server = seventeen().await;
+    let relay = Relay::start(server.server.address).await;
+    relay.keep_keys();
+    let scene = Scene::patient(Postgres::new(config_at(&server, relay.address)));
+    let (result, drained) = drain_under_a_statement(&server, &scene).await;
+    result.unwrap_err();
+    drained.assert_in_time();
+    assert_eq!((drained.row().sessions.cancelled, drained.ended()), (0, (0, 1)), "{}", drained.report);
+    let error = drained.row().error.clone().unwrap_or_default();
+    assert!(error.contains(&format!("{} gave no key", relay.address)), "{}", drained.report);
+    assert_eq!(server.running().await.unwrap(), 1, "what the report says");
+    server.end_all().await.unwrap();
+
+    // One that ends by itself has ended, and nothing is said.
+    let scene = Scene::patient(Postgres::new(config_at(&server, relay.address)));
+    scene.ping().await;
+    scene.drain().await.assert_clean(1);
+    // Outside of a drain too it is known at once.
+    let scene = Scene::new(replacing(&server, relay.address));
+    abandon_statement(&server, &scene.db).await;
+    scene.ping().await;
+    until_the_book_has(&scene, 1).await;
+    let drained = scene.drain().await;
+    let error = drained.row().error.clone().unwrap_or_default();
+    assert!(error.contains("gave no key"), "{}", drained.report);
+    assert_eq!(relay.ways.cancels.load(Ordering::Relaxed), 0, "a connection for each would be in vain");
     server.end_all().await.unwrap();
     server.end().await.unwrap();
 }
