@@ -107,7 +107,7 @@ async fn starves<H: Starved>() -> Result<(), BoxError> {
             let _ = statement.await;
         }
     }
-    let _open = use_up(free)?;
+    let _open = use_up_descriptors(free)?;
     println!("starved");
     let draining = lifecycle.draining();
     let work = async {
@@ -118,8 +118,11 @@ async fn starves<H: Starved>() -> Result<(), BoxError> {
     Ok(())
 }
 
-/// Opens files until so many more can be opened, and no more.
-fn use_up(free: usize) -> Result<Vec<File>, BoxError> {
+/// Opens files until so many more can be opened by this process, and no more; they are open as long as these are kept.
+///
+/// # Errors
+/// When the limit cannot be set, or was reached before.
+pub fn use_up_descriptors(free: usize) -> Result<Vec<File>, BoxError> {
     let highest =
         fs::read_dir("/proc/self/fd")?.filter_map(|file| file.ok()?.file_name().to_str()?.parse::<u64>().ok()).max();
     let most = highest.unwrap_or_default() + 1 + free as u64;

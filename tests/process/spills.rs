@@ -9,16 +9,18 @@ use std::{
 
 use rustix::process::{Resource, Rlimit, setrlimit};
 use serde_json::Value;
+use tokio::sync::watch;
 use winddown::{
     Checkout, Error, ErrorKind, Lifecycle,
     buffer::{Batch, BatchWriter, Delivery, Push as _, Replay, Shared, Spill, WriteError, WriteWith},
 };
-use winddown_testkit::child::Child;
+use winddown_testkit::{child::Child, starved::use_up_descriptors};
 
 use crate::cases::cases;
 
 cases![
     a_spill_beyond_the_limit_of_a_file_s_size_leaves_nothing_and_is_lost,
+    a_spill_needs_no_descriptor_that_is_not_there_before,
     a_spill_to_the_log_passes_every_log_level_and_is_signed,
     a_key_that_is_too_short_is_an_error_of_init,
     a_replay_needs_memory_for_a_batch_and_not_for_a_file,
@@ -33,26 +35,38 @@ pub(crate) async fn run(name: &str) -> Option<Result<(), Error>> {
         "spills_beyond_limit" => {
             let limit = Rlimit { current: Some(8 << 10), maximum: None };
             setrlimit(Resource::Fsize, limit).unwrap();
-            spills(Spill::directory(env::var_os("SPILLS").unwrap())).await
+            spills(Spill::directory(env::var_os("SPILLS").unwrap()), || ()).await
         }
-        "spills_to_the_log" => spills(Spill::stderr()).await,
+        "spills_without_descriptors" => {
+            spills(Spill::directory(env::var_os("SPILLS").unwrap()), || use_up_descriptors(0).unwrap()).await
+        }
+        "spills_to_the_log" => spills(Spill::stderr(), || ()).await,
         "replays" => replays().await,
         _ => return None,
     })
 }
 
-/// Accepts a thousand records that nobody takes, and ends.
-async fn spills(spill: Spill<(u64, String)>) -> Result<(), Error> {
+/// Accepts a thousand records that nobody takes, and ends with what it then has.
+async fn spills<T>(spill: Spill<(u64, String)>, then_has: impl FnOnce() -> T) -> Result<(), Error> {
     let lifecycle = Lifecycle::detect()?;
     let db = lifecycle.guard(Shared::new("db", ()));
-    let away = WriteWith::new(Delivery::ExactlyOnce, |_: &mut Checkout<Shared<()>>, _: &Batch<(u64, String)>| {
-        Box::pin(async { Err(WriteError::Failed(Error::new(ErrorKind::Write, "there is no such table"))) })
+    let (ends, is_ending) = watch::channel(false);
+    let away = WriteWith::new(Delivery::ExactlyOnce, move |_: &mut Checkout<Shared<()>>, _: &Batch<(u64, String)>| {
+        let mut is_ending = is_ending.clone();
+        Box::pin(async move {
+            // It is never dropped before.
+            let _ = is_ending.wait_for(|ends| *ends).await;
+            Err(WriteError::Failed(Error::new(ErrorKind::Write, "there is no such table")))
+        })
     });
     let buffer = lifecycle.guard(BatchWriter::new(&db, away).name("audit").spill(spill));
+    let mut has = None;
     let work = async {
         for number in 0..1000 {
             buffer.push((number, "something".to_owned())).await?;
         }
+        has = Some(then_has());
+        ends.send_replace(true);
         Ok::<_, Error>(())
     };
     lifecycle.run(work).await.map(drop)
@@ -67,6 +81,20 @@ fn a_spill_beyond_the_limit_of_a_file_s_size_leaves_nothing_and_is_lost() {
     let records = ended.report().resource("audit").unwrap().records.unwrap();
     assert_eq!((records.accepted, records.spilled, records.lost), (1000, 0, 1000), "{}", ended.report());
     assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+}
+
+fn a_spill_needs_no_descriptor_that_is_not_there_before() {
+    let directory = tempfile::tempdir().unwrap();
+    let spills = directory.path().to_str().unwrap().to_owned();
+    let budget = AMPLE.as_millis().to_string();
+    let variables = [("SPILLS", spills), ("WINDDOWN_BUDGET_MS", budget)];
+    let ended = Child::start_with("spills_without_descriptors", &variables).end();
+    let report = ended.report();
+    let records = report.resource("audit").unwrap().records.unwrap();
+    assert_eq!((records.accepted, records.spilled, records.lost), (1000, 1000, 0), "{report}");
+    let files = fs::read_dir(directory.path()).unwrap().map(|file| fs::read_to_string(file.unwrap().path()).unwrap());
+    let lines: usize = files.map(|file| file.lines().filter(|line| line.contains("winddown.record")).count()).sum();
+    assert_eq!(lines, 1000);
 }
 
 fn a_spill_to_the_log_passes_every_log_level_and_is_signed() {
