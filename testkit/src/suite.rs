@@ -138,7 +138,7 @@ impl<H: Harness> Case<H> {
         }
         let case = limited(self.name, CASE_LIMIT, (self.run)(&harness)).await;
         let drained = match outdated {
-            Some(outdated) => limited("draining what was outdated", CASE_LIMIT, outdated.drain(&harness)).await,
+            Some(outdated) => limited("draining what was outdated", CASE_LIMIT, outdated.drain()).await,
             None => Ok(()),
         };
         let asked = async {
