@@ -45,8 +45,9 @@ impl Wake for Bell {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        // Release: whoever sees it finds what it was rung for.
-        self.state.store(RUNG, Ordering::Release);
+        // Release: whoever sees it finds what it was rung for. A swap and no store: where it was being polled, the end of that
+        // poll comes before it or sees it.
+        self.state.swap(RUNG, Ordering::Release);
         let polled_by = self.polled_by.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(polled_by) = polled_by {
             polled_by.wake();
@@ -107,8 +108,10 @@ impl<F: Future + Unpin> Handover<F> {
 
     fn poll_in(&self, mut state: MutexGuard<'_, State<F>>) -> Poll<Option<F::Output>> {
         let Some(future) = state.future.as_mut() else { return Poll::Ready(None) };
-        // Before it is polled: what it is woken for from here on it may not have seen.
-        self.bell.state.store(POLLED, Ordering::Relaxed);
+        // Before it is polled: what it is woken for from here on it may not have seen. What it was woken for until here it has to
+        // see, which is why this is a swap that acquires: a store could become visible only after the poll has looked, and would
+        // silence a bell that was rung in between.
+        self.bell.state.swap(POLLED, Ordering::Acquire);
         let waker = Waker::from(Arc::clone(&self.bell));
         let polled = Pin::new(future).poll(&mut Context::from_waker(&waker));
         // Where it was rung meanwhile, it stays so.
@@ -150,7 +153,7 @@ impl<F: Future + Unpin> Handover<F> {
 mod models {
     //! `RUSTFLAGS="--cfg winddown_loom" cargo test --release -p winddown-net --lib models::`.
 
-    use std::{future::poll_fn, task::Waker};
+    use std::{future::poll_fn, sync::OnceLock, task::Waker};
 
     use loom::{
         future::{AtomicWaker, block_on},
@@ -222,6 +225,52 @@ mod models {
             }
             Poll::Pending
         }
+    }
+
+    /// A session that looks at nothing but what it was asked for, and registers nothing anew: what is not there yet, it has to be
+    /// woken for, and polled again.
+    struct Reader {
+        asked: Arc<AtomicBool>,
+        waker: Arc<OnceLock<Waker>>,
+        has_taken: Arc<AtomicBool>,
+    }
+
+    impl Future for Reader {
+        type Output = ();
+
+        fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+            self.waker.get_or_init(|| cx.waker().clone());
+            // What makes it visible is the wake alone.
+            if self.asked.load(Ordering::Relaxed) {
+                self.has_taken.store(true, Ordering::Release);
+            }
+            Poll::Pending
+        }
+    }
+
+    /// Being polled while it is woken does not undo the wake: either that poll finds what it is woken for, or it stays woken.
+    #[test]
+    fn a_session_that_is_woken_while_it_is_polled_loses_no_wake() {
+        loom::model(|| {
+            let (asked, has_taken) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+            let waker = Arc::new(OnceLock::new());
+            let reader =
+                Reader { asked: Arc::clone(&asked), waker: Arc::clone(&waker), has_taken: Arc::clone(&has_taken) };
+            let session = Arc::new(Handover::new(reader));
+            let poll = |session: &Handover<Reader>| {
+                assert!(session.poll_until_taken(&Context::from_waker(Waker::noop())).is_pending());
+            };
+            poll(&session);
+            let application = {
+                let session = Arc::clone(&session);
+                thread::spawn(move || poll(&session))
+            };
+            asked.store(true, Ordering::Relaxed);
+            waker.get().unwrap().wake_by_ref();
+            assert!(session.poll_if_woken().is_pending());
+            assert!(has_taken.load(Ordering::Acquire));
+            application.join().unwrap();
+        });
     }
 
     /// What a session was asked for is on its way when it has caught up, whoever polls it meanwhile.

@@ -1,9 +1,9 @@
 //! A function that does one thing, often wrong, named by its first argument. It speaks HTTP by hand, as SDKs do not do these.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio, exit};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -92,6 +92,40 @@ async fn main() -> std::io::Result<()> {
                 sigterm.recv().await;
                 exit(0);
             });
+            serve().await
+        }
+        // writes the time into the file that its second argument names, after its process id; with a third argument, keeps
+        // not even its limits
+        "clock" => {
+            rustix::process::setsid()?;
+            #[cfg(target_os = "linux")]
+            if std::env::args().nth(3).is_some() {
+                use rustix::process::{Resource, getrlimit, setrlimit};
+                let limit = getrlimit(Resource::Locks);
+                setrlimit(Resource::Locks, rustix::process::Rlimit { current: limit.maximum, ..limit })?;
+            }
+            let mut file = std::fs::File::create(argument(2))?;
+            writeln!(file, "{}", std::process::id())?;
+            // nobody is left to look at it when its test's directory is gone
+            while std::fs::exists(argument(2))? {
+                writeln!(file, "{}", SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis())?;
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Ok(())
+        }
+        // leaves a clock that has nothing of it: no parent, no environment variable, no open file, another session
+        "leave-clock" => {
+            leave_clock(&argument(2), "no-limits")?;
+            register_and_end_on_sigterm("parent").await?;
+            serve().await
+        }
+        // the same, on its first invocation
+        "leave-clock-later" => {
+            register_and_end_on_sigterm("parent").await?;
+            let next = call("GET", &format!("{RUNTIME}/invocation/next"), &[], "").await;
+            leave_clock(&argument(2), "")?;
+            let id = next.header("Lambda-Runtime-Aws-Request-Id");
+            call("POST", &format!("{RUNTIME}/invocation/{id}/response"), &[], "{}").await;
             serve().await
         }
         "exit-in-init" => exit(7),
@@ -389,6 +423,28 @@ async fn register_and_poll(name: &str) -> std::io::Result<()> {
     }
     let identifier = format!("Lambda-Extension-Identifier: {}", reply.header("Lambda-Extension-Identifier"));
     tokio::spawn(async move { call("GET", EVENT_NEXT, &[&identifier], "").await });
+    Ok(())
+}
+
+/// The same, and exits when SIGTERM comes.
+async fn register_and_end_on_sigterm(name: &str) -> std::io::Result<()> {
+    let mut sigterm = signal(SignalKind::terminate())?;
+    register_and_poll(name).await?;
+    tokio::spawn(async move {
+        sigterm.recv().await;
+        exit(0);
+    });
+    Ok(())
+}
+
+fn argument(index: usize) -> String {
+    std::env::args().nth(index).unwrap_or_default()
+}
+
+/// Starts a clock in a shell that has ended when this returns.
+fn leave_clock(file: &str, limits: &str) -> std::io::Result<()> {
+    let script = "env -i \"$0\" clock \"$1\" $2 < /dev/null > /dev/null 2>&1 &";
+    Command::new("sh").args(["-c", script]).arg(std::env::current_exe()?).args([file, limits]).spawn()?.wait()?;
     Ok(())
 }
 

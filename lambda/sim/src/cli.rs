@@ -107,7 +107,7 @@ impl Run {
     pub(crate) fn config(&self) -> Result<Config, String> {
         // clap requires one
         let (program, args) = self.command.split_first().ok_or("no command: give it after --")?;
-        let mut config = Config::new(program).args(args).timeout(self.timeout);
+        let mut config = Config::new(program).args(args).timeout(self.timeout).adopt_orphans();
         if let Some(limit) = self.init_timeout {
             config = config.init_timeout(limit);
         }

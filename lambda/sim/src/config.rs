@@ -31,6 +31,7 @@ pub struct Config {
     pub(crate) invoke_for_internal: bool,
     pub(crate) abort_in_flight: bool,
     pub(crate) reinit: bool,
+    pub(crate) adopts_orphans: bool,
     output: Output,
     env: Vec<(OsString, OsString)>,
 }
@@ -50,6 +51,7 @@ impl Config {
             invoke_for_internal: true,
             abort_in_flight: false,
             reinit: false,
+            adopts_orphans: false,
             output: Output::Inherit,
             env: Vec::new(),
         }
@@ -179,6 +181,20 @@ impl Config {
     #[must_use]
     pub fn reinit(mut self) -> Self {
         self.reinit = true;
+        self
+    }
+
+    /// Takes in what the function's processes leave behind when they end: on Linux, makes this process the parent of orphans from
+    /// below it (a child subreaper). They are then reaped here, and counted as the environment's by that alone: frozen, thawed
+    /// and killed with it, whatever they have done to be known by nothing.
+    ///
+    /// For a program that does nothing but run one environment, as the command does: any other child that it starts
+    /// meanwhile would be taken for an orphan. Where orphans can be somebody else's, because this process had children
+    /// before or is process 1 of a container (`docker run --init` helps), they are reaped, and no more. Without this, orphans are
+    /// still known by what they inherited.
+    #[must_use]
+    pub fn adopt_orphans(mut self) -> Self {
+        self.adopts_orphans = true;
         self
     }
 

@@ -9,16 +9,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::process::Signal;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 use crate::api::Shared;
 use crate::config::extension_name;
 use crate::error::{Error, ErrorKind};
 use crate::process::{Exit, Process, Spawned, read_lines};
 use crate::record::OutputLine;
+use crate::shutdown::EXIT_WAIT;
 use crate::state::{External, State};
 use crate::telemetry::Category;
-use crate::tree::Tree;
+use crate::tree::{Family, Tree};
 
 #[derive(Debug)]
 pub(crate) struct Environment {
@@ -27,6 +30,7 @@ pub(crate) struct Environment {
     pub(crate) launched: Instant,
     /// Held during an invocation and while freezing: one at a time, but on Managed Instances.
     pub(crate) turns: Semaphore,
+    family: Family,
     children: Mutex<Children>,
 }
 
@@ -36,12 +40,14 @@ pub(crate) struct Children {
     closed: bool,
     pub(crate) function: Option<Arc<Process>>,
     pub(crate) externals: Vec<(String, Arc<Process>)>,
+    /// Of an earlier life, and not reaped yet.
+    earlier: Vec<Arc<Process>>,
 }
 
 impl Environment {
-    pub(crate) fn new(shared: Arc<Shared>, address: SocketAddr, launched: Instant) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, family: Family, launched: Instant) -> Self {
         let turns = Semaphore::new(shared.config.concurrency());
-        Self { shared, address, launched, turns, children: Mutex::default() }
+        Self { shared, address: family.api, launched, turns, family, children: Mutex::default() }
     }
 
     /// Starts everything.
@@ -74,7 +80,8 @@ impl Environment {
             again
         });
         if again {
-            *children = Children::default();
+            let earlier = children.started().into_iter().filter(|process| process.unreaped().is_some()).collect();
+            *children = Children { earlier, ..Children::default() };
         }
         drop(children);
         if again { self.start_all().map(|()| true) } else { Ok(false) }
@@ -137,7 +144,7 @@ impl Environment {
             if !std::mem::replace(&mut state.frozen, true) {
                 children.signal(Signal::STOP);
                 // dropped, and found again at the thaw: nothing starts or ends meanwhile
-                Tree::stop(self.address);
+                Tree::stop(&self.family, &children.started());
                 state.note(what);
             }
             true
@@ -151,7 +158,7 @@ impl Environment {
             if std::mem::take(&mut state.frozen) {
                 state.note("thaw");
                 children.signal(Signal::CONT);
-                Tree::go_on(self.address);
+                Tree::go_on(&self.family, &children.started());
             }
         });
     }
@@ -168,9 +175,65 @@ impl Environment {
             }
         });
         // stopped before the first is killed, so that none loses the parent it is known by
-        let tree = Tree::stop(self.address);
+        let tree = Tree::stop(&self.family, &children.started());
         children.signal(Signal::KILL);
-        tree.kill();
+        let strays = tree.kill();
+        self.shared.world.update(|state| state.strays += strays);
+    }
+
+    /// Kills what has left the groups, and waits until what comes to this process of it is reaped.
+    pub(crate) async fn end_strays(&self) {
+        let strays = {
+            let children = self.children();
+            Tree::stop(&self.family, &children.started()).kill()
+        };
+        self.shared.world.update(|state| {
+            state.strays += strays;
+            if strays > 0 {
+                state.note(format!("SIGKILL to {strays} left behind"));
+            }
+        });
+        if self.family.adoption.is_of_family()
+            && let Ok(mut ended) = signal(SignalKind::child())
+        {
+            let reaped = async {
+                while self.reap_orphans() > 0 {
+                    ended.recv().await;
+                }
+            };
+            // one that is not gone by then hangs in the kernel
+            let _ = timeout(EXIT_WAIT, reaped).await;
+        }
+    }
+
+    /// Reaps the orphans that have come to this process, for as long as there is the environment.
+    ///
+    /// # Errors
+    ///
+    /// When signals cannot be listened for.
+    pub(crate) fn reap_from_now_on(self: &Arc<Self>) -> Result<(), Error> {
+        if !self.family.adoption.adopts() {
+            return Ok(());
+        }
+        let mut ended = signal(SignalKind::child()).map_err(|cause| {
+            Error::new(ErrorKind::Start, "cannot listen for SIGCHLD: leave out adopt_orphans").with_source(cause)
+        })?;
+        let environment = Arc::downgrade(self);
+        tokio::spawn(async move {
+            while ended.recv().await.is_some()
+                && let Some(environment) = environment.upgrade()
+            {
+                environment.reap_orphans();
+            }
+        });
+        Ok(())
+    }
+
+    /// Returns how many orphans of the environment have not ended.
+    fn reap_orphans(&self) -> usize {
+        // what is being started is not yet known to be no orphan
+        let children = self.children();
+        Tree::reap(&self.family, &children.started())
     }
 
     /// Keeps new processes from being started, and returns the ones there are.
@@ -197,7 +260,8 @@ impl Environment {
             return Err(Error::new(ErrorKind::Ended, "the environment is being shut down: start another one"));
         }
         let shared = Arc::clone(&self.shared);
-        let spawned = Process::spawn(command, move |exit| shared.world.update(|state| on_exit(state, exit)));
+        let on_exit = move |exit| shared.world.update(|state| on_exit(state, exit));
+        let spawned = Process::spawn(command, self.family.mark, on_exit);
         let Spawned { process, pipes } = spawned.map_err(|cause| cannot_start(&program, cause))?;
         store(&mut children, process);
         for (stream, pipe) in pipes {
@@ -238,9 +302,18 @@ impl Environment {
 
 impl Children {
     fn signal(&self, signal: Signal) {
-        for process in self.function.iter().chain(self.externals.iter().map(|(_, process)| process)) {
+        self.of_this_life().for_each(|process| {
             process.signal(signal);
-        }
+        });
+    }
+
+    fn of_this_life(&self) -> impl Iterator<Item = &Arc<Process>> {
+        self.function.iter().chain(self.externals.iter().map(|(_, process)| process))
+    }
+
+    /// Every process that was started, but for those of earlier lives that are reaped.
+    fn started(&self) -> Vec<Arc<Process>> {
+        self.of_this_life().chain(&self.earlier).map(Arc::clone).collect()
     }
 }
 

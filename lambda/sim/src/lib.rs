@@ -40,10 +40,12 @@
 //! A Unix with process groups, and a tokio runtime with I/O and time enabled. Time must not be paused: the function is
 //! a real process and lives in real time.
 
+mod adoption;
 mod api;
 mod config;
 mod environment;
 mod error;
+mod mark;
 mod process;
 mod record;
 mod shutdown;

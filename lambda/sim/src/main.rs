@@ -30,7 +30,6 @@ async fn execute(run: &Run) -> Result<(), Failure> {
     let events = run.events().map_err(Failure::usage)?;
     let config = run.config().map_err(Failure::usage)?;
     let record_file = run.record_file().map_err(Failure::usage)?;
-    adopt_orphans();
     // before the first process, so that no signal can leave one behind
     let mut interrupts = Interrupts::listen()?;
 
@@ -166,14 +165,6 @@ fn judge(record: &Record) -> Result<(), Failure> {
         "the function had ended before shutdown: its output says why"
     };
     Err(Failure::function(message.to_owned()))
-}
-
-/// Makes what the function's processes leave behind this process's children, so that it is reaped here: in a container,
-/// process 1 often does not.
-fn adopt_orphans() {
-    #[cfg(target_os = "linux")]
-    // a kernel that refuses leaves the reaping to process 1; they are killed either way
-    let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
 }
 
 /// Ctrl-C, and the other ways of asking a command to end.

@@ -16,6 +16,7 @@ use std::time::Instant;
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 
+use crate::mark::Mark;
 use crate::record::Stream;
 
 #[derive(Debug)]
@@ -31,13 +32,19 @@ struct Signals {
 }
 
 impl Process {
-    /// Starts `command` in a new process group. `on_exit` is called once, from another thread.
+    /// Starts `command` in a new process group, and marks it. `on_exit` is called once, from another thread.
     ///
     /// # Errors
     ///
     /// When the program cannot be executed, or no thread can be had to wait for it. Nothing is left running then.
-    pub(crate) fn spawn(mut command: Command, on_exit: impl FnOnce(Exit) + Send + 'static) -> io::Result<Spawned> {
+    pub(crate) fn spawn(
+        mut command: Command,
+        mark: Option<Mark>,
+        on_exit: impl FnOnce(Exit) + Send + 'static,
+    ) -> io::Result<Spawned> {
         let mut child = command.process_group(0).spawn()?;
+        // at once: it is still being loaded. One that has changed its user meanwhile is known by what else it has.
+        let _ = mark.map(|mark| mark.put_on(Pid::from_child(&child)));
         let stdout = child.stdout.take().map(|pipe| Box::new(pipe) as Box<dyn Read + Send>);
         let stderr = child.stderr.take().map(|pipe| Box::new(pipe) as Box<dyn Read + Send>);
         let process = Arc::new(Self { group: Pid::from_child(&child), state: Mutex::default() });
@@ -70,6 +77,16 @@ impl Process {
     /// Whether [`signal`](Self::signal) has sent SIGKILL.
     pub(crate) fn kill_sent(&self) -> bool {
         self.lock().kill_sent
+    }
+
+    /// Its process id, while that can be no other's.
+    pub(crate) fn unreaped(&self) -> Option<Pid> {
+        (!self.lock().reaped).then_some(self.group)
+    }
+
+    /// The id of its process group, for as long as somebody is in that.
+    pub(crate) fn group(&self) -> Pid {
+        self.group
     }
 
     pub(crate) fn id(&self) -> u32 {

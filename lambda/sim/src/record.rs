@@ -119,6 +119,10 @@ pub struct ShutdownRecord {
     pub took_ms: f64,
     /// Whether the function had to be killed because the budget was over.
     pub overran: bool,
+    /// How many processes that had left the groups of the function and the extensions (daemons) were still running after
+    /// these had ended, and were killed. Known on Linux only.
+    #[serde(default)]
+    pub strays: usize,
 }
 
 /// How one life of an environment ended that was started again.
@@ -302,6 +306,7 @@ mod tests {
                 budget_ms: 500,
                 took_ms: 4.1,
                 overran: false,
+                strays: 0,
             },
             resets: Vec::new(),
             invocations: Vec::new(),

@@ -18,7 +18,6 @@ use crate::record::{
     EventType, ExtensionKind, ExtensionRecord, FunctionRecord, InvocationError, Reason, Record, ShutdownRecord,
 };
 use crate::state::{Answer, State, millis};
-use crate::tree::Tree;
 
 impl Environment {
     /// Begins shutdown in the background, after which the environment may be started again.
@@ -64,7 +63,7 @@ impl Environment {
         self.end_externals(&externals, reason, begun, budget).await;
 
         // what has left the groups ends with the environment
-        Tree::stop(self.address).kill();
+        self.end_strays().await;
 
         // the last lines are still in the pipes; one that a stray process holds open is not waited for
         let drained = self.shared.world.wait(|state| (state.open_pipes == 0).then_some(()));
@@ -100,6 +99,7 @@ impl Environment {
             budget_ms: u64::try_from(budget.as_millis()).unwrap_or(u64::MAX),
             took_ms: 0.0,
             overran: false,
+            strays: 0,
         };
         let Some(function) = function else { return shutdown };
         let with_extensions = self.shared.world.read(|state| !state.extensions.is_empty());
@@ -220,6 +220,7 @@ fn abort_in_flight(state: &mut State) {
 
 fn record(state: &State, pid: Option<u32>, shutdown: ShutdownRecord) -> Record {
     let exit = state.runtime.exit;
+    let shutdown = ShutdownRecord { strays: state.strays, ..shutdown };
     Record {
         function: FunctionRecord {
             pid,
@@ -262,7 +263,7 @@ const BUDGET_OF_MANAGED_INSTANCES: Duration = Duration::from_millis(600);
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(2);
 /// How long a killed process may take to be gone, `maxProcessExitWait` in AWS's own emulator. Longer means that it hangs in
 /// the kernel, and then the record says that no end is known.
-const EXIT_WAIT: Duration = Duration::from_secs(2);
+pub(crate) const EXIT_WAIT: Duration = Duration::from_secs(2);
 /// `EventsAPI.Flush` in AWS's own emulator (`lambda-managed-instances`).
 const FLUSH_WAIT: Duration = Duration::from_secs(1);
 /// Reading what is in a pipe takes less than a millisecond; this is for a busy machine.

@@ -12,14 +12,17 @@ use tokio::task::JoinHandle;
 use tokio::time::{timeout, timeout_at};
 use uuid::Uuid;
 
+use crate::adoption::Adoption;
 use crate::api::{self, Shared};
 use crate::config::{Config, FUNCTION_VERSION, MEMORY_MB, Mode};
 use crate::environment::{Environment, epoch_ms};
 use crate::error::{Error, ErrorKind};
+use crate::mark::Mark;
 use crate::record::{
     EventType, INVOKE, Invocation, InvocationError, OutputLine, RESPONSE, Reason, Record, TimelineEntry,
 };
 use crate::state::{Answer, Init, Job, Restore, State, World, millis};
+use crate::tree::Family;
 
 /// One simulated Lambda environment: a function, its extensions, and the APIs they talk to.
 ///
@@ -31,7 +34,7 @@ use crate::state::{Answer, Init, Job, Restore, State, World, millis};
 ///
 /// Dropping it kills the process groups of the function and the external extensions at once (SIGKILL) and closes the APIs.
 /// It does not send SIGTERM and does not wait: for that, call [`shutdown`](Self::shutdown). On Linux that
-/// includes processes that have left their group (`setsid`).
+/// includes processes that have left their group (`setsid`), lost their parent or cleared their environment variables.
 #[derive(Debug)]
 pub struct Sim {
     environment: Arc<Environment>,
@@ -61,9 +64,11 @@ impl Sim {
     /// # Errors
     ///
     /// [`ErrorKind::Start`] when a program cannot be started. Without external extensions that includes the function; with
-    /// them, [`ready`](Self::ready) says so.
+    /// them, [`ready`](Self::ready) says so. [`ErrorKind::Unsupported`] beside another environment of this process, if one of the
+    /// two has [`Config::adopt_orphans`].
     pub async fn launch(config: Config) -> Result<Self, Error> {
         config.check()?;
+        let adoption = Adoption::begin(config.adopts_orphans)?;
         let cannot_listen = |cause| {
             Error::new(ErrorKind::Start, "cannot listen on 127.0.0.1: check that loopback is up").with_source(cause)
         };
@@ -75,11 +80,13 @@ impl Sim {
         let world = World::new(launched, config.mode.initialization_type());
         let shared = Arc::new(Shared { world, config });
         let server = tokio::spawn(api::serve(listener, Arc::clone(&shared)));
-        let environment = Arc::new(Environment::new(shared, address, launched));
+        let family = Family { api: address, mark: Mark::new(), adoption };
+        let environment = Arc::new(Environment::new(shared, family, launched));
         // from here on, an early return drops `sim`, which kills what was started
         let sim = Self { environment: Arc::clone(&environment), server };
 
         sim.world().update(|state| state.note("start"));
+        environment.reap_from_now_on()?;
         environment.start_all()?;
         Ok(sim)
     }
@@ -340,7 +347,7 @@ impl Sim {
     ///
     /// In this order: thaw; SIGTERM to the function's group if an extension is registered; SIGKILL when the budget is over, or
     /// at once without extensions; then the SHUTDOWN event to external extensions that asked for it, SIGKILL to the others;
-    /// SIGKILL to what is left 2,000 ms after the beginning.
+    /// SIGKILL to what is left 2,000 ms after the beginning; and SIGKILL to what has left the groups, such as daemons.
     ///
     /// Can be called while an invocation runs: it goes on until the function ends. When shutdown has already begun, by
     /// another call, a timeout or a crash, this waits for it, and the record has *its* reason.

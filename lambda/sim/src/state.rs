@@ -103,6 +103,8 @@ pub(crate) struct State {
     pub(crate) invocations: Vec<Invocation>,
     pub(crate) timeline: Vec<TimelineEntry>,
     pub(crate) output: Vec<OutputLine>,
+    /// How many processes were killed that had left the groups.
+    pub(crate) strays: usize,
     /// Set when shutdown is over.
     pub(crate) record: Option<Record>,
 }
@@ -236,6 +238,7 @@ impl State {
             invocations: Vec::new(),
             timeline: Vec::new(),
             output: Vec::new(),
+            strays: 0,
             record: None,
         }
     }
@@ -251,6 +254,7 @@ impl State {
         self.telemetry = Telemetry::default();
         (self.start_error, self.init_ms, self.ending) = (None, None, None);
         (self.init_done, self.restored, self.reset) = (false, false, false);
+        self.strays = 0;
         self.life += 1;
         self.note("start again");
     }

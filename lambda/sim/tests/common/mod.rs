@@ -83,3 +83,54 @@ pub(crate) fn assert_soon(mut holds: impl FnMut() -> bool, otherwise: &str) {
         std::thread::sleep(Duration::from_millis(5));
     }
 }
+
+/// `T` for a stopped process, and none for one that is gone.
+pub(crate) fn state(pid: u32) -> Option<char> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit(") ").next()?.chars().next()
+}
+
+/// What `sim_misbehave clock` writes.
+pub(crate) struct Clock(PathBuf);
+
+impl Clock {
+    pub(crate) fn new(directory: &Path, name: &str) -> Self {
+        Self(directory.join(name))
+    }
+
+    pub(crate) fn file(&self) -> &Path {
+        &self.0
+    }
+
+    /// Its process id, when it has begun.
+    pub(crate) fn pid(&self) -> u32 {
+        assert_soon(|| !self.times().is_empty(), "the clock never began");
+        self.lines()[0].try_into().expect("a process id")
+    }
+
+    /// The milliseconds since 1970 that it has written.
+    pub(crate) fn times(&self) -> Vec<u64> {
+        self.lines().into_iter().skip(1).collect()
+    }
+
+    fn lines(&self) -> Vec<u64> {
+        let text = std::fs::read_to_string(&self.0).unwrap_or_default();
+        // what follows the last end of a line is not whole yet
+        let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        whole.lines().map(|line| line.parse().expect("a number")).collect()
+    }
+
+    pub(crate) fn assert_goes(&self) {
+        let pid = self.pid();
+        let before = self.times().len();
+        assert_soon(|| self.times().len() > before, &format!("the clock of process {pid} has stopped"));
+    }
+
+    pub(crate) fn assert_stands(&self) {
+        let pid = self.pid();
+        assert_soon(|| state(pid) == Some('T'), &format!("process {pid} runs on"));
+        let before = self.times().len();
+        std::thread::sleep(Duration::from_millis(300));
+        assert_eq!(self.times().len(), before, "the clock of process {pid} goes on");
+    }
+}
