@@ -487,7 +487,7 @@ impl<P: Send + Sync + 'static> Drop for Running<P> {
             session.cut_with(session.life.end_unless_taken());
         } else if let Some(runtime) = orphans::runtime() {
             if let Some(link) = session.link.upgrade() {
-                link.move_to_next_user();
+                link.move_to(&runtime);
             }
             session.run_on(&runtime, *leaves);
         }
@@ -642,7 +642,7 @@ impl<P: Send + Sync + 'static> Session<P> {
         self.life.take_over();
         self.stop_task();
         if let Some(link) = self.link.upgrade() {
-            link.move_to_next_user();
+            link.move_to(&Handle::current());
         }
         self.finish().await;
     }

@@ -18,6 +18,7 @@ use socket2::{SockAddr, SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpSocket, TcpStream, UnixStream},
+    runtime::Handle,
 };
 use winddown_core::{is_out_of_descriptors, out_of_descriptors};
 
@@ -87,22 +88,15 @@ pub async fn dial_anyway(address: &Address, options: &Options) -> io::Result<Soc
 #[derive(Debug)]
 pub struct Link {
     address: Address,
-    // Others lock it for the time of one call into the kernel, and seldom.
-    place: Mutex<Place>,
-}
-
-/// The descriptor, and where it is registered.
-#[derive(Debug)]
-struct Place {
-    /// Gone where moving has failed.
-    raw: Option<Raw>,
-    moves: bool,
+    /// The descriptor, as it is registered, or why it could not be. Others lock it for the time of one call into the kernel, and
+    /// seldom.
+    raw: Mutex<io::Result<Raw>>,
 }
 
 impl Link {
-    fn place(&self) -> MutexGuard<'_, Place> {
+    fn raw(&self) -> MutexGuard<'_, io::Result<Raw>> {
         // Each change is complete before anything can panic, so a poisoned lock carries no broken state.
-        self.place.lock().unwrap_or_else(PoisonError::into_inner)
+        self.raw.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Where it is connected to.
@@ -113,8 +107,8 @@ impl Link {
     /// Whether the server has closed its side: seen in the kernel, without a round trip, and without the runtime having
     /// looked at the socket since. A process that was frozen has not.
     pub fn is_closed(&self) -> bool {
-        let place = self.place();
-        let Some(raw) = &place.raw else { return true };
+        let raw = self.raw();
+        let Ok(raw) = &*raw else { return true };
         let mut byte = [MaybeUninit::uninit()];
         match raw.as_socket().peek(&mut byte) {
             Ok(received) => received == 0,
@@ -122,22 +116,20 @@ impl Link {
         }
     }
 
-    /// The next use of the socket registers it with the runtime that it happens on.
-    pub fn move_to_next_user(&self) {
-        self.place().moves = true;
+    /// Registers the socket with this runtime: now, and not when it is used next. Others than who drives a session may be the next to
+    /// poll it, on runtimes of their own, which may end sooner.
+    pub(crate) fn move_to(&self, runtime: &Handle) {
+        let mut raw = self.raw();
+        let _entered = runtime.enter();
+        let was = mem::replace(&mut *raw, Err(io::ErrorKind::NotConnected.into()));
+        *raw = was.and_then(Raw::registered_here);
     }
 
-    /// Does this with the socket, registered with this runtime if it was to move.
+    /// Does this with the socket.
     fn poll<T>(&self, work: impl FnOnce(&Raw) -> Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        let mut place = self.place();
-        if mem::take(&mut place.moves)
-            && let Some(raw) = place.raw.take()
-        {
-            place.raw = Some(raw.registered_here()?);
-        }
-        match &place.raw {
-            Some(raw) => work(raw),
-            None => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+        match &*self.raw() {
+            Ok(raw) => work(raw),
+            Err(error) => Poll::Ready(Err(io::Error::new(error.kind(), error.to_string()))),
         }
     }
 }
@@ -216,8 +208,7 @@ impl Socket {
                 socket.set_tcp_keepalive(keepalive)?;
             }
         }
-        let place = Mutex::new(Place { raw: Some(raw), moves: false });
-        let link = Arc::new(Link { address: address.clone(), place });
+        let link = Arc::new(Link { address: address.clone(), raw: Mutex::new(Ok(raw)) });
         Ok(Self { link, said_all: false, _spare: spare })
     }
 
@@ -266,5 +257,43 @@ impl AsyncWrite for Socket {
                 }
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{future::poll_fn, io::Write as _, net::TcpListener, task::Waker};
+
+    use tokio::runtime::{Builder, Runtime};
+
+    use super::*;
+
+    fn runtime() -> Runtime {
+        Builder::new_current_thread().enable_all().build().unwrap()
+    }
+
+    fn poll_byte(socket: &mut Socket, cx: &mut Context<'_>) -> Poll<io::Result<u8>> {
+        let mut byte = [0];
+        let mut buffer = ReadBuf::new(&mut byte);
+        ready!(Pin::new(socket).poll_read(cx, &mut buffer))?;
+        Poll::Ready(buffer.filled().first().copied().ok_or_else(|| io::ErrorKind::UnexpectedEof.into()))
+    }
+
+    #[test]
+    fn a_socket_that_was_moved_does_not_end_with_the_runtime_of_whoever_polls_it_first() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = Address::Tcp(listener.local_addr().unwrap());
+        let (opens, drives, passes_by) = (runtime(), runtime(), runtime());
+        let mut socket = opens.block_on(dial(&address, &Options::default())).unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        socket.link().move_to(drives.handle());
+        drop(opens);
+        {
+            let _entered = passes_by.enter();
+            assert!(poll_byte(&mut socket, &mut Context::from_waker(Waker::noop())).is_pending());
+        }
+        drop(passes_by);
+        server.write_all(b"x").unwrap();
+        assert_eq!(drives.block_on(poll_fn(|cx| poll_byte(&mut socket, cx))).unwrap(), b'x');
     }
 }
