@@ -179,18 +179,24 @@ impl Drop for Holder {
 pub(crate) async fn stop(session: Arc<Session>) -> Result<usize, Error> {
     let part = session.part();
     let answers = part.answers();
-    let ended = async || timeout(STOP_PATIENCE, part.answered_since(answers)).await == Ok(true);
-    if part.is_completing() && ended().await {
+    let ended = async || timeout(STOP_PATIENCE, part.answered_since(answers)).await;
+    if part.is_completing() && ended().await == Ok(true) {
         return Ok(0);
     }
-    match part.cancel().await {
-        // A request that came between two statements has stopped none.
-        Ok(()) => Ok(usize::from(ended().await)),
-        Err(NotAsked { error, is_refused: true }) => {
-            session.fail(error);
-            Ok(0)
+    loop {
+        match part.cancel().await {
+            Ok(()) => {
+                if let Ok(has_ended) = ended().await {
+                    return Ok(usize::from(has_ended));
+                }
+                // A request that came between two statements has stopped none, and poolers may lose one.
+            }
+            Err(NotAsked { error, is_refused: true }) => {
+                session.fail(error);
+                return Ok(0);
+            }
+            Err(NotAsked { error, .. }) => return Err(error),
         }
-        Err(NotAsked { error, .. }) => Err(error),
     }
 }
 
