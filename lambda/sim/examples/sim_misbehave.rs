@@ -441,10 +441,14 @@ fn argument(index: usize) -> String {
     std::env::args().nth(index).unwrap_or_default()
 }
 
-/// Starts a clock in a shell that has ended when this returns.
+/// Starts a clock in a shell that has ended when this returns. The clock goes by then.
 fn leave_clock(file: &str, limits: &str) -> std::io::Result<()> {
     let script = "env -i \"$0\" clock \"$1\" $2 < /dev/null > /dev/null 2>&1 &";
     Command::new("sh").args(["-c", script]).arg(std::env::current_exe()?).args([file, limits]).spawn()?.wait()?;
+    // it has kept nothing through which it could say so
+    while std::fs::read_to_string(file).unwrap_or_default().lines().count() < 2 {
+        std::thread::sleep(Duration::from_millis(5));
+    }
     Ok(())
 }
 

@@ -8,7 +8,7 @@ use std::process::{Command, Output, Stdio};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use common::{COMMAND, Clock, assert_group_gone, assert_process_gone, assert_soon, example};
+use common::{COMMAND, Clock, assert_group_gone, assert_process_gone, assert_soon, example, state};
 
 /// Runs the command with `options`, on an example with its arguments, and with time that no machine uses up.
 fn run(options: &[&str], function: &[&str]) -> Output {
@@ -341,15 +341,25 @@ fn a_daemon_that_has_kept_nothing_is_frozen_killed_and_counted() {
     let directory = tempfile::tempdir().expect("a directory");
     let clock = Clock::new(directory.path(), "clock");
     let file = clock.file().to_str().expect("a path");
-    let options = ["--json", "-", "--times", "2", "--freeze", "1s"];
-    let output = run(&options, &["sim_misbehave", "leave-clock", file]);
-    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    let pid = clock.pid();
-    assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists(), "it is gone, and reaped, before the command is");
-    assert_eq!(record(&output)["shutdown"]["strays"], 1);
+    let options = ["--json", "-", "--times", "2", "--freeze", "1s", "--interval", "600s"];
+    let mut child = command(&options, &["sim_misbehave", "leave-clock", file])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the command runs");
+    let mut lines = BufReader::new(child.stderr.take().expect("a pipe")).lines().map_while(Result::ok);
+    assert!(lines.any(|line| line.contains("thawed")), "the command never said so");
+    clock.assert_goes();
     let times = clock.times();
     let pause = times.windows(2).map(|two| two[1].saturating_sub(two[0])).max();
     assert!(pause >= Some(900), "it was not frozen: at most {pause:?} ms between {} lines", times.len());
+
+    kill_process(Pid::from_child(&child), Signal::INT).expect("the command still runs");
+    lines.for_each(drop);
+    let output = child.wait_with_output().expect("the command ends");
+    let pid = clock.pid();
+    assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists(), "it is gone, and reaped, before the command is");
+    assert_eq!(record(&output)["shutdown"]["strays"], 1);
 }
 
 #[test]
@@ -384,7 +394,7 @@ fn what_was_there_before_the_command_is_neither_frozen_nor_killed() {
     let directory = tempfile::tempdir().expect("a directory");
     let stranger = Clock::new(directory.path(), "stranger");
     let script = "\"$0\" clock \"$1\" < /dev/null > /dev/null 2>&1 & shift; exec \"$@\"";
-    let output = Command::new("sh")
+    let mut child = Command::new("sh")
         .args(["-c", script])
         .arg(example("sim_misbehave"))
         .arg(stranger.file())
@@ -404,9 +414,16 @@ fn what_was_there_before_the_command_is_neither_frozen_nor_killed() {
             "--",
         ])
         .arg(example("sim_graceful"))
-        .output()
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
         .expect("the command runs");
-    assert_eq!(record(&output)["shutdown"]["strays"], 0, "{}", stderr(&output));
+    let mut lines = BufReader::new(child.stderr.take().expect("a pipe")).lines().map_while(Result::ok);
+    assert!(lines.any(|line| line.contains("frozen for")), "the command never said so");
+    assert_ne!(state(stranger.pid()), Some('T'), "it is frozen");
+    lines.for_each(drop);
+    let output = child.wait_with_output().expect("the command ends");
+    assert_eq!(record(&output)["shutdown"]["strays"], 0);
     stranger.assert_goes();
     let pid = i32::try_from(stranger.pid()).ok().and_then(Pid::from_raw).expect("a process id");
     kill_process(pid, Signal::KILL).expect("it runs");
