@@ -26,10 +26,9 @@ enum Left {
 
 const LEFT: [Left; 5] = [Left::Open, Left::Aborted, Left::InAStatement, Left::Beginning, Left::BeginningSlowly];
 
-/// Asks, and does not wait.
+/// Asks, and does not wait. The answer may be there nevertheless, where this thread had to wait for a core.
 fn ask(asked: impl Future) {
-    let asked = pin!(asked).poll(&mut std::task::Context::from_waker(Waker::noop()));
-    assert!(asked.is_pending(), "nobody can have answered");
+    let _ = pin!(asked).poll(&mut std::task::Context::from_waker(Waker::noop()));
 }
 
 async fn leave(client: &Client, left: Left) {
