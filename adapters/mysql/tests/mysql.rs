@@ -133,7 +133,8 @@ fn main() -> ExitCode {
                 without_a_reset_transactions_and_locks_end_all_the_same
                 the_next_caller_has_the_roles_of_a_new_session;
             strangers:
-                sessions_that_have_our_numbers_after_a_restart_are_left_alone;
+                sessions_that_have_our_numbers_after_a_restart_are_left_alone
+                sessions_are_told_from_those_of_others_while_one_of_them_runs_what_is_no_text;
             tls:
                 sessions_are_encrypted_and_say_goodbye
                 a_statement_is_cancelled_over_tls
