@@ -570,7 +570,7 @@ impl Drop for Session {
     fn drop(&mut self) {
         if let Some(conn) = self.conn.take() {
             let is_given_up = self.is_given_up || self.life.is_over();
-            self.connector.sessions.came_back(self.key, conn, is_given_up, self.is_tidy);
+            self.connector.sessions.came_back(self.key, conn, is_given_up);
         }
     }
 }

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use mysql_async::{Conn, Opts, prelude::Queryable as _};
+use mysql_async::{Conn, Opts};
 use tokio::{
     select,
     sync::watch,
@@ -135,12 +135,7 @@ fn count(drain: &Drain, ended: Ended, open: usize) {
 }
 
 /// Says goodbye, once what is left of results was read and the driver's own transaction rolled back.
-async fn leave(sessions: Arc<Sessions>, key: Key, mut conn: Conn) {
-    if !sessions.is_tidy(key) {
-        // That a statement was stopped is an answer to nobody any more, and the driver would take it for the goodbye's. What else
-        // there is to say of the connection the goodbye shows.
-        let _ = conn.ping().await;
-    }
+async fn leave(sessions: Arc<Sessions>, key: Key, conn: Conn) {
     match conn.disconnect().await {
         Ok(()) => sessions.said(key),
         Err(failure) => sessions.failed(key, failure),

@@ -174,11 +174,9 @@ struct Entry {
     has_said: bool,
     /// When somebody last waited for it.
     waited_for: Instant,
-    /// Nothing is left of results on its connection.
-    is_tidy: bool,
-    /// When its connection was dropped because it did not answer when it was to be tidied up: as far as anybody knows it was
-    /// open until then.
-    mute_since: Option<Instant>,
+    /// When its connection was dropped because it did not answer when it was to be tidied up, or because a statement failed of
+    /// whose results something was left: as far as anybody knows it was open until then.
+    dropped: Option<Instant>,
     /// What the server said of it, if it listed it while draining.
     seen: Option<Listed>,
 }
@@ -315,13 +313,9 @@ impl Sessions {
         self.forget(keys.into_iter().take(surplus));
     }
 
-    /// The connection of a session is nobody's any more. One that was given up has hung: no goodbye is waited for. On one that
-    /// is not tidy there may be results that nobody has read.
-    pub(crate) fn came_back(&self, key: Key, conn: Conn, is_given_up: bool, is_tidy: bool) {
+    /// The connection of a session is nobody's any more. One that was given up has hung: no goodbye is waited for.
+    pub(crate) fn came_back(&self, key: Key, conn: Conn, is_given_up: bool) {
         let mut state = self.state();
-        if let Some(entry) = state.open.get_mut(&key) {
-            entry.is_tidy = is_tidy;
-        }
         let dropped = if state.phase == Phase::Draining && !conn.is_disconnected() && !is_given_up {
             state.returned.push((key, conn));
             None
@@ -381,7 +375,7 @@ impl Sessions {
     /// This session has not answered in time, and its connection is dropped for that.
     pub(crate) fn is_mute(&self, key: Key) {
         if let Some(entry) = self.state().open.get_mut(&key) {
-            entry.mute_since = Some(Instant::now());
+            entry.dropped = Some(Instant::now());
         }
     }
 
@@ -402,6 +396,16 @@ impl Sessions {
         for entry in self.state().open.values_mut() {
             if entry.standing == Standing::Held {
                 (entry.standing, entry.has_said) = (Standing::Leaving, true);
+            }
+        }
+        self.changed.notify_one();
+    }
+
+    /// The driver has let go of all connections, and said nothing on any.
+    pub(crate) fn all_left(&self) {
+        for entry in self.state().open.values_mut() {
+            if entry.standing == Standing::Held {
+                (entry.standing, entry.waited_for) = (Standing::Left, Instant::now());
             }
         }
         self.changed.notify_one();
@@ -559,7 +563,7 @@ impl Sessions {
             return;
         }
         // Its connection was dropped in the drain.
-        let left_open = entry.mute_since.is_some_and(|mute| draining_since.is_some_and(|since| mute >= since));
+        let left_open = entry.dropped.is_some_and(|dropped| draining_since.is_some_and(|since| dropped >= since));
         let end = match (entry.standing, entry.seen) {
             (Standing::Left, None) if left_open => End::Closed,
             (Standing::Leaving, _) | (Standing::Unwanted | Standing::Left | Standing::Broken, Some(_)) => End::Closed,
@@ -595,11 +599,6 @@ impl Sessions {
         self.changed.notify_one();
     }
 
-    /// Whether nothing is left of results on the connection of this session.
-    pub(crate) fn is_tidy(&self, key: Key) -> bool {
-        self.state().open.get(&key).is_none_or(|entry| entry.is_tidy)
-    }
-
     /// The goodbye of a session is on its way.
     pub(crate) fn said(&self, key: Key) {
         if let Some(entry) = self.state().open.get_mut(&key) {
@@ -620,9 +619,16 @@ impl Sessions {
         if let Some(entry) = state.open.get_mut(&key)
             && entry.standing == Standing::Leaving
         {
-            // A connection that is broken was so before: the server's side of it may have ended long ago.
-            let is_broken = error::is_broken(&failure);
-            entry.standing = if is_broken { Standing::Broken } else { Standing::Failed };
+            match failure {
+                // Of what was left of results: a statement that was stopped, for one. The driver takes it for the goodbye's, and has
+                // closed the connection instead.
+                mysql_async::Error::Server(_) => {
+                    (entry.standing, entry.dropped) = (Standing::Left, Some(Instant::now()));
+                }
+                // A connection that is broken was so before: the server's side of it may have ended long ago.
+                _ if error::is_broken(&failure) => entry.standing = Standing::Broken,
+                _ => entry.standing = Standing::Failed,
+            }
         }
         tracing::debug!(session = key.id, error = %failure, "a session could not say goodbye");
     }
@@ -732,8 +738,7 @@ impl Opening {
         let key = Key { server: server.index, id, entered: state.entered };
         state.entered += 1;
         let (standing, waited_for) = (Standing::Held, Instant::now());
-        let entry =
-            Entry { origin: None, standing, has_said: false, waited_for, is_tidy: true, mute_since: None, seen: None };
+        let entry = Entry { origin: None, standing, has_said: false, waited_for, dropped: None, seen: None };
         state.open.insert(key, entry);
         key
     }

@@ -83,7 +83,7 @@ fn main() -> ExitCode {
             cancelled:
                 a_statement_whose_session_was_replaced_is_stopped_by_the_drain
                 a_result_that_nobody_reads_ends_with_the_drain
-                a_result_that_was_given_back_half_read_is_stopped_and_its_session_says_goodbye;
+                a_result_that_was_given_back_half_read_is_stopped;
             credentials:
                 the_provider_is_asked_once_for_each_new_session
                 a_password_that_changes_is_followed
@@ -138,7 +138,8 @@ fn main() -> ExitCode {
                 what_is_idle_when_its_runtime_ends_says_goodbye
                 a_statement_whose_runtime_ends_fails_at_once_and_is_stopped_by_the_drain
                 a_statement_that_ends_with_its_callers_runtime_is_stopped_by_the_drain
-                what_is_being_opened_when_its_runtime_ends_holds_up_no_drain;
+                what_is_being_opened_when_its_runtime_ends_holds_up_no_drain
+                a_pool_of_the_drivers_has_nobody_wait_when_its_runtime_has_ended;
             state:
                 text_is_the_same_before_and_after_a_reset
                 text_is_the_same_in_a_pool_of_the_drivers

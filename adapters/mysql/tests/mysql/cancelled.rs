@@ -14,7 +14,7 @@ use winddown_mysql::{
 use winddown_testkit::Harness as _;
 
 use crate::{
-    scene::{QUICK, Scene, Speaks, assert_nothing_left, config, start, until},
+    scene::{QUICK, Scene, Speaks, config, start, until},
     server::{Line, MariaDb, MySql, Tenancy, Version, listed},
 };
 
@@ -159,7 +159,7 @@ async fn unread<V: Version, W: Way>() {
     server.end().await.unwrap();
 }
 
-pub(crate) async fn a_result_that_was_given_back_half_read_is_stopped_and_its_session_says_goodbye() {
+pub(crate) async fn a_result_that_was_given_back_half_read_is_stopped() {
     half_read::<MySql, TextProtocol>().await;
     half_read::<MySql, BinaryProtocol>().await;
     half_read::<MariaDb, TextProtocol>().await;
@@ -186,7 +186,6 @@ async fn half_read<V: Version, W: Way>() {
         assert_eq!(drained.ended(), (1, 0), "{}", drained.report);
         if is_draining {
             assert_eq!(drained.row().sessions.cancelled, 1, "{}", drained.report);
-            assert_nothing_left(&server).await;
         }
     }
     server.end().await.unwrap();

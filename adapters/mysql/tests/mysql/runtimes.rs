@@ -10,12 +10,16 @@ use tokio::{
     time::timeout,
 };
 use winddown_core::Outcome;
-use winddown_mysql::Mysql;
-use winddown_testkit::Harness as _;
+use winddown_mysql::{
+    Mysql,
+    mysql_async::{Opts, OptsBuilder, Pool},
+};
+use winddown_testkit::{Harness as _, scene};
 
 use crate::{
     scene::{
-        ENDLESS, QUICK, Scene, Speaks, assert_nothing_left, config, config_at, mysql, start, until, until_running,
+        ENDLESS, QUICK, Scene, Speaks, assert_nothing_left, config, config_at, in_full, mysql, ping, start, until,
+        until_running,
     },
     server::{MariaDb, MySql, Version, run},
 };
@@ -186,6 +190,28 @@ pub(crate) async fn what_is_being_opened_when_its_runtime_ends_holds_up_no_drain
         let drained = scene.drain().await;
         assert!(drained.took < QUICK, "{:?}: {}", drained.took, drained.report);
         drop(kept);
+    }
+    server.end().await.unwrap();
+}
+
+/// The driver's pool ends with the runtime that it was first used in, and says no goodbyes then.
+pub(crate) async fn a_pool_of_the_drivers_has_nobody_wait_when_its_runtime_has_ended() {
+    let server = mysql().await;
+    for first in runtimes() {
+        let opts: Opts = OptsBuilder::from_opts(config(&server).driver).prefer_socket(false).into();
+        let scene = Arc::new(scene::Scene::new(Mysql::wrap(Pool::new(opts.clone()), opts)));
+        let out = Arc::clone(&scene);
+        on(first, async move {
+            let mut out = (out.get().await, out.get().await);
+            tokio::join!(ping(&mut out.0), ping(&mut out.1));
+        })
+        .await;
+        let refused = timeout(QUICK, scene.db.get()).await.expect("nobody can give one back");
+        let refused = in_full(&refused.expect_err("it has ended"));
+        assert!(refused.contains("runtime") && refused.contains("Mysql::new"), "{refused}");
+        let drained = scene.drain().await;
+        assert!(drained.took < QUICK, "{:?}: {}", drained.took, drained.report);
+        assert_eq!(server.sessions().await.unwrap(), 0, "{}", drained.report);
     }
     server.end().await.unwrap();
 }
