@@ -6,7 +6,6 @@
 
 use std::{
     collections::HashMap,
-    fmt,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
@@ -105,11 +104,5 @@ impl Drop for Ends {
             // Each says goodbye when it is dropped.
             drop(pool.retain(|session, _| !session.life().is(life)).removed);
         }
-    }
-}
-
-impl fmt::Debug for Runtimes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Runtimes").field("known", &self.known().len()).finish_non_exhaustive()
     }
 }

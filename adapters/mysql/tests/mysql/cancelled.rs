@@ -42,7 +42,7 @@ async fn waiting<V: Version>(server: &Tenancy<V>, lock: &mut Conn) -> usize {
 
 async fn until_waiting<V: Version>(server: &Tenancy<V>, lock: &mut Conn) {
     let lock = Mutex::new(lock);
-    until("it waits to write", || async { waiting(server, &mut *lock.lock().await).await == 1 }).await;
+    until("it waits to write", || async { waiting(server, *lock.lock().await).await == 1 }).await;
 }
 
 const WRITES: &str = "INSERT INTO rows_left VALUES (1)";
