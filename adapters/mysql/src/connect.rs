@@ -15,7 +15,7 @@ use std::{
 };
 
 use deadpool::managed::{self, Metrics, Object, RecycleError, RecycleResult};
-use mysql_async::{Conn, Opts, OptsBuilder, prelude::Queryable as _};
+use mysql_async::{Conn, Opts, OptsBuilder, consts::StatusFlags, prelude::Queryable as _};
 use tokio::{net::lookup_host, runtime::Handle, sync::oneshot, time::timeout};
 use winddown_core::{CredentialsProvider, Error, ErrorKind, Outdated, Rested};
 
@@ -23,6 +23,7 @@ use crate::{
     error,
     home::{self, Home},
     origin::introduce,
+    runtimes::{self, Life, Runtimes},
     sessions::{Key, LEAVE_PATIENCE, Opening, Sessions},
     watcher::{self, Sight},
 };
@@ -91,6 +92,7 @@ pub(crate) struct Connector {
     pub(crate) connect_timeout: Option<Duration>,
     /// Which sessions are to be replaced without being asked.
     pub(crate) outdated: Outdated,
+    pub(crate) runtimes: Runtimes,
     credentials: Option<Arc<dyn CredentialsProvider>>,
     /// A server that a session was opened with took writes.
     took_writes: AtomicBool,
@@ -106,8 +108,8 @@ impl Connector {
         connect_timeout: Option<Duration>,
     ) -> Self {
         let (outdated, took_writes) = (Outdated::default(), AtomicBool::new(false));
-        let max_packet = AtomicUsize::new(0);
-        Self { sessions, opts, connect_timeout, outdated, credentials, took_writes, max_packet }
+        let (max_packet, runtimes) = (AtomicUsize::new(0), Runtimes::default());
+        Self { sessions, opts, connect_timeout, outdated, runtimes, credentials, took_writes, max_packet }
     }
 
     /// The options, with the credentials for a new session in them.
@@ -206,6 +208,7 @@ impl Connector {
         let mut session = Session {
             conn: Some(conn),
             key,
+            life: runtimes::current(self),
             is_tidy: false,
             is_given_up: false,
             max_packet: None,
@@ -300,7 +303,7 @@ impl Manager {
     /// caller who had it waits nor the next one.
     pub(crate) fn give_back(&self, connection: Connection) {
         let (sessions, key, reset) = (&self.connector.sessions, connection.key, self.reset);
-        if connection.is_given_up {
+        if connection.is_given_up || connection.life.is_over() {
             drop(Object::take(connection));
             return;
         }
@@ -352,7 +355,8 @@ impl managed::Manager for Manager {
 
     async fn recycle(&self, session: &mut Session, metrics: &Metrics) -> RecycleResult<Error> {
         let used = metrics.recycled.unwrap_or(metrics.created);
-        if !session.is_usable() || self.connector.outdated.is_outdated(metrics.created, used) {
+        if !session.is_usable() || session.life.is_over() || self.connector.outdated.is_outdated(metrics.created, used)
+        {
             return Err(RecycleError::message("the connection is of no use any more"));
         }
         let answer = if !session.is_tidy {
@@ -388,6 +392,8 @@ pub struct Session {
     /// There until it is dropped.
     conn: Option<Conn>,
     key: Key,
+    /// Of the runtime that it was opened in.
+    life: Life,
     is_tidy: bool,
     /// Nobody is handed it again.
     is_given_up: bool,
@@ -399,6 +405,10 @@ pub struct Session {
 }
 
 impl Session {
+    pub(crate) fn life(&self) -> &Life {
+        &self.life
+    }
+
     /// Nobody has done anything in it that is to be undone.
     pub(crate) fn is_as_opened(&mut self) {
         self.is_tidy = true;
@@ -458,24 +468,36 @@ impl Session {
     /// answer is closed without a goodbye.
     async fn asks(&mut self, question: Question, limit: Duration) -> Answer {
         let Some(conn) = self.conn.take() else { return Answer::Bad };
-        let (key, connector, home) = (self.key, Arc::clone(&self.connector), Arc::clone(&self.home));
-        let mut asked = Self { conn: Some(conn), connector, home, ..*self };
-        let (give, answer) = oneshot::channel();
+        let (key, connector, home, life) =
+            (self.key, Arc::clone(&self.connector), Arc::clone(&self.home), self.life.clone());
+        let mut asked = Self { conn: Some(conn), connector, home, life, ..*self };
+        let (mut give, answer) = oneshot::channel();
         let began = Instant::now();
+        let sessions = Arc::clone(&self.connector.sessions);
         tokio::spawn(async move {
-            match timeout(limit + LATE_PATIENCE, question.put(&mut asked)).await {
+            let outcome = {
+                let mut outcome = pin!(timeout(limit + LATE_PATIENCE, question.put(&mut asked)));
+                tokio::select! {
+                    biased;
+                    outcome = &mut outcome => outcome,
+                    () = give.closed() => {
+                        sessions.nobody_waits(key);
+                        outcome.await
+                    }
+                }
+            };
+            match outcome {
                 // Nobody may wait for it any more: then the book sees to its goodbye.
                 Ok(Ok(())) => drop(give.send(asked)),
                 Ok(Err(failure)) => {
                     tracing::debug!(session = key.id, error = %failure, "a connection is not used again");
-                    let is_broken = error::is_broken(&failure);
-                    let sessions = Arc::clone(&asked.connector.sessions);
+                    let is_broken = error::is_broken(&failure) && !has_more_results(&asked);
                     drop(asked);
                     if is_broken {
                         sessions.is_broken(key);
                     }
                 }
-                Err(_) => asked.connector.sessions.is_mute(key),
+                Err(_) => sessions.is_mute(key),
             }
         });
         let answer = timeout(limit, answer).await;
@@ -489,6 +511,12 @@ impl Session {
             Err(_) => Answer::None,
         }
     }
+}
+
+/// Whether the server goes on with statements that came with one that it has answered.
+fn has_more_results(conn: &Conn) -> bool {
+    let more = StatusFlags::SERVER_MORE_RESULTS_EXISTS;
+    conn.last_ok_packet().is_some_and(|ok| ok.status_flags().contains(more))
 }
 
 /// What a server has answered.
@@ -541,7 +569,8 @@ impl DerefMut for Session {
 impl Drop for Session {
     fn drop(&mut self) {
         if let Some(conn) = self.conn.take() {
-            self.connector.sessions.came_back(self.key, conn, self.is_given_up);
+            let is_given_up = self.is_given_up || self.life.is_over();
+            self.connector.sessions.came_back(self.key, conn, is_given_up);
         }
     }
 }

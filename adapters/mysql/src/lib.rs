@@ -13,6 +13,7 @@ mod home;
 mod manager;
 mod origin;
 mod relay;
+mod runtimes;
 mod sessions;
 #[cfg(feature = "buffer")]
 mod sink;

@@ -74,7 +74,9 @@ impl Mysql {
             reset: driver.pool_opts().reset_connection(),
         };
         let builder = Pool::builder(manager).config(*pool).runtime(Runtime::Tokio1);
-        builder.build().map_err(|error| bad("cannot build the pool").with_source(error))
+        let pool = builder.build().map_err(|error| bad("cannot build the pool").with_source(error))?;
+        pool.manager().connector.runtimes.of(pool.weak());
+        Ok(pool)
     }
 }
 

@@ -6,13 +6,32 @@
 
 use mysql_async::Conn;
 
-use crate::watcher::rows;
+use crate::watcher::{list, rows};
 
 /// A server's name for itself; its `UUID_SHORT()`, which has the moment of its start in it, as it was by its clock then; and
 /// where this session's client is. The names of the versions' own variables are in comments that only those read.
-const INTRODUCTION: &str = "SELECT CONNECTION_ID(), \
-     CONCAT_WS(':', @@hostname, @@port /*!50700 , @@server_uuid */ /*M!110502 , @@server_uid */), UUID_SHORT(), \
-     (SELECT HOST FROM information_schema.PROCESSLIST WHERE ID = CONNECTION_ID()), @@max_allowed_packet";
+fn introduction(client: &str) -> String {
+    format!(
+        "SELECT CONNECTION_ID(), \
+         CONCAT_WS(':', @@hostname, @@port /*!50700 , @@server_uuid */ /*M!110502 , @@server_uid */), UUID_SHORT(), \
+         {client}, @@max_allowed_packet"
+    )
+}
+
+/// Where a session's client is, in SQL for a server of this version.
+///
+/// In MySQL a question to the table of `information_schema` is an error (3854) while another session of the same user runs a
+/// statement with bytes in it that are no text. The other table shows it nevertheless, but is empty where the performance schema
+/// is off.
+const fn client(version: (u16, u16, u16)) -> &'static str {
+    // MariaDB begins with 10, and has only the first.
+    match version {
+        (8, 0, 22..) | (8, 1.., _) | (9, ..) => {
+            "(SELECT HOST FROM performance_schema.processlist WHERE ID = CONNECTION_ID())"
+        }
+        _ => "(SELECT HOST FROM information_schema.PROCESSLIST WHERE ID = CONNECTION_ID())",
+    }
+}
 
 /// Servers that know less of themselves know this.
 const LIMIT: &str = "SELECT @@max_allowed_packet";
@@ -86,28 +105,49 @@ pub(crate) struct Introduced {
 pub(crate) async fn introduce(conn: &mut Conn) -> Result<Introduced, mysql_async::Error> {
     type Answer = (u64, Option<String>, Option<u64>, Option<String>, Option<usize>);
     let number = u64::from(conn.id());
-    match rows::<Answer>(conn, INTRODUCTION).await {
+    let mut answer = rows::<Answer>(conn, &introduction(client(conn.server_version()))).await;
+    if answer.as_ref().is_err_and(is_refusal) {
+        answer = rows(conn, &introduction("NULL")).await;
+    }
+    match answer {
         Ok(answer) => {
             let Some((id, server, uuid_short, client, max_packet)) = answer.into_iter().next() else {
                 return Ok(Introduced::default());
             };
-            let origin = match (server, uuid_short, client) {
-                (Some(server), Some(uuid_short), Some(client)) if id == number => {
-                    Some(Origin { run: Run::new(server, uuid_short), client: client.into() })
-                }
-                _ => None,
+            let (Some(server), Some(uuid_short), true) = (server, uuid_short, id == number) else {
+                return Ok(Introduced { origin: None, max_packet });
             };
+            let client = match client {
+                None => listed_client(conn).await?,
+                client => client,
+            };
+            let origin = client.map(|client| Origin { run: Run::new(server, uuid_short), client: client.into() });
             Ok(Introduced { origin, max_packet })
         }
-        Err(mysql_async::Error::Server(_) | mysql_async::Error::Other(_)) => {
+        Err(failure) if is_refusal(&failure) => {
             let answer = match rows::<usize>(conn, LIMIT).await {
-                Err(mysql_async::Error::Server(_) | mysql_async::Error::Other(_)) => Vec::new(),
+                Err(failure) if is_refusal(&failure) => Vec::new(),
                 answer => answer?,
             };
             Ok(Introduced { origin: None, max_packet: answer.into_iter().next() })
         }
         Err(failure) => Err(failure),
     }
+}
+
+/// Where the session's client is by the statement that lists all of the user's sessions.
+async fn listed_client(conn: &mut Conn) -> Result<Option<String>, mysql_async::Error> {
+    let own = u64::from(conn.id());
+    match list(conn).await {
+        Ok(lines) => Ok(lines.into_iter().find(|line| line.id == own).map(|line| line.client)),
+        Err(failure) if is_refusal(&failure) => Ok(None),
+        Err(failure) => Err(failure),
+    }
+}
+
+/// Whether the server has answered, but nothing that is of use.
+fn is_refusal(failure: &mysql_async::Error) -> bool {
+    matches!(failure, mysql_async::Error::Server(_) | mysql_async::Error::Other(_))
 }
 
 #[cfg(test)]
@@ -134,6 +174,21 @@ mod tests {
         assert_eq!(of("db:3306", 0, 1_700_000_000), Relation::Unknown);
         assert_eq!(of("other:3306", 1, 1_699_999_999), Relation::Unknown);
         assert_eq!(now.relation(None), Relation::Unknown);
+    }
+
+    #[test]
+    fn the_table_that_has_no_error_is_asked_where_it_is() {
+        for (version, is_there) in [
+            ((5, 7, 44), false),
+            ((8, 0, 21), false),
+            ((8, 0, 22), true),
+            ((8, 4, 0), true),
+            ((9, 7, 4), true),
+            ((10, 6, 22), false),
+            ((11, 8, 3), false),
+        ] {
+            assert_eq!(client(version).contains("performance_schema"), is_there, "{version:?}");
+        }
     }
 
     #[test]

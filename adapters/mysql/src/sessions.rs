@@ -8,6 +8,7 @@ use std::{
     collections::HashMap,
     fmt, mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Waker},
     time::{Duration, Instant},
 };
 
@@ -173,9 +174,9 @@ struct Entry {
     has_said: bool,
     /// When somebody last waited for it.
     waited_for: Instant,
-    /// It did not answer in time when it was to be tidied up: as far as anybody knows it was open until its connection was
-    /// dropped for that.
-    is_mute: bool,
+    /// When its connection was dropped because it did not answer when it was to be tidied up, or because a statement failed of
+    /// whose results something was left: as far as anybody knows it was open until then.
+    dropped: Option<Instant>,
     /// What the server said of it, if it listed it while draining.
     seen: Option<Listed>,
 }
@@ -184,6 +185,8 @@ struct Entry {
 enum Standing {
     /// The pool or somebody else has its connection.
     Held,
+    /// It was asked something between two checkouts, and has not answered in time: nobody is handed it again.
+    Unwanted,
     /// The drain says goodbye, or has said it.
     Leaving,
     /// The driver has dropped its connection: after a goodbye of its own, or without one where the future of a statement
@@ -236,7 +239,7 @@ pub(crate) struct Ended {
 pub(crate) struct Asked {
     pub(crate) key: Key,
     pub(crate) origin: Option<Arc<Origin>>,
-    /// The drain has said goodbye.
+    /// The drain says goodbye, or nobody will be handed it again.
     pub(crate) is_leaving: bool,
     /// The driver has dropped its connection.
     pub(crate) has_left: bool,
@@ -317,10 +320,12 @@ impl Sessions {
             state.returned.push((key, conn));
             None
         } else {
-            if let Some(entry) = state.open.get_mut(&key)
-                && entry.standing == Standing::Held
-            {
-                (entry.standing, entry.waited_for) = (Standing::Left, Instant::now());
+            if let Some(entry) = state.open.get_mut(&key) {
+                match entry.standing {
+                    Standing::Held => (entry.standing, entry.waited_for) = (Standing::Left, Instant::now()),
+                    Standing::Unwanted => entry.standing = Standing::Left,
+                    _ => {}
+                }
             }
             Some(conn)
         };
@@ -331,11 +336,23 @@ impl Sessions {
             self.want(|wanted| wanted.left += 1);
         }
         // The driver would close the socket, and nothing else: it forgets its goodbye where a connection is dropped.
-        if let Some(conn) = dropped.filter(|conn| !conn.is_disconnected())
-            && let Ok(runtime) = Handle::try_current()
-        {
-            runtime.spawn(timeout(LEAVE_PATIENCE, conn.disconnect()));
+        let Some(conn) = dropped.filter(|conn| !conn.is_disconnected()) else { return };
+        let mut goodbye = Box::pin(conn.disconnect());
+        // Most need no more than this, and where the runtime ends nobody would poll it again.
+        let is_said = goodbye.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready();
+        if let (false, Ok(runtime)) = (is_said, Handle::try_current()) {
+            runtime.spawn(timeout(LEAVE_PATIENCE, goodbye));
         }
+    }
+
+    /// Nobody waits any more for what goes on there: whatever it was asked, its connection is not handed out again.
+    pub(crate) fn nobody_waits(&self, key: Key) {
+        if let Some(entry) = self.state().open.get_mut(&key)
+            && entry.standing == Standing::Held
+        {
+            (entry.standing, entry.waited_for) = (Standing::Unwanted, Instant::now());
+        }
+        self.changed.notify_one();
     }
 
     /// The connection of this session was found to be closed while nothing ran on it.
@@ -355,10 +372,10 @@ impl Sessions {
         Some((Arc::clone(server), state.open.get(&key)?.asked(key)))
     }
 
-    /// This session has not answered in time.
+    /// This session has not answered in time, and its connection is dropped for that.
     pub(crate) fn is_mute(&self, key: Key) {
         if let Some(entry) = self.state().open.get_mut(&key) {
-            entry.is_mute = true;
+            entry.dropped = Some(Instant::now());
         }
     }
 
@@ -379,6 +396,16 @@ impl Sessions {
         for entry in self.state().open.values_mut() {
             if entry.standing == Standing::Held {
                 (entry.standing, entry.has_said) = (Standing::Leaving, true);
+            }
+        }
+        self.changed.notify_one();
+    }
+
+    /// The driver has let go of all connections, and said nothing on any.
+    pub(crate) fn all_left(&self) {
+        for entry in self.state().open.values_mut() {
+            if entry.standing == Standing::Held {
+                (entry.standing, entry.waited_for) = (Standing::Left, Instant::now());
             }
         }
         self.changed.notify_one();
@@ -448,8 +475,9 @@ impl Sessions {
             let standings =
                 state.open.iter().filter(|(key, _)| key.server == server.index).map(|(_, entry)| entry.standing);
             let standings: Vec<_> = standings.collect();
-            let is_abandoned =
-                |standing: &Standing| matches!(standing, Standing::Leaving | Standing::Left | Standing::Broken);
+            let is_abandoned = |standing: &Standing| {
+                matches!(standing, Standing::Unwanted | Standing::Leaving | Standing::Left | Standing::Broken)
+            };
             let abandoned = standings.iter().any(is_abandoned);
             (!standings.is_empty()).then(|| Whereabouts { server: Arc::clone(server), abandoned })
         };
@@ -481,7 +509,9 @@ impl Sessions {
     pub(crate) fn keep_spare(&self, key: Key, conn: Conn) -> Option<(Key, Conn)> {
         let mut state = self.state();
         let may_run = |(other, entry): (&Key, &Entry)| {
-            *other != key && other.server == key.server && matches!(entry.standing, Standing::Held | Standing::Left)
+            *other != key
+                && other.server == key.server
+                && matches!(entry.standing, Standing::Held | Standing::Unwanted | Standing::Left)
         };
         if !state.is_full || state.spare.contains_key(&key.server) || !state.open.iter().any(may_run) {
             return Some((key, conn));
@@ -533,16 +563,16 @@ impl Sessions {
             return;
         }
         // Its connection was dropped in the drain.
-        let left_open = entry.is_mute && draining_since.is_some_and(|since| entry.waited_for >= since);
+        let left_open = entry.dropped.is_some_and(|dropped| draining_since.is_some_and(|since| dropped >= since));
         let end = match (entry.standing, entry.seen) {
             (Standing::Left, None) if left_open => End::Closed,
-            (Standing::Leaving, _) | (Standing::Left | Standing::Broken, Some(_)) => End::Closed,
+            (Standing::Leaving, _) | (Standing::Unwanted | Standing::Left | Standing::Broken, Some(_)) => End::Closed,
             (Standing::Failed | Standing::Killed, _) => End::Cut(None),
             // The server has ended it while somebody had it: in order if that was no loss.
             (Standing::Held, Some(seen)) if state.driver_ends || !seen.is_busy => End::Closed,
             (Standing::Held, Some(_)) => End::Cut(Some(ended_by_server())),
             // It had ended before.
-            (Standing::Held | Standing::Left | Standing::Broken, None) => End::Uncounted,
+            (Standing::Held | Standing::Unwanted | Standing::Left | Standing::Broken, None) => End::Uncounted,
         };
         state.end(key, end);
         drop(state);
@@ -557,8 +587,8 @@ impl Sessions {
             let Some(entry) = state.open.get(&key) else { continue };
             let end = match entry.standing {
                 Standing::Leaving if entry.has_said => End::Unconfirmed,
-                Standing::Held | Standing::Leaving if !cut => continue,
-                Standing::Held | Standing::Leaving | Standing::Left => End::Cut(Some(why.clone())),
+                Standing::Held | Standing::Unwanted | Standing::Leaving if !cut => continue,
+                Standing::Held | Standing::Unwanted | Standing::Leaving | Standing::Left => End::Cut(Some(why.clone())),
                 Standing::Broken => End::Uncounted,
                 Standing::Failed | Standing::Killed => End::Cut(None),
             };
@@ -589,9 +619,16 @@ impl Sessions {
         if let Some(entry) = state.open.get_mut(&key)
             && entry.standing == Standing::Leaving
         {
-            // A connection that is broken was so before: the server's side of it may have ended long ago.
-            let is_broken = error::is_broken(&failure);
-            entry.standing = if is_broken { Standing::Broken } else { Standing::Failed };
+            match failure {
+                // Of what was left of results: a statement that was stopped, for one. The driver takes it for the goodbye's, and has
+                // closed the connection instead.
+                mysql_async::Error::Server(_) => {
+                    (entry.standing, entry.dropped) = (Standing::Left, Some(Instant::now()));
+                }
+                // A connection that is broken was so before: the server's side of it may have ended long ago.
+                _ if error::is_broken(&failure) => entry.standing = Standing::Broken,
+                _ => entry.standing = Standing::Failed,
+            }
         }
         tracing::debug!(session = key.id, error = %failure, "a session could not say goodbye");
     }
@@ -660,7 +697,7 @@ impl Entry {
         Asked {
             key,
             origin: self.origin.clone(),
-            is_leaving: self.standing == Standing::Leaving,
+            is_leaving: matches!(self.standing, Standing::Unwanted | Standing::Leaving),
             has_left: self.has_left(),
             waited_for: self.waited_for,
         }
@@ -701,7 +738,7 @@ impl Opening {
         let key = Key { server: server.index, id, entered: state.entered };
         state.entered += 1;
         let (standing, waited_for) = (Standing::Held, Instant::now());
-        let entry = Entry { origin: None, standing, has_said: false, waited_for, is_mute: false, seen: None };
+        let entry = Entry { origin: None, standing, has_said: false, waited_for, dropped: None, seen: None };
         state.open.insert(key, entry);
         key
     }

@@ -97,14 +97,15 @@ pub(crate) async fn look(
 }
 
 /// A line of the server's list.
-struct Line {
-    id: u64,
+pub(crate) struct Line {
+    pub(crate) id: u64,
     user: String,
-    client: String,
+    pub(crate) client: String,
     listed: Listed,
 }
 
-async fn list(conn: &mut Conn) -> Result<Vec<Line>, mysql_async::Error> {
+/// The sessions that the server shows this one.
+pub(crate) async fn list(conn: &mut Conn) -> Result<Vec<Line>, mysql_async::Error> {
     let rows: Vec<Row> = rows(conn, "SHOW PROCESSLIST").await?;
     let line = |mut row: Row| {
         // A server whose columns are others has answered nothing that is of use.

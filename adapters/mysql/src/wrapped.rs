@@ -1,6 +1,9 @@
 //! A pool of the driver's that the application built: what can be done for it from outside.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+};
 
 use mysql_async::{Conn, Opts, Pool};
 use tokio::{runtime::Handle, task::JoinSet, time::timeout};
@@ -12,6 +15,7 @@ use crate::{
     error::error,
     farewell,
     home::Home,
+    runtimes::{self, Life},
     sessions::{LEAVE_PATIENCE, Sessions},
 };
 
@@ -23,12 +27,18 @@ use crate::{
 pub struct Wrapped {
     pool: Pool,
     connector: Arc<Connector>,
+    /// Of the runtime that the first checkout was made in: the driver's pool ends with that, unless somebody has used it before.
+    life: OnceLock<Life>,
 }
 
 impl Wrapped {
     pub(crate) fn new(pool: Pool, opts: Opts) -> Self {
         let connector = Connector::new(Arc::new(Sessions::of_driver()), opts, None, Some(CONNECT_TIMEOUT));
-        Self { pool, connector: Arc::new(connector) }
+        Self { pool, connector: Arc::new(connector), life: OnceLock::new() }
+    }
+
+    fn is_over(&self) -> bool {
+        self.life.get().is_some_and(Life::is_over)
     }
 }
 
@@ -49,7 +59,16 @@ impl Resource for Wrapped {
     }
 
     async fn checkout(&self, pool: &Pool) -> Result<Conn, Error> {
-        let mut conn = pool.get_conn().await.map_err(|source| error(ErrorKind::Checkout, "no connection", source))?;
+        self.life.get_or_init(|| runtimes::current(&self.connector));
+        let mut conn = pool.get_conn().await.map_err(|source| {
+            let text = if self.is_over() {
+                "the runtime has ended that the driver's pool was first used in, and the pool with it: `Mysql::new` makes one \
+                 that outlives runtimes"
+            } else {
+                "no connection"
+            };
+            error(ErrorKind::Checkout, text, source)
+        })?;
         self.connector.adopt(&mut conn).await?;
         Ok(conn)
     }
@@ -83,7 +102,7 @@ impl Resource for Wrapped {
         // What the driver has ended long ago is not to be counted, so somebody asks before the others end.
         sessions.want(|wanted| wanted.watch = true);
         let mut leaving = JoinSet::new();
-        let pool = pool.clone();
+        let (pool, is_over) = (pool.clone(), self.is_over());
         leaving.spawn({
             let sessions = Arc::clone(&sessions);
             async move {
@@ -93,6 +112,8 @@ impl Resource for Wrapped {
                 }
                 // Waits for every connection, those that are out and those that are being opened, without a limit.
                 match pool.disconnect().await {
+                    // Nobody was there to say it.
+                    Ok(()) if is_over => sessions.all_left(),
                     Ok(()) => sessions.all_leave(),
                     Err(failure) => tracing::debug!(error = %failure, "the driver's pool could not be disconnected"),
                 }

@@ -3,6 +3,8 @@
 
 #[path = "mysql/blocked.rs"]
 mod blocked;
+#[path = "mysql/cancelled.rs"]
+mod cancelled;
 #[cfg(feature = "buffer")]
 #[path = "mysql/checked.rs"]
 mod checked;
@@ -30,6 +32,8 @@ mod hung;
 mod mute;
 #[path = "mysql/rest.rs"]
 mod rest;
+#[path = "mysql/runtimes.rs"]
+mod runtimes;
 #[path = "mysql/scene.rs"]
 mod scene;
 #[path = "conformance/server.rs"]
@@ -75,7 +79,11 @@ fn main() -> ExitCode {
             blocked:
                 sessions_say_goodbye_when_the_runtime_is_not_polled_any_more
                 sessions_say_goodbye_when_the_runtime_is_blocked
-                sessions_are_gone_and_called_cut_when_the_runtime_is_gone;
+                sessions_are_gone_when_the_runtime_goes_as_the_drain_begins;
+            cancelled:
+                a_statement_whose_session_was_replaced_is_stopped_by_the_drain
+                a_result_that_nobody_reads_ends_with_the_drain
+                a_result_that_was_given_back_half_read_is_stopped;
             credentials:
                 the_provider_is_asked_once_for_each_new_session
                 a_password_that_changes_is_followed
@@ -125,6 +133,13 @@ fn main() -> ExitCode {
                 a_caller_that_goes_during_the_check_costs_no_goodbye
                 an_answer_that_comes_too_late_costs_no_goodbye
                 one_connection_that_does_not_answer_speaks_for_all_of_its_age;
+            runtimes:
+                a_guard_outlives_the_runtimes_that_its_sessions_were_opened_in
+                what_is_idle_when_its_runtime_ends_says_goodbye
+                a_statement_whose_runtime_ends_fails_at_once_and_is_stopped_by_the_drain
+                a_statement_that_ends_with_its_callers_runtime_is_stopped_by_the_drain
+                what_is_being_opened_when_its_runtime_ends_holds_up_no_drain
+                a_pool_of_the_drivers_has_nobody_wait_when_its_runtime_has_ended;
             state:
                 text_is_the_same_before_and_after_a_reset
                 text_is_the_same_in_a_pool_of_the_drivers
@@ -133,7 +148,8 @@ fn main() -> ExitCode {
                 without_a_reset_transactions_and_locks_end_all_the_same
                 the_next_caller_has_the_roles_of_a_new_session;
             strangers:
-                sessions_that_have_our_numbers_after_a_restart_are_left_alone;
+                sessions_that_have_our_numbers_after_a_restart_are_left_alone
+                sessions_are_told_from_those_of_others_while_one_of_them_runs_what_is_no_text;
             tls:
                 sessions_are_encrypted_and_say_goodbye
                 a_statement_is_cancelled_over_tls
@@ -146,7 +162,8 @@ fn main() -> ExitCode {
                 a_statement_is_cancelled_over_a_socket_file;
             unproven:
                 sessions_whose_end_nobody_can_see_say_goodbye
-                nothing_is_ended_where_nothing_is_proven;
+                nothing_is_ended_where_nothing_is_proven
+                what_runs_on_behind_a_broken_connection_is_in_the_report;
             wrapped:
                 a_pool_is_drained_though_it_was_never_used_through_the_guard
                 sessions_that_were_handed_out_are_seen_to_end

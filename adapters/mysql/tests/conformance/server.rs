@@ -16,7 +16,7 @@ use tokio::{sync::Mutex, time::sleep};
 use winddown_core::BoxError;
 use winddown_mysql::{
     Config, Mysql,
-    mysql_async::{self, Conn, IoError, OptsBuilder, prelude::Queryable},
+    mysql_async::{self, Conn, IoError, OptsBuilder, Row, prelude::Queryable},
 };
 use winddown_testkit::{
     CheckoutOf, Harness, Leasable, Leased, ServerUse, Servers, Setup, Stranger, containers, containers::Container,
@@ -137,11 +137,11 @@ impl Leasable for Server {
             superuser.query_drop(format!("SET GLOBAL {setting}")).await?;
         }
         // The server's own have users of their own.
-        let others = "SELECT id FROM information_schema.processlist WHERE id <> CONNECTION_ID() \
-                      AND user NOT IN ('event_scheduler', 'system user')";
+        let own = u64::from(superuser.id());
+        let is_other = |line: &Line| line.id != own && !["event_scheduler", "system user"].contains(&&*line.user);
         let began = Instant::now();
         loop {
-            let ids: Vec<u64> = superuser.query(others).await?;
+            let ids = listed(&mut superuser, is_other).await?;
             if ids.is_empty() {
                 break;
             }
@@ -248,11 +248,10 @@ impl<V: Version> Tenancy<V> {
     /// Ends every session of the tenant that is not in this state, and returns when they are gone.
     async fn end_all_but(&self, state: &str) -> Result<(), BoxError> {
         let mut superuser = self.superuser.lock().await;
-        let sql = "SELECT id FROM information_schema.processlist WHERE user = ? AND COALESCE(state, '') <> ? \
-                   AND COALESCE(db, '') <> ?";
+        let is_to_end = |line: &Line| line.is_of(&self.tenant) && line.state != state;
         let began = Instant::now();
         loop {
-            let ids: Vec<u64> = superuser.exec(sql, (&self.tenant.name, state, STRANGERS)).await?;
+            let ids = listed(&mut superuser, is_to_end).await?;
             if ids.is_empty() {
                 return Ok(());
             }
@@ -344,8 +343,7 @@ impl<V: Version> Harness for Tenancy<V> {
     async fn sessions(&self) -> Result<usize, BoxError> {
         let began = Instant::now();
         loop {
-            let sql = "SELECT id FROM information_schema.processlist WHERE user = ? AND COALESCE(db, '') <> ?";
-            let ids: Vec<u64> = self.superuser.lock().await.exec(sql, (&self.tenant.name, STRANGERS)).await?;
+            let ids = listed(&mut *self.superuser.lock().await, |line| line.is_of(&self.tenant)).await?;
             let mut known = self.known.lock().await;
             if ids.iter().all(|id| known.contains(id)) || began.elapsed() > LEAVES_WITHIN {
                 known.extend(&ids);
@@ -357,9 +355,8 @@ impl<V: Version> Harness for Tenancy<V> {
     }
 
     async fn running(&self) -> Result<usize, BoxError> {
-        let sql = "SELECT COUNT(*) FROM information_schema.processlist WHERE user = ? AND state = ?";
-        let count: Option<usize> = self.superuser.lock().await.exec_first(sql, (&self.tenant.name, SLEEPS)).await?;
-        Ok(count.ok_or("no count")?)
+        let sleeps = |line: &Line| line.user == self.tenant.name && line.state == SLEEPS;
+        Ok(listed(&mut *self.superuser.lock().await, sleeps).await?.len())
     }
 
     fn container(&self) -> Option<&Mutex<Container>> {
@@ -420,6 +417,35 @@ impl<V: Version> Harness for Tenancy<V> {
     }
 }
 
+/// A session as a server lists it, with nothing where there is none.
+pub(crate) struct Line {
+    pub(crate) id: u64,
+    pub(crate) user: String,
+    database: String,
+    pub(crate) state: String,
+}
+
+impl Line {
+    /// The tenant's, and no stranger's.
+    fn is_of(&self, tenant: &Tenant) -> bool {
+        self.user == tenant.name && self.database != STRANGERS
+    }
+}
+
+/// The numbers of those sessions that `is_meant` says it of, as far as this one is shown them.
+///
+/// By the statement: in MySQL a question to the table `information_schema.processlist` is error 3854 while anybody whose
+/// sessions are shown runs a statement that has bytes in it which are no text.
+pub(crate) async fn listed(conn: &mut Conn, is_meant: impl Fn(&Line) -> bool) -> Result<Vec<u64>, BoxError> {
+    let line = |mut row: Row| {
+        let mut text = |name| row.take::<Option<String>, _>(name).flatten().unwrap_or_default();
+        let (user, database, state) = (text("User"), text("db"), text("State"));
+        row.take("Id").map(|id| Line { id, user, database, state })
+    };
+    let lines: Option<Vec<_>> = conn.query::<Row, _>("SHOW PROCESSLIST").await?.into_iter().map(line).collect();
+    Ok(lines.ok_or("no number")?.into_iter().filter(is_meant).map(|line| line.id).collect())
+}
+
 /// The database that strangers are in, and nobody else. Each user may be there.
 const STRANGERS: &str = "information_schema";
 
@@ -449,9 +475,9 @@ async fn stranger(tenant: &Tenant, address: SocketAddr) -> Result<Stranger, BoxE
         async move { granted(holds.lock().await.query_first(format!("SELECT RELEASE_LOCK('{lock}')")).await?) }
     };
     let stranger = Stranger::new(waits, lets_go);
-    let waiting = "SELECT COUNT(*) FROM information_schema.processlist WHERE id = ? AND state = 'User lock'";
+    let waits = |line: &Line| line.id == u64::from(id) && line.state == "User lock";
     until("the stranger waits", || async {
-        holds.lock().await.exec_first(waiting, (id,)).await.is_ok_and(|count| count == Some(1))
+        listed(&mut *holds.lock().await, waits).await.is_ok_and(|waiting| waiting.len() == 1)
     })
     .await;
     Ok(stranger)
@@ -463,7 +489,7 @@ async fn stranger(tenant: &Tenant, address: SocketAddr) -> Result<Stranger, BoxE
 const LEAVES_WITHIN: Duration = Duration::from_millis(500);
 
 /// What the server says of a session that runs [`run`]'s statement.
-const SLEEPS: &str = "User sleep";
+pub(crate) const SLEEPS: &str = "User sleep";
 
 /// A statement that sleeps on the server and leaves a row. Cancelled, it leaves none.
 pub(crate) async fn run(conn: &mut Conn, takes: Duration) -> Result<(), BoxError> {

@@ -9,7 +9,7 @@ use winddown_mysql::{
 use winddown_testkit::Harness as _;
 
 use crate::{
-    scene::{ENDLESS, Scene, config, own, ping, until_running},
+    scene::{ENDLESS, Scene, Speaks as _, config, own, ping, start, until_running},
     server::{MariaDb, MySql, Tenancy, Version, run},
 };
 
@@ -75,5 +75,46 @@ async fn left_alone<V: Version>() {
     assert_eq!(drained.row().left_out, 1, "{}", drained.report);
     runs.abort();
     drop((held, strangers));
+    server.end().await.unwrap();
+}
+
+pub(crate) async fn sessions_are_told_from_those_of_others_while_one_of_them_runs_what_is_no_text() {
+    beside_bytes::<MySql>().await;
+    beside_bytes::<MariaDb>().await;
+}
+
+/// MySQL answers no question to `information_schema.processlist` as long as such a statement is to be shown.
+async fn beside_bytes<V: Version>() {
+    let server = start::<V>().await;
+    let mut stranger = Conn::new(config(&server).driver).await.unwrap();
+    let number = u64::from(stranger.id());
+    let bytes =
+        tokio::spawn(async move { stranger.query_drop(&b"SELECT SLEEP(300), _binary'\xff\xfe\x80'"[..]).await });
+    until_running(&server, 1).await;
+
+    let scene = Scene::new(Mysql::new(config(&server)));
+    drop(scene.out(3).await);
+    let drained = scene.drain().await;
+    drained.assert_clean(3);
+    assert_eq!(drained.row().sessions.unconfirmed, 0, "{}", drained.report);
+    let complaints = server.complaints().await.unwrap();
+    assert!(complaints.is_empty(), "{complaints:#?}");
+
+    let scene = Scene::patient(Mysql::new(config(&server)));
+    {
+        let mut connection = scene.get().await;
+        let mut run = pin!(run(&mut connection, ENDLESS));
+        tokio::select! {
+            result = &mut run => panic!("it ended at once: {:?}", result.err()),
+            () = until_running(&server, 2) => {}
+        }
+    }
+    let drained = scene.drain().await;
+    drained.assert_in_time();
+    assert_eq!((drained.row().sessions.cancelled, drained.ended()), (1, (1, 0)), "{}", drained.report);
+
+    assert!(!bytes.is_finished(), "the stranger's");
+    server.execute(&format!("KILL {number}")).await.unwrap();
+    bytes.await.unwrap().unwrap_err();
     server.end().await.unwrap();
 }

@@ -1,7 +1,7 @@
 //! Servers and proxies whose word for a session's number is none: they do not say which server they are, or the number in the
 //! handshake is not the session's own.
 
-use std::{net::SocketAddr, pin::pin};
+use std::{net::SocketAddr, pin::pin, sync::Arc};
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -9,11 +9,14 @@ use tokio::{
         TcpListener, TcpStream,
         tcp::{OwnedReadHalf, OwnedWriteHalf},
     },
-    sync::Mutex,
+    sync::{Mutex, Notify},
     task::JoinSet,
 };
 use winddown_core::{Checkout, Outcome};
-use winddown_mysql::{Mysql, mysql_async::Conn};
+use winddown_mysql::{
+    Mysql,
+    mysql_async::{Conn, prelude::Queryable as _},
+};
 use winddown_testkit::{Directed, Harness as _};
 
 use crate::{
@@ -32,17 +35,26 @@ enum Lie {
 
 /// Passes on what is spoken with the server, but for the lie. Ends when dropped.
 async fn lying(server: SocketAddr, lie: Lie) -> (SocketAddr, JoinSet<()>) {
+    breaking(server, lie, Arc::default()).await
+}
+
+/// The same; the connections that are there when this notifies those who wait for it are broken.
+async fn breaking(server: SocketAddr, lie: Lie, breaks: Arc<Notify>) -> (SocketAddr, JoinSet<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let mut tasks = JoinSet::new();
     tasks.spawn(async move {
         let mut connections = JoinSet::new();
         while let Ok((client, _)) = listener.accept().await {
+            let breaks = Arc::clone(&breaks);
             connections.spawn(async move {
                 let (from_client, to_client) = client.into_split();
                 let (from_server, to_server) = TcpStream::connect(server).await.unwrap().into_split();
-                // Its end is the end of one of both, which is all that there is to see.
-                let _ = connection(lie, from_client, to_client, from_server, to_server).await;
+                tokio::select! {
+                    // Its end is the end of one of both, which is all that there is to see.
+                    _ = connection(lie, from_client, to_client, from_server, to_server) => {}
+                    () = breaks.notified() => {}
+                }
             });
         }
     });
@@ -140,6 +152,36 @@ async fn say_goodbye<V: Version>() {
     }
     runs.abort_all();
     server.end_all().await.unwrap();
+    server.end().await.unwrap();
+}
+
+/// What a caller has left behind goes on though its connection broke, and nobody can stop it.
+pub(crate) async fn what_runs_on_behind_a_broken_connection_is_in_the_report() {
+    runs_on::<MySql>().await;
+    runs_on::<MariaDb>().await;
+}
+
+async fn runs_on<V: Version>() {
+    let server = start::<V>().await;
+    let breaks = Arc::new(Notify::new());
+    let (address, lying) = breaking(server.server.address, Lie::Nameless, Arc::clone(&breaks)).await;
+    let scene = Scene::patient(Mysql::new(config_at(&server, address)));
+    let pool = scene.db.pool().await.unwrap();
+    let mut connection = scene.get().await;
+    let sql = "SELECT 1; INSERT INTO rows_left SELECT slept FROM (SELECT SLEEP(300) AS slept) AS sleep";
+    drop(connection.query_iter(sql).await.unwrap());
+    drop(connection);
+    until_running(&server, 1).await;
+    // It is not yet what it was.
+    breaks.notify_waiters();
+    until("it has left the pool", || async { pool.status().size == 0 }).await;
+    let drained = scene.drain().await;
+    drained.assert_in_time();
+    assert_eq!((drained.row().outcome, drained.ended()), (Outcome::Incomplete, (0, 1)), "{}", drained.report);
+    assert!(drained.report.to_string().contains("not proven"), "{}", drained.report);
+
+    server.end_all().await.unwrap();
+    drop(lying);
     server.end().await.unwrap();
 }
 
