@@ -21,7 +21,7 @@ use winddown_core::{CredentialsProvider, Error, ErrorKind, Outdated, Rested};
 
 use crate::{
     error,
-    home::{self, Home},
+    home::{self, Home, Separately},
     origin::introduce,
     runtimes::{self, Life, Runtimes},
     sessions::{Key, LEAVE_PATIENCE, Opening, Sessions},
@@ -93,6 +93,7 @@ pub(crate) struct Connector {
     /// Which sessions are to be replaced without being asked.
     pub(crate) outdated: Outdated,
     pub(crate) runtimes: Runtimes,
+    pub(crate) separately: Separately,
     credentials: Option<Arc<dyn CredentialsProvider>>,
     /// A server that a session was opened with took writes.
     took_writes: AtomicBool,
@@ -108,8 +109,8 @@ impl Connector {
         connect_timeout: Option<Duration>,
     ) -> Self {
         let (outdated, took_writes) = (Outdated::default(), AtomicBool::new(false));
-        let (max_packet, runtimes) = (AtomicUsize::new(0), Runtimes::default());
-        Self { sessions, opts, connect_timeout, outdated, runtimes, credentials, took_writes, max_packet }
+        let (max_packet, runtimes, separately) = (AtomicUsize::new(0), Runtimes::default(), Separately::default());
+        Self { sessions, opts, connect_timeout, outdated, runtimes, separately, credentials, took_writes, max_packet }
     }
 
     /// The options, with the credentials for a new session in them.
@@ -544,7 +545,7 @@ impl Question {
         let (connector, home) = (Arc::clone(&session.connector), Arc::clone(&session.home));
         // Only the caller has seen which error it was.
         let has_failed = session.last_ok_packet().is_none();
-        let is_read_only = home.restore(session, &connector.opts, reset).await?;
+        let is_read_only = home.restore(session, &connector.opts, reset, &connector.separately).await?;
         if is_read_only && session.is_stale(has_failed) {
             return Err(mysql_async::Error::Other("the server takes no writes".into()));
         }

@@ -4,7 +4,10 @@
 //! roles. What was set when the session was opened is lost. And in MySQL the character set is the server's own then, whatever
 //! the two have agreed upon at the login: a driver that goes on in UTF-8 is misunderstood.
 
-use std::time::Instant;
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Instant,
+};
 
 use mysql_async::{ChangeUserOpts, Conn, Error as Failure, Opts, prelude::Queryable as _};
 
@@ -83,29 +86,35 @@ impl Home {
     ///
     /// # Errors
     /// Of a session that is not to be used any more.
-    pub(crate) async fn restore(&self, conn: &mut Conn, opts: &Opts, reset: bool) -> Result<bool, Failure> {
+    pub(crate) async fn restore(
+        &self,
+        conn: &mut Conn,
+        opts: &Opts,
+        reset: bool,
+        separately: &Separately,
+    ) -> Result<bool, Failure> {
         // Servers that have no other way: before MySQL 5.7 and MariaDB 10.2.
         let anew = ChangeUserOpts::default;
         if reset && !conn.reset().await? {
             conn.change_user(anew()).await?;
         }
-        let mut sql = format!("SELECT DATABASE(), {READ_ONLY}, @@character_set_client");
+        let roles = self.roles.as_ref().filter(|_| reset);
+        let role = if roles.is_some() { "CURRENT_ROLE()" } else { "NULL" };
+        let state = format!("SELECT DATABASE(), {READ_ONLY}, @@character_set_client, {role}");
+        let mut statements = Vec::new();
         if !reset {
-            sql += "; ROLLBACK; UNLOCK TABLES; DO RELEASE_ALL_LOCKS()";
+            statements.extend(["ROLLBACK", "UNLOCK TABLES", "DO RELEASE_ALL_LOCKS()"].map(ToOwned::to_owned));
         }
-        if let Some(names) = self.names.as_ref().filter(|_| reset) {
-            sql += &format!("; {names}");
-        }
-        if let Some(roles) = self.roles.as_ref().filter(|_| reset) {
-            sql += &format!("; SET ROLE {roles}");
-        }
-        if let Some(database) = &self.database {
-            sql += &format!("; USE {}", quoted(database));
-        }
-        let answer: Vec<(Option<String>, Option<bool>, String)> = rows(conn, &sql).await?;
-        let (database, read_only, spoken) = answer.into_iter().next().unwrap_or_default();
+        statements.extend(self.names.clone().filter(|_| reset));
+        statements.extend(self.database.as_ref().map(|database| format!("USE {}", quoted(database))));
+        let answer: Vec<State> = separately.ask(conn, state, statements).await?;
+        let (database, read_only, spoken, role) = answer.into_iter().next().unwrap_or_default();
         if reset && self.names.is_none() && spoken != "utf8mb4" {
             conn.query_drop(NAMES).await?;
+        }
+        // Seldom: for its own sake, since a proxy may keep a session that has chosen roles from all others.
+        if let Some(roles) = roles.filter(|roles| **roles != in_sql(role)) {
+            conn.query_drop(format!("SET ROLE {roles}")).await?;
         }
         // No statement leaves a database.
         let is_to_leave = self.database.is_none() && database.is_some();
@@ -116,6 +125,36 @@ impl Home {
             set_up(conn, opts).await?;
         }
         Ok(read_only.unwrap_or_default())
+    }
+}
+
+/// The database, whether the server takes no writes, the client's character set, and the roles.
+type State = (Option<String>, Option<bool>, String, Option<String>);
+
+/// Whether a server wants each statement in a message of its own, as TiDB does by default.
+/// <https://docs.pingcap.com/tidb/stable/system-variables#tidb_multi_statement_mode-new-in-v4011>
+#[derive(Debug, Default)]
+pub(crate) struct Separately(AtomicBool);
+
+impl Separately {
+    /// Asks, and has these done, in one message if the server takes that.
+    async fn ask(&self, conn: &mut Conn, asked: String, statements: Vec<String>) -> Result<Vec<State>, Failure> {
+        // Relaxed: who has not seen it finds out by itself.
+        if !self.0.load(Ordering::Relaxed) {
+            let together =
+                std::iter::once(&asked).chain(&statements).map(String::as_str).collect::<Vec<_>>().join("; ");
+            match rows(conn, &together).await {
+                // Which of them it was is not known.
+                Err(Failure::Server(_)) if !statements.is_empty() => {}
+                answer => return answer,
+            }
+        }
+        let answer = rows(conn, &asked).await?;
+        for statement in statements {
+            conn.query_drop(statement).await?;
+        }
+        self.0.store(true, Ordering::Relaxed);
+        Ok(answer)
     }
 }
 

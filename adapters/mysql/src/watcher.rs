@@ -75,22 +75,25 @@ pub(crate) async fn look(
 ) -> Result<Vec<Sight>, mysql_async::Error> {
     let relation = |asked: &Asked| origin.map_or(Relation::Unknown, |here| here.relation(asked.origin.as_deref()));
     let relations: Vec<_> = asked.iter().map(relation).collect();
-    let listed = if relations.contains(&Relation::Same) { list(conn).await? } else { Vec::new() };
+    let is_known = |relation: &Relation| *relation != Relation::Unknown;
+    let listed = if relations.iter().any(is_known) { list(conn).await? } else { Vec::new() };
     let own = u64::from(conn.id());
     let user = listed.iter().find(|row| row.id == own).map(|row| row.user.clone());
-    let sight = |(asked, relation): (&Asked, &Relation)| match relation {
-        Relation::Over => Sight::Gone,
-        Relation::Unknown => Sight::Unproven,
-        // Others cannot be told to end, and may not be shown.
-        Relation::Same if user.is_none() => Sight::Unproven,
-        Relation::Same => {
-            let Some(row) = listed.iter().find(|row| row.id == u64::from(asked.key.id)) else { return Sight::Gone };
-            let is_ours = asked.origin.as_ref().is_some_and(|origin| origin.is_client(&row.client));
-            if is_ours && Some(&row.user) == user.as_ref() {
+    let sight = |(asked, relation): (&Asked, &Relation)| {
+        let row = listed.iter().find(|row| row.id == u64::from(asked.key.id));
+        let is_client = |row: &Line| asked.origin.as_ref().is_some_and(|origin| origin.is_client(&row.client));
+        match (relation, row) {
+            (Relation::Unknown, _) => Sight::Unproven,
+            // Some servers are started again under their sessions, as Aurora is.
+            (Relation::Over, Some(row)) if is_client(row) => Sight::Unproven,
+            (Relation::Over, _) => Sight::Gone,
+            // Others cannot be told to end, and may not be shown.
+            (Relation::Same, _) if user.is_none() => Sight::Unproven,
+            (Relation::Same, None) => Sight::Gone,
+            (Relation::Same, Some(row)) if is_client(row) && Some(&row.user) == user.as_ref() => {
                 Sight::Ours(Ours { key: asked.key, listed: row.listed })
-            } else {
-                Sight::Unproven
             }
+            (Relation::Same, Some(_)) => Sight::Unproven,
         }
     };
     Ok(asked.iter().zip(&relations).map(sight).collect())

@@ -85,7 +85,8 @@ impl Resource for Wrapped {
             let opts = &connector.opts;
             let home = Home::by(opts);
             // Dropped at its limit, the connection is not used again.
-            match timeout(TIDY_PATIENCE, home.restore(&mut conn, opts, opts.pool_opts().reset_connection())).await {
+            let reset = opts.pool_opts().reset_connection();
+            match timeout(TIDY_PATIENCE, home.restore(&mut conn, opts, reset, &connector.separately)).await {
                 Ok(Ok(_)) => conn.reset_connection(false),
                 Ok(Err(failure)) => {
                     tracing::debug!(session = conn.id(), error = %failure, "a connection is not used again");

@@ -161,6 +161,8 @@ fn main() -> ExitCode {
                 sessions_over_a_socket_file_say_goodbye
                 a_statement_is_cancelled_over_a_socket_file;
             unproven:
+                a_session_that_outlived_a_start_of_its_server_is_not_taken_for_gone
+                a_server_that_takes_one_statement_at_a_time_keeps_its_sessions
                 sessions_whose_end_nobody_can_see_say_goodbye
                 nothing_is_ended_where_nothing_is_proven
                 what_runs_on_behind_a_broken_connection_is_in_the_report;

@@ -1,7 +1,7 @@
 //! Servers and proxies whose word for a session's number is none: they do not say which server they are, or the number in the
 //! handshake is not the session's own.
 
-use std::{net::SocketAddr, pin::pin, sync::Arc};
+use std::{collections::HashSet, net::SocketAddr, pin::pin, sync::Arc};
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -9,13 +9,13 @@ use tokio::{
         TcpListener, TcpStream,
         tcp::{OwnedReadHalf, OwnedWriteHalf},
     },
-    sync::{Mutex, Notify},
+    sync::{Mutex, Notify, watch},
     task::JoinSet,
 };
 use winddown_core::{Checkout, Outcome};
 use winddown_mysql::{
     Mysql,
-    mysql_async::{Conn, prelude::Queryable as _},
+    mysql_async::{Conn, OptsBuilder, PoolOpts, prelude::Queryable as _},
 };
 use winddown_testkit::{Directed, Harness as _};
 
@@ -27,26 +27,45 @@ use crate::{
 /// What is made up.
 #[derive(Debug, Clone, Copy)]
 enum Lie {
+    Nothing,
     /// The server has no such variable as `@@hostname`.
     Nameless,
     /// Each handshake has this number.
     Number(u32),
+    /// It was started later than it was.
+    LaterStart,
+    /// It takes one statement in each message.
+    OneAtATime,
+}
+
+/// What passes on what is spoken with the server, but for the lie.
+struct Lying {
+    lie: watch::Sender<Lie>,
+    _tasks: JoinSet<()>,
+}
+
+impl Lying {
+    /// On connections that are made from now on.
+    fn lies_from_now_on(&self, lie: Lie) {
+        self.lie.send_replace(lie);
+    }
 }
 
 /// Passes on what is spoken with the server, but for the lie. Ends when dropped.
-async fn lying(server: SocketAddr, lie: Lie) -> (SocketAddr, JoinSet<()>) {
+async fn lying(server: SocketAddr, lie: Lie) -> (SocketAddr, Lying) {
     breaking(server, lie, Arc::default()).await
 }
 
 /// The same; the connections that are there when this notifies those who wait for it are broken.
-async fn breaking(server: SocketAddr, lie: Lie, breaks: Arc<Notify>) -> (SocketAddr, JoinSet<()>) {
+async fn breaking(server: SocketAddr, lie: Lie, breaks: Arc<Notify>) -> (SocketAddr, Lying) {
+    let (lie, lies) = watch::channel(lie);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let mut tasks = JoinSet::new();
     tasks.spawn(async move {
         let mut connections = JoinSet::new();
         while let Ok((client, _)) = listener.accept().await {
-            let breaks = Arc::clone(&breaks);
+            let (breaks, lie) = (Arc::clone(&breaks), *lies.borrow());
             connections.spawn(async move {
                 let (from_client, to_client) = client.into_split();
                 let (from_server, to_server) = TcpStream::connect(server).await.unwrap().into_split();
@@ -58,7 +77,7 @@ async fn breaking(server: SocketAddr, lie: Lie, breaks: Arc<Notify>) -> (SocketA
             });
         }
     });
-    (address, tasks)
+    (address, Lying { lie, _tasks: tasks })
 }
 
 async fn connection(
@@ -78,13 +97,19 @@ async fn connection(
     let to_client = Mutex::new(to_client);
     let up = async {
         while let Ok(asked) = packet(&mut from_client).await {
-            if matches!(lie, Lie::Nameless) && asked[4..].windows(10).any(|text| text == b"@@hostname") {
-                let text = b"\xff\xa9\x04#HY000Unknown system variable 'hostname'";
-                let mut answer = vec![u8::try_from(text.len()).unwrap(), 0, 0, asked[3] + 1];
-                answer.extend(text);
-                to_client.lock().await.write_all(&answer).await?;
-            } else {
+            let has = |text: &[u8]| asked[4..].windows(text.len()).any(|found| found == text);
+            let refusal: &[u8] = match lie {
+                Lie::Nameless if has(b"@@hostname") => b"\xff\xa9\x04#HY000Unknown system variable 'hostname'",
+                Lie::OneAtATime if has(b"; ") => b"\xff\xc2\x1f#HY000client has multi-statement capability disabled",
+                _ => b"",
+            };
+            if refusal.is_empty() {
+                let asked = if matches!(lie, Lie::LaterStart) { later_start(asked) } else { asked };
                 to_server.write_all(&asked).await?;
+            } else {
+                let mut answer = vec![u8::try_from(refusal.len()).unwrap(), 0, 0, asked[3] + 1];
+                answer.extend(refusal);
+                to_client.lock().await.write_all(&answer).await?;
             }
         }
         to_server.shutdown().await
@@ -99,6 +124,15 @@ async fn connection(
         }
     };
     tokio::try_join!(up, down).map(drop)
+}
+
+/// The same, which asks for a start of the server that is a minute later.
+fn later_start(asked: Vec<u8>) -> Vec<u8> {
+    let (header, text) = asked.split_at(4);
+    let Ok(text) = std::str::from_utf8(text) else { return asked };
+    let text = text.replace("UUID_SHORT()", "(UUID_SHORT() + (60 << 24))");
+    let length = u32::try_from(text.len()).unwrap().to_le_bytes();
+    [&length[..3], &header[3..], text.as_bytes()].concat()
 }
 
 /// With its header.
@@ -152,6 +186,64 @@ async fn say_goodbye<V: Version>() {
     }
     runs.abort_all();
     server.end_all().await.unwrap();
+    server.end().await.unwrap();
+}
+
+/// A server may keep its sessions though it is started again: those who are listed as ours, with an older start, are not over.
+pub(crate) async fn a_session_that_outlived_a_start_of_its_server_is_not_taken_for_gone() {
+    outlived::<MySql>().await;
+    outlived::<MariaDb>().await;
+}
+
+async fn outlived<V: Version>() {
+    let server = start::<V>().await;
+    let (address, lying) = lying(server.server.address, Lie::Nothing).await;
+    let scene = Scene::patient(Mysql::new(config_at(&server, address)));
+    let left = scene.out(2).await.remove(0);
+    abandon(&server, left, 1).await;
+    lying.lies_from_now_on(Lie::LaterStart);
+    let drained = scene.drain().await;
+    drained.assert_in_time();
+    let row = drained.row();
+    assert_eq!(row.outcome, Outcome::Incomplete, "{}", drained.report);
+    assert_eq!(row.sessions.cancelled, 0, "{}", drained.report);
+    // The list may have shown the other one before the server had read its goodbye.
+    let (closed, cut) = drained.ended();
+    assert_eq!((row.sessions.unconfirmed + closed, cut), (1, 1), "{}", drained.report);
+    assert!(drained.report.to_string().contains("not proven"), "{}", drained.report);
+    server.end_all().await.unwrap();
+    drop((scene, lying));
+    server.end().await.unwrap();
+}
+
+pub(crate) async fn a_server_that_takes_one_statement_at_a_time_keeps_its_sessions() {
+    one_at_a_time::<MySql>().await;
+    one_at_a_time::<MariaDb>().await;
+}
+
+async fn one_at_a_time<V: Version>() {
+    let server = start::<V>().await;
+    let (address, lying) = lying(server.server.address, Lie::OneAtATime).await;
+    for reset in [true, false] {
+        let mut config = config_at(&server, address);
+        let pool = PoolOpts::new().with_reset_connection(reset);
+        config.driver = OptsBuilder::from_opts(config.driver).pool_opts(pool).into();
+        config.pool.max_size = 1;
+        let scene = Scene::new(Mysql::new(config));
+        let mut numbers = HashSet::new();
+        for _ in 0..3 {
+            let mut connection = scene.get().await;
+            let open: (u64, String) =
+                connection.query_first("SELECT CONNECTION_ID(), DATABASE()").await.unwrap().unwrap();
+            assert_eq!(open.1, server.tenant.name);
+            numbers.insert(open.0);
+            connection.query_drop("USE information_schema").await.unwrap();
+            connection.query_drop("BEGIN").await.unwrap();
+        }
+        assert_eq!(numbers.len(), 1, "it was replaced");
+        scene.drain().await.assert_clean(1);
+    }
+    drop(lying);
     server.end().await.unwrap();
 }
 
