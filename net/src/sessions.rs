@@ -602,13 +602,21 @@ impl<P: Send + Sync + 'static> Session<P> {
                 Ok(()) if timeout(LEAVE_PATIENCE, &mut ending).await.is_ok() => return,
                 Ok(()) => {}
                 Err(error) => {
-                    if let (false, Some(sessions)) = (self.life.is_taken(), self.sessions.upgrade()) {
-                        sessions.runs_on(error);
+                    if !self.life.is_taken() {
+                        self.runs_on(error);
                     }
                 }
             }
         }
         self.cut_with(self.life.end_unless_taken());
+    }
+
+    /// Something that was asked for on it may run on at the server, for this reason: the next report has it, or that of the drain
+    /// that is under way.
+    pub fn runs_on(&self, error: Error) {
+        if let Some(sessions) = self.sessions.upgrade() {
+            sessions.runs_on(error);
+        }
     }
 
     /// What runs on it is stopped in this way before it is given up outside of a drain. Once.

@@ -203,12 +203,28 @@ async fn give_up(session: Arc<Session>) -> Result<(), Error> {
         return Ok(());
     }
     let answers = part.answers();
-    let asked = timeout(ASK_PATIENCE, part.cancel()).await;
-    asked
-        .unwrap_or_else(|_| Err(part.not_asked(Failure::Other(format!("no answer within {ASK_PATIENCE:?}").into()))))?;
+    part.cancel_within(ASK_PATIENCE).await?;
     match timeout(STOP_PATIENCE, part.answered_since(answers)).await {
         Ok(true) => Ok(()),
         _ => Err(part.unseen()),
+    }
+}
+
+/// Stops the statement of a session whose connection has broken, by no act of the server's: that goes on with it, and sees only
+/// when it answers that nobody is there. Whether it has ended nobody can see any more. Why it may run on, if the server could not
+/// be asked.
+async fn stop_behind(session: &Session) -> Option<Error> {
+    let part = session.part();
+    if !part.is_busy() {
+        return None;
+    }
+    match part.cancel_within(ASK_PATIENCE).await {
+        // Where nobody is there to ask, what was there has ended, and its statements with it.
+        Ok(()) | Err(NotAsked { is_refused: true, .. }) => None,
+        Err(NotAsked { error, .. }) => {
+            session.runs_on(error.clone());
+            Some(error)
+        }
     }
 }
 
@@ -294,6 +310,11 @@ impl Part {
         asked.map_err(|error| self.not_asked(error.into()))
     }
 
+    async fn cancel_within(&self, limit: Duration) -> Result<(), NotAsked> {
+        let late = |_| Err(self.not_asked(Failure::Other(format!("no answer within {limit:?}").into())));
+        timeout(limit, self.cancel()).await.unwrap_or_else(late)
+    }
+
     fn not_asked(&self, failure: Failure) -> NotAsked {
         let is_refused = failure.is_refused_connection();
         let text = format!("cannot ask {} to stop a statement, which may run on", self.endpoint);
@@ -352,8 +373,12 @@ async fn live(
         // The server's own last word, an idle timeout say, with nothing under way: it has ended the session in order.
         Err(error) if error.as_db_error().is_some() && !activity.is_busy() => End::Closed,
         Err(error) => {
+            let runs_on = match session.upgrade() {
+                Some(session) if error.as_db_error().is_none() => stop_behind(&session).await,
+                _ => None,
+            };
             let text = "a session ended without a goodbye";
-            End::Failed(crate::error::error(ErrorKind::Incomplete, text, error.into()))
+            End::Failed(runs_on.unwrap_or_else(|| crate::error::error(ErrorKind::Incomplete, text, error.into())))
         }
     }
 }

@@ -82,6 +82,8 @@ fn main() -> ExitCode {
             cancelled:
                 a_statement_whose_session_was_replaced_is_stopped_before_it_is_forgotten
                 a_statement_that_could_not_be_stopped_before_the_drain_is_in_its_report
+                a_statement_whose_connection_broke_is_stopped
+                a_statement_whose_connection_broke_and_that_could_not_be_stopped_is_in_the_report
                 a_statement_counts_as_cancelled_only_if_it_was_seen_to_end
                 a_stranger_with_the_number_of_a_session_is_not_touched
                 a_result_that_nobody_reads_is_stopped_and_its_session_says_goodbye
