@@ -132,6 +132,7 @@ impl Leasable for Server {
             format!("max_connections = {MOST_CONNECTIONS}"),
             format!("wait_timeout = {IDLE_TIMEOUT}"),
             "local_infile = ON".to_owned(),
+            "read_only = OFF".to_owned(),
             "max_prepared_stmt_count = 16382".to_owned(),
         ] {
             superuser.query_drop(format!("SET GLOBAL {setting}")).await?;
