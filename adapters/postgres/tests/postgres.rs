@@ -134,6 +134,7 @@ fn main() -> ExitCode {
                 a_checkout_without_a_rest_makes_no_round_trip
                 a_checkout_after_a_rest_makes_one_round_trip
                 sessions_that_were_ended_while_the_process_stood_still_are_replaced
+                a_statement_whose_connection_broke_while_the_process_stood_still_is_stopped
                 a_network_that_is_cut_holds_a_checkout_up_for_the_check_timeout
                 one_connection_that_does_not_answer_speaks_for_all_of_its_age;
             runtimes:

@@ -152,6 +152,7 @@ pub(crate) async fn a_statement_whose_connection_broke_is_stopped() {
     run_until_reset(&server, &scene, &proxy).await;
     until("the server has stopped it", || async { server.running().await.unwrap() == 0 }).await;
     until("the server has ended it", || async { server.sessions().await.unwrap() == 0 }).await;
+    until_the_book_has(&scene, 0).await;
     scene.drain().await.assert_clean(0);
 
     // The same in the middle of a drain, which waits for that.
