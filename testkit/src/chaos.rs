@@ -195,8 +195,8 @@ async fn works<H: Chaos>(db: ShutdownGuard<H::Resource>, mut random: Rng, work: 
         let takes = |random: &mut Rng, most: Duration| most.mul_f64(random.f64());
         let outcome = match random.u8(..100) {
             ..50 => H::ask(&mut checkout).await,
-            ..80 => H::statement(&mut checkout, takes(&mut random, Duration::from_millis(50))).await,
-            ..95 => {
+            50..80 => H::statement(&mut checkout, takes(&mut random, Duration::from_millis(50))).await,
+            80..95 => {
                 let (takes, waits) = (takes(&mut random, LONGEST), takes(&mut random, Duration::from_millis(50)));
                 match timeout(waits, H::statement(&mut checkout, takes)).await {
                     Ok(outcome) => outcome,
