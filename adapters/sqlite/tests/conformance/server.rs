@@ -185,17 +185,13 @@ impl Harness for Embedded {
 }
 
 /// One query.
-pub(crate) async fn ask(connection: &mut Connection) -> Result<(), BoxError> {
+pub(crate) async fn ask(connection: &Connection) -> Result<(), BoxError> {
     let read = |database: &mut rusqlite::Connection| database.query_row("SELECT count(*) FROM t", [], |_| Ok(()));
     Ok(connection.interact(read).await.map_err(|error| error.to_string())??)
 }
 
 /// A statement that takes so long and leaves a row. It is counted while SQLite is inside of it.
-pub(crate) async fn run(
-    connection: &mut Connection,
-    takes: Duration,
-    running: &Arc<AtomicUsize>,
-) -> Result<(), BoxError> {
+pub(crate) async fn run(connection: &Connection, takes: Duration, running: &Arc<AtomicUsize>) -> Result<(), BoxError> {
     /// Counts one statement while SQLite is inside of it.
     struct Inside(Arc<AtomicUsize>);
     impl Drop for Inside {
