@@ -32,10 +32,11 @@ use crate::{
     gone,
     scene::SLACK,
     soak::{rounds, trial},
+    starved::Starved,
 };
 
-/// A harness whose server fails in more than one way.
-pub trait Chaos: Buffered {
+/// A harness whose server fails in more than one way. Its checkouts have a session each.
+pub trait Chaos: Buffered + Starved {
     /// What can happen to its server.
     const TROUBLES: &'static [Trouble] =
         &[Trouble::Restart, Trouble::Pause, Trouble::Reset, Trouble::ReadOnly, Trouble::Full];
@@ -114,8 +115,9 @@ const SEED: &str = "WINDDOWN_TEST_SEED";
 /// Used up where a server does not answer.
 const BUDGET: Duration = Duration::from_secs(2);
 
-/// How many tasks have a checkout most of the time.
+/// How many tasks have a checkout most of the time, and how many sessions there are for them and for a buffer.
 const WORKERS: u64 = 6;
+const SESSIONS: usize = 8;
 
 /// No statement takes longer.
 const LONGEST: Duration = Duration::from_secs(3);
@@ -144,7 +146,7 @@ struct Work {
 async fn storms<H: Chaos>() -> Result<(), BoxError> {
     let seed: u64 = variable(SEED)?.parse()?;
     let lifecycle = Lifecycle::detect()?;
-    let db = lifecycle.guard_as("db", H::from_env()?);
+    let db = lifecycle.guard_as("db", H::with_room(SESSIONS)?);
     let buffer = lifecycle.guard(buffered::writer::<H>(&db, &variable(TABLE)?, Path::new(&variable(SPILLS)?)));
     lifecycle.init().await?;
     let work: Arc<Work> = Arc::default();

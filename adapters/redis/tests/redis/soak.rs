@@ -173,7 +173,7 @@ impl Frozen for DurableServer {
     }
 }
 
-impl Starved for Server {
+impl<V: Version> Starved for RedisServer<V, OfItsOwn> {
     const MANY: usize = 600;
 
     fn with_room(sessions: usize) -> Result<Redis, Error> {
