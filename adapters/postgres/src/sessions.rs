@@ -13,7 +13,11 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::oneshot, task::JoinHandle, time::timeout};
+use tokio::{
+    sync::oneshot,
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
 use tokio_postgres::{
     CancelToken, Client, SimpleQueryMessage,
     config::{SslMode, SslNegotiation, TargetSessionAttrs},
@@ -211,22 +215,30 @@ async fn give_up(session: Arc<Session>) -> Result<(), Error> {
 }
 
 /// Stops the statement of a session whose connection has broken, by no act of the server's: that goes on with it, and sees only
-/// when it answers that nobody is there. Whether it has ended nobody can see any more. Why it may run on, if the server could not
-/// be asked.
+/// when it answers that nobody is there. Whether it has ended nobody can see any more, so it is asked twice: a request that comes
+/// before the server has begun stops nothing. Why it may run on, if the server could not be asked.
 async fn stop_behind(session: &Session) -> Option<Error> {
     let part = session.part();
     if !part.is_busy() {
         return None;
     }
-    match part.cancel_within(ASK_PATIENCE).await {
-        // Where nobody is there to ask, what was there has ended, and its statements with it.
-        Ok(()) | Err(NotAsked { is_refused: true, .. }) => None,
-        Err(NotAsked { error, .. }) => {
-            session.runs_on(error.clone());
-            Some(error)
+    for pause in [Duration::ZERO, ASK_AGAIN] {
+        sleep(pause).await;
+        match part.cancel_within(ASK_PATIENCE).await {
+            Ok(()) => {}
+            // Where nobody is there to ask, what was there has ended, and its statements with it.
+            Err(NotAsked { is_refused: true, .. }) => return None,
+            Err(NotAsked { error, .. }) => {
+                session.runs_on(error.clone());
+                return Some(error);
+            }
         }
     }
+    None
 }
+
+/// How long a server may take at most to begin with what it has got, on most machines.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
 
 /// How long a server may take to take a request to stop a statement, where no drain says how long.
 const ASK_PATIENCE: Duration = Duration::from_secs(5);
