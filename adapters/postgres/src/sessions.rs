@@ -23,7 +23,7 @@ use tokio_postgres::{
     config::{SslMode, SslNegotiation, TargetSessionAttrs},
 };
 use winddown_core::{Error, ErrorKind, Opening, Outdated};
-use winddown_net::{Address, End, Held, Options, Socket, dial, dial_anyway, runtime_is_ending};
+use winddown_net::{Address, End, Held, Options, Socket, dial, dial_anyway, run_apart, runtime_is_ending};
 
 use crate::{
     error::Failure,
@@ -217,21 +217,15 @@ async fn give_up(session: Arc<Session>) -> Result<(), Error> {
 /// Stops the statement of a session whose connection has broken, by no act of the server's: that goes on with it, and sees only
 /// when it answers that nobody is there. Whether it has ended nobody can see any more, so it is asked twice: a request that comes
 /// before the server has begun stops nothing. Why it may run on, if the server could not be asked.
-async fn stop_behind(session: &Session) -> Option<Error> {
+async fn stop_behind(session: Arc<Session>) -> Option<Error> {
     let part = session.part();
-    if !part.is_busy() {
-        return None;
-    }
     for pause in [Duration::ZERO, ASK_AGAIN] {
         sleep(pause).await;
         match part.cancel_within(ASK_PATIENCE).await {
             Ok(()) => {}
             // Where nobody is there to ask, what was there has ended, and its statements with it.
             Err(NotAsked { is_refused: true, .. }) => return None,
-            Err(NotAsked { error, .. }) => {
-                session.runs_on(error.clone());
-                return Some(error);
-            }
+            Err(NotAsked { error, .. }) => return Some(error),
         }
     }
     None
@@ -385,10 +379,21 @@ async fn live(
         // The server's own last word, an idle timeout say, with nothing under way: it has ended the session in order.
         Err(error) if error.as_db_error().is_some() && !activity.is_busy() => End::Closed,
         Err(error) => {
-            let runs_on = match session.upgrade() {
-                Some(session) if error.as_db_error().is_none() => stop_behind(&session).await,
-                _ => None,
-            };
+            let broken = session.upgrade().filter(|session| error.as_db_error().is_none() && session.part().is_busy());
+            let mut runs_on = None;
+            if let Some(broken) = broken {
+                let is_draining = broken.is_draining();
+                let no_thread = broken.part().not_asked(Failure::Other("the system gives no thread for that".into()));
+                // Apart: a session goes from one runtime to the next, and timers cannot.
+                let stopping = run_apart(stop_behind(broken));
+                runs_on = stopping.await.unwrap_or(Some(no_thread.error));
+                if let (Some(error), Some(session)) = (&runs_on, session.upgrade()) {
+                    session.runs_on(error.clone());
+                }
+                if !is_draining {
+                    return End::Before;
+                }
+            }
             let text = "a session ended without a goodbye";
             End::Failed(runs_on.unwrap_or_else(|| crate::error::error(ErrorKind::Incomplete, text, error.into())))
         }
