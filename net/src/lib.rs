@@ -13,7 +13,7 @@ pub mod tls;
 pub use rustls;
 
 pub use crate::{
-    orphans::runtime_is_ending,
+    orphans::{run_apart, runtime_is_ending},
     sessions::{Draining, End, Held, Life, Session, Sessions, Stop},
     socket::{Address, Link, Options, Socket, dial, dial_anyway},
 };

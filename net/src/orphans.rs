@@ -5,7 +5,7 @@
 //! all of the process, which begins with the first of them, and sleeps while nothing happens.
 
 use std::{
-    future::pending,
+    future::{Future, pending},
     io,
     sync::{Mutex, PoisonError, mpsc},
     thread,
@@ -35,6 +35,15 @@ fn start() -> io::Result<Handle> {
         runtime.block_on(pending::<()>());
     })?;
     started.recv().map_err(io::Error::other)?
+}
+
+/// Runs this on that thread: it goes on, and its timers do, where the runtime of the caller ends or stands still meanwhile. `None`
+/// where the system gives no thread.
+///
+/// # Cancel safety
+/// Dropped, it goes on without anybody who waits for it.
+pub async fn run_apart<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> Option<T> {
+    runtime()?.spawn(work).await.ok()
 }
 
 /// Whether the runtime that this is called on is ending, or there is none: a task that it is given would not be run.

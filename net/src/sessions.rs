@@ -49,6 +49,8 @@ pub enum End {
     Closed,
     /// Before it was open.
     NeverOpened,
+    /// Before the drain, which was only to wait for what it left behind: in no count.
+    Before,
     /// In any other way, with this error.
     Failed(Error),
 }
@@ -83,7 +85,7 @@ impl<P> State<P> {
         }
         match end {
             End::Closed => self.ended.closed += 1,
-            End::NeverOpened => {}
+            End::NeverOpened | End::Before => {}
             End::Failed(error) => {
                 self.ended.cut += 1;
                 self.ended.error = Some(error);
@@ -602,13 +604,26 @@ impl<P: Send + Sync + 'static> Session<P> {
                 Ok(()) if timeout(LEAVE_PATIENCE, &mut ending).await.is_ok() => return,
                 Ok(()) => {}
                 Err(error) => {
-                    if let (false, Some(sessions)) = (self.life.is_taken(), self.sessions.upgrade()) {
-                        sessions.runs_on(error);
+                    if !self.life.is_taken() {
+                        self.runs_on(error);
                     }
                 }
             }
         }
         self.cut_with(self.life.end_unless_taken());
+    }
+
+    /// Something that was asked for on it may run on at the server, for this reason: the next report has it, or that of the drain
+    /// that is under way.
+    pub fn runs_on(&self, error: Error) {
+        if let Some(sessions) = self.sessions.upgrade() {
+            sessions.runs_on(error);
+        }
+    }
+
+    /// Whether a drain has begun.
+    pub fn is_draining(&self) -> bool {
+        self.sessions.upgrade().is_some_and(|sessions| sessions.state().phase != Phase::Open)
     }
 
     /// What runs on it is stopped in this way before it is given up outside of a drain. Once.

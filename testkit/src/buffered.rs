@@ -68,10 +68,10 @@ pub trait Buffered: InProcess {
 
 /// Where the process is told which table it writes to, which number its records begin with, how many there are, and where it
 /// spills.
-const TABLE: &str = "WINDDOWN_TEST_TABLE";
+pub(crate) const TABLE: &str = "WINDDOWN_TEST_TABLE";
 const FIRST: &str = "WINDDOWN_TEST_FIRST";
 const COUNT: &str = "WINDDOWN_TEST_COUNT";
-const SPILLS: &str = "WINDDOWN_TEST_SPILLS";
+pub(crate) const SPILLS: &str = "WINDDOWN_TEST_SPILLS";
 
 /// What Lambda gives; on a machine that runs other tests beside, seconds, so that only what is claimed can fail.
 fn budget() -> Duration {
@@ -89,11 +89,11 @@ pub fn program<H: Buffered>() -> Option<ExitCode> {
     Some(child::run(Builder::new_multi_thread().worker_threads(2), program))
 }
 
-fn variable(name: &str) -> Result<String, BoxError> {
+pub(crate) fn variable(name: &str) -> Result<String, BoxError> {
     env::var(name).map_err(|error| format!("{name}: {error}").into())
 }
 
-fn record(number: i64) -> Record {
+pub(crate) fn record(number: i64) -> Record {
     (number, format!("record\t{number} with 'quotes', \\ and\nlines"))
 }
 
@@ -137,7 +137,11 @@ async fn replays<H: Buffered>() -> Result<(), BoxError> {
 }
 
 /// Small enough that what it holds is written within [`budget`] by a server that answers.
-fn writer<H: Buffered>(db: &ShutdownGuard<H::Resource>, table: &str, spills: &Path) -> BatchWriter<Record, H::Sink> {
+pub(crate) fn writer<H: Buffered>(
+    db: &ShutdownGuard<H::Resource>,
+    table: &str,
+    spills: &Path,
+) -> BatchWriter<Record, H::Sink> {
     BatchWriter::new(db, H::sink(table))
         .name("audit")
         .capacity(200_000)
@@ -185,29 +189,29 @@ fn start<H: Buffered>(harness: &H, program: &str, table: &str, first: i64, count
 }
 
 /// What is wrong, and what the process had to say.
-fn said(seed: u64, round: usize, ended: &Ended, what: &dyn fmt::Display) -> BoxError {
+pub(crate) fn said(seed: u64, round: usize, ended: &Ended, what: &dyn fmt::Display) -> BoxError {
     let Ended { code, signal, took, stdout, stderr, .. } = ended;
     let end = format!("exit code {code:?}, signal {signal:?}, after {took:?}");
     format!("seed {seed}, round {round}: {what}\n{end}\n{stdout}\n{stderr}").into()
 }
 
-fn accepted(ended: &Ended) -> Option<i64> {
+pub(crate) fn accepted(ended: &Ended) -> Option<i64> {
     ended.stdout.lines().find_map(|line| line.strip_prefix("accepted ")?.parse().ok())
 }
 
-fn records(report: &Report) -> Result<Records, BoxError> {
+pub(crate) fn records(report: &Report) -> Result<Records, BoxError> {
     report.resource("audit").and_then(|row| row.records).ok_or_else(|| format!("no records in {report}").into())
 }
 
 /// Whether the table has each of these once, and nothing else.
-struct Difference {
-    missing: usize,
+pub(crate) struct Difference {
+    pub(crate) missing: usize,
     /// There, but not expected, or twice.
     too_many: usize,
 }
 
 impl Difference {
-    fn between(expected: impl IntoIterator<Item = i64>, found: &[i64]) -> Self {
+    pub(crate) fn between(expected: impl IntoIterator<Item = i64>, found: &[i64]) -> Self {
         let expected: BTreeSet<i64> = expected.into_iter().collect();
         let once: BTreeSet<i64> = found.iter().copied().collect();
         let missing = expected.difference(&once).count();
@@ -220,7 +224,7 @@ impl Difference {
     }
 
     /// None, but that so many may be missing: those that the report says are in doubt.
-    fn none_but(&self, in_doubt: u64) -> Result<(), BoxError> {
+    pub(crate) fn none_but(&self, in_doubt: u64) -> Result<(), BoxError> {
         if self.missing as u64 > in_doubt || self.too_many > 0 { Err(self.to_string().into()) } else { Ok(()) }
     }
 }
@@ -232,7 +236,7 @@ impl fmt::Display for Difference {
 }
 
 /// Replays what is in the directory, in this process; how many records were written.
-async fn replay_here<H: Buffered>(harness: &H, table: &str, spills: &Path) -> Result<u64, BoxError> {
+pub(crate) async fn replay_here<H: Buffered>(harness: &H, table: &str, spills: &Path) -> Result<u64, BoxError> {
     let lifecycle = lifecycle(Duration::from_secs(10));
     let db = lifecycle.guard_as("db", harness.resource(&Setup::default()));
     let replayed = Replay::<Record, _>::new(&db, H::sink(table), "audit").run(spills).await;

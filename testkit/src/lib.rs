@@ -3,6 +3,7 @@
 pub mod buffered;
 pub mod cases;
 pub mod certificates;
+pub mod chaos;
 pub mod child;
 pub mod containers;
 mod directed;

@@ -14,7 +14,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{
         TcpListener, TcpStream,
-        tcp::{OwnedReadHalf, OwnedWriteHalf},
+        tcp::{ReadHalf, WriteHalf},
     },
     sync::{mpsc, watch},
     task::JoinSet,
@@ -29,8 +29,9 @@ const ON_THE_WAY: usize = 256;
 
 /// A proxy in front of one server, on a port of its own of 127.0.0.1.
 ///
-/// The end of one direction (FIN) is passed on as such; the other direction stays open. A reset is not made up: when one
-/// side's connection breaks, the other side's is closed in an orderly way. Dropping the proxy closes everything.
+/// The end of one direction (FIN) is passed on as such; the other direction stays open. A reset is made up only when
+/// [asked for](Self::reset): when one side's connection breaks, the other side's is closed in an orderly way. Dropping the
+/// proxy closes everything.
 ///
 /// It lives on the runtime that it was started on.
 #[derive(Debug)]
@@ -45,6 +46,8 @@ pub struct Proxy {
 struct Shared {
     upstream: Mutex<SocketAddr>,
     faults: watch::Sender<Faults>,
+    /// How often all connections were reset.
+    resets: watch::Sender<usize>,
     open: watch::Sender<usize>,
     accepted: AtomicU64,
     up: AtomicU64,
@@ -84,6 +87,7 @@ impl Proxy {
         let shared = Arc::new(Shared {
             upstream: Mutex::new(upstream),
             faults: watch::Sender::default(),
+            resets: watch::Sender::default(),
             open: watch::Sender::default(),
             accepted: AtomicU64::default(),
             up: AtomicU64::default(),
@@ -129,6 +133,12 @@ impl Proxy {
     pub fn cut_after(&self, round_trips: u64) {
         let last = self.round_trips() + round_trips;
         self.shared.faults.send_modify(|faults| faults.cut_after = Some(last));
+    }
+
+    /// Resets every connection that is open, on both sides, as a firewall does that has forgotten them. What was on its way is
+    /// lost. Later ones are not touched.
+    pub fn reset(&self) {
+        self.shared.resets.send_modify(|resets| *resets += 1);
     }
 
     /// How many connections are open; one is until both its directions have ended.
@@ -180,7 +190,8 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
                     shared.accepted.fetch_add(1, Ordering::Relaxed);
                     let open = Open::new(Arc::clone(&shared));
                     let upstream = *shared.upstream.lock().unwrap_or_else(PoisonError::into_inner);
-                    connections.spawn(connection(client, upstream, open));
+                    let reset = shared.resets.subscribe();
+                    connections.spawn(connection(client, upstream, open, reset));
                 }
                 // out of file descriptors: the next connection that ends gives some back
                 Err(_) => match connections.join_next().await {
@@ -209,28 +220,47 @@ impl Drop for Open {
     }
 }
 
-async fn connection(client: TcpStream, upstream: SocketAddr, open: Open) {
+async fn connection(mut client: TcpStream, upstream: SocketAddr, open: Open, mut reset: watch::Receiver<usize>) {
+    // the sender outlives every connection
+    let connected = tokio::select! {
+        connected = TcpStream::connect(upstream) => connected,
+        _ = reset.changed() => return reset_at_the_end(&[&client]),
+    };
     // one that cannot be made ends the client's, in order
-    let Ok(server) = TcpStream::connect(upstream).await else { return };
+    let Ok(mut server) = connected else { return };
     // small pieces are what is measured here
     let _ = client.set_nodelay(true).and_then(|()| server.set_nodelay(true));
-    let (from_client, to_client) = client.into_split();
-    let (from_server, to_server) = server.into_split();
+    let (from_client, to_client) = client.split();
+    let (from_server, to_server) = server.split();
     let asked = &AtomicU64::default();
-    tokio::join!(
-        pass(from_client, to_server, Direction::Up, &open.0, asked),
-        pass(from_server, to_client, Direction::Down, &open.0, asked),
-    );
+    let passing = async {
+        tokio::join!(
+            pass(from_client, to_server, Direction::Up, &open.0, asked),
+            pass(from_server, to_client, Direction::Down, &open.0, asked),
+        );
+    };
+    tokio::select! {
+        () = passing => {}
+        _ = reset.changed() => reset_at_the_end(&[&client, &server]),
+    }
+}
+
+/// What is dropped then is reset, and not ended in order.
+fn reset_at_the_end(connections: &[&TcpStream]) {
+    for connection in connections {
+        // one that has broken by itself needs none
+        let _ = connection.set_zero_linger();
+    }
 }
 
 /// Passes one direction on until it ends, and then the end.
-async fn pass(from: OwnedReadHalf, to: OwnedWriteHalf, direction: Direction, shared: &Shared, asked: &AtomicU64) {
+async fn pass(from: ReadHalf<'_>, to: WriteHalf<'_>, direction: Direction, shared: &Shared, asked: &AtomicU64) {
     let (sender, pieces) = mpsc::channel(ON_THE_WAY);
     tokio::join!(read(from, sender, shared), write(to, pieces, direction, shared, asked));
 }
 
 /// Stamps each piece with the instant at which it may arrive; an empty one is the end.
-async fn read(mut from: OwnedReadHalf, pieces: mpsc::Sender<(Instant, Vec<u8>)>, shared: &Shared) {
+async fn read(mut from: ReadHalf<'_>, pieces: mpsc::Sender<(Instant, Vec<u8>)>, shared: &Shared) {
     let mut buffer = vec![0; PIECE];
     loop {
         // one side's reset is the other side's end
@@ -243,7 +273,7 @@ async fn read(mut from: OwnedReadHalf, pieces: mpsc::Sender<(Instant, Vec<u8>)>,
 }
 
 async fn write(
-    mut to: OwnedWriteHalf,
+    mut to: WriteHalf<'_>,
     mut pieces: mpsc::Receiver<(Instant, Vec<u8>)>,
     direction: Direction,
     shared: &Shared,

@@ -120,6 +120,27 @@ async fn a_server_that_cannot_be_reached_is_an_end_for_the_client() {
 }
 
 #[tokio::test]
+async fn a_reset_ends_what_is_open_on_both_sides_and_nothing_else() {
+    let (listener, address) = listen().await;
+    let proxy = Proxy::start(address).await.unwrap();
+    let mut client = TcpStream::connect(proxy.address()).await.unwrap();
+    let (mut server, _) = listener.accept().await.unwrap();
+    client.write_all(b"before").await.unwrap();
+    expect(&mut server, "before").await;
+    proxy.reset();
+    for stream in [&mut client, &mut server] {
+        let end = stream.read(&mut [0]).await;
+        assert!(end.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionReset));
+    }
+    proxy.wait_for_connections(0).await;
+
+    let mut client = TcpStream::connect(proxy.address()).await.unwrap();
+    let (mut server, _) = listener.accept().await.unwrap();
+    client.write_all(b"after").await.unwrap();
+    expect(&mut server, "after").await;
+}
+
+#[tokio::test]
 async fn dropping_the_proxy_closes_everything() {
     let (proxy, mut client, mut server) = pair().await;
     let address = proxy.address();

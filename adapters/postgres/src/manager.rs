@@ -118,8 +118,13 @@ impl Postgres {
                 if !rested.is_suspect(used) {
                     return Ok(());
                 }
-                // Before anything is asked: what the server has closed meanwhile is known to the kernel.
-                sessions.sweep();
+                // Before anything is asked: what the server has closed meanwhile is known to the kernel. One with a statement sees
+                // for itself, and has that stopped.
+                for session in sessions.open() {
+                    if !session.part().is_busy() {
+                        session.sweep();
+                    }
+                }
                 if client.is_closed() {
                     return Err(HookError::message("the server has closed the connection"));
                 }

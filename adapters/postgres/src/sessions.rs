@@ -13,13 +13,17 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::oneshot, task::JoinHandle, time::timeout};
+use tokio::{
+    sync::oneshot,
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
 use tokio_postgres::{
     CancelToken, Client, SimpleQueryMessage,
     config::{SslMode, SslNegotiation, TargetSessionAttrs},
 };
 use winddown_core::{Error, ErrorKind, Opening, Outdated};
-use winddown_net::{Address, End, Held, Options, Socket, dial, dial_anyway, runtime_is_ending};
+use winddown_net::{Address, End, Held, Options, Socket, dial, dial_anyway, run_apart, runtime_is_ending};
 
 use crate::{
     error::Failure,
@@ -210,14 +214,32 @@ async fn give_up(session: Arc<Session>) -> Result<(), Error> {
         return Ok(());
     }
     let answers = part.answers();
-    let asked = timeout(ASK_PATIENCE, part.cancel()).await;
-    asked
-        .unwrap_or_else(|_| Err(part.not_asked(Failure::Other(format!("no answer within {ASK_PATIENCE:?}").into()))))?;
+    part.cancel_within(ASK_PATIENCE).await?;
     match timeout(STOP_PATIENCE, part.answered_since(answers)).await {
         Ok(true) => Ok(()),
         _ => Err(part.unseen()),
     }
 }
+
+/// Stops the statement of a session whose connection has broken, by no act of the server's: that goes on with it, and sees only
+/// when it answers that nobody is there. Whether it has ended nobody can see any more, so it is asked twice: a request that comes
+/// before the server has begun stops nothing. Why it may run on, if the server could not be asked.
+async fn stop_behind(session: Arc<Session>) -> Option<Error> {
+    let part = session.part();
+    for pause in [Duration::ZERO, ASK_AGAIN] {
+        sleep(pause).await;
+        match part.cancel_within(ASK_PATIENCE).await {
+            Ok(()) => {}
+            // Where nobody is there to ask, what was there has ended, and its statements with it.
+            Err(NotAsked { is_refused: true, .. }) => return None,
+            Err(NotAsked { error, .. }) => return Some(error),
+        }
+    }
+    None
+}
+
+/// How long a server may take at most to begin with what it has got, on most machines.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
 
 /// How long a server may take to take a request to stop a statement, where no drain says how long.
 const ASK_PATIENCE: Duration = Duration::from_secs(5);
@@ -305,6 +327,11 @@ impl Part {
         asked.map_err(|error| self.not_asked(error.into()))
     }
 
+    async fn cancel_within(&self, limit: Duration) -> Result<(), NotAsked> {
+        let late = |_| Err(self.not_asked(Failure::Other(format!("no answer within {limit:?}").into())));
+        timeout(limit, self.cancel()).await.unwrap_or_else(late)
+    }
+
     fn not_asked(&self, failure: Failure) -> NotAsked {
         let is_refused = failure.is_refused_connection();
         let text = format!("cannot ask {} to stop a statement, which may run on", self.endpoint);
@@ -363,8 +390,23 @@ async fn live(
         // The server's own last word, an idle timeout say, with nothing under way: it has ended the session in order.
         Err(error) if error.as_db_error().is_some() && !activity.is_busy() => End::Closed,
         Err(error) => {
+            let broken = session.upgrade().filter(|session| error.as_db_error().is_none() && session.part().is_busy());
+            let mut runs_on = None;
+            if let Some(broken) = broken {
+                let is_draining = broken.is_draining();
+                let no_thread = broken.part().not_asked(Failure::Other("the system gives no thread for that".into()));
+                // Apart: a session goes from one runtime to the next, and timers cannot.
+                let stopping = run_apart(stop_behind(broken));
+                runs_on = stopping.await.unwrap_or(Some(no_thread.error));
+                if let (Some(error), Some(session)) = (&runs_on, session.upgrade()) {
+                    session.runs_on(error.clone());
+                }
+                if !is_draining {
+                    return End::Before;
+                }
+            }
             let text = "a session ended without a goodbye";
-            End::Failed(crate::error::error(ErrorKind::Incomplete, text, error.into()))
+            End::Failed(runs_on.unwrap_or_else(|| crate::error::error(ErrorKind::Incomplete, text, error.into())))
         }
     }
 }

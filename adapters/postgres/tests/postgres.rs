@@ -82,6 +82,8 @@ fn main() -> ExitCode {
             cancelled:
                 a_statement_whose_session_was_replaced_is_stopped_before_it_is_forgotten
                 a_statement_that_could_not_be_stopped_before_the_drain_is_in_its_report
+                a_statement_whose_connection_broke_is_stopped
+                a_statement_whose_connection_broke_and_that_could_not_be_stopped_is_in_the_report
                 a_statement_counts_as_cancelled_only_if_it_was_seen_to_end
                 where_the_server_gave_no_key_a_statement_is_let_end_and_nobody_is_asked
                 a_stranger_with_the_number_of_a_session_is_not_touched
@@ -133,6 +135,7 @@ fn main() -> ExitCode {
                 a_checkout_without_a_rest_makes_no_round_trip
                 a_checkout_after_a_rest_makes_one_round_trip
                 sessions_that_were_ended_while_the_process_stood_still_are_replaced
+                a_statement_whose_connection_broke_while_the_process_stood_still_is_stopped
                 a_network_that_is_cut_holds_a_checkout_up_for_the_check_timeout
                 one_connection_that_does_not_answer_speaks_for_all_of_its_age;
             runtimes:

@@ -132,6 +132,7 @@ impl Leasable for Server {
             format!("max_connections = {MOST_CONNECTIONS}"),
             format!("wait_timeout = {IDLE_TIMEOUT}"),
             "local_infile = ON".to_owned(),
+            "read_only = OFF".to_owned(),
             "max_prepared_stmt_count = 16382".to_owned(),
         ] {
             superuser.query_drop(format!("SET GLOBAL {setting}")).await?;
@@ -176,6 +177,11 @@ impl Leasable for Server {
 
 fn is_unreachable(error: &mysql_async::Error) -> bool {
     matches!(error, mysql_async::Error::Io(IoError::Io(error)) if error.kind() == io::ErrorKind::HostUnreachable)
+}
+
+fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
+    // ER_CON_COUNT_ERROR
+    matches!(error.downcast_ref(), Some(mysql_async::Error::Server(error)) if error.code == 1040)
 }
 
 /// A user with a database of the same name.
@@ -382,7 +388,12 @@ impl<V: Version> Harness for Tenancy<V> {
         }
         // The superuser is let in once more when it is full for everybody else.
         while full && self.connected().await? <= most {
-            crowd.push(self.server.superuser().await?);
+            match self.server.superuser().await {
+                Ok(conn) => crowd.push(conn),
+                // Others came meanwhile.
+                Err(error) if is_full(error.as_ref()) => {}
+                Err(error) => return Err(error),
+            }
         }
         Ok(())
     }

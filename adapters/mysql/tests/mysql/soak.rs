@@ -8,6 +8,7 @@ use winddown_mysql::{Config, Insert, Mysql, mysql_async};
 use winddown_testkit::{
     CheckoutOf, Harness as _, InProcess, ServerUse, Setup, Trial,
     buffered::{self, Buffered},
+    chaos::{self, Chaos},
     frozen::{self, Frozen},
     scene::{ENDLESS, lifecycle},
     soak,
@@ -20,6 +21,7 @@ use crate::server::{self, MariaDb, MySql, Tenancy, Version};
 pub(crate) fn program() -> Option<ExitCode> {
     soak::program::<Tenancy<MySql>>()
         .or_else(buffered::program::<Tenancy<MySql>>)
+        .or_else(chaos::program::<Tenancy<MySql>>)
         .or_else(frozen::program::<Tenancy<MySql>>)
         .or_else(starved::program::<Tenancy<MySql>>)
 }
@@ -33,6 +35,8 @@ pub(crate) fn trials() -> Vec<Trial> {
     trials.push(frozen::thawing::<Tenancy<MariaDb>>());
     trials.extend(starved::trials::<Tenancy<MySql>>());
     trials.extend(starved::trials::<Tenancy<MariaDb>>());
+    trials.extend(chaos::trials::<Tenancy<MySql>>());
+    trials.extend(chaos::trials::<Tenancy<MariaDb>>());
     const WARM: &str = "checkouts_within_a_second_cost_what_those_of_the_drivers_pool_cost";
     trials.push(soak::trial::<Tenancy<MySql>>(WARM, ServerUse::Own, |server| Box::pin(warm(server))));
     const NAME: &str = "aborted_clients_does_not_rise_by_drains_of_idle_sessions";
@@ -101,6 +105,21 @@ impl<V: Version> Buffered for Tenancy<V> {
         let numbers = superuser.query(format!("SELECT number FROM {}.{table}", self.tenant.name)).await?;
         superuser.disconnect().await?;
         Ok(numbers)
+    }
+}
+
+impl<V: Version> Chaos for Tenancy<V> {
+    async fn ask(connection: &mut CheckoutOf<Self>) -> Result<(), BoxError> {
+        Ok(connection.query_drop("SELECT 1").await?)
+    }
+
+    async fn statement(connection: &mut CheckoutOf<Self>, takes: Duration) -> Result<(), BoxError> {
+        server::run(connection, takes).await
+    }
+
+    async fn read_only(&self, read_only: bool) -> Result<(), BoxError> {
+        // Returns when what writes is done.
+        self.execute(&format!("SET GLOBAL read_only = {}", u8::from(read_only))).await
     }
 }
 

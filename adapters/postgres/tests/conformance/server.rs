@@ -97,12 +97,36 @@ impl Server {
     pub(crate) async fn superuser(&self, database: &str) -> Result<Client, BoxError> {
         connect(self.address, "postgres", PASSWORD, database).await
     }
+
+    /// Whether it lets nobody write, as one that a failover has left behind. So it is for new sessions when this returns, and a
+    /// moment later for all.
+    pub(crate) async fn read_only(&self, read_only: bool) -> Result<(), BoxError> {
+        let superuser = self.superuser("postgres").await?;
+        let (setting, expected) = if read_only {
+            ("SET default_transaction_read_only = on", "on")
+        } else {
+            ("RESET default_transaction_read_only", "off")
+        };
+        superuser.batch_execute(&format!("ALTER SYSTEM {setting}")).await?;
+        superuser.batch_execute("SELECT pg_reload_conf()").await?;
+        until("the server has read it", || async {
+            let Ok(another) = self.superuser("postgres").await else { return false };
+            let shown = another.query_one("SHOW default_transaction_read_only", &[]).await;
+            shown.is_ok_and(|row| row.get::<_, &str>(0) == expected)
+        })
+        .await;
+        Ok(())
+    }
 }
 
 impl Leasable for Server {
     async fn restore(&mut self) -> Result<(), BoxError> {
         self.container.get_mut().restore().await?;
         let superuser = self.superuser("postgres").await?;
+        let is_read_only: String = superuser.query_one("SHOW default_transaction_read_only", &[]).await?.get(0);
+        if is_read_only == "on" {
+            self.read_only(false).await?;
+        }
         // Returns when they are gone, or after these milliseconds.
         let others = "SELECT pg_terminate_backend(pid, 30000) FROM pg_stat_activity \
                       WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'";

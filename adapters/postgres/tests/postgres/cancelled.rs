@@ -20,13 +20,13 @@ use tokio::{
 };
 use winddown_core::Outcome;
 use winddown_postgres::Postgres;
-use winddown_testkit::{Harness as _, ServerUse, scene::in_full};
+use winddown_testkit::{Harness as _, ServerUse, proxy::Proxy, scene::in_full};
 
 use crate::{
     pgbouncer::PgBouncer,
     scene::{
         ENDLESS, QUICK, Scene, Speaks, abandon_statement, assert_nothing_left, config, config_at,
-        drain_under_a_statement, seventeen, until,
+        drain_under_a_statement, seventeen, until, until_running,
     },
     server::{PostgreSql, Seventeen, run},
 };
@@ -185,6 +185,58 @@ pub(crate) async fn a_statement_that_could_not_be_stopped_before_the_drain_is_in
     assert!(error.contains("may run on") && error.contains(&relay.address.to_string()), "{}", drained.report);
     server.end_all().await.unwrap();
     server.end().await.unwrap();
+}
+
+/// The server hears of it only when it has an answer to send.
+pub(crate) async fn a_statement_whose_connection_broke_is_stopped() {
+    let server = seventeen().await;
+    let proxy = Proxy::start(server.server.address).await.unwrap();
+    let scene = Scene::new(Postgres::new(config_at(&server, proxy.address())));
+    run_until_reset(&server, &scene, &proxy).await;
+    until("the server has stopped it", || async { server.running().await.unwrap() == 0 }).await;
+    until("the server has ended it", || async { server.sessions().await.unwrap() == 0 }).await;
+    until_the_book_has(&scene, 0).await;
+    scene.drain().await.assert_clean(0);
+
+    // The same in the middle of a drain, which waits for that.
+    let scene = Scene::new(Postgres::new(config_at(&server, proxy.address())));
+    run_until_reset(&server, &scene, &proxy).await;
+    let drained = scene.drain().await;
+    assert!(drained.took < QUICK, "{}", drained.report);
+    until("the server has stopped it", || async { server.running().await.unwrap() == 0 }).await;
+    assert_eq!(server.rows().await.unwrap(), 0);
+    server.end().await.unwrap();
+}
+
+pub(crate) async fn a_statement_whose_connection_broke_and_that_could_not_be_stopped_is_in_the_report() {
+    let server = seventeen().await;
+    let proxy = Proxy::start(server.server.address).await.unwrap();
+    let scene = Scene::new(Postgres::new(config_at(&server, proxy.address())));
+    let client = scene.get().await;
+    let (result, ()) = tokio::join!(run(&client, ENDLESS), async {
+        until_running(&server, 1).await;
+        // Who connects from now on is heard by nobody.
+        proxy.set_blackhole(true);
+        proxy.reset();
+    });
+    result.unwrap_err();
+    drop(client);
+    let drained = scene.drain().await;
+    let error = drained.row().error.clone().unwrap_or_default();
+    assert!(error.contains("may run on") && error.contains(&proxy.address().to_string()), "{}", drained.report);
+    assert_eq!(server.running().await.unwrap(), 1, "what the report says");
+    server.end_all().await.unwrap();
+    server.end().await.unwrap();
+}
+
+/// Begins a statement that does not end, and resets its connection once the server lists it.
+async fn run_until_reset(server: &PostgreSql<Seventeen>, scene: &Scene, proxy: &Proxy) {
+    let client = scene.get().await;
+    let (result, ()) = tokio::join!(run(&client, ENDLESS), async {
+        until_running(server, 1).await;
+        proxy.reset();
+    });
+    result.unwrap_err();
 }
 
 pub(crate) async fn a_statement_counts_as_cancelled_only_if_it_was_seen_to_end() {

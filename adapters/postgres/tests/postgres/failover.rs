@@ -38,24 +38,12 @@ impl Two {
 
     /// The first lets nobody write, and the address leads to the second.
     async fn fail_over(&self) {
-        self.first.execute("ALTER SYSTEM SET default_transaction_read_only = on").await.unwrap();
-        self.reload("on").await;
+        self.first.server.read_only(true).await.unwrap();
         self.proxy.set_upstream(self.second.server.address);
     }
 
-    async fn reload(&self, expected: &str) {
-        self.first.execute("SELECT pg_reload_conf()").await.unwrap();
-        until("the server has read it", || async {
-            let client = self.first.server.superuser("postgres").await.unwrap();
-            let row = client.query_one("SHOW default_transaction_read_only", &[]).await.unwrap();
-            row.get::<_, &str>(0) == expected
-        })
-        .await;
-    }
-
     async fn end(self) {
-        self.first.execute("ALTER SYSTEM RESET default_transaction_read_only").await.unwrap();
-        self.reload("off").await;
+        self.first.server.read_only(false).await.unwrap();
         self.first.end().await.unwrap();
         self.second.end().await.unwrap();
     }

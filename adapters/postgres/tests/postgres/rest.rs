@@ -6,7 +6,7 @@ use tokio::{runtime::Builder, task::spawn_blocking, time::timeout};
 use winddown_postgres::Postgres;
 use winddown_testkit::{Harness as _, proxy::Proxy, wire::Wire};
 
-use crate::scene::{QUICK, Scene, Speaks, assert_nothing_left, config, config_at, seventeen, until};
+use crate::scene::{QUICK, Scene, Speaks, abandon_statement, assert_nothing_left, config, config_at, seventeen, until};
 
 pub(crate) async fn a_checkout_without_a_rest_makes_no_round_trip() {
     let server = seventeen().await;
@@ -91,6 +91,43 @@ pub(crate) async fn sessions_that_were_ended_while_the_process_stood_still_are_r
         spawn_blocking(|| drop(application)).await.unwrap();
         server.end().await.unwrap();
     }
+}
+
+/// The kernel knows first that the connections are gone, and a session that is known to be gone is forgotten.
+pub(crate) async fn a_statement_whose_connection_broke_while_the_process_stood_still_is_stopped() {
+    const AFTER: Duration = Duration::from_millis(100);
+    let server = seventeen().await;
+    let proxy = Proxy::start(server.server.address).await.unwrap();
+    let mut config = config_at(&server, proxy.address());
+    config.check_after = AFTER;
+    let scene = Scene::new(Postgres::new(config));
+    // Stands still whenever nobody is in `block_on`.
+    let application = Builder::new_current_thread().enable_all().build().unwrap();
+    let (application, scene, server) = spawn_blocking(move || {
+        application.block_on(async {
+            drop(scene.out(2).await);
+            abandon_statement(&server, &scene.db).await;
+        });
+        (application, scene, server)
+    })
+    .await
+    .unwrap();
+    proxy.reset();
+    proxy.wait_for_connections(0).await;
+    tokio::time::sleep(AFTER).await;
+    let (application, scene) = spawn_blocking(move || {
+        application.block_on(scene.ping());
+        (application, scene)
+    })
+    .await
+    .unwrap();
+    // What the application does not do any more is done by the drain.
+    let drained = scene.drain().await;
+    assert!(drained.took < QUICK, "{}", drained.report);
+    until("the server has stopped it", || async { server.running().await.unwrap() == 0 }).await;
+    assert_eq!(server.rows().await.unwrap(), 0);
+    spawn_blocking(|| drop(application)).await.unwrap();
+    server.end().await.unwrap();
 }
 
 pub(crate) async fn a_network_that_is_cut_holds_a_checkout_up_for_the_check_timeout() {

@@ -7,6 +7,7 @@ use winddown_postgres::{Config, Copy, Postgres};
 use winddown_testkit::{
     CheckoutOf, InProcess, Trial,
     buffered::{self, Buffered},
+    chaos::{self, Chaos},
     frozen::{self, Frozen},
     scene::ENDLESS,
     soak,
@@ -21,6 +22,7 @@ type Server = PostgreSql<Seventeen>;
 pub(crate) fn program() -> Option<ExitCode> {
     soak::program::<Server>()
         .or_else(buffered::program::<Server>)
+        .or_else(chaos::program::<Server>)
         .or_else(frozen::program::<Server>)
         .or_else(starved::program::<Server>)
 }
@@ -30,6 +32,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     trials.extend(buffered::trials::<Server>());
     trials.extend([frozen::thawing::<Server>(), frozen::warm::<Server>()]);
     trials.extend(starved::trials::<Server>());
+    trials.extend(chaos::trials::<Server>());
     trials
 }
 
@@ -53,6 +56,21 @@ impl Buffered for Server {
         let client = self.server.superuser(&self.tenant.name).await?;
         let rows = client.query(&format!("SELECT number FROM {table}"), &[]).await?;
         Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+}
+
+impl Chaos for Server {
+    async fn ask(client: &mut CheckoutOf<Self>) -> Result<(), BoxError> {
+        client.query_one("SELECT 1", &[]).await?;
+        Ok(())
+    }
+
+    async fn statement(client: &mut CheckoutOf<Self>, takes: Duration) -> Result<(), BoxError> {
+        server::run(client, takes).await
+    }
+
+    async fn read_only(&self, read_only: bool) -> Result<(), BoxError> {
+        self.server.read_only(read_only).await
     }
 }
 

@@ -143,6 +143,7 @@ impl Leasable for Server {
     async fn restore(&mut self) -> Result<(), BoxError> {
         self.container.get_mut().restore().await?;
         let mut superuser = self.superuser().await?;
+        is_replica(&mut superuser, false).await?;
         forget_clients(&mut superuser).await?;
         forget_data(&mut superuser).await
     }
@@ -150,6 +151,12 @@ impl Leasable for Server {
     async fn remove(self) -> Result<(), BoxError> {
         Ok(self.container.into_inner().remove().await?)
     }
+}
+
+/// Whether it is a replica, which nobody may write to. It keeps its data: the primary that it is told to follow is not there.
+pub(crate) async fn is_replica(superuser: &mut MultiplexedConnection, is_replica: bool) -> Result<(), BoxError> {
+    let [host, port] = if is_replica { ["127.0.0.1", "1"] } else { ["NO", "ONE"] };
+    Ok(cmd("REPLICAOF").arg(host).arg(port).exec_async(superuser).await?)
 }
 
 /// Makes a server what it was when it was started, as far as its clients can change it.

@@ -54,13 +54,12 @@ pub(crate) async fn pair() -> (Server, Server) {
     (one, other)
 }
 
-/// It keeps its data: the primary that it is told to follow is not there.
 pub(crate) async fn become_replica(server: &Server) {
-    cmd("REPLICAOF").arg("127.0.0.1").arg(1).exec_async(&mut server.superuser().await).await.unwrap();
+    server::is_replica(&mut server.superuser().await, true).await.unwrap();
 }
 
 pub(crate) async fn become_primary(server: &Server) {
-    cmd("REPLICAOF").arg("NO").arg("ONE").exec_async(&mut server.superuser().await).await.unwrap();
+    server::is_replica(&mut server.superuser().await, false).await.unwrap();
 }
 
 async fn set(connection: &mut Connection, key: &str) -> RedisResult<()> {

@@ -2,13 +2,14 @@
 //!
 //! Those about signals start this binary again as a program that is ended by a real one.
 
-use std::{env, process::ExitCode, time::Duration};
+use std::{env, marker::PhantomData, process::ExitCode, time::Duration};
 
 use winddown_core::{BoxError, Error};
 use winddown_redis::{Config, Redis, Stream, redis};
 use winddown_testkit::{
     CheckoutOf, InProcess, ServerUse, Servers, Trial,
     buffered::{self, Buffered},
+    chaos::{self, Chaos, Trouble},
     containers::Setup,
     frozen::{self, Frozen},
     soak,
@@ -16,34 +17,54 @@ use winddown_testkit::{
 };
 
 use crate::{
-    server::{self, Listed, OfItsOwn, Redis8, RedisServer, Version},
+    server::{self, Listed, OfItsOwn, Redis8, RedisServer, Valkey8, Version},
     signals,
 };
 
 type Server = RedisServer<Redis8, OfItsOwn>;
-type DurableServer = RedisServer<Durable, OfItsOwn>;
+type DurableServer = RedisServer<Durable<Redis8>, OfItsOwn>;
+type DurableValkey = RedisServer<Durable<Valkey8>, OfItsOwn>;
 
 /// One that still has what it has answered for when it is killed and started again.
-struct Durable;
+struct Durable<V>(PhantomData<V>);
 
-impl Version for Durable {
+impl Version for Durable<Redis8> {
     const NAMES: [&'static str; 2] = ["redis_8_durable", "redis_8_durable_shared"];
     const IMAGE: &'static str = Redis8::IMAGE;
 
     fn servers() -> &'static Servers<server::Server> {
-        static SERVERS: Servers<server::Server> = Servers::new(Durable::NAMES[0], 4);
+        static SERVERS: Servers<server::Server> = Servers::new(Durable::<Redis8>::NAMES[0], 4);
         &SERVERS
     }
 
     async fn start() -> Result<server::Server, BoxError> {
-        server::Server::start(Setup::image(Self::IMAGE).args(["--appendonly", "yes", "--appendfsync", "always"])).await
+        start_durable(Self::IMAGE).await
     }
+}
+
+impl Version for Durable<Valkey8> {
+    const NAMES: [&'static str; 2] = ["valkey_8_durable", "valkey_8_durable_shared"];
+    const IMAGE: &'static str = Valkey8::IMAGE;
+
+    fn servers() -> &'static Servers<server::Server> {
+        static SERVERS: Servers<server::Server> = Servers::new(Durable::<Valkey8>::NAMES[0], 1);
+        &SERVERS
+    }
+
+    async fn start() -> Result<server::Server, BoxError> {
+        start_durable(Self::IMAGE).await
+    }
+}
+
+async fn start_durable(image: &str) -> Result<server::Server, BoxError> {
+    server::Server::start(Setup::image(image).args(["--appendonly", "yes", "--appendfsync", "always"])).await
 }
 
 /// Runs the program that this process is, if it is one of these.
 pub(crate) fn program() -> Option<ExitCode> {
     soak::program::<Server>()
         .or_else(buffered::program::<DurableServer>)
+        .or_else(chaos::program::<DurableServer>)
         .or_else(frozen::program::<DurableServer>)
         .or_else(starved::program::<Server>)
         .or_else(signals::program)
@@ -61,10 +82,15 @@ pub(crate) fn trials() -> Vec<Trial> {
     trials.extend(buffered::trials::<DurableServer>());
     trials.extend([frozen::thawing::<DurableServer>(), frozen::warm::<DurableServer>()]);
     trials.extend(starved::trials::<Server>());
+    trials.extend(chaos::trials::<DurableServer>());
+    trials.extend(chaos::trials::<DurableValkey>());
     trials
 }
 
-impl Buffered for DurableServer {
+impl<V> Buffered for RedisServer<Durable<V>, OfItsOwn>
+where
+    Durable<V>: Version,
+{
     type Sink = Stream;
 
     const REPLAY: (&'static str, &'static [&'static str]) =
@@ -92,6 +118,30 @@ impl Buffered for DurableServer {
         Ok(numbers
             .map(|(name, value)| if name == "number" { value } else { name }.parse())
             .collect::<Result<_, _>>()?)
+    }
+}
+
+impl<V> Chaos for RedisServer<Durable<V>, OfItsOwn>
+where
+    Durable<V>: Version,
+{
+    // One that becomes a replica ends all that is blocked.
+    const ENDS_OTHERS: &'static [Trouble] = &[Trouble::Restart, Trouble::ReadOnly];
+
+    async fn ask(connection: &mut CheckoutOf<Self>) -> Result<(), BoxError> {
+        Ok(redis::cmd("PING").exec_async(connection).await?)
+    }
+
+    /// Nobody feeds it, so it waits for as long, and leaves its row by itself.
+    async fn statement(connection: &mut CheckoutOf<Self>, takes: Duration) -> Result<(), BoxError> {
+        // Zero would be for ever.
+        let takes = takes.max(Duration::from_millis(1)).as_secs_f64();
+        redis::cmd("BLPOP").arg(key("source")).arg(takes).exec_async(connection).await?;
+        Ok(redis::cmd("RPUSH").arg(key(server::ROWS)).arg(1).exec_async(connection).await?)
+    }
+
+    async fn read_only(&self, read_only: bool) -> Result<(), BoxError> {
+        server::is_replica(&mut self.superuser().await, read_only).await
     }
 }
 
@@ -123,7 +173,7 @@ impl Frozen for DurableServer {
     }
 }
 
-impl Starved for Server {
+impl<V: Version> Starved for RedisServer<V, OfItsOwn> {
     const MANY: usize = 600;
 
     fn with_room(sessions: usize) -> Result<Redis, Error> {
@@ -133,13 +183,13 @@ impl Starved for Server {
     async fn endless(connection: &mut CheckoutOf<Self>, begun: impl FnOnce() + Send + 'static) {
         begun();
         // It is stopped.
-        let _ = redis::cmd("BLPOP").arg(key()).arg(0).exec_async(connection).await;
+        let _ = redis::cmd("BLPOP").arg(key("endless")).arg(0).exec_async(connection).await;
     }
 }
 
 /// One that the user of this process may use, and nobody else does.
-fn key() -> String {
+fn key(name: &str) -> String {
     let url = env::var(winddown_redis::URL_VARIABLE).unwrap_or_default();
     let user = url.trim_start_matches("redis://").split(':').next().unwrap_or_default();
-    format!("{{{user}}}:endless")
+    format!("{{{user}}}:{name}")
 }

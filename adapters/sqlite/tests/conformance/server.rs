@@ -96,38 +96,11 @@ impl Harness for Embedded {
     }
 
     async fn run(&self, connection: &mut Connection, takes: Duration) -> Result<(), BoxError> {
-        /// Counts one statement while SQLite is inside of it.
-        struct Inside(Arc<AtomicUsize>);
-        impl Drop for Inside {
-            fn drop(&mut self) {
-                self.0.fetch_sub(1, Ordering::SeqCst);
-            }
-        }
-        let running = Arc::clone(&self.running);
-        let statement = move |database: &mut rusqlite::Connection| -> rusqlite::Result<()> {
-            let until = Instant::now() + takes;
-            running.fetch_add(1, Ordering::SeqCst);
-            let inside = Inside(running);
-            // SQLite asks it for every row, and looks in between whether it is interrupted.
-            let more = move |_: &rusqlite::functions::Context<'_>| {
-                std::thread::sleep(Duration::from_millis(1));
-                Ok(Instant::now() < until)
-            };
-            database.create_scalar_function("takes_longer", 0, FunctionFlags::SQLITE_UTF8, more)?;
-            let rows = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE takes_longer())
-                        SELECT count(*) FROM n";
-            // Not one statement with the insert: that would keep all others from writing meanwhile.
-            database.query_row(rows, [], |_| Ok(()))?;
-            database.execute("INSERT INTO t VALUES (1)", [])?;
-            drop(inside);
-            Ok(())
-        };
-        Ok(connection.interact(statement).await.map_err(|error| error.to_string())??)
+        run(connection, takes, &self.running).await
     }
 
     async fn ping(&self, connection: &mut Connection) -> Result<(), BoxError> {
-        let read = |database: &mut rusqlite::Connection| database.query_row("SELECT count(*) FROM t", [], |_| Ok(()));
-        Ok(connection.interact(read).await.map_err(|error| error.to_string())??)
+        ask(connection).await
     }
 
     /// A connection of the same process that is in a statement, with a file of its own: one more with the same file would be
@@ -209,4 +182,41 @@ impl Harness for Embedded {
             _ => Err(format!("{} does not become empty", directory.display()).into()),
         }
     }
+}
+
+/// One query.
+pub(crate) async fn ask(connection: &Connection) -> Result<(), BoxError> {
+    let read = |database: &mut rusqlite::Connection| database.query_row("SELECT count(*) FROM t", [], |_| Ok(()));
+    Ok(connection.interact(read).await.map_err(|error| error.to_string())??)
+}
+
+/// A statement that takes so long and leaves a row. It is counted while SQLite is inside of it.
+pub(crate) async fn run(connection: &Connection, takes: Duration, running: &Arc<AtomicUsize>) -> Result<(), BoxError> {
+    /// Counts one statement while SQLite is inside of it.
+    struct Inside(Arc<AtomicUsize>);
+    impl Drop for Inside {
+        fn drop(&mut self) {
+            self.0.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+    let running = Arc::clone(running);
+    let statement = move |database: &mut rusqlite::Connection| -> rusqlite::Result<()> {
+        let until = Instant::now() + takes;
+        running.fetch_add(1, Ordering::SeqCst);
+        let inside = Inside(running);
+        // SQLite asks it for every row, and looks in between whether it is interrupted.
+        let more = move |_: &rusqlite::functions::Context<'_>| {
+            std::thread::sleep(Duration::from_millis(1));
+            Ok(Instant::now() < until)
+        };
+        database.create_scalar_function("takes_longer", 0, FunctionFlags::SQLITE_UTF8, more)?;
+        let rows = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE takes_longer())
+                    SELECT count(*) FROM n";
+        // Not one statement with the insert: that would keep all others from writing meanwhile.
+        database.query_row(rows, [], |_| Ok(()))?;
+        database.execute("INSERT INTO t VALUES (1)", [])?;
+        drop(inside);
+        Ok(())
+    };
+    Ok(connection.interact(statement).await.map_err(|error| error.to_string())??)
 }

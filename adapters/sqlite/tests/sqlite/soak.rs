@@ -1,27 +1,29 @@
 //! Claims that are about many times in a row. `cargo xtask soak` runs them full size, the tests in a smaller one.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use winddown_core::{BoxError, Error};
 use winddown_sqlite::{Config, Insert, Sqlite, rusqlite};
 use winddown_testkit::{
     CheckoutOf, InProcess, Trial,
     buffered::{self, Buffered},
+    chaos::{self, Chaos, Trouble},
     slow,
     starved::{self, Starved},
 };
 
-use crate::server::Embedded;
+use crate::server::{self, Embedded};
 
 /// Runs the program that this process is, if it is one of these.
 pub(crate) fn program() -> Option<ExitCode> {
-    buffered::program::<Embedded>().or_else(starved::program::<Embedded>)
+    buffered::program::<Embedded>().or_else(chaos::program::<Embedded>).or_else(starved::program::<Embedded>)
 }
 
 pub(crate) fn trials() -> Vec<Trial> {
     let mut trials = buffered::trials::<Embedded>();
     trials.extend(slow::trials::<Embedded>());
     trials.extend(starved::trials::<Embedded>());
+    trials.extend(chaos::trials::<Embedded>());
     trials
 }
 
@@ -53,6 +55,20 @@ impl Buffered for Embedded {
 
     async fn back(&self) -> Result<(), BoxError> {
         self.unlock()
+    }
+}
+
+impl Chaos for Embedded {
+    // Somebody else writes, and nobody can.
+    const TROUBLES: &'static [Trouble] = &[Trouble::Pause];
+    const ENDS_OTHERS: &'static [Trouble] = &[];
+
+    async fn ask(connection: &mut CheckoutOf<Self>) -> Result<(), BoxError> {
+        server::ask(connection).await
+    }
+
+    async fn statement(connection: &mut CheckoutOf<Self>, takes: Duration) -> Result<(), BoxError> {
+        server::run(connection, takes, &Arc::default()).await
     }
 }
 
