@@ -10,6 +10,10 @@ use tokio_stream::{Stream, StreamExt};
 /// How much of a log an error shows.
 const LAST_LINES: usize = 20;
 
+/// A log that is followed may stand still although more was written, where its container was started again meanwhile. When nothing
+/// has come for so long it is read anew.
+const STANDS_STILL: Duration = Duration::from_secs(5);
+
 /// All of it so far.
 pub(super) async fn read(docker: &Docker, container: &str) -> Result<String> {
     let mut pieces = pieces(docker, container, false);
@@ -29,24 +33,29 @@ pub(super) async fn wait(
     limit: Duration,
 ) -> Result<()> {
     let mut missing = texts;
-    let mut lines = 0;
     let search = async {
-        let mut pieces = pieces(docker, container, true);
-        let mut unfinished = String::new();
-        while let [text, rest @ ..] = missing {
-            if let Some(end) = unfinished.find('\n') {
-                lines += 1;
-                if lines > after && unfinished[..end].contains(text) {
-                    missing = rest;
+        'anew: loop {
+            missing = texts;
+            let mut lines = 0;
+            let mut pieces = pieces(docker, container, true);
+            let mut unfinished = String::new();
+            while let [text, rest @ ..] = missing {
+                if let Some(end) = unfinished.find('\n') {
+                    lines += 1;
+                    if lines > after && unfinished[..end].contains(text) {
+                        missing = rest;
+                    }
+                    unfinished.drain(..=end);
+                    continue;
                 }
-                unfinished.drain(..=end);
-            } else if let Some(piece) = pieces.next().await {
-                unfinished.push_str(&piece?);
-            } else {
-                return Ok(false);
+                match timeout(STANDS_STILL, pieces.next()).await {
+                    Ok(Some(piece)) => unfinished.push_str(&piece?),
+                    Ok(None) => return Ok(false),
+                    Err(_) => continue 'anew,
+                }
             }
+            return anyhow::Ok(true);
         }
-        anyhow::Ok(true)
     };
     let why = match timeout(limit, search).await {
         Ok(Ok(true)) => return Ok(()),

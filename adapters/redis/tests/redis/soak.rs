@@ -57,7 +57,9 @@ impl Version for Durable<Valkey8> {
 }
 
 async fn start_durable(image: &str) -> Result<server::Server, BoxError> {
-    server::Server::start(Setup::image(image).args(["--appendonly", "yes", "--appendfsync", "always"])).await
+    let setup = Setup::image(image).args(["--save", "", "--appendonly", "yes", "--appendfsync", "always"]);
+    // Its log is read whenever it is started again, and says no more than that.
+    server::Server::start_on(server::PORT, setup.ready(["Ready to accept connections"])).await
 }
 
 /// Runs the program that this process is, if it is one of these.
