@@ -169,7 +169,11 @@ pub(crate) async fn a_network_that_is_cut_holds_a_checkout_up_for_the_check_time
     let scene = Scene::new(Postgres::new(config));
     drop(scene.out(1).await);
     proxy.set_blackhole(true);
-    let _ = timeout(TIMEOUT * 2, scene.db.get()).await.unwrap_err();
+    let before = proxy.accepted();
+    tokio::select! {
+        got = scene.db.get() => panic!("nobody can have answered: {got:?}"),
+        () = until("a new connection is tried", || async { proxy.accepted() > before }) => {}
+    }
     until("the book is empty", || async { format!("{:?}", scene.db.resource()).contains("open: 0") }).await;
     let drained = scene.drain().await;
     assert!(drained.took < QUICK, "{:?}: {}", drained.took, drained.report);
@@ -193,7 +197,8 @@ pub(crate) async fn one_connection_that_does_not_answer_speaks_for_all_of_its_ag
     let began = Instant::now();
     scene.ping().await;
     assert!(began.elapsed() < QUICK, "{:?}", began.elapsed());
-    assert_eq!(wire.accepted(), IDLE + 1);
+    // A new one, and the request to stop what was asked on the first one may have been sent by then.
+    assert!((IDLE + 1..=IDLE + 2).contains(&wire.accepted()), "{}", wire.accepted());
     scene.drain().await;
     drop(wire);
     server.end().await.unwrap();
