@@ -143,8 +143,10 @@ impl Connector {
             let mut connecting = pin!(connector.connect(&opening, &opts));
             let result = tokio::select! {
                 result = &mut connecting => result,
-                () = give.closed() => match timeout(LEAVE_PATIENCE, connecting).await {
+                () = give.closed() => match timeout(LEAVE_PATIENCE, &mut connecting).await {
                     Ok(result) => result,
+                    // It is only to say whose it is, without which nobody can see it end; each step has its limit.
+                    Err(_) if opening.has_entered() => connecting.await,
                     Err(_) => return,
                 },
             };

@@ -7,7 +7,10 @@
 use std::{
     collections::HashMap,
     fmt, mem,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Waker},
     time::{Duration, Instant},
 };
@@ -287,7 +290,7 @@ impl Sessions {
             return None;
         }
         state.opening += 1;
-        Some(Opening { began: Instant::now(), sessions: Arc::clone(self) })
+        Some(Opening { began: Instant::now(), sessions: Arc::clone(self), has_entered: AtomicBool::new(false) })
     }
 
     /// The sessions that the driver has dropped from this server, if they are so many that it should be asked which of
@@ -719,9 +722,16 @@ fn ended_by_server() -> Error {
 pub(crate) struct Opening {
     began: Instant,
     sessions: Arc<Sessions>,
+    has_entered: AtomicBool,
 }
 
 impl Opening {
+    /// Whether its session is in the book.
+    pub(crate) fn has_entered(&self) -> bool {
+        // Relaxed: only who enters it asks.
+        self.has_entered.load(Ordering::Relaxed)
+    }
+
     /// Enters the session in the book.
     pub(crate) fn enter(&self, address: &Address, opts: &Opts, id: u32) -> Key {
         let mut state = self.sessions.state();
@@ -740,6 +750,7 @@ impl Opening {
         let (standing, waited_for) = (Standing::Held, Instant::now());
         let entry = Entry { origin: None, standing, has_said: false, waited_for, dropped: None, seen: None };
         state.open.insert(key, entry);
+        self.has_entered.store(true, Ordering::Relaxed);
         key
     }
 
