@@ -9,7 +9,8 @@ use winddown_testkit::{Harness as _, Setup, containers, proxy::Proxy};
 
 use crate::{
     scene::{
-        Scene, Server, Speaks as _, assert_nothing_left, config_at, drain_under_a_command, in_full, redis_8, until,
+        QUICK, Scene, Server, Speaks as _, assert_nothing_left, config_at, drain_under_a_command, in_full, redis_8,
+        until,
     },
     server::{Listed, Redis8, Tenant, Version as _},
 };
