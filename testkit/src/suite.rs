@@ -183,6 +183,9 @@ fn on_restarted_servers<H: Harness>(cases: Vec<Case<H>>) -> Option<Trial> {
                 failures.push(format!("{}: {error}", case.name));
             }
         }
+        if count == 0 {
+            return Err(format!("there is no case {FOREMOST}").into());
+        }
         if !failures.is_empty() {
             return Err(format!("{} of {count} cases failed:\n{}", failures.len(), failures.join("\n")).into());
         }
