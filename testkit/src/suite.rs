@@ -17,12 +17,11 @@ use std::{
 };
 
 use libtest_mimic::{Arguments, Failed, Trial};
-
 use winddown_core::BoxError;
 
 use crate::{
     Harness, Need, ServerUse,
-    cases::{self, Outdated, STRANGERS},
+    cases::{self, FrozenClient, STRANGERS},
     limit::{self, Clock},
     scene::in_full,
     servers, soak,
@@ -121,8 +120,10 @@ impl<H: Harness> Case<H> {
         let harness = limited("starting the server", START_LIMIT, H::start(wanted))
             .await?
             .map_err(|error| in_full(error.as_ref()))?;
-        let outdated = match server {
-            ServerIs::Restarted => Some(limited("restarting the server", START_LIMIT, Outdated::new(&harness)).await?),
+        let frozen = match server {
+            ServerIs::Restarted => {
+                Some(limited("restarting the server", START_LIMIT, FrozenClient::new(&harness)).await?)
+            }
             ServerIs::AsItWas => None,
         };
         // S7: whatever the case is about, nobody else on the server notices.
@@ -137,8 +138,8 @@ impl<H: Harness> Case<H> {
             strangers.push(stranger.map_err(|error| in_full(error.as_ref()))?);
         }
         let case = limited(self.name, CASE_LIMIT, (self.run)(&harness)).await;
-        let drained = match outdated {
-            Some(outdated) => limited("draining what was outdated", CASE_LIMIT, outdated.drain()).await,
+        let drained = match frozen {
+            Some(frozen) => limited("draining what was frozen", CASE_LIMIT, frozen.drain()).await,
             None => Ok(()),
         };
         let asked = async {

@@ -148,12 +148,12 @@ async fn assert_untouched(strangers: Vec<Stranger>) {
 }
 
 /// A frozen process whose server was restarted, which it has not seen: its sessions have numbers that are others' by now.
-pub(crate) struct Outdated<H: Harness> {
+pub(crate) struct FrozenClient<H: Harness> {
     application: Application,
     scene: Scene<H>,
 }
 
-impl<H: Harness> Outdated<H> {
+impl<H: Harness> FrozenClient<H> {
     /// Opens sessions, and restarts the server.
     pub(crate) async fn new(harness: &H) -> Self {
         let application = Application::new();
