@@ -15,7 +15,7 @@ use super::{container::Container, engine, network::Network};
 const REPOSITORY: &str = "winddown-test";
 
 /// What a container may take until it is ready, on a machine that is busy with others.
-const LIMIT: Duration = Duration::from_secs(120);
+const LIMIT: Duration = Duration::from_secs(300);
 
 /// What a container is started with.
 #[derive(Clone, Debug)]
