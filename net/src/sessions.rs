@@ -207,10 +207,12 @@ impl<P: Send + Sync + 'static> Sessions<P> {
         self.state().open.values().cloned().collect()
     }
 
-    /// Ends those whose server has closed its side: it may have done so while nobody looked.
-    pub fn sweep(&self) {
+    /// Ends those of these whose server has closed its side: it may have done so while nobody looked.
+    pub fn sweep(&self, these: impl Fn(&Session<P>) -> bool) {
         for session in self.open() {
-            session.sweep();
+            if these(&session) {
+                session.sweep();
+            }
         }
     }
 

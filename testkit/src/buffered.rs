@@ -112,15 +112,8 @@ async fn pushes<H: Buffered>() -> Result<(), BoxError> {
         }
         println!("accepted {accepted}");
     });
-    let draining = lifecycle.draining();
-    let report = lifecycle
-        .run(async {
-            draining.await;
-            Ok::<_, Error>(())
-        })
-        .await;
     // Whether it is clean is for the claim to say.
-    drop(report);
+    let _ = child::until_stopped(&lifecycle).await;
     Ok(pushing.await?)
 }
 

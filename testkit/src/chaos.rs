@@ -23,7 +23,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 use winddown_buffer::Push as _;
-use winddown_core::{BoxError, EXIT_AT_DEADLINE, Error, ErrorKind, Lifecycle, Records, Report, ShutdownGuard};
+use winddown_core::{BoxError, EXIT_AT_DEADLINE, ErrorKind, Lifecycle, Records, Report, ShutdownGuard};
 
 use crate::{
     CheckoutOf, ServerUse, Stranger,
@@ -167,15 +167,8 @@ async fn storms<H: Chaos>() -> Result<(), BoxError> {
         }
         println!("accepted {accepted}");
     });
-    let draining = lifecycle.draining();
-    let report = lifecycle
-        .run(async {
-            draining.await;
-            Ok::<_, Error>(())
-        })
-        .await;
     // Whether it is clean is for the claim to say. Nobody waits for the workers: some wait for a server that is not there.
-    drop(report);
+    let _ = child::until_stopped(&lifecycle).await;
     let [done, failed, abandoned] =
         [&work.done, &work.failed, &work.abandoned].map(|count| count.load(Ordering::Relaxed));
     println!("work {done} {failed} {abandoned}");

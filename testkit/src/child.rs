@@ -18,7 +18,7 @@ use std::{
 
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::runtime::Builder;
-use winddown_core::{BoxError, Report};
+use winddown_core::{BoxError, Error, Lifecycle, Report};
 
 /// Set for a child: which program it is.
 pub const ROLE: &str = "WINDDOWN_TEST_PROGRAM";
@@ -42,6 +42,19 @@ pub fn run<F: Future<Output = Result<(), BoxError>>>(runtime: &mut Builder, prog
             ExitCode::FAILURE
         }
     }
+}
+
+/// Works until it is told to stop, and drains.
+///
+/// # Errors
+/// As [`Lifecycle::run`]: also that the report is not clean, which is for whoever reads it to judge.
+pub async fn until_stopped(lifecycle: &Lifecycle) -> Result<(), Error> {
+    let draining = lifecycle.draining();
+    let work = async {
+        draining.await;
+        Ok::<_, Error>(())
+    };
+    lifecycle.run(work).await.map(drop)
 }
 
 /// Tells the parent that the program has come to the point of its case.

@@ -7,6 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tokio::{
+    runtime::{Builder, Runtime},
+    task::spawn_blocking,
+};
 use winddown_core::{Checkout, Lifecycle, Outcome, Report, Resource, ResourceReport, Retry, ShutdownGuard};
 
 use crate::{Directed, Director};
@@ -40,6 +44,27 @@ pub const ENDLESS: Duration = Duration::from_secs(300);
 pub fn lifecycle(budget: Duration) -> Lifecycle {
     let retry = Retry::new(2, Duration::from_millis(20), Duration::from_millis(100));
     Lifecycle::builder().signals(false).budget(budget).retry(retry).build().expect("the settings are valid")
+}
+
+/// One of each kind.
+///
+/// # Panics
+/// When they cannot be had.
+#[must_use]
+pub fn runtimes() -> [Runtime; 2] {
+    [Builder::new_current_thread(), Builder::new_multi_thread()]
+        .map(|mut builder| builder.enable_all().build().expect("a runtime can be built"))
+}
+
+/// Does this on a runtime that ends with it.
+///
+/// # Panics
+/// When the work does.
+pub async fn on<F>(runtime: Runtime, work: F) -> F::Output
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    spawn_blocking(move || runtime.block_on(work)).await.expect("it ends")
 }
 
 /// A lifecycle with one resource in it, called `db`.

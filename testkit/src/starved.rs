@@ -113,13 +113,7 @@ async fn starves<H: Starved>() -> Result<(), BoxError> {
     }
     let _open = use_up_descriptors(free)?;
     println!("starved");
-    let draining = lifecycle.draining();
-    let work = async {
-        draining.await;
-        Ok::<_, Error>(())
-    };
-    lifecycle.run(work).await?;
-    Ok(())
+    Ok(child::until_stopped(&lifecycle).await?)
 }
 
 /// Opens files until so many more can be opened by this process, and no more; they are open as long as these are kept.

@@ -120,11 +120,7 @@ impl Postgres {
                 }
                 // Before anything is asked: what the server has closed meanwhile is known to the kernel. One with a statement sees
                 // for itself, and has that stopped.
-                for session in sessions.open() {
-                    if !session.part().is_busy() {
-                        session.sweep();
-                    }
-                }
+                sessions.sweep(|session| !session.part().is_busy());
                 if client.is_closed() {
                     return Err(HookError::message("the server has closed the connection"));
                 }

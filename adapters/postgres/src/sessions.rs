@@ -389,26 +389,31 @@ async fn live(
         Err(_) if activity.has_left() => End::Closed,
         // The server's own last word, an idle timeout say, with nothing under way: it has ended the session in order.
         Err(error) if error.as_db_error().is_some() && !activity.is_busy() => End::Closed,
-        Err(error) => {
-            let broken = session.upgrade().filter(|session| error.as_db_error().is_none() && session.part().is_busy());
-            let mut runs_on = None;
-            if let Some(broken) = broken {
-                let is_draining = broken.is_draining();
-                let no_thread = broken.part().not_asked(Failure::Other("the system gives no thread for that".into()));
-                // Apart: a session goes from one runtime to the next, and timers cannot.
-                let stopping = run_apart(stop_behind(broken));
-                runs_on = stopping.await.unwrap_or(Some(no_thread.error));
-                if let (Some(error), Some(session)) = (&runs_on, session.upgrade()) {
-                    session.runs_on(error.clone());
-                }
-                if !is_draining {
-                    return End::Before;
-                }
+        Err(error) => lost(&session, error).await,
+    }
+}
+
+/// The end of a session that was none of either side's doing. What the server still works on for it is stopped first; where that
+/// was before a drain, there is nothing else to count.
+async fn lost(session: &Weak<Session>, error: tokio_postgres::Error) -> End {
+    let is_broken = error.as_db_error().is_none();
+    let mut why = crate::error::error(ErrorKind::Incomplete, "a session ended without a goodbye", error.into());
+    if let Some(broken) = session.upgrade().filter(|session| is_broken && session.part().is_busy()) {
+        let is_draining = broken.is_draining();
+        let no_thread = broken.part().not_asked(Failure::Other("the system gives no thread for that".into()));
+        // Apart: a session goes from one runtime to the next, and timers cannot.
+        let runs_on = run_apart(stop_behind(broken)).await.unwrap_or(Some(no_thread.error));
+        if let Some(runs_on) = runs_on {
+            if let Some(session) = session.upgrade() {
+                session.runs_on(runs_on.clone());
             }
-            let text = "a session ended without a goodbye";
-            End::Failed(runs_on.unwrap_or_else(|| crate::error::error(ErrorKind::Incomplete, text, error.into())))
+            why = runs_on;
+        }
+        if !is_draining {
+            return End::Before;
         }
     }
+    End::Failed(why)
 }
 
 /// How the driver's connection ended; none where it stands still, since its caller does not read what nobody need read any more.

@@ -251,7 +251,7 @@ impl Cluster {
     async fn check(&self, connection: &mut ClusterConnection) {
         let sessions = &self.opener.connector.sessions;
         // What a server has closed meanwhile is known to the kernel.
-        sessions.sweep();
+        sessions.sweep(|_| true);
         let every = RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllNodes, Some(ResponsePolicy::AllSucceeded)));
         let asked = sessions.open();
         let asking = connection.route_command(redis::cmd("PING"), every);

@@ -3,7 +3,7 @@
 mod common;
 
 use std::io::{BufRead, BufReader};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
@@ -335,20 +335,27 @@ fn with_reinit_a_crash_does_not_end_the_run() {
     assert_eq!(record["invocations"][1]["ok"], true);
 }
 
-#[test]
+/// The command with a function that leaves a daemon behind, which is this clock; and what it says after this line.
 #[cfg(target_os = "linux")]
-fn a_daemon_that_has_kept_nothing_is_frozen_killed_and_counted() {
-    let directory = tempfile::tempdir().expect("a directory");
-    let clock = Clock::new(directory.path(), "clock");
+fn leaving_a_clock(clock: &Clock, options: &[&str], line: &str) -> (Child, impl Iterator<Item = String>) {
     let file = clock.file().to_str().expect("a path");
-    let options = ["--json", "-", "--times", "2", "--freeze", "1s", "--interval", "600s"];
-    let mut child = command(&options, &["sim_misbehave", "leave-clock", file])
+    let mut child = command(options, &["sim_misbehave", "leave-clock", file])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .expect("the command runs");
     let mut lines = BufReader::new(child.stderr.take().expect("a pipe")).lines().map_while(Result::ok);
-    assert!(lines.any(|line| line.contains("thawed")), "the command never said so");
+    assert!(lines.any(|said| said.contains(line)), "the command never said so");
+    (child, lines)
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_daemon_that_has_kept_nothing_is_frozen_killed_and_counted() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let clock = Clock::new(directory.path(), "clock");
+    let options = ["--json", "-", "--times", "2", "--freeze", "1s", "--interval", "600s"];
+    let (child, lines) = leaving_a_clock(&clock, &options, "thawed");
     clock.assert_goes();
     let times = clock.times();
     let pause = times.windows(2).map(|two| two[1].saturating_sub(two[0])).max();
@@ -367,15 +374,8 @@ fn a_daemon_that_has_kept_nothing_is_frozen_killed_and_counted() {
 fn a_daemon_that_ends_is_reaped_while_the_function_lives() {
     let directory = tempfile::tempdir().expect("a directory");
     let clock = Clock::new(directory.path(), "clock");
-    let file = clock.file().to_str().expect("a path");
     let options = ["--json", "-", "--times", "2", "--interval", "600s"];
-    let mut child = command(&options, &["sim_misbehave", "leave-clock", file])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("the command runs");
-    let mut lines = BufReader::new(child.stderr.take().expect("a pipe")).lines().map_while(Result::ok);
-    assert!(lines.any(|line| line.contains("invocation 1 of 2")), "the command never said so");
+    let (child, lines) = leaving_a_clock(&clock, &options, "invocation 1 of 2");
     let pid = clock.pid();
     let daemon = i32::try_from(pid).ok().and_then(Pid::from_raw).expect("a process id");
     kill_process(daemon, Signal::KILL).expect("it runs");

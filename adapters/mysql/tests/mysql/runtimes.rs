@@ -1,20 +1,17 @@
 //! Pools that outlive the runtime that their sessions were opened in, as a static one does in tests that have one each.
 
-use std::{future::Future, sync::Arc};
+use std::sync::Arc;
 
-use tokio::{
-    net::TcpListener,
-    runtime::{Builder, Runtime},
-    sync::oneshot,
-    task::spawn_blocking,
-    time::timeout,
-};
+use tokio::{net::TcpListener, sync::oneshot, time::timeout};
 use winddown_core::Outcome;
 use winddown_mysql::{
     Mysql,
     mysql_async::{Opts, OptsBuilder, Pool},
 };
-use winddown_testkit::{Harness as _, scene};
+use winddown_testkit::{
+    Harness as _,
+    scene::{self, on, runtimes},
+};
 
 use crate::{
     scene::{
@@ -23,19 +20,6 @@ use crate::{
     },
     server::{MariaDb, MySql, Version, run},
 };
-
-fn runtimes() -> [Runtime; 2] {
-    [Builder::new_current_thread(), Builder::new_multi_thread()]
-        .map(|mut builder| builder.enable_all().build().unwrap())
-}
-
-/// Does this on a runtime that ends with it.
-async fn on<F>(runtime: Runtime, work: F) -> F::Output
-where
-    F: Future<Output: Send> + Send + 'static,
-{
-    spawn_blocking(move || runtime.block_on(work)).await.unwrap()
-}
 
 /// What was given back is in the pool again.
 async fn until_idle(scene: &Scene, sessions: usize) {

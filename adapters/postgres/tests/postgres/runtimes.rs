@@ -1,33 +1,18 @@
 //! Pools that outlive the runtime that their sessions were opened in, as a static one does in tests that have one each.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use tokio::{
-    net::TcpListener,
-    runtime::{Builder, Runtime},
-    task::spawn_blocking,
-    time::timeout,
-};
+use tokio::{net::TcpListener, task::spawn_blocking, time::timeout};
 use winddown_postgres::Postgres;
-use winddown_testkit::Harness as _;
+use winddown_testkit::{
+    Harness as _,
+    scene::{on, runtimes},
+};
 
 use crate::{
     scene::{QUICK, Scene, Speaks, assert_nothing_left, config, config_at, seventeen, text, until_running},
     server::run,
 };
-
-fn runtimes() -> [Runtime; 2] {
-    [Builder::new_current_thread(), Builder::new_multi_thread()]
-        .map(|mut builder| builder.enable_all().build().unwrap())
-}
-
-/// Does this on a runtime that ends with it.
-async fn on<F>(runtime: Runtime, work: F) -> F::Output
-where
-    F: Future<Output: Send> + Send + 'static,
-{
-    spawn_blocking(move || runtime.block_on(work)).await.unwrap()
-}
 
 pub(crate) async fn a_guard_outlives_the_runtimes_that_its_sessions_were_opened_in() {
     let server = seventeen().await;

@@ -348,6 +348,8 @@ pub(crate) async fn stranger(tenant: &Tenant, address: SocketAddr) -> Result<Str
     let began = Instant::now();
     while !Listed::all(&mut pushes).await?.iter().any(|line| line.id == id && line.is_blocked()) {
         if began.elapsed() > Duration::from_secs(30) {
+            // What it was told instead, if anything.
+            stranger.untouched().await?;
             return Err("the stranger's BLPOP does not block".into());
         }
     }

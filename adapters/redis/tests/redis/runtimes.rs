@@ -2,19 +2,22 @@
 
 use std::sync::Arc;
 
-use tokio::{runtime::Builder, task::spawn_blocking, time::timeout};
+use tokio::time::timeout;
 use winddown_redis::{Config, Redis};
-use winddown_testkit::Harness as _;
+use winddown_testkit::{
+    Harness as _,
+    scene::{on, runtimes},
+};
 
 use crate::scene::{QUICK, Scene, Server, Speaks, assert_nothing_left, config, config_at, redis_8};
 
 async fn outlives(server: &Server, config: Config, sessions: usize) {
     let scene = Arc::new(Scene::new(Redis::new(config)));
     for _ in 0..3 {
-        for mut builder in [Builder::new_current_thread(), Builder::new_multi_thread()] {
-            let (runtime, scene) = (builder.enable_all().build().unwrap(), Arc::clone(&scene));
+        for runtime in runtimes() {
+            let scene = Arc::clone(&scene);
             let out = async move { timeout(QUICK, scene.out(3)).await.expect("somebody polls them").len() };
-            assert_eq!(spawn_blocking(move || runtime.block_on(out)).await.unwrap(), 3);
+            assert_eq!(on(runtime, out).await, 3);
         }
     }
     assert_eq!(server.sessions().await.unwrap(), sessions, "those that are there are used");

@@ -4,7 +4,7 @@ use std::{env, future::poll_fn, pin::pin, process::ExitCode, task::Poll, time::D
 
 use redis::{AsyncCommands as _, cmd, pipe};
 use tokio::runtime::Builder;
-use winddown_core::{BoxError, Error, Lifecycle, Records, Report};
+use winddown_core::{BoxError, Lifecycle, Records, Report};
 use winddown_redis::{Redis, redis};
 use winddown_testkit::{
     Harness as _,
@@ -62,15 +62,8 @@ async fn counts() -> Result<(), BoxError> {
             println!("sent\naccepted {accepted}");
         }
     });
-    let draining = lifecycle.draining();
-    let report = lifecycle
-        .run(async {
-            draining.await;
-            Ok::<_, Error>(())
-        })
-        .await;
     // Whether it is clean is for the case to say.
-    drop(report);
+    let _ = child::until_stopped(&lifecycle).await;
     // Whoever is refused stops.
     Ok(counting.await?)
 }
@@ -98,14 +91,7 @@ async fn abandons() -> Result<(), BoxError> {
     }
     child::ready();
     println!("sent\naccepted {begun}");
-    let draining = lifecycle.draining();
-    lifecycle
-        .run(async {
-            draining.await;
-            Ok::<_, Error>(())
-        })
-        .await?;
-    Ok(())
+    Ok(child::until_stopped(&lifecycle).await?)
 }
 
 /// Polls once, and gives up.
