@@ -77,7 +77,8 @@ pub(crate) async fn a_write_that_hangs_is_ended_on_the_server_and_its_batch_is_w
             assert_eq!(scene.server.sessions().await.unwrap(), 2, "its own, and that of the scene");
             timeout(Duration::from_secs(20), Sink::<Record>::abandon(&sink, checkout)).await.expect("it has a limit");
             let left = "SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a USING (pid)
-                        WHERE a.datname = current_database() AND l.locktype = 'relation' AND l.mode = 'RowExclusiveLock'";
+                        WHERE a.datname = current_database() AND a.backend_type = 'client backend'
+                        AND l.locktype = 'relation' AND l.mode = 'RowExclusiveLock'";
             assert_eq!(scene.number(left).await, 0, "{fault:?}: nothing is under way for it any more");
             assert_eq!(scene.server.sessions().await.unwrap(), 2, "the one that ended it, and that of the scene");
             if let Fault::Locked = fault {
