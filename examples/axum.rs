@@ -15,7 +15,7 @@ use axum::{
     routing::get,
 };
 use futures_util::{StreamExt, stream};
-use winddown::{Error, ErrorKind, Lifecycle, ShutdownGuard, as_dependent, sqlite::Sqlite};
+use winddown::{Error, ErrorKind, Lifecycle, ShutdownGuard, sqlite::Sqlite, with_dependent_access};
 
 #[tokio::main]
 async fn main() -> Result<(), Error> {
@@ -40,7 +40,7 @@ async fn track(State(lifecycle): State<Lifecycle>, request: Request, next: Next)
     // The report names what did not end in time.
     let name = format!("{} {}", request.method(), request.uri().path());
     let Ok(tracked) = lifecycle.track_as(name) else { return StatusCode::SERVICE_UNAVAILABLE.into_response() };
-    let response = as_dependent(next.run(request)).await;
+    let response = with_dependent_access(next.run(request)).await;
     // The body is polled after this, by a task of the server: it belongs to the request all the same.
     response.map(|body| Body::new(tracked.body(body)))
 }

@@ -7,7 +7,7 @@ use tokio::runtime::Builder;
 use winddown::{
     Lifecycle,
     buffer::{BatchWriter, Push},
-    postgres::{Config, Copy, Postgres},
+    postgres::{Config, CopyIn, Postgres},
 };
 
 use crate::{COLUMNS, Size, median, records};
@@ -41,7 +41,7 @@ fn drain(url: &str, budget: Duration) -> Result<Duration> {
     let lifecycle = Lifecycle::builder().signals(false).budget(budget).build()?;
     runtime.block_on(async {
         let db = lifecycle.guard(Postgres::new(url.parse::<Config>()?));
-        let buffer = lifecycle.guard(BatchWriter::new(&db, Copy::into("audit", COLUMNS)).batch_size(BATCH));
+        let buffer = lifecycle.guard(BatchWriter::new(&db, CopyIn::into("audit", COLUMNS)).batch_size(BATCH));
         lifecycle.init().await?;
         for record in records(RECORDS) {
             // Nothing is written before the drain: this thread does not wait.

@@ -1,7 +1,7 @@
 //! What does the buffer cost, and what does it gain?
 //!
 //! All targets are printed next to what was measured, in one run of `cargo xtask bench buffer`:
-//! - PostgreSQL: a `BatchWriter` with `Copy` against one bare `COPY` of the same rows by the driver (at least 0.9 of its
+//! - PostgreSQL: a `BatchWriter` with `CopyIn` against one bare `COPY` of the same rows by the driver (at least 0.9 of its
 //!   throughput), and against inserts of one row each (at least 20 times theirs);
 //! - MySQL: a `BatchWriter` with `Insert` against hand-written inserts of many rows, with as many commits (at least 0.9);
 //! - `push` on one thread: at most 150 ns for each record, and no allocation but the record's own;

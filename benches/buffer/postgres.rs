@@ -1,4 +1,4 @@
-//! `Copy` behind a buffer, bare `COPY`, and inserts of one row each, in turns.
+//! `CopyIn` behind a buffer, bare `COPY`, and inserts of one row each, in turns.
 
 use std::{
     pin::pin,
@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 use winddown::{
     buffer::BatchWriter,
     postgres::{
-        Config, Copy, Postgres,
+        Config, CopyIn, Postgres,
         tokio_postgres::{self, Client, NoTls, binary_copy::BinaryCopyInWriter, types::Type},
     },
 };
@@ -24,7 +24,7 @@ pub(crate) async fn run(size: &Size, url: &str, print: impl Fn(String)) -> Resul
     client.batch_execute("CREATE TABLE audit(id int8, at int8, who text, what text, took int4)").await?;
     let lifecycle = lifecycle()?;
     let db = lifecycle.guard(Postgres::new(url.parse::<Config>()?));
-    let sink = Copy::into("audit", COLUMNS);
+    let sink = CopyIn::into("audit", COLUMNS);
     let buffer =
         lifecycle.guard(BatchWriter::new(&db, sink).batch_size(BATCH).batch_bytes(BATCH_BYTES).in_flight(IN_FLIGHT));
     // Opens its sessions, prepares, and makes the table of keys.

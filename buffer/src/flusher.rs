@@ -11,7 +11,9 @@ use tokio::{
     task::AbortHandle,
     time::{Instant, sleep_until},
 };
-use winddown_core::{Books as _, Drain, Error, ErrorKind, ShutdownGuard, as_dependent, error_line, write_line};
+use winddown_core::{
+    Accounting as _, Drain, Error, ErrorKind, ShutdownGuard, error_line, with_dependent_access, write_line,
+};
 
 use crate::{
     Sink, Spill,
@@ -45,7 +47,7 @@ impl<T: Send + Sync + 'static, S: Sink<T>> Flusher<T, S> {
         })?;
         let writing = Arc::new(Writing { queue, sink, target, spill, pace: Mutex::new(pace) });
         // As a dependent, so that it goes on while tracked work, which is drained before it, still pushes.
-        let task = runtime.spawn(as_dependent(Arc::clone(&writing).run())).abort_handle();
+        let task = runtime.spawn(with_dependent_access(Arc::clone(&writing).run())).abort_handle();
         Ok(Self { writing, task })
     }
 
@@ -71,7 +73,7 @@ impl<T: Send + Sync + 'static, S: Sink<T>> Flusher<T, S> {
                 self.task.abort();
                 obstacle.map_or(Ok(()), Err)
             }
-            result = self.writing.drive(Until::At(end), drain.settled(), &mut obstacle) => result,
+            result = self.writing.drive(Until::At(end), drain.until_returned(), &mut obstacle) => result,
         };
         let reason = match &result {
             Ok(()) => Error::new(ErrorKind::Timeout, "the drain's time was up before they could be written"),
@@ -139,12 +141,12 @@ fn end_of_writing<T: Send + Sync + 'static>(queue: &Queue<T>, spill: Option<&Spi
 /// when it must be cut.
 async fn time_is_up<T: Send + Sync + 'static>(queue: &Queue<T>, spill: Option<&Spill<T>>, drain: &Drain) {
     if let Some(spill) = spill {
-        drain.settle_ended().await;
+        drain.until_cancel().await;
         tokio::select! {
-            () = drain.cut() => {}
+            () = drain.until_cut() => {}
             () = sleep_until(end_of_writing(queue, Some(spill), drain)) => {}
         }
     } else {
-        drain.cut().await;
+        drain.until_cut().await;
     }
 }

@@ -1,7 +1,7 @@
-//! The records between push and sink, and their books. No input or output happens here, and what waits is at
+//! The records between push and sink, and their accounting. No input or output happens here, and what waits is at
 //! the end of each part.
 //!
-//! One mutex guards all of it, and the books are what it guards: there is no second account (S5). So:
+//! One mutex guards all of it, and the accounting are what it guards: there is no second account (S5). So:
 //!
 //! 1. A record is accepted exactly when it is in the queue, and it leaves exactly once: written, spilled, lost or in doubt.
 //! 2. At most so many batches are out as may be in flight, and only the current [`Writer`] takes one out. Those that come
@@ -13,7 +13,7 @@
 //! The lock is never held across an await. No foreign code runs under it: records and wakers are dropped, and callbacks
 //! called, after it is released.
 
-mod books;
+mod accounting;
 mod fits;
 mod out;
 mod room;
@@ -32,10 +32,10 @@ use tokio::{
     sync::{Notify, Semaphore, oneshot, watch},
     time::Instant,
 };
-use winddown_core::{Books as _, Error, ErrorKind};
+use winddown_core::{Accounting as _, Error, ErrorKind};
 
 pub use self::room::Room;
-use self::{books::Columns, fits::Fits, out::Out, turns::Waited};
+use self::{accounting::Columns, fits::Fits, out::Out, turns::Waited};
 pub(crate) use self::{
     out::{Smaller, Started, Taken},
     turns::Next,
@@ -88,7 +88,7 @@ pub(crate) struct Queue<T> {
     limits: Limits,
     delivery: Delivery,
     callbacks: Callbacks<T>,
-    state: Mutex<State<T>>,
+    state: Mutex<QueueState<T>>,
     /// One permit for each byte that there is room for. Closed when nobody writes any more.
     room: Semaphore,
     /// For the flusher: something may be due.
@@ -99,7 +99,7 @@ pub(crate) struct Queue<T> {
     waited: watch::Sender<Option<Waited>>,
 }
 
-struct State<T> {
+struct QueueState<T> {
     writer: Writer,
     columns: Columns,
     /// The batch that records go into, the newest of all. Its memory is there before its records.
@@ -159,7 +159,7 @@ struct Flush {
 
 impl<T> Queue<T> {
     pub(crate) fn new(name: &str, limits: Limits, delivery: Delivery, callbacks: Callbacks<T>) -> Self {
-        let state = State {
+        let state = QueueState {
             writer: Writer::Flusher,
             columns: Columns::default(),
             open: Vec::new(),
@@ -229,7 +229,7 @@ impl<T> Queue<T> {
     fn put(&self, record: T) -> Result<(), PushError<T>> {
         let weight = self.weight(&record);
         let mut state = self.state();
-        // The books are closed when the report has been made without it: a drain that was cut short.
+        // The accounting are closed when the report has been made without it: a drain that was cut short.
         if state.writer == Writer::Closed {
             drop(state);
             return Err(PushError::new(record, self.closed()));
@@ -255,7 +255,7 @@ impl<T> Queue<T> {
     }
 
     /// A new batch is begun.
-    fn open(&self, state: &mut State<T>) {
+    fn open(&self, state: &mut QueueState<T>) {
         state.since = Some(Instant::now());
         if state.open.capacity() == 0 {
             state.open = state.spare.pop().unwrap_or_else(|| Vec::with_capacity(self.limits.batch_size));
@@ -263,7 +263,7 @@ impl<T> Queue<T> {
     }
 
     /// Tells whoever writes that there may be something to do.
-    fn ring(&self, state: &State<T>) {
+    fn ring(&self, state: &QueueState<T>) {
         match state.writer {
             Writer::Flusher => self.wake.notify_one(),
             Writer::Goodbye => self.changed.notify_one(),
@@ -286,7 +286,7 @@ impl<T> Queue<T> {
         Error::new(ErrorKind::ShuttingDown, "shutting down: the buffer is closed").of(self.name.as_str())
     }
 
-    fn state(&self) -> MutexGuard<'_, State<T>> {
+    fn state(&self) -> MutexGuard<'_, QueueState<T>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -320,7 +320,7 @@ impl<T: Send + Sync> Queue<T> {
     }
 }
 
-impl<T> State<T> {
+impl<T> QueueState<T> {
     /// What is open is a batch, if there is anything.
     fn pack(&mut self) {
         if self.open.is_empty() {
@@ -364,6 +364,6 @@ impl<T> State<T> {
 
 impl<T: Send + Sync> fmt::Debug for Queue<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Queue").field("name", &self.name).field("books", &self.records()).finish_non_exhaustive()
+        f.debug_struct("Queue").field("name", &self.name).field("accounting", &self.records()).finish_non_exhaustive()
     }
 }

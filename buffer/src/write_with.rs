@@ -99,7 +99,7 @@ impl<C: Clone + Send + Sync + 'static> Resource for Shared<C> {
     }
 
     async fn goodbye(&self, _: &C, drain: &Drain) -> Result<(), Error> {
-        drain.settled().await;
+        drain.until_returned().await;
         Ok(())
     }
 

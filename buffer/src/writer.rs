@@ -7,7 +7,7 @@ use std::{
 };
 
 use tokio::{sync::Semaphore, task::spawn_blocking, time::timeout};
-use winddown_core::{Books, Capabilities, Drain, Error, ErrorKind, Records, Resource, ResourceId, ShutdownGuard};
+use winddown_core::{Accounting, Capabilities, Drain, Error, ErrorKind, Records, Resource, ResourceId, ShutdownGuard};
 
 use crate::{
     Flusher, Room, Sink, Spill,
@@ -38,7 +38,7 @@ use crate::{
 ///   says that they have it. What the target may have is never called lost, whatever becomes of it later: rejected as a
 ///   duplicate, divided, failed. It is spilled, or in doubt.
 ///
-/// The queue itself keeps these books, and the report asks it: `accepted = written + spilled + lost + in_doubt + pending` holds at
+/// The queue itself keeps these accounting, and the report asks it: `accepted = written + spilled + lost + in_doubt + pending` holds at
 /// every moment ([`Push::records`](crate::Push::records)).
 ///
 /// While the sink says [`Retry`](crate::WriteError::Retry), or the pool gives no checkout, records wait in the buffer and the batch
@@ -73,7 +73,7 @@ use crate::{
 /// but for those that a sink rejects in part. With more of them any order may come of it.
 ///
 /// # More than one life
-/// In a further [life](winddown_core::Lifecycle::begin_life) of the lifecycle it has a new queue, and its books begin at zero:
+/// In a further [life](winddown_core::Lifecycle::restart) of the lifecycle it has a new queue, and its accounting begin at zero:
 /// each report says what became of the records of its own life.
 ///
 /// # What it does not do
@@ -350,7 +350,7 @@ impl<T: Send + Sync + 'static, S: Sink<T>> Resource for BatchWriter<T, S> {
         vec![self.target.id()]
     }
 
-    fn ledger(&self) -> Option<Arc<dyn Books>> {
+    fn ledger(&self) -> Option<Arc<dyn Accounting>> {
         Some(self.new_queue())
     }
 

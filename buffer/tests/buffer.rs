@@ -176,7 +176,7 @@ async fn push_all(buffer: &Buffer, records: impl IntoIterator<Item = u64>) {
     }
 }
 
-fn books(report: &Report) -> Records {
+fn accounting(report: &Report) -> Records {
     let records = report.resource("audit").unwrap().records.unwrap();
     assert_eq!(records.pending, 0, "{report}");
     assert_eq!(records.accepted, records.written + records.lost + records.in_doubt, "{report}");
@@ -392,7 +392,7 @@ mod running {
         let refused = buffer.try_push(3).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::ShuttingDown);
         assert_eq!(refused.into_record(), 3);
-        assert_eq!(books(&report).accepted, 2);
+        assert_eq!(accounting(&report).accepted, 2);
         assert_eq!(far.stored(), [0, 2]);
     }
 
@@ -445,7 +445,7 @@ mod running {
         assert!(error.to_string().contains("panicked: sink"), "{error}");
         assert_eq!(far.stored(), [2, 3, 4]);
         let report = lifecycle.drain_in_tasks().await;
-        assert_eq!(books(&report), records(5, 3, 0, 2));
+        assert_eq!(accounting(&report), records(5, 3, 0, 2));
         assert_eq!(outcome(&report, "audit"), Outcome::Incomplete);
         assert_eq!(outcome(&report, "db"), Outcome::Drained);
     }
@@ -511,7 +511,7 @@ mod running {
             assert_eq!(buffer.flush().await.unwrap_err().kind(), ErrorKind::Checkout);
             assert_eq!(buffer.push(3).await.unwrap_err().kind(), ErrorKind::Checkout);
             let report = lifecycle.drain_in_tasks().await;
-            assert_eq!(books(&report), records(3, 1, 0, 2));
+            assert_eq!(accounting(&report), records(3, 1, 0, 2));
             assert_eq!(far.stored(), [2]);
             assert_eq!(report.took, ms(0), "it does not wait for an answer that cannot come: {report}");
         });
@@ -539,7 +539,7 @@ mod draining {
         far.then(Answer::StoreAfter(Duration::from_millis(2)));
         let report = lifecycle.drain_in_tasks().await;
         assert!(report.is_clean(), "{report}");
-        assert_eq!(books(&report), records(9_999, 9_999, 0, 0));
+        assert_eq!(accounting(&report), records(9_999, 9_999, 0, 0));
         assert_eq!(far.stored(), Vec::from_iter(0..9_999));
         assert_eq!(far.0.goodbyes_seen.load(Ordering::SeqCst), 0, "the pool waited (S4)");
         assert_eq!(server.sessions(), 0);
@@ -556,7 +556,7 @@ mod draining {
         }
         let report = lifecycle.drain().await;
         assert!(report.is_clean(), "{report}");
-        assert_eq!(books(&report), records(1_050, 1_050, 0, 0));
+        assert_eq!(accounting(&report), records(1_050, 1_050, 0, 0));
         assert_eq!((far.stored(), server.sessions()), (Vec::from_iter(0..1_050), 0));
     }
 
@@ -567,10 +567,10 @@ mod draining {
             push_all(&buffer, life * 10..life * 10 + 5).await;
             let report = lifecycle.drain_in_tasks().await;
             assert!(report.is_clean(), "{report}");
-            assert_eq!(books(&report), records(5, 5, 0, 0), "in life {life}");
+            assert_eq!(accounting(&report), records(5, 5, 0, 0), "in life {life}");
             assert_eq!(server.sessions(), 0);
             assert!(buffer.push(99).await.is_err());
-            lifecycle.begin_life().unwrap();
+            lifecycle.restart().unwrap();
         }
         assert_eq!(far.stored(), [0, 1, 2, 3, 4, 10, 11, 12, 13, 14, 20, 21, 22, 23, 24]);
     }
@@ -582,9 +582,9 @@ mod draining {
         far.answers([Answer::Block]).then(Answer::Later);
         push_all(&buffer, 0..3).await;
         let first = lifecycle.drain().await;
-        assert_eq!(books(&first), records(3, 0, 1, 2), "{first}");
+        assert_eq!(accounting(&first), records(3, 0, 1, 2), "{first}");
         far.then(Answer::Store);
-        lifecycle.begin_life().unwrap();
+        lifecycle.restart().unwrap();
         push_all(&buffer, 10..13).await;
         far.release();
         // The sink of the first life answers now, before or after the second life has written.
@@ -592,7 +592,7 @@ mod draining {
             tokio::task::yield_now().await;
         }
         let second = lifecycle.drain().await;
-        assert_eq!(books(&second), records(3, 3, 0, 0), "{second}");
+        assert_eq!(accounting(&second), records(3, 3, 0, 0), "{second}");
         let mut stored = far.stored();
         stored.sort_unstable();
         assert_eq!(stored, [0, 1, 10, 11, 12], "what was reported lost is not written afterwards");
@@ -634,7 +634,7 @@ mod draining {
         let (kind, record, when) = waiting.await.unwrap();
         assert_eq!((kind, record), (ErrorKind::ShuttingDown, 1));
         assert_eq!(when, began, "at once");
-        assert_eq!(books(&report), records(1, 0, 1, 0));
+        assert_eq!(accounting(&report), records(1, 0, 1, 0));
         let row = report.resource("audit").unwrap();
         assert_eq!(row.outcome, Outcome::Failed, "{report}");
         assert_eq!(row.error.as_deref(), Some("not now"), "the report says what kept it");
@@ -680,7 +680,7 @@ mod draining {
             buffer.try_push(record).unwrap();
         }
         let report = lifecycle.drain_in_tasks().await;
-        assert_eq!(books(&report), records(250, 150, 100, 0));
+        assert_eq!(accounting(&report), records(250, 150, 100, 0));
         assert_eq!(outcome(&report, "audit"), Outcome::Incomplete);
         assert_eq!(outcome(&report, "db"), Outcome::Drained);
         assert_eq!(report.took, ms(0), "{report}");
@@ -725,7 +725,7 @@ mod draining {
         let report = lifecycle.drain_in_tasks().await;
         assert_eq!(took(&report), CUT, "{report}");
         // What comes behind is tried over another session, once: what hangs is in doubt here.
-        assert_eq!(books(&report), records(55, 20, 0, 35));
+        assert_eq!(accounting(&report), records(55, 20, 0, 35));
         assert_eq!(outcome(&report, "audit"), Outcome::Incomplete, "{report}");
         assert_eq!(outcome(&report, "db"), Outcome::Drained, "{report}");
         assert_eq!(server.sessions(), 0);
@@ -745,7 +745,7 @@ mod draining {
         others().await;
         let report = lifecycle.drain_in_tasks().await;
         assert_eq!(took(&report), CUT, "{report}");
-        assert_eq!(books(&report), records(35, 0, 15, 20));
+        assert_eq!(accounting(&report), records(35, 0, 15, 20));
         assert_eq!(outcome(&report, "db"), Outcome::Drained, "{report}");
         assert_eq!(server.sessions(), 0);
         let error = flush.await.unwrap().unwrap_err();
@@ -760,7 +760,7 @@ mod draining {
             far.then(Answer::StoreAfter(takes));
             buffer.try_push(0).unwrap();
             let report = lifecycle.drain_in_tasks().await;
-            assert_eq!(books(&report), records(1, written, 0, 1 - written), "{report}");
+            assert_eq!(accounting(&report), records(1, written, 0, 1 - written), "{report}");
             assert_eq!(took(&report), takes.min(CUT), "{report}");
             assert_eq!(outcome(&report, "db"), Outcome::Drained, "{report}");
         }
@@ -777,7 +777,7 @@ mod draining {
         let report = lifecycle.drain().await;
         assert!(report.took < USED_UP + LATE, "{report}");
         assert_eq!(outcome(&report, "audit"), Outcome::Hung, "{report}");
-        assert_eq!(books(&report), records(5, 0, 0, 5));
+        assert_eq!(accounting(&report), records(5, 0, 0, 5));
         // The checkout is with the thread that blocks; everything else said goodbye.
         assert_eq!(server.sessions(), 1, "{report}");
         far.release();
@@ -794,7 +794,7 @@ mod draining {
         let report = lifecycle.drain_in_tasks().await;
         assert_eq!(report.took, CUT, "{report}");
         assert_eq!(outcome(&report, "audit"), Outcome::Incomplete, "{report}");
-        assert_eq!(books(&report), records(100, 25, 75, 0), "{report}");
+        assert_eq!(accounting(&report), records(100, 25, 75, 0), "{report}");
         assert_eq!(far.stored(), Vec::from_iter(0..25));
     }
 
@@ -806,7 +806,7 @@ mod draining {
             buffer.try_push(record).unwrap();
         }
         let report = lifecycle.drain_in_tasks().await;
-        assert_eq!(books(&report), records(5, 3, 0, 2));
+        assert_eq!(accounting(&report), records(5, 3, 0, 2));
         assert_eq!(outcome(&report, "audit"), Outcome::Incomplete);
         assert_eq!(outcome(&report, "db"), Outcome::Drained);
     }
@@ -825,7 +825,7 @@ mod draining {
             buffer.try_push(record).unwrap();
         }
         let report = lifecycle.drain_in_tasks().await;
-        assert_eq!(books(&report), records(5, 0, 5, 0));
+        assert_eq!(accounting(&report), records(5, 0, 5, 0));
         assert_eq!(*given.lock().unwrap(), [0, 1, 2, 3, 4]);
     }
 
@@ -919,9 +919,13 @@ async fn s5_stress_every_record_is_accounted_for() {
         for pusher in pushers {
             accepted.extend(pusher.await.unwrap());
         }
-        let books = books(&report);
+        let accounting = accounting(&report);
         let (stored, mut lost) = (far.stored(), given.lock().unwrap().clone());
-        assert_eq!(books, records(accepted.len() as u64, stored.len() as u64, lost.len() as u64, 0), "round {round}");
+        assert_eq!(
+            accounting,
+            records(accepted.len() as u64, stored.len() as u64, lost.len() as u64, 0),
+            "round {round}"
+        );
         for pusher in 0..8 {
             let own: Vec<u64> = stored.iter().copied().filter(|record| record >> 32 == pusher).collect();
             assert!(own.is_sorted(), "round {round}: written in order");

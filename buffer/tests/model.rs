@@ -1,4 +1,4 @@
-//! The books of the buffer under random faults, on simulated clocks: sinks that hang, panic, answer late, lose answers,
+//! The accounting of the buffer under random faults, on simulated clocks: sinks that hang, panic, answer late, lose answers,
 //! reject, find a batch too large; checkouts that hang; a spill that fails; an application runtime that is starved from a
 //! random moment on; drains at random times, and ends without one. Every record is in exactly one column, and the columns are
 //! true against what the target has.

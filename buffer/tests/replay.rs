@@ -130,8 +130,8 @@ where
 /// A directory with a spill file of so many records.
 async fn directory_of(records: u64) -> tempfile::TempDir {
     let directory = tempfile::tempdir().unwrap();
-    let books = spill(Spill::directory(directory.path()), "audit", 0..records).await;
-    assert_eq!(books.spilled, records);
+    let accounting = spill(Spill::directory(directory.path()), "audit", 0..records).await;
+    assert_eq!(accounting.spilled, records);
     directory
 }
 
@@ -557,8 +557,8 @@ mod spilling {
         let directory = tempfile::tempdir().unwrap();
         let records =
             [f64::NAN, 0.1, f64::NEG_INFINITY].map(|number| (number, u128::MAX, BTreeMap::from([((1, 'x'), ())])));
-        let books = spill_of(Spill::directory(directory.path()), "audit", records.clone()).await;
-        assert_eq!((books.spilled, books.lost), (3, 0));
+        let accounting = spill_of(Spill::directory(directory.path()), "audit", records.clone()).await;
+        assert_eq!((accounting.spilled, accounting.lost), (3, 0));
         let got = Arc::new(Mutex::new(Vec::new()));
         let lifecycle = Lifecycle::builder().signals(false).build().unwrap();
         let db = lifecycle.guard(Shared::new("db", Arc::clone(&got)));

@@ -31,7 +31,7 @@ pin_project! {
     /// [`Lifecycle::draining`](crate::Lifecycle::draining).
     ///
     /// A task that the application spawns itself, as the sending half of a channel, is not polled through this: run it in
-    /// [`Tracked::scope`] or [`as_dependent`](crate::as_dependent).
+    /// [`Tracked::scope`] or [`with_dependent_access`](crate::with_dependent_access).
     ///
     /// # Cancel safety
     /// That of the stream; the work counts as done when this is dropped.

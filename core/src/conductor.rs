@@ -30,8 +30,8 @@ use tokio::{
 use crate::{
     Budget, Drain, Error, ErrorKind, Outcome, Reason, Report, ResourceReport,
     gate::Admits,
-    guard::as_dependent,
-    lifecycle::{Begun, Life, Shared},
+    guard::with_dependent_access,
+    lifecycle::{Begun, Life, LifecycleState},
     log_line::{self, Metrics},
     node::{Ended, Node, Order},
     notify, panics,
@@ -49,7 +49,7 @@ pub const EXIT_AT_DEADLINE: i32 = 124;
 ///
 /// # Errors
 /// [`ErrorKind::Config`] when the system refuses the signal handler, the thread or its event queue.
-pub(crate) fn start(shared: &Arc<Shared>, life: &Arc<Life>) -> Result<(), Error> {
+pub(crate) fn start(shared: &Arc<LifecycleState>, life: &Arc<Life>) -> Result<(), Error> {
     panics::tell_what_an_abort_loses();
     let runtime = Own::new(runtime::Builder::new_current_thread().enable_all()).map_err(refused)?;
     let handle = runtime.handle();
@@ -67,7 +67,7 @@ pub(crate) fn start(shared: &Arc<Shared>, life: &Arc<Life>) -> Result<(), Error>
 ///
 /// # Errors
 /// [`ErrorKind::Config`] when the system gives no thread for it, now or before.
-pub(crate) fn start_drain(shared: &Arc<Shared>, life: &Arc<Life>) -> Result<(), Error> {
+pub(crate) fn start_drain(shared: &Arc<LifecycleState>, life: &Arc<Life>) -> Result<(), Error> {
     let thread = life.conductor.take(Needs::Nothing).map_err(refused)?;
     conduct_on(thread, shared, life, Signals::none());
     Ok(())
@@ -78,7 +78,7 @@ fn refused(error: io::Error) -> Error {
     Error::new(ErrorKind::Config, text).with_source(error)
 }
 
-fn conduct_on(thread: Standby<Own>, shared: &Arc<Shared>, life: &Arc<Life>, signals: Signals) {
+fn conduct_on(thread: Standby<Own>, shared: &Arc<LifecycleState>, life: &Arc<Life>, signals: Signals) {
     let (shared, life) = (Arc::clone(shared), Arc::clone(life));
     thread.run(move |runtime| {
         let conducted = catch_unwind(AssertUnwindSafe(|| runtime.block_on(main(&shared, life, signals))));
@@ -109,7 +109,7 @@ fn waker() -> io::Result<Standby> {
     Standby::with("winddown-wake", ())
 }
 
-async fn main(shared: &Arc<Shared>, mut life: Arc<Life>, mut signals: Signals) {
+async fn main(shared: &Arc<LifecycleState>, mut life: Arc<Life>, mut signals: Signals) {
     while let Some(next) = conduct_life(shared, &life, &mut signals).await {
         life = next;
     }
@@ -117,7 +117,7 @@ async fn main(shared: &Arc<Shared>, mut life: Arc<Life>, mut signals: Signals) {
 
 /// One life, from its start to the end of its drain and what comes then: the end of the process, or another life. None
 /// where the process is not this thread's business.
-async fn conduct_life(shared: &Arc<Shared>, life: &Arc<Life>, signals: &mut Signals) -> Option<Arc<Life>> {
+async fn conduct_life(shared: &Arc<LifecycleState>, life: &Arc<Life>, signals: &mut Signals) -> Option<Arc<Life>> {
     // What is needed then and had now (L7). Without signals the drain has begun.
     let spare = || if shared.owns_process { waker().ok() } else { None };
     let (at_begin, at_end) = (spare(), spare());
@@ -203,7 +203,7 @@ async fn conduct_life(shared: &Arc<Shared>, life: &Arc<Life>, signals: &mut Sign
 
 /// Ready when only blocking tasks keep the process: its runtime has been shutting down for longer than it may. Whether
 /// [`run`](crate::Lifecycle::run) has returned an error.
-async fn held_up(shared: &Shared) -> bool {
+async fn held_up(shared: &LifecycleState) -> bool {
     // The sender is in `shared`, so it cannot be closed.
     let _ = shared.ending.subscribe().wait_for(|ending| ending.shut_down).await;
     sleep(shared.exit_after).await;
@@ -220,7 +220,12 @@ async fn held_up(shared: &Shared) -> bool {
 const SAME_REQUEST: Duration = Duration::from_millis(100);
 
 /// Drains everything in order and says what happened, by the deadline whatever a resource does (L1).
-pub(crate) async fn conduct(shared: &Shared, begun: &Begun, place: Place, forced: impl Future<Output = ()>) -> Report {
+pub(crate) async fn conduct(
+    shared: &LifecycleState,
+    begun: &Begun,
+    place: Place,
+    forced: impl Future<Output = ()>,
+) -> Report {
     let nodes = &begun.nodes;
     let plan = Plan::new(nodes, begun.at, begun.budget(shared));
     let (_release, released) = watch::channel(());
@@ -282,7 +287,7 @@ pub(crate) async fn conduct(shared: &Shared, begun: &Begun, place: Place, forced
     Report { took: begun.at.elapsed(), forced: was_forced, resources, ..blank_report(shared, begun) }
 }
 
-fn blank_report(shared: &Shared, begun: &Begun) -> Report {
+fn blank_report(shared: &LifecycleState, begun: &Begun) -> Report {
     Report {
         reason: begun.reason.clone(),
         error: begun.error.clone(),
@@ -295,7 +300,7 @@ fn blank_report(shared: &Shared, begun: &Begun) -> Report {
 }
 
 /// The report where no drain could begin.
-pub(crate) fn not_reached(shared: &Shared, begun: &Begun, error: &Error) -> Report {
+pub(crate) fn not_reached(shared: &LifecycleState, begun: &Begun, error: &Error) -> Report {
     let rows = begun.nodes.iter().map(|node| Row::new(Arc::clone(node)));
     let resources = rows.filter_map(Row::report).map(|row| ResourceReport { error: Some(error.to_string()), ..row });
     Report { resources: resources.collect(), ..blank_report(shared, begun) }
@@ -473,7 +478,7 @@ impl Place {
             #[cfg(all(any(test, feature = "test-util"), not(winddown_loom)))]
             Self::Task => {
                 tokio::spawn(async move {
-                    sender.send(as_dependent(panics::catch(node.drain(drain))).await.map_err(Failure::from))
+                    sender.send(with_dependent_access(panics::catch(node.drain(drain))).await.map_err(Failure::from))
                 });
                 Ok(())
             }
@@ -495,8 +500,9 @@ fn on_own_thread(
     sender: oneshot::Sender<Finished>,
 ) -> io::Result<()> {
     node.drainer()?.run(move |runtime| {
-        let drained =
-            catch_unwind(AssertUnwindSafe(|| runtime.block_on(as_dependent(node.drain(drain))).map_err(Failure::from)));
+        let drained = catch_unwind(AssertUnwindSafe(|| {
+            runtime.block_on(with_dependent_access(node.drain(drain))).map_err(Failure::from)
+        }));
         // Sending fails where the conductor has given up on it.
         let _ = sender.send(drained.unwrap_or_else(|panic| Err(panics::error(&*panic).into())));
         // Tasks that the resource spawned here (a connection that a hook opened) live until all are drained.

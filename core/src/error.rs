@@ -113,7 +113,7 @@ impl Error {
             message: self.inner.message.clone(),
             resource: self.inner.resource.clone(),
             retryable: self.inner.retryable,
-            source: Some(Box::new(Shared(self))),
+            source: Some(Box::new(SharedError(self))),
         };
         change(&mut link);
         Self { inner: Arc::new(link) }
@@ -122,21 +122,21 @@ impl Error {
 
 /// Stands in a source chain for an error that other holders still share; it prints nothing that the link before it
 /// has not printed.
-struct Shared(Error);
+struct SharedError(Error);
 
-impl fmt::Debug for Shared {
+impl fmt::Debug for SharedError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(&self.0, f)
     }
 }
 
-impl fmt::Display for Shared {
+impl fmt::Display for SharedError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0.inner.message)
     }
 }
 
-impl StdError for Shared {
+impl StdError for SharedError {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         self.0.source()
     }

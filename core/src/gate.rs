@@ -56,7 +56,7 @@ pub(crate) enum Admits {
 pub(crate) enum Caller {
     /// Ordinary code.
     Application,
-    /// Code that is drained before the resource: see `as_dependent`.
+    /// Code that is drained before the resource: see `with_dependent_access`.
     Dependent,
 }
 
@@ -77,11 +77,11 @@ impl Admits {
 pub(crate) struct Gate {
     /// Written under the lock of `state`.
     admits: AtomicU8,
-    state: Mutex<State>,
+    state: Mutex<GateState>,
 }
 
 #[derive(Debug)]
-struct State {
+struct GateState {
     inside: Slab<Inside>,
     /// How many of them are active.
     active: usize,
@@ -91,7 +91,7 @@ struct State {
     settled: Vec<Waker>,
 }
 
-impl State {
+impl GateState {
     fn is_settled(&self) -> bool {
         self.active == 0
     }
@@ -166,7 +166,7 @@ impl Gate {
     pub(crate) fn new(admits: Admits) -> Self {
         Self {
             admits: AtomicU8::new(admits as u8),
-            state: Mutex::new(State { inside: Slab::new(), active: 0, refusals: [0; 2], settled: Vec::new() }),
+            state: Mutex::new(GateState { inside: Slab::new(), active: 0, refusals: [0; 2], settled: Vec::new() }),
         }
     }
 
@@ -325,7 +325,7 @@ impl Gate {
     }
 
     #[inline]
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, GateState> {
         // Nothing under the lock panics but a key that was used after `leave`, which is a bug of this crate; the
         // state is whole at every unlock, so a poisoned lock carries no broken state.
         self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)

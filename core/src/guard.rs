@@ -28,16 +28,16 @@ tokio::task_local! {
 ///
 /// # Cancel safety
 /// That of the future.
-pub async fn as_dependent<F: Future>(future: F) -> F::Output {
+pub async fn with_dependent_access<F: Future>(future: F) -> F::Output {
     DEPENDENT.scope((), future).await
 }
 
-/// Whether a drain waits for what runs here, as far as that can be told: see [`as_dependent`].
+/// Whether a drain waits for what runs here, as far as that can be told: see [`with_dependent_access`].
 pub(crate) fn is_dependent() -> bool {
     DEPENDENT.try_with(|()| ()).is_ok()
 }
 
-/// Calls this as a dependent: one poll of what [`as_dependent`] is for.
+/// Calls this as a dependent: one poll of what [`with_dependent_access`] is for.
 pub(crate) fn in_dependent<T>(call: impl FnOnce() -> T) -> T {
     DEPENDENT.sync_scope((), call)
 }
@@ -53,7 +53,7 @@ fn caller() -> Caller {
 /// Dropping guards drains nothing: draining is asynchronous and belongs to the lifecycle. A pool whose lifecycle is
 /// never drained ends as it would without winddown.
 ///
-/// In a further [life](crate::Lifecycle::begin_life) of the lifecycle it is the same guard, of a pool that is made anew. The
+/// In a further [life](crate::Lifecycle::restart) of the lifecycle it is the same guard, of a pool that is made anew. The
 /// pools of earlier lives, which are closed, are let go of with the last guard.
 pub struct ShutdownGuard<R: Resource> {
     pub(crate) slot: Arc<Slot<R>>,
@@ -315,7 +315,7 @@ impl Tracked {
     /// # Cancel safety
     /// That of the future; the work is counted as done when this is dropped.
     pub async fn scope<F: Future>(self, future: F) -> F::Output {
-        let output = as_dependent(future).await;
+        let output = with_dependent_access(future).await;
         drop(self);
         output
     }

@@ -13,12 +13,12 @@ mod work;
 // What an adapter implements, and what it is given for that.
 mod credentials;
 mod descriptors;
+mod idle_check;
 mod latency;
 mod name;
 mod opening;
 mod outdated;
 mod resource;
-mod rested;
 
 // What makes it go.
 mod body;
@@ -49,7 +49,8 @@ pub use crate::{
     conductor::{EXIT_AT_DEADLINE, ReportFormat},
     credentials::{Credentials, CredentialsFuture, CredentialsProvider},
     error::{BoxError, Error, ErrorKind},
-    guard::{Checkout, ShutdownGuard, Tracked, as_dependent},
+    guard::{Checkout, ShutdownGuard, Tracked, with_dependent_access},
+    idle_check::IdleCheck,
     init::Retry,
     latency::Latency,
     lifecycle::{Builder, Lifecycle, State},
@@ -57,9 +58,11 @@ pub use crate::{
     opening::Opening,
     outdated::Outdated,
     platform::{BUDGET_VARIABLE, Budget, PLATFORMS, Platform},
-    report::{Books, Ledger, Ledgers, Outcome, Reason, Records, Report, ResourceReport, Sessions, Step, Straggler},
+    report::{
+        Accounting, Ledger, LedgerSlot, Outcome, Reason, Records, Report, ResourceReport, SessionCounts, Step,
+        Straggler,
+    },
     resource::{Capabilities, Drain, Resource, ResourceId},
-    rested::Rested,
     work::{Hook, HookResult},
 };
 pub use tokio::signal::unix::SignalKind;

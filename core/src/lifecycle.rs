@@ -52,7 +52,7 @@ use crate::{
 /// ```
 #[derive(Clone)]
 pub struct Lifecycle {
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) shared: Arc<LifecycleState>,
 }
 
 /// Where a lifecycle stands. In one life, states only ever move down this list.
@@ -69,7 +69,7 @@ pub enum State {
     Drained,
 }
 
-pub(crate) struct Shared {
+pub(crate) struct LifecycleState {
     pub(crate) platform: Platform,
     pub(crate) budget: Budget,
     pub(crate) report_format: Option<ReportFormat>,
@@ -135,7 +135,7 @@ pub(crate) struct Life {
 /// when it is told to stop, and a second one would be ended with it.
 static OWNED: Mutex<bool> = Mutex::new(false);
 
-fn own_process(shared: &Arc<Shared>) -> Result<(), Error> {
+fn own_process(shared: &Arc<LifecycleState>) -> Result<(), Error> {
     let mut owned = OWNED.lock().unwrap_or_else(PoisonError::into_inner);
     if *owned {
         return Err(Error::new(
@@ -149,7 +149,7 @@ fn own_process(shared: &Arc<Shared>) -> Result<(), Error> {
     drop(owned);
     for kind in handled {
         let message = format!("{} had a handler before the lifecycle was made", signals::name(kind));
-        Shared::warn(
+        LifecycleState::warn(
             &message,
             "it runs first, and if it ends the process nothing is drained: make the lifecycle first",
         );
@@ -172,7 +172,7 @@ pub(crate) struct Begun {
 
 impl Begun {
     /// The budget of this drain.
-    pub(crate) fn budget(&self, shared: &Shared) -> Budget {
+    pub(crate) fn budget(&self, shared: &LifecycleState) -> Budget {
         self.budget.unwrap_or(shared.budget)
     }
 }
@@ -270,7 +270,7 @@ impl Lifecycle {
     ///
     /// Where draining begins meanwhile, it returns when that is over: a `main` that ends with the error (`?`) then ends
     /// nothing in the middle, and its exit status is that of a failure. [`run`](Self::run) counts it as a success, and
-    /// [`was_stopped`](Self::was_stopped) tells the two apart.
+    /// [`wait_if_stopped`](Self::wait_if_stopped) tells the two apart.
     ///
     /// Work that the drain waits for gets the refusal at once, if it runs in [`Tracked::scope`], the work given to `run`, or a
     /// hook. Nobody can tell that of code that holds a checkout or a [`Tracked`] and calls this outside of them: do not, the
@@ -386,12 +386,12 @@ impl Lifecycle {
     /// for a while and goes on, as around the snapshot of Lambda's SnapStart.
     ///
     /// Everything that was registered is there again, not initialised: [`init`](Self::init) does that, or the first use.
-    /// Guards stay as they are and hand out again. The life has its own drain, with its own report, in which the books of
+    /// Guards stay as they are and hand out again. The life has its own drain, with its own report, in which the accounting of
     /// buffers begin at zero, and the signals are received in each.
     ///
     /// What has only one life keeps refusing, and a warning names it: pools of the application's own that were wrapped,
     /// which nobody could open again, and telemetry that was shut down. A hook runs in the life that it was given to, or
-    /// [in each](Hook::in_each_life). What was registered while there was no life is not taken in.
+    /// [in each](Hook::on_every_drain). What was registered while there was no life is not taken in.
     ///
     /// What waits for something of a life ([`draining`](Self::draining), [`drained`](Self::drained), [`run`](Self::run)) waits
     /// for that of the life in which it was called.
@@ -399,8 +399,8 @@ impl Lifecycle {
     /// # Errors
     /// - [`ErrorKind::ShuttingDown`] when the process was told to stop: there is no further life;
     /// - [`ErrorKind::Config`] when the life before is not over, or another call begins one at this moment.
-    pub fn begin_life(&self) -> Result<(), Error> {
-        self.shared.begin_life()
+    pub fn restart(&self) -> Result<(), Error> {
+        self.shared.restart()
     }
 
     /// Where it stands now.
@@ -463,7 +463,7 @@ impl Lifecycle {
             let life = self.shared.life();
             match self.shared.init(&life, self.shared.init_limit).await {
                 Ok(()) => {}
-                Err(error) if life.was_stopped(&error).await => return self.shared.ended(&life, Ok(())).await,
+                Err(error) if life.wait_if_stopped(&error).await => return self.shared.finish(&life, Ok(())).await,
                 Err(error) => return Err(error),
             }
             // Not before: a rollback of init would wait for it.
@@ -482,7 +482,7 @@ impl Lifecycle {
                 Err(_) => Ok(()),
             };
             self.shared.begin(&life, Reason::WorkEnded);
-            self.shared.ended(&life, result).await
+            self.shared.finish(&life, result).await
         }
     }
 
@@ -497,20 +497,20 @@ impl Lifecycle {
 
     /// Whether an error of [`init`](Self::init) says that the platform or the application stopped it, and not that a
     /// resource failed. Waits for the end of the drain.
-    pub async fn was_stopped(&self, error: &Error) -> bool {
-        self.shared.life().was_stopped(error).await
+    pub async fn wait_if_stopped(&self, error: &Error) -> bool {
+        self.shared.life().wait_if_stopped(error).await
     }
 
     /// The report, as a result: what went wrong first, or that not everything was drained.
     ///
     /// # Errors
     /// The error it was given, or [`ErrorKind::Incomplete`].
-    pub async fn ended(&self, work: Result<(), Error>) -> Result<Arc<Report>, Error> {
-        self.shared.ended(&self.shared.life(), work).await
+    pub async fn finish(&self, work: Result<(), Error>) -> Result<Arc<Report>, Error> {
+        self.shared.finish(&self.shared.life(), work).await
     }
 }
 
-impl Shared {
+impl LifecycleState {
     /// Warns of what must be seen: through tracing where the application has set it up by then, else on standard error.
     fn warn(message: &str, why: &str) {
         if tracing::dispatcher::has_been_set() {
@@ -533,8 +533,8 @@ impl Shared {
     }
 
     /// The end of what [`Lifecycle::run`] does. From here on it is seen when this runtime is shut down.
-    async fn ended(&self, life: &Life, work: Result<(), Error>) -> Result<Arc<Report>, Error> {
-        let result = life.ended(work).await;
+    async fn finish(&self, life: &Life, work: Result<(), Error>) -> Result<Arc<Report>, Error> {
+        let result = life.finish(work).await;
         if self.owns_process {
             self.ending.send_modify(|ending| ending.failed |= result.is_err());
             if let Ok(runtime) = Handle::try_current() {
@@ -573,7 +573,7 @@ impl Shared {
         })
     }
 
-    fn begin_life(&self) -> Result<(), Error> {
+    fn restart(&self) -> Result<(), Error> {
         let ended = || Error::new(ErrorKind::ShuttingDown, "shutting down: the process was told to stop");
         let _beginning = match self.beginning.try_lock() {
             Ok(beginning) => beginning,
@@ -689,11 +689,11 @@ impl Life {
         }
     }
 
-    async fn was_stopped(&self, error: &Error) -> bool {
+    async fn wait_if_stopped(&self, error: &Error) -> bool {
         error.is_shutting_down() && self.drained().await.reason != Reason::InitFailed
     }
 
-    async fn ended(&self, work: Result<(), Error>) -> Result<Arc<Report>, Error> {
+    async fn finish(&self, work: Result<(), Error>) -> Result<Arc<Report>, Error> {
         let report = self.drained().await;
         work?;
         if report.is_clean() {
@@ -759,7 +759,7 @@ impl Life {
     }
 
     /// The report of a drain that could not go on.
-    pub(crate) fn publish_failure(&self, shared: &Shared, error: &Error) {
+    pub(crate) fn publish_failure(&self, shared: &LifecycleState, error: &Error) {
         let begun = self.begun.borrow().clone();
         if let Some(begun) = begun {
             self.publish(Arc::new(conductor::not_reached(shared, &begun, error)));

@@ -225,13 +225,13 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::{Outcome, Records, ResourceReport, Sessions, Step};
+    use crate::{Outcome, Records, ResourceReport, SessionCounts, Step};
 
     fn at() -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_millis(1_790_000_000_123)
     }
 
-    fn resource(outcome: Outcome, sessions: Sessions, records: Option<Records>) -> ResourceReport {
+    fn resource(outcome: Outcome, sessions: SessionCounts, records: Option<Records>) -> ResourceReport {
         ResourceReport {
             name: "db".into(),
             outcome,
@@ -272,7 +272,7 @@ mod tests {
         let back: Report = serde_json::from_str(&text).unwrap();
         assert_eq!(back.to_json_line(), clean.to_json_line());
 
-        let unclean = report(vec![resource(Outcome::Hung, Sessions::default(), None)]);
+        let unclean = report(vec![resource(Outcome::Hung, SessionCounts::default(), None)]);
         let read: Value = serde_json::from_str(&line(&unclean, at(), None)).unwrap();
         assert_eq!((&read["level"], &read["clean"]), (&json!("WARN"), &json!(false)));
     }
@@ -281,10 +281,10 @@ mod tests {
     fn the_metrics_are_the_sums_over_all_resources() {
         let records = Records { accepted: 10, written: 4, spilled: 3, lost: 2, in_doubt: 1, pending: 0 };
         let report = report(vec![
-            resource(Outcome::Drained, Sessions { closed: 3, ..Sessions::default() }, None),
+            resource(Outcome::Drained, SessionCounts { closed: 3, ..SessionCounts::default() }, None),
             resource(
                 Outcome::Incomplete,
-                Sessions { closed: 1, cut: 2, cancelled: 1, ..Sessions::default() },
+                SessionCounts { closed: 1, cut: 2, cancelled: 1, ..SessionCounts::default() },
                 Some(records),
             ),
         ]);

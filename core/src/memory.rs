@@ -476,7 +476,7 @@ impl Resource for Memory {
                 state.leaving.extend(idle.iter().map(|session| session.inner.id));
                 (idle, state.open.len())
             };
-            drain.open(open);
+            drain.set_open(open);
             // A caller that was connecting may open one more session until it has left.
             if open == 0 && settled {
                 return Ok(());
@@ -492,7 +492,7 @@ impl Resource for Memory {
                 () = sleep_until(graces.first().copied().unwrap_or_else(Instant::now)), if !graces.is_empty() => {
                     graces.remove(0);
                     let leaving = pool.state().leaving.clone();
-                    drain.cancelled(self.server.cancel_all(&leaving));
+                    drain.count_cancelled(self.server.cancel_all(&leaving));
                 }
                 Some(Ok(id)) = leaving.join_next() => {
                     let mut state = pool.state();
@@ -500,12 +500,12 @@ impl Resource for Memory {
                     state.leaving.retain(|leaving| *leaving != id);
                     let open = state.open.len();
                     drop(state);
-                    drain.ended(1, 0, open);
+                    drain.count_ended(1, 0, open);
                 }
                 () = pool.came_back.notified() => {}
-                () = drain.settled(), if !settled => settled = true,
-                () = drain.cut() => {
-                    drain.ended(0, open, 0);
+                () = drain.until_returned(), if !settled => settled = true,
+                () = drain.until_cut() => {
+                    drain.count_ended(0, open, 0);
                     let mut state = pool.state();
                     state.over = true;
                     state.idle.clear();
@@ -521,7 +521,7 @@ impl Resource for Memory {
 
     async fn cancel(&self, pool: &MemoryPool, drain: &Drain) -> Result<(), Error> {
         let open = pool.state().open.clone();
-        drain.cancelled(self.server.cancel_all(&open));
+        drain.count_cancelled(self.server.cancel_all(&open));
         Ok(())
     }
 }

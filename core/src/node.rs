@@ -15,9 +15,9 @@ use async_trait::async_trait;
 use tokio::time::{Instant, timeout_at};
 
 use crate::{
-    Books, Capabilities, Drain, Error, ErrorKind, Latency, Resource, ResourceId, Step,
+    Accounting, Capabilities, Drain, Error, ErrorKind, Latency, Resource, ResourceId, Step,
     gate::{Admits, Gate, wake},
-    guard::{Pass, as_dependent},
+    guard::{Pass, with_dependent_access},
     init::{InitCell, Retry},
     panics,
     plan::{RESERVE_FLOOR, Reserve},
@@ -82,7 +82,7 @@ pub(crate) struct Facts {
     pub(crate) capabilities: Capabilities,
     pub(crate) latency: Option<Arc<Latency>>,
     pub(crate) address: Option<String>,
-    pub(crate) ledger: Option<Arc<dyn Books>>,
+    pub(crate) ledger: Option<Arc<dyn Accounting>>,
 }
 
 /// An initialisation that is under way.
@@ -218,7 +218,7 @@ impl<R: Resource> Slot<R> {
     /// The pool, once it is initialised: joins the attempt that is running or starts one.
     pub(crate) async fn initialised(self: &Arc<Self>) -> Result<&R::Pool, Error> {
         // A dependent, whoever began it: what it uses itself (a buffer its pool) is then still handed out.
-        let attempts = || as_dependent(Self::attempts(Arc::clone(self)));
+        let attempts = || with_dependent_access(Self::attempts(Arc::clone(self)));
         let attempt = InitCell::start(self, |slot| &slot.pool, attempts).map_err(|error| error.of(self.name()))?;
         self.pool.outcome(attempt).await.map_err(|error| error.of(self.name()))?;
         // The outcome was a success, and a value is never taken back.
@@ -340,7 +340,7 @@ impl<R: Resource> Node for Slot<R> {
     }
 
     fn renew(self: Arc<Self>) -> Option<Renewal> {
-        if !self.resource.lives_again() {
+        if !self.resource.is_restartable() {
             return None;
         }
         let Facts { id, name, order, .. } = &self.facts;
@@ -381,7 +381,7 @@ impl<R: Resource> Node for Slot<R> {
         let mut result = None;
         let settling = async {
             result = Some((&mut goodbye).await);
-            drain.settled().await;
+            drain.until_returned().await;
         };
         if timeout_at(settle, settling).await.is_err() {
             // 4. Cancel what still runs on the server.
@@ -402,13 +402,13 @@ impl<R: Resource> Node for Slot<R> {
                     Ok(())
                 })
             };
-            // 5. Goodbye to the rest. The adapter cuts what is left at `Drain::cut`; a checkout that is still out then
+            // 5. Goodbye to the rest. The adapter cuts what is left at `Drain::until_cut`; a checkout that is still out then
             // stays with its holder, and is not waited for any longer.
             let rest = async {
                 if result.is_none() {
                     result = Some((&mut goodbye).await);
                 }
-                let _ = timeout_at(cut, drain.settled()).await;
+                let _ = timeout_at(cut, drain.until_returned()).await;
             };
             let (cancelled, in_time) = tokio::join!(cancel, timeout_at(end, rest));
             if in_time.is_err() {

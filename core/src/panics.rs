@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use crate::{Books, Error, ErrorKind, log_line::error_line, standard_error::write_line};
+use crate::{Accounting, Error, ErrorKind, log_line::error_line, standard_error::write_line};
 
 /// Runs the future; a panic in it becomes an error of kind [`ErrorKind::Panicked`].
 ///
@@ -38,14 +38,14 @@ pub fn panic_message(panic: &(dyn Any + Send)) -> String {
     text.unwrap_or("no message").replace('\n', " ")
 }
 
-/// The books of this process.
-static WATCHED: Mutex<Vec<Weak<dyn Books>>> = Mutex::new(Vec::new());
+/// The accounting of this process.
+static WATCHED: Mutex<Vec<Weak<dyn Accounting>>> = Mutex::new(Vec::new());
 
-/// What is pending in these books is lost when the process aborts.
-pub(crate) fn watch(books: &Arc<dyn Books>) {
+/// What is pending in these accounting is lost when the process aborts.
+pub(crate) fn watch(accounting: &Arc<dyn Accounting>) {
     let mut watched = WATCHED.lock().unwrap_or_else(PoisonError::into_inner);
-    watched.retain(|books| books.strong_count() > 0);
-    watched.push(Arc::downgrade(books));
+    watched.retain(|accounting| accounting.strong_count() > 0);
+    watched.push(Arc::downgrade(accounting));
 }
 
 /// In a program that was built with `panic = "abort"`: says, behind what the panic itself prints, how many records end with
@@ -64,7 +64,7 @@ pub(crate) fn tell_what_an_abort_loses() {
     });
 }
 
-/// How long a panic waits for the books: the thread that panics may hold one of them.
+/// How long a panic waits for the accounting: the thread that panics may hold one of them.
 const PATIENCE: Duration = Duration::from_millis(200);
 
 fn say_what_is_lost() {
@@ -83,8 +83,8 @@ fn say_what_is_lost() {
 }
 
 /// Records that are neither written nor anything else.
-fn pending(watched: &[Weak<dyn Books>]) -> u64 {
-    watched.iter().filter_map(Weak::upgrade).map(|books| books.records().pending).sum()
+fn pending(watched: &[Weak<dyn Accounting>]) -> u64 {
+    watched.iter().filter_map(Weak::upgrade).map(|accounting| accounting.records().pending).sum()
 }
 
 fn lost_line(records: u64) -> Option<String> {
@@ -101,15 +101,15 @@ mod tests {
     #[test]
     fn what_an_abort_loses_is_what_is_pending() {
         let ledgers = [Arc::new(Ledger::default()), Arc::new(Ledger::default())];
-        let books = ledgers.each_ref().map(|ledger| Arc::clone(ledger) as Arc<dyn Books>);
-        let watched = books.each_ref().map(Arc::downgrade);
+        let accounting = ledgers.each_ref().map(|ledger| Arc::clone(ledger) as Arc<dyn Accounting>);
+        let watched = accounting.each_ref().map(Arc::downgrade);
         assert_eq!(lost_line(pending(&watched)), None);
         assert!(ledgers[0].accepted(3) && ledgers[1].accepted(2));
         ledgers[0].writing(1);
         ledgers[0].written(1);
         let line = lost_line(pending(&watched)).unwrap();
         assert!(line.contains("4 records"), "{line}");
-        drop((ledgers, books));
+        drop((ledgers, accounting));
         assert_eq!(pending(&watched), 0);
     }
 }

@@ -63,7 +63,7 @@ pub struct ResourceReport {
     pub took: Duration,
     /// Sessions that were ended, by how.
     #[serde(flatten)]
-    pub sessions: Sessions,
+    pub sessions: SessionCounts,
     /// Checkouts that were still out when settling ended, by the place that made them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stragglers: Vec<Straggler>,
@@ -135,7 +135,7 @@ pub enum Step {
 /// Sessions of one resource, by how they ended.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
-pub struct Sessions {
+pub struct SessionCounts {
     /// Said goodbye, and the server has closed its side.
     pub closed: u64,
     /// Ended from our side in order, and whether the server has closed its own nobody could see: that is all that its driver
@@ -323,7 +323,7 @@ impl ResourceReport {
         if matches!(self.outcome, Outcome::Hung | Outcome::Panicked | Outcome::Failed) {
             parts.push(format!("at {}", self.step));
         }
-        let Sessions { closed, unconfirmed, cut, cancelled, left_behind } = self.sessions;
+        let SessionCounts { closed, unconfirmed, cut, cancelled, left_behind } = self.sessions;
         let mut count = |number: u64, what: &str| {
             if number > 0 {
                 parts.push(format!("{number} {what}"));
@@ -399,7 +399,7 @@ pub(crate) struct Tally {
 #[derive(Debug, Clone)]
 pub(crate) struct Known {
     pub(crate) step: Step,
-    pub(crate) sessions: Sessions,
+    pub(crate) sessions: SessionCounts,
     /// Sessions that are in no column yet.
     pub(crate) open: u64,
     pub(crate) stragglers: Vec<Straggler>,
@@ -425,7 +425,7 @@ impl Default for Known {
     fn default() -> Self {
         Self {
             step: Step::Waiting,
-            sessions: Sessions::default(),
+            sessions: SessionCounts::default(),
             open: 0,
             stragglers: Vec::new(),
             at_cut: None,
@@ -451,11 +451,11 @@ impl Tally {
     }
 }
 
-/// The books of a resource that buffers records: every record it accepted is in exactly one column, at every moment (S5).
+/// The accounting of a resource that buffers records: every record it accepted is in exactly one column, at every moment (S5).
 ///
-/// Whoever holds the records keeps the books, and the report asks, also when the resource hangs. [`Ledger`] is the simple
+/// Whoever holds the records keeps the accounting, and the report asks, also when the resource hangs. [`Ledger`] is the simple
 /// implementation, for what counts records one by one.
-pub trait Books: fmt::Debug + Send + Sync {
+pub trait Accounting: fmt::Debug + Send + Sync {
     /// The columns now. Must be quick, and run no foreign code.
     fn records(&self) -> Records;
 
@@ -466,7 +466,7 @@ pub trait Books: fmt::Debug + Send + Sync {
     fn close(&self) -> Records;
 }
 
-/// [`Books`] for what counts its records one by one.
+/// [`Accounting`] for what counts its records one by one.
 ///
 /// The buffer moves records between the columns; the report reads them, also when the buffer hangs. Nobody can move more
 /// than there is: a wrong count is limited to what the column has.
@@ -483,25 +483,25 @@ struct Columns {
 }
 
 impl Ledger {
-    /// Records are taken in. Returns whether the books are still open: once the report has been made they are not, and
+    /// Records are taken in. Returns whether the accounting are still open: once the report has been made they are not, and
     /// the buffer must refuse.
-    #[must_use = "refuse the records when the books are closed"]
+    #[must_use = "refuse the records when the accounting are closed"]
     pub fn accepted(&self, count: u64) -> bool {
         let mut open = false;
-        self.change(|books| {
-            books.records.accepted += count;
-            books.records.pending += count;
+        self.change(|accounting| {
+            accounting.records.accepted += count;
+            accounting.records.pending += count;
             open = true;
         });
         open
     }
 
-    /// Pending records are handed to the sink. Returns whether the books are open: where they are not, these records were
+    /// Pending records are handed to the sink. Returns whether the accounting are open: where they are not, these records were
     /// reported lost, and must not be written any more.
     pub fn writing(&self, count: u64) -> bool {
         let mut open = false;
-        self.change(|books| {
-            books.writing += count.min(books.records.pending - books.writing);
+        self.change(|accounting| {
+            accounting.writing += count.min(accounting.records.pending - accounting.writing);
             open = true;
         });
         open
@@ -509,35 +509,35 @@ impl Ledger {
 
     /// The sink has them.
     pub fn written(&self, count: u64) {
-        self.change(|books| {
-            let count = count.min(books.writing);
-            books.writing -= count;
-            books.records.pending -= count;
-            books.records.written += count;
+        self.change(|accounting| {
+            let count = count.min(accounting.writing);
+            accounting.writing -= count;
+            accounting.records.pending -= count;
+            accounting.records.written += count;
         });
     }
 
     /// They were handed to the sink, and are elsewhere now: a file, a log.
     pub fn spilled(&self, count: u64) {
-        self.change(|books| {
-            let count = count.min(books.writing);
-            books.writing -= count;
-            books.records.pending -= count;
-            books.records.spilled += count;
+        self.change(|accounting| {
+            let count = count.min(accounting.writing);
+            accounting.writing -= count;
+            accounting.records.pending -= count;
+            accounting.records.spilled += count;
         });
     }
 
     /// The sink does not have them, and they stay pending.
     pub fn returned(&self, count: u64) {
-        self.change(|books| books.writing -= count.min(books.writing));
+        self.change(|accounting| accounting.writing -= count.min(accounting.writing));
     }
 
     /// Pending records that were not being written are given up.
     pub fn lost(&self, count: u64) {
-        self.change(|books| {
-            let count = count.min(books.records.pending - books.writing);
-            books.records.pending -= count;
-            books.records.lost += count;
+        self.change(|accounting| {
+            let count = count.min(accounting.records.pending - accounting.writing);
+            accounting.records.pending -= count;
+            accounting.records.lost += count;
         });
     }
 
@@ -547,47 +547,47 @@ impl Ledger {
     }
 
     fn change(&self, change: impl FnOnce(&mut Columns)) {
-        let mut books = self.columns.lock().unwrap_or_else(PoisonError::into_inner);
-        if !books.closed {
-            change(&mut books);
+        let mut accounting = self.columns.lock().unwrap_or_else(PoisonError::into_inner);
+        if !accounting.closed {
+            change(&mut accounting);
         }
     }
 }
 
-impl Books for Ledger {
+impl Accounting for Ledger {
     fn records(&self) -> Records {
         Self::records(self)
     }
 
     /// What is pending is lost, what is being written is in doubt. Later changes are ignored.
     fn close(&self) -> Records {
-        let mut books = self.columns.lock().unwrap_or_else(PoisonError::into_inner);
-        if !books.closed {
-            books.closed = true;
-            let Columns { records, writing, .. } = &mut *books;
+        let mut accounting = self.columns.lock().unwrap_or_else(PoisonError::into_inner);
+        if !accounting.closed {
+            accounting.closed = true;
+            let Columns { records, writing, .. } = &mut *accounting;
             records.in_doubt += *writing;
             records.lost += records.pending - *writing;
             records.pending = 0;
         }
-        books.records
+        accounting.records
     }
 }
 
 /// The [`Ledger`] of a resource that may live more than once: each life has its own, so that nothing of one that is over can
 /// change those of the next.
 #[derive(Debug, Default)]
-pub struct Ledgers {
+pub struct LedgerSlot {
     now: Mutex<Arc<Ledger>>,
 }
 
-impl Ledgers {
+impl LedgerSlot {
     /// Those of the life that is lived now.
     pub fn now(&self) -> Arc<Ledger> {
         Arc::clone(&self.now.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// New ones, for a life that begins: what [`Resource::ledger`](crate::Resource::ledger) returns.
-    pub fn begin_life(&self) -> Arc<Ledger> {
+    pub fn restart(&self) -> Arc<Ledger> {
         let new = Arc::default();
         *self.now.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&new);
         new
@@ -600,12 +600,12 @@ mod tests {
 
     #[test]
     fn s5_the_books_of_a_life_that_is_over_are_not_those_of_the_next() {
-        let ledgers = Ledgers::default();
-        let first = ledgers.begin_life();
+        let ledgers = LedgerSlot::default();
+        let first = ledgers.restart();
         assert!(first.accepted(2));
         first.writing(1);
         first.close();
-        let second = ledgers.begin_life();
+        let second = ledgers.restart();
         assert!(second.accepted(1));
         // What comes late.
         first.written(1);

@@ -14,7 +14,7 @@ use crate::{
     Error, ErrorKind, Latency,
     gate::Gate,
     plan::RESERVE_FLOOR,
-    report::{AtCut, Books, Step, Tally},
+    report::{Accounting, AtCut, Step, Tally},
 };
 
 /// Something initialised once and drained once: a pool, a client, a buffer.
@@ -88,11 +88,11 @@ pub trait Resource: Send + Sync + 'static {
     /// - says goodbye to each one that comes back, when it comes back;
     /// - asks the server to stop what nobody waits for any more, once that has lasted for [`Drain::grace`]: a statement whose
     ///   future was dropped, and whose checkout is back, would hold up the drain for as long as it takes (L6);
-    /// - from [`Drain::cut`] on cuts what is left;
-    /// - counts with [`Drain::closed`] what the server has closed its side of, with [`Drain::unconfirmed`] what was ended where
-    ///   nobody can see that, and with [`Drain::was_cut`] the rest; with [`Drain::ended`] what was closed and cut, and what is
+    /// - from [`Drain::until_cut`] on cuts what is left;
+    /// - counts with [`Drain::count_closed`] what the server has closed its side of, with [`Drain::count_unconfirmed`] what was ended where
+    ///   nobody can see that, and with [`Drain::count_cut`] the rest; with [`Drain::count_ended`] what was closed and cut, and what is
     ///   still open, so that the sum is right at every moment;
-    /// - returns when every checkout is back ([`Drain::settled`]) and no session is left: a caller that was connecting
+    /// - returns when every checkout is back ([`Drain::until_returned`]) and no session is left: a caller that was connecting
     ///   when draining began may still open one.
     ///
     /// # Cancel safety
@@ -104,7 +104,7 @@ pub trait Resource: Send + Sync + 'static {
 
     /// Asks the *server* to stop what stragglers run: step 4. Runs beside [`goodbye`](Self::goodbye), once, when
     /// settling has ended and something still runs, also where no checkout is out (a dropped query future whose
-    /// statement runs on). Counts with [`Drain::cancelled`].
+    /// statement runs on). Counts with [`Drain::count_cancelled`].
     ///
     /// # Cancel safety
     /// Is dropped when the second settle ends.
@@ -177,17 +177,17 @@ pub trait Resource: Send + Sync + 'static {
     }
 
     /// Whether it can be initialised again after its drain, in a further life of its lifecycle: see
-    /// [`Lifecycle::begin_life`](crate::Lifecycle::begin_life). Where it cannot, its guard refuses from then on, and it is in
+    /// [`Lifecycle::restart`](crate::Lifecycle::restart). Where it cannot, its guard refuses from then on, and it is in
     /// no further report.
     ///
     /// By default what was [opened](Self::opened) by the application cannot, since nobody here could open it again.
-    fn lives_again(&self) -> bool {
+    fn is_restartable(&self) -> bool {
         self.opened().is_none()
     }
 
-    /// The books of a resource that buffers records. Asked for once for each life, before it is initialised in that life:
-    /// new books each time, as [`Ledgers`](crate::Ledgers) has them, or those of whatever holds the records.
-    fn ledger(&self) -> Option<Arc<dyn Books>> {
+    /// The accounting of a resource that buffers records. Asked for once for each life, before it is initialised in that life:
+    /// new accounting each time, as [`LedgerSlot`](crate::LedgerSlot) has them, or those of whatever holds the records.
+    fn ledger(&self) -> Option<Arc<dyn Accounting>> {
         None
     }
 }
@@ -331,17 +331,17 @@ impl Drain {
     }
 
     /// Ready when every checkout is back.
-    pub async fn settled(&self) {
+    pub async fn until_returned(&self) {
         poll_fn(|context| self.gate.poll_settled(context)).await;
     }
 
     /// Ready when settling has ended, and the time that is kept for the last resort begins: see [`Resource::reserve`].
-    pub async fn settle_ended(&self) {
+    pub async fn until_cancel(&self) {
         tokio::time::sleep_until(self.deadlines.settle).await;
     }
 
     /// Ready when what is left must be cut, shortly before [`deadline`](Self::deadline).
-    pub async fn cut(&self) {
+    pub async fn until_cut(&self) {
         tokio::time::sleep_until(self.deadlines.cut).await;
         self.tally.step(Step::Cut);
         let (after, out) = (self.began.elapsed(), self.gate.out() as u64);
@@ -352,13 +352,13 @@ impl Drain {
 
     /// So many sessions are open at this moment, in no other count. Where the drain is left with them, because it has not ended
     /// in time, has failed or blocks its thread, the report calls them cut: the adapter need not come to that.
-    pub fn open(&self, sessions: usize) {
+    pub fn set_open(&self, sessions: usize) {
         self.tally.change(|known| known.open = sessions as u64);
     }
 
     /// What has happened since this was last said, at once: so many were closed, so many cut, and so many are still
-    /// [open](Self::open).
-    pub fn ended(&self, closed: usize, cut: usize, open: usize) {
+    /// [open](Self::set_open).
+    pub fn count_ended(&self, closed: usize, cut: usize, open: usize) {
         self.tally.change(|known| {
             known.sessions.closed += closed as u64;
             known.sessions.cut += cut as u64;
@@ -367,24 +367,24 @@ impl Drain {
     }
 
     /// So many sessions said goodbye, and the server has closed its side.
-    pub fn closed(&self, sessions: usize) {
+    pub fn count_closed(&self, sessions: usize) {
         self.tally.change(|known| known.sessions.closed += sessions as u64);
     }
 
     /// So many sessions were ended from our side in order, and nobody can see whether the server has closed its own. Where the
     /// capabilities say that this is so of [all](Capabilities::confirmed_end), what is counted as closed counts as this.
-    pub fn unconfirmed(&self, sessions: usize) {
+    pub fn count_unconfirmed(&self, sessions: usize) {
         self.tally.change(|known| known.sessions.unconfirmed += sessions as u64);
     }
 
     /// So many sessions were cut, or are left to the end of the process.
-    pub fn was_cut(&self, sessions: usize) {
+    pub fn count_cut(&self, sessions: usize) {
         self.tally.change(|known| known.sessions.cut += sessions as u64);
     }
 
     /// So many sessions that the drain itself opened were not seen to end: those that ask a server, or cancel. They are of none of
     /// the pool's, and in no other count.
-    pub fn left_behind(&self, sessions: usize) {
+    pub fn count_left_behind(&self, sessions: usize) {
         self.tally.change(|known| known.sessions.left_behind += sessions as u64);
     }
 
@@ -418,7 +418,7 @@ impl Drain {
     }
 
     /// The server was asked to stop so many statements.
-    pub fn cancelled(&self, statements: usize) {
+    pub fn count_cancelled(&self, statements: usize) {
         self.tally.change(|known| known.sessions.cancelled += statements as u64);
     }
 
@@ -430,13 +430,13 @@ impl Drain {
     ///
     /// # Errors
     /// The error of the last one that failed.
-    pub async fn all_cancelled(&self, mut asking: JoinSet<Result<(), Error>>) -> Result<(), Error> {
+    pub async fn await_cancels(&self, mut asking: JoinSet<Result<(), Error>>) -> Result<(), Error> {
         let mut result = Ok(());
         while let Some(asked) = asking.join_next().await {
             let panicked =
                 |error| Error::new(ErrorKind::Panicked, "cancelling a statement panicked").with_source(error);
             match asked.map_err(panicked).flatten() {
-                Ok(()) => self.cancelled(1),
+                Ok(()) => self.count_cancelled(1),
                 Err(error) => result = Err(error),
             }
         }

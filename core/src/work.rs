@@ -66,7 +66,7 @@ type Running = Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>>;
 
 enum Run {
     Once(Mutex<Option<Box<dyn FnOnce() -> Running + Send>>>),
-    InEachLife(Box<dyn Fn() -> Running + Send + Sync>),
+    OnEveryDrain(Box<dyn Fn() -> Running + Send + Sync>),
 }
 
 /// Cleanup that has no adapter: an async closure that runs once, when the lifecycle drains.
@@ -102,8 +102,8 @@ impl Hook {
         Self::of(Run::Once(Mutex::new(Some(run))))
     }
 
-    /// A hook that runs this in the drain of [each life](crate::Lifecycle::begin_life).
-    pub fn in_each_life<F, Fut, T>(hook: F) -> Self
+    /// A hook that runs this in the drain of [each life](crate::Lifecycle::restart).
+    pub fn on_every_drain<F, Fut, T>(hook: F) -> Self
     where
         F: Fn() -> Fut + Send + Sync + 'static,
         Fut: Future<Output = T> + Send + 'static,
@@ -113,7 +113,7 @@ impl Hook {
             let running = hook();
             Box::pin(async move { running.await.into_result() }) as Running
         });
-        Self::of(Run::InEachLife(run))
+        Self::of(Run::OnEveryDrain(run))
     }
 
     fn of(run: Run) -> Self {
@@ -164,7 +164,7 @@ impl Hook {
     fn has_run(&self) -> bool {
         match &self.run {
             Run::Once(run) => run.lock().unwrap_or_else(PoisonError::into_inner).is_none(),
-            Run::InEachLife(_) => false,
+            Run::OnEveryDrain(_) => false,
         }
     }
 
@@ -250,7 +250,7 @@ impl Resource for Hook {
                 Some(run) => run(),
                 None => return Ok(()),
             },
-            Run::InEachLife(run) => run(),
+            Run::OnEveryDrain(run) => run(),
         };
         running.await.map_err(|error| Error::new(crate::ErrorKind::Work, "the hook failed").with_source(error))
     }
@@ -273,7 +273,7 @@ impl Resource for Hook {
         self.last
     }
 
-    fn lives_again(&self) -> bool {
-        matches!(self.run, Run::InEachLife(_))
+    fn is_restartable(&self) -> bool {
+        matches!(self.run, Run::OnEveryDrain(_))
     }
 }

@@ -216,12 +216,12 @@ async fn a_hook_of_each_life_is_flushed_in_each() {
         count.fetch_add(1, Ordering::SeqCst);
         std::future::ready(())
     };
-    lifecycle.on_drain("exporter", Hook::in_each_life(async || ()).flush(flush));
+    lifecycle.on_drain("exporter", Hook::on_every_drain(async || ()).flush(flush));
     for life in 1..=3 {
         lifecycle.init().await.unwrap();
         lifecycle.flush().await.unwrap();
         assert_eq!(flushed.load(Ordering::SeqCst), life);
         lifecycle.drain_in_tasks().await;
-        lifecycle.begin_life().unwrap();
+        lifecycle.restart().unwrap();
     }
 }

@@ -41,7 +41,7 @@ async fn s1_s3_each_life_opens_its_own_sessions_and_drains_them_once() {
         assert_eq!(report.resource("unused").unwrap().outcome, Outcome::NotInitialised, "in life {life}");
         assert!(db.get().await.is_err_and(|error| error.is_shutting_down()));
         assert!(unused.get().await.is_err_and(|error| error.is_shutting_down()));
-        lifecycle.begin_life().unwrap();
+        lifecycle.restart().unwrap();
     }
 }
 
@@ -60,7 +60,7 @@ async fn init_and_track_work_in_each_life() {
             tracked.scope(async { drop(db.get().await.unwrap()) }).await;
         });
         assert!(drained.is_clean(), "{drained}");
-        lifecycle.begin_life().unwrap();
+        lifecycle.restart().unwrap();
     }
 }
 
@@ -72,14 +72,14 @@ async fn a_life_begins_when_the_one_before_is_over_and_once() {
         assert_eq!(error.kind(), ErrorKind::Config);
         assert!(error.to_string().contains("drain it first"), "{error}");
     };
-    early(lifecycle.begin_life().unwrap_err());
+    early(lifecycle.restart().unwrap_err());
     let held = db.get().await.unwrap();
     assert!(lifecycle.begin_drain());
-    early(lifecycle.begin_life().unwrap_err());
+    early(lifecycle.restart().unwrap_err());
     drop(held);
     lifecycle.drained().await;
-    lifecycle.begin_life().unwrap();
-    early(lifecycle.begin_life().unwrap_err());
+    lifecycle.restart().unwrap();
+    early(lifecycle.restart().unwrap_err());
 }
 
 #[tokio::test(start_paused = true)]
@@ -90,7 +90,7 @@ async fn a_straggler_of_a_life_that_is_over_is_no_business_of_the_next() {
     let straggler = db.get().await.unwrap();
     let report = lifecycle.drain_in_tasks().await;
     assert_eq!(report.resource("db").unwrap().left_out, 1, "{report}");
-    lifecycle.begin_life().unwrap();
+    lifecycle.restart().unwrap();
     assert_eq!(db.out(), 0);
     drop(db.get().await.unwrap());
     // It comes back to the pool that it is of.
@@ -107,7 +107,7 @@ async fn who_waits_for_something_of_a_life_waits_for_that_of_this_one() {
     let _db = lifecycle.guard(Memory::new("db"));
     let draining = lifecycle.draining();
     let first = lifecycle.drain().await;
-    lifecycle.begin_life().unwrap();
+    lifecycle.restart().unwrap();
     draining.await;
     let mut next = pin!(lifecycle.draining());
     assert!(futures_are_pending(next.as_mut()).await);
@@ -140,13 +140,13 @@ async fn s4_hooks_run_in_their_life_or_in_each_before_what_they_use() {
             }
         }
     };
-    lifecycle.on_drain("each", Hook::in_each_life(last_words).before(&db));
+    lifecycle.on_drain("each", Hook::on_every_drain(last_words).before(&db));
     for life in 1..=3 {
         let report = lifecycle.drain().await;
         assert!(report.is_clean(), "{report}");
         assert_eq!(report.resource("db").unwrap().sessions.closed, 1, "the hook used it");
         assert_eq!(report.resource("once").is_some(), life == 1);
-        lifecycle.begin_life().unwrap();
+        lifecycle.restart().unwrap();
     }
     assert_eq!(runs.map(|runs| runs.load(Ordering::SeqCst)), [1, 3]);
 }
@@ -156,7 +156,7 @@ async fn what_is_registered_in_a_later_life_is_of_that_life_and_those_after() {
     let lifecycle = lifecycle();
     lifecycle.drain().await;
     let between = lifecycle.guard(Memory::new("between"));
-    lifecycle.begin_life().unwrap();
+    lifecycle.restart().unwrap();
     let later = lifecycle.guard(Memory::new("later"));
     for _ in 0..2 {
         drop(later.get().await.unwrap());
@@ -164,7 +164,7 @@ async fn what_is_registered_in_a_later_life_is_of_that_life_and_those_after() {
         let report = lifecycle.drain().await;
         assert_eq!(report.resource("later").unwrap().sessions.closed, 1, "{report}");
         assert!(report.resource("between").is_none());
-        lifecycle.begin_life().unwrap();
+        lifecycle.restart().unwrap();
     }
 }
 
@@ -207,7 +207,7 @@ async fn what_the_application_opened_has_one_life() {
     let _db = lifecycle.guard(Memory::new("db"));
     opened.get().await.unwrap();
     lifecycle.drain().await;
-    lifecycle.begin_life().unwrap();
+    lifecycle.restart().unwrap();
     assert!(opened.get().await.is_err_and(|error| error.is_shutting_down()));
     lifecycle.init().await.unwrap();
     let report = lifecycle.drain().await;
@@ -223,7 +223,7 @@ async fn a_failed_init_can_be_followed_by_a_life_that_succeeds() {
     assert_eq!(lifecycle.init().await.unwrap_err().kind(), ErrorKind::Init);
     server.start();
     assert_eq!(lifecycle.drained().await.reason, Reason::InitFailed);
-    lifecycle.begin_life().unwrap();
+    lifecycle.restart().unwrap();
     lifecycle.init().await.unwrap();
     drop(db.get().await.unwrap());
     assert!(lifecycle.drain().await.is_clean());
@@ -239,7 +239,7 @@ async fn work_that_was_given_to_run_does_not_end_the_life_after_its_own() {
     };
     let report = lifecycle.run(work).await.unwrap();
     assert_eq!(report.reason, Reason::Requested);
-    lifecycle.begin_life().unwrap();
+    lifecycle.restart().unwrap();
     drop(db.get().await.unwrap());
     assert_eq!(lifecycle.state(), State::Starting);
     let report = lifecycle.run(async { Ok::<_, Error>(()) }).await.unwrap();
@@ -279,7 +279,7 @@ async fn s2_s3_nothing_is_handed_out_between_two_lives() {
         assert!(report.is_clean(), "in life {life}: {report}");
         // Those that had it have counted by now, and nobody gets it.
         assert_eq!((server.sessions(), server.losses()), (0, 0), "in life {life}");
-        lifecycle.begin_life().unwrap();
+        lifecycle.restart().unwrap();
     }
     for caller in callers {
         caller.abort();

@@ -57,15 +57,15 @@ impl Resource for Says {
         Ok(())
     }
     async fn goodbye(&self, (): &(), drain: &Drain) -> Result<(), Error> {
-        drain.closed(self.closed);
-        drain.unconfirmed(self.unconfirmed);
+        drain.count_closed(self.closed);
+        drain.count_unconfirmed(self.unconfirmed);
         for note in &self.notes {
             drain.note(&Error::new(ErrorKind::Work, *note));
         }
         if self.open > 0 {
-            drain.open(self.open);
-            drain.cut().await;
-            drain.ended(0, self.open, 0);
+            drain.set_open(self.open);
+            drain.until_cut().await;
+            drain.count_ended(0, self.open, 0);
         }
         Ok(())
     }

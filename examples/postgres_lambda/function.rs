@@ -5,16 +5,16 @@ use winddown::{
     Error, Lifecycle, ShutdownGuard,
     buffer::{BatchWriter, Push},
     lambda::{Flush, Function, LambdaEvent, lambda_runtime, service_fn},
-    postgres::{Copy, Postgres},
+    postgres::{CopyIn, Postgres},
 };
 
-type Audit = ShutdownGuard<BatchWriter<(i64, String), Copy>>;
+type Audit = ShutdownGuard<BatchWriter<(i64, String), CopyIn>>;
 
 #[tokio::main]
 pub(crate) async fn main() -> Result<(), Error> {
     let lifecycle = Lifecycle::detect()?;
     let db = lifecycle.guard(Postgres::from_env()?);
-    let copy = Copy::into("audit", ["invocation", "what"]);
+    let copy = CopyIn::into("audit", ["invocation", "what"]);
     let audit = lifecycle.guard(BatchWriter::new(&db, copy).name("audit"));
     // Carried over, so that records are still buffered at SIGTERM. By default they are written before each response.
     let function = Function::new(lifecycle).flush(Flush::OnDrain);

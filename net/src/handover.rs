@@ -21,7 +21,7 @@ use loom::sync::{
 /// A future that one polls until another takes it over. What wakes a future is what it was last polled with, so who polls and
 /// whether it was taken over are settled under one lock: whoever had it before does not poll it once more after that.
 pub(crate) struct Handover<F> {
-    state: Mutex<State<F>>,
+    state: Mutex<Half<F>>,
     bell: Arc<Bell>,
 }
 
@@ -55,7 +55,7 @@ impl Wake for Bell {
     }
 }
 
-struct State<F> {
+struct Half<F> {
     /// Gone when it is over.
     future: Option<F>,
     is_taken: bool,
@@ -64,10 +64,10 @@ struct State<F> {
 impl<F: Future + Unpin> Handover<F> {
     pub(crate) fn new(future: F) -> Self {
         let bell = Bell { state: AtomicU8::new(QUIET), polled_by: Mutex::new(None) };
-        Self { state: Mutex::new(State { future: Some(future), is_taken: false }), bell: Arc::new(bell) }
+        Self { state: Mutex::new(Half { future: Some(future), is_taken: false }), bell: Arc::new(bell) }
     }
 
-    fn state(&self) -> MutexGuard<'_, State<F>> {
+    fn state(&self) -> MutexGuard<'_, Half<F>> {
         // One that has panicked stays, and panics again when it is polled again. Nothing else here can panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -95,7 +95,7 @@ impl<F: Future + Unpin> Handover<F> {
         if state.is_taken || is_quiet() { Poll::Pending } else { self.poll_in(state) }
     }
 
-    fn poll_for(&self, state: MutexGuard<'_, State<F>>, waker: &Waker) -> Poll<Option<F::Output>> {
+    fn poll_for(&self, state: MutexGuard<'_, Half<F>>, waker: &Waker) -> Poll<Option<F::Output>> {
         {
             let mut polled_by = self.bell.polled_by.lock().unwrap_or_else(PoisonError::into_inner);
             match &mut *polled_by {
@@ -106,7 +106,7 @@ impl<F: Future + Unpin> Handover<F> {
         self.poll_in(state)
     }
 
-    fn poll_in(&self, mut state: MutexGuard<'_, State<F>>) -> Poll<Option<F::Output>> {
+    fn poll_in(&self, mut state: MutexGuard<'_, Half<F>>) -> Poll<Option<F::Output>> {
         let Some(future) = state.future.as_mut() else { return Poll::Ready(None) };
         // Before it is polled: what it is woken for from here on it may not have seen. What it was woken for until here it has to
         // see, which is why this is a swap that acquires: a store could become visible only after the poll has looked, and would

@@ -14,6 +14,6 @@ pub use rustls;
 
 pub use crate::{
     orphans::{run_apart, runtime_is_ending},
-    sessions::{Draining, End, Held, Life, Session, Sessions, Stop},
+    sessions::{Draining, Driver, End, Held, Session, Sessions, Stop},
     socket::{Address, Link, Options, Socket, dial, dial_anyway},
 };

@@ -1,6 +1,6 @@
 //! The book of sessions: which are open, who drives them, and how each one ended.
 //!
-//! A session is a future that somebody must poll for anything to happen, its [`Life`]. It is kept here, in the book. A task of
+//! A session is a future that somebody must poll for anything to happen, its [`Driver`]. It is kept here, in the book. A task of
 //! the application polls it there, until the drain takes it over: then it goes on on the drain's own thread, whatever the
 //! application's runtime does.
 
@@ -39,7 +39,7 @@ use crate::{
 const LEAVE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// All that happens on a session, to its end.
-pub type Life = Pin<Box<dyn Future<Output = End> + Send>>;
+pub type Driver = Pin<Box<dyn Future<Output = End> + Send>>;
 
 /// How a session ended.
 #[derive(Debug)]
@@ -47,17 +47,15 @@ pub type Life = Pin<Box<dyn Future<Output = End> + Send>>;
 pub enum End {
     /// With a goodbye, and the server has closed its side.
     Closed,
-    /// Before it was open.
-    NeverOpened,
-    /// Before the drain, which was only to wait for what it left behind: in no count.
-    Before,
+    /// Before it was open, or before the drain, which was only to wait for what it left behind: in no count.
+    Uncounted,
     /// In any other way, with this error.
     Failed(Error),
 }
 
 /// All sessions of one pool, each with what the adapter keeps for it, a `P`.
 pub struct Sessions<P> {
-    state: Mutex<State<P>>,
+    state: Mutex<Entries<P>>,
     /// A session was opened or has ended.
     changed: Notify,
     latency: Arc<Latency>,
@@ -66,7 +64,7 @@ pub struct Sessions<P> {
     abandoned: Notify,
 }
 
-struct State<P> {
+struct Entries<P> {
     phase: Phase,
     last: u64,
     open: HashMap<u64, Arc<Session<P>>>,
@@ -77,7 +75,7 @@ struct State<P> {
     runs_on: Option<Error>,
 }
 
-impl<P> State<P> {
+impl<P> Entries<P> {
     /// The one place where the end of a session is recorded: it is taken out of the book for it, so there is no second time.
     fn end(&mut self, id: u64, end: End) {
         if self.open.remove(&id).is_none() {
@@ -85,7 +83,7 @@ impl<P> State<P> {
         }
         match end {
             End::Closed => self.ended.closed += 1,
-            End::NeverOpened | End::Before => {}
+            End::Uncounted => {}
             End::Failed(error) => {
                 self.ended.cut += 1;
                 self.ended.error = Some(error);
@@ -130,7 +128,7 @@ pub struct Session<P> {
     sessions: Weak<Sessions<P>>,
     /// Not its own: a session that somebody holds must not keep a socket open that was cut.
     link: Weak<Link>,
-    life: Handover<Life>,
+    driver: Handover<Driver>,
     task: Task,
     /// It was open at some time.
     opened: AtomicBool,
@@ -150,7 +148,7 @@ pub type Stop<P> = fn(Arc<Session<P>>) -> Pin<Box<dyn Future<Output = Result<(),
 impl<P> Default for Sessions<P> {
     fn default() -> Self {
         let (open, ended) = (HashMap::new(), Ended::default());
-        let state = State { phase: Phase::Open, last: 0, open, fresh: Vec::new(), ended, runs_on: None };
+        let state = Entries { phase: Phase::Open, last: 0, open, fresh: Vec::new(), ended, runs_on: None };
         Self {
             state: Mutex::new(state),
             changed: Notify::new(),
@@ -162,13 +160,13 @@ impl<P> Default for Sessions<P> {
 }
 
 impl<P: Send + Sync + 'static> Sessions<P> {
-    fn state(&self) -> MutexGuard<'_, State<P>> {
+    fn state(&self) -> MutexGuard<'_, Entries<P>> {
         // Each change is complete before anything can panic, so a poisoned lock carries no broken state.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A life of the pool begins.
-    pub fn begin_life(&self) {
+    /// The pool is opened, or opened again.
+    pub fn restart(&self) {
         self.state().phase = Phase::Open;
     }
 
@@ -216,13 +214,13 @@ impl<P: Send + Sync + 'static> Sessions<P> {
         }
     }
 
-    /// Enters a session in the book. `life` is what happens on it, given the session itself; nothing does before somebody
+    /// Enters a session in the book. `driver` is what happens on it, given the session itself; nothing does before somebody
     /// [runs](Session::run) it. `None` once the drain is over: nothing is opened any more.
     pub fn enter(
         self: &Arc<Self>,
         link: &Arc<Link>,
         part: P,
-        life: impl FnOnce(Weak<Session<P>>) -> Life,
+        driver: impl FnOnce(Weak<Session<P>>) -> Driver,
     ) -> Option<Arc<Session<P>>> {
         let spare = Spare::of(link.address());
         let mut state = self.state();
@@ -235,7 +233,7 @@ impl<P: Send + Sync + 'static> Sessions<P> {
             id,
             sessions: Arc::downgrade(self),
             link: Arc::downgrade(link),
-            life: Handover::new(life(Weak::clone(session))),
+            driver: Handover::new(driver(Weak::clone(session))),
             task: Task::default(),
             opened: AtomicBool::new(false),
             abandoned: AtomicBool::new(false),
@@ -313,12 +311,12 @@ impl<P: Send + Sync + 'static> Draining<'_, P> {
             }
             tokio::select! {
                 () = sessions.changed.notified() => {}
-                () = drain.settled(), if when_settled.is_some() => {
+                () = drain.until_returned(), if when_settled.is_some() => {
                     if let Some(settled) = when_settled.take() {
                         settled();
                     }
                 }
-                () = drain.cut() => break,
+                () = drain.until_cut() => break,
             }
         }
 
@@ -390,18 +388,18 @@ impl<P: Send + Sync + 'static> Draining<'_, P> {
                 Some((id, stopped)) = stopping.next() => match stopped {
                     Ok(statements) => {
                         looked_after.remove(&id);
-                        drain.cancelled(statements);
+                        drain.count_cancelled(statements);
                     }
                     Err(error) => drain.note(&error),
                 },
                 // From here on all that runs is stopped, by whoever does that.
-                () = drain.settle_ended(), if !settled => {
+                () = drain.until_cancel(), if !settled => {
                     settled = true;
                     stopping.clear();
                 }
                 () = &mut over, if !*is_over.borrow() => {}
                 // What is not counted by now is not known.
-                () = drain.cut(), if *is_over.borrow() => return,
+                () = drain.until_cut(), if *is_over.borrow() => return,
             }
         }
     }
@@ -426,7 +424,7 @@ impl<P: Send + Sync + 'static> Drop for Rest<'_, P> {
 
 fn count(drain: &Drain, ended: Ended, open: usize) {
     let Ended { closed, cut, error } = ended;
-    drain.ended(closed, cut, open);
+    drain.count_ended(closed, cut, open);
     if let Some(error) = error {
         drain.note(&error);
     }
@@ -481,14 +479,14 @@ struct Running<P: Send + Sync + 'static> {
 impl<P: Send + Sync + 'static> Drop for Running<P> {
     fn drop(&mut self) {
         let Self { session, leaves } = self;
-        if session.life.is_taken() || session.is_over() {
+        if session.driver.is_taken() || session.is_over() {
             return;
         }
         if !runtime_is_ending() {
             session.run_on(&Handle::current(), true);
         } else if !session.opened.load(Ordering::SeqCst) {
             // Whoever waited for it was on that runtime, and what it waits for itself may be a timer of that.
-            session.cut_with(session.life.end_unless_taken());
+            session.cut_with(session.driver.end_unless_taken());
         } else if let Some(runtime) = orphans::runtime() {
             if let Some(link) = session.link.upgrade() {
                 link.move_to(&runtime);
@@ -507,12 +505,12 @@ impl<P: Send + Sync + 'static> Session<P> {
 
     /// Whether it has ended.
     pub fn is_over(&self) -> bool {
-        self.life.is_over()
+        self.driver.is_over()
     }
 
     /// Polls the session to its end, or until the drain takes it over.
     async fn until_taken(&self) {
-        let end = poll_fn(|cx| self.life.poll_until_taken(cx)).await;
+        let end = poll_fn(|cx| self.driver.poll_until_taken(cx)).await;
         self.ends_with(end);
     }
 
@@ -606,13 +604,13 @@ impl<P: Send + Sync + 'static> Session<P> {
                 Ok(()) if timeout(LEAVE_PATIENCE, &mut ending).await.is_ok() => return,
                 Ok(()) => {}
                 Err(error) => {
-                    if !self.life.is_taken() {
+                    if !self.driver.is_taken() {
                         self.runs_on(error);
                     }
                 }
             }
         }
-        self.cut_with(self.life.end_unless_taken());
+        self.cut_with(self.driver.end_unless_taken());
     }
 
     /// Something that was asked for on it may run on at the server, for this reason: the next report has it, or that of the drain
@@ -637,14 +635,14 @@ impl<P: Send + Sync + 'static> Session<P> {
     /// Does at once, on this thread, what it was woken for and has not come to: what its client was asked for is on its way then,
     /// and what has come from the server is known. Costs one load where there is nothing to do.
     pub fn catch_up(&self) {
-        if let Poll::Ready(end) = self.life.poll_if_woken() {
+        if let Poll::Ready(end) = self.driver.poll_if_woken() {
             self.ends_with(end);
         }
     }
 
     /// Closes the socket as it is, and counts that as a failure with this error.
     pub fn fail(&self, error: Error) {
-        self.end_life(self.life.end(), End::Failed(error));
+        self.end_driver(self.driver.end(), End::Failed(error));
     }
 
     fn stop_task(&self) {
@@ -656,7 +654,7 @@ impl<P: Send + Sync + 'static> Session<P> {
 
     /// Goes on with the session on this runtime, to its end.
     async fn take_over(self: Arc<Self>) {
-        self.life.take_over();
+        self.driver.take_over();
         self.stop_task();
         if let Some(link) = self.link.upgrade() {
             link.move_to(&Handle::current());
@@ -666,7 +664,7 @@ impl<P: Send + Sync + 'static> Session<P> {
 
     /// Polls a session that was taken over to its end.
     pub async fn finish(&self) {
-        let end = poll_fn(|cx| self.life.poll(cx)).await;
+        let end = poll_fn(|cx| self.driver.poll(cx)).await;
         self.ends_with(end);
     }
 
@@ -679,20 +677,20 @@ impl<P: Send + Sync + 'static> Session<P> {
 
     /// Closes the socket, as it is.
     pub fn cut(&self) {
-        self.cut_with(self.life.end());
+        self.cut_with(self.driver.end());
     }
 
-    /// Nobody polls this life any more, if it was not over before.
-    fn cut_with(&self, life: Option<Life>) {
-        self.end_life(life, End::NeverOpened);
+    /// Nobody polls this driver any more, if it was not over before.
+    fn cut_with(&self, driver: Option<Driver>) {
+        self.end_driver(driver, End::Uncounted);
     }
 
-    fn end_life(&self, life: Option<Life>, end: End) {
-        if life.is_none() {
+    fn end_driver(&self, driver: Option<Driver>, end: End) {
+        if driver.is_none() {
             return;
         }
         // It drops the driver's half of everything that waits for it.
-        drop(life);
+        drop(driver);
         self.stop_task();
         self.ends_with(Some(end));
     }

@@ -92,7 +92,7 @@ pub(crate) async fn watched(
     tokio::select! {
         biased;
         flushed = &mut flush => flushed,
-        () = drain.cut() => {
+        () = drain.until_cut() => {
             drain.note(&Error::new(ErrorKind::Timeout, slow));
             flush.await
         }

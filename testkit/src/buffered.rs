@@ -252,20 +252,21 @@ async fn signals<H: Buffered>(harness: &H) -> Result<String, BoxError> {
         let failed = |what: &dyn fmt::Display| said(seed, round, &ended, what);
         let accepted = accepted(&ended).ok_or_else(|| failed(&"it did not say what was accepted"))?;
         let report = ended.report.as_ref().ok_or_else(|| failed(&"no report"))?;
-        let books = records(report)?;
-        let sum = books.written + books.spilled + books.in_doubt;
-        if books.accepted != accepted as u64 || books.accepted != sum {
+        let accounting = records(report)?;
+        let sum = accounting.written + accounting.spilled + accounting.in_doubt;
+        if accounting.accepted != accepted as u64 || accounting.accepted != sum {
             return Err(failed(&format!("{accepted} were accepted\n{report}")));
         }
         let replayed = replay_here(harness, &table, spills.path()).await?;
-        if !(books.spilled..=books.spilled + books.in_doubt).contains(&replayed) {
+        if !(accounting.spilled..=accounting.spilled + accounting.in_doubt).contains(&replayed) {
             return Err(failed(&format!("{replayed} were replayed\n{report}")));
         }
         let found = harness.numbers(&table).await?;
         let difference = Difference::between(0..accepted, &found);
-        difference.none_but(books.in_doubt).map_err(|what| failed(&what))?;
-        (all, written, spilled) = (all + books.accepted, written + books.written, spilled + books.spilled);
-        (in_doubt, missing) = (in_doubt + books.in_doubt, missing + difference.missing);
+        difference.none_but(accounting.in_doubt).map_err(|what| failed(&what))?;
+        (all, written, spilled) =
+            (all + accounting.accepted, written + accounting.written, spilled + accounting.spilled);
+        (in_doubt, missing) = (in_doubt + accounting.in_doubt, missing + difference.missing);
         took.push(ended.took);
     }
     took.sort_unstable();
@@ -413,8 +414,12 @@ async fn spill(directory: &Path, count: i64) -> Result<(), BoxError> {
     for number in 0..count {
         buffer.push(record(number)).await?;
     }
-    let books = records(&*lifecycle.drain().await)?;
-    if books.spilled == count as u64 { Ok(()) } else { Err(format!("not all were spilled: {books:?}").into()) }
+    let accounting = records(&*lifecycle.drain().await)?;
+    if accounting.spilled == count as u64 {
+        Ok(())
+    } else {
+        Err(format!("not all were spilled: {accounting:?}").into())
+    }
 }
 
 /// The numbers of the records in the spill files that are complete.
@@ -505,8 +510,8 @@ async fn faults<H: Buffered>(harness: &H, fault: Fault) -> Result<String, BoxErr
         fault.ends(harness).await?;
         sleep(Duration::from_micros(random.u64(..100_000))).await;
         let report = lifecycle.drain().await;
-        let (accepted, books) = (pushing.await?, records(&report)?);
-        if books.accepted != accepted as u64 || books.written != books.accepted {
+        let (accepted, accounting) = (pushing.await?, records(&report)?);
+        if accounting.accepted != accepted as u64 || accounting.written != accounting.accepted {
             return Err(failed(&format!("{accepted} were accepted\n{report}")));
         }
         let found = harness.numbers(&table).await?;
@@ -535,19 +540,21 @@ async fn stays_away<H: Buffered>(harness: &H) -> Result<String, BoxError> {
         sleep(Duration::from_micros(20_000 + random.u64(..50_000))).await;
         harness.kill().await?;
         let report: Arc<Report> = lifecycle.drain().await;
-        let (accepted, books) = (pushing.await?, records(&report)?);
-        if books.accepted != accepted as u64 || books.written + books.spilled + books.in_doubt != books.accepted {
+        let (accepted, accounting) = (pushing.await?, records(&report)?);
+        if accounting.accepted != accepted as u64
+            || accounting.written + accounting.spilled + accounting.in_doubt != accounting.accepted
+        {
             return Err(failed(&format!("{accepted} were accepted\n{report}")));
         }
         harness.start_again().await?;
         let replayed = replay_here(harness, &table, spills.path()).await?;
-        if !(books.spilled..=books.spilled + books.in_doubt).contains(&replayed) {
+        if !(accounting.spilled..=accounting.spilled + accounting.in_doubt).contains(&replayed) {
             return Err(failed(&format!("{replayed} were replayed\n{report}")));
         }
         let found = harness.numbers(&table).await?;
         let difference = Difference::between(0..accepted, &found);
-        difference.none_but(books.in_doubt).map_err(|what| failed(&format!("{what}\n{report}")))?;
-        (all, spilled, in_doubt) = (all + accepted, spilled + books.spilled, in_doubt + books.in_doubt);
+        difference.none_but(accounting.in_doubt).map_err(|what| failed(&format!("{what}\n{report}")))?;
+        (all, spilled, in_doubt) = (all + accepted, spilled + accounting.spilled, in_doubt + accounting.in_doubt);
     }
     Ok(format!(
         "{rounds} of {rounds} times: {all} records accepted, {spilled} of them spilled and replayed, {in_doubt} in doubt, each \

@@ -269,7 +269,7 @@ struct Figures {
     caught: usize,
     clean: usize,
     strangers: usize,
-    books: Records,
+    accounting: Records,
     replayed: u64,
     missing: usize,
     work: [u64; 3],
@@ -280,8 +280,8 @@ struct Figures {
 
 impl fmt::Display for Figures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { rounds, troubles, caught, clean, strangers, books, replayed, missing, .. } = self;
-        let Records { accepted, written, spilled, lost, in_doubt, .. } = books;
+        let Self { rounds, troubles, caught, clean, strangers, accounting, replayed, missing, .. } = self;
+        let Records { accepted, written, spilled, lost, in_doubt, .. } = accounting;
         let [done, failed, abandoned] = self.work;
         let [closed, unconfirmed, cut, cancelled, left_behind] = self.sessions;
         let (median, longest) = match &self.took[..] {
@@ -428,11 +428,14 @@ impl<H: Chaos> Round<'_, H> {
         figures: &mut Figures,
     ) -> Result<usize, BoxError> {
         let accepted = accepted(ended).ok_or("it did not say what was accepted")?;
-        let books = records(report)?;
-        let Records { written, spilled, lost, in_doubt, pending, .. } = books;
+        let accounting = records(report)?;
+        let Records { written, spilled, lost, in_doubt, pending, .. } = accounting;
         // Each record can be written, and there is room for what is spilled.
-        if books.accepted != accepted as u64 || books.accepted != written + spilled + in_doubt || lost + pending > 0 {
-            return Err(format!("the books do not balance: {accepted} were accepted, {books:?}").into());
+        if accounting.accepted != accepted as u64
+            || accounting.accepted != written + spilled + in_doubt
+            || lost + pending > 0
+        {
+            return Err(format!("the accounting do not balance: {accepted} were accepted, {accounting:?}").into());
         }
         let replayed = replay_here(self.harness, table, spills).await?;
         if !(spilled..=spilled + in_doubt).contains(&replayed) {
@@ -456,13 +459,13 @@ impl Figures {
         }
         self.caught += usize::from(plan.is_caught);
         self.clean += usize::from(report.is_clean());
-        let books = report.resource("audit").and_then(|row| row.records).unwrap_or_default();
-        let all = &mut self.books;
-        all.accepted += books.accepted;
-        all.written += books.written;
-        all.spilled += books.spilled;
-        all.lost += books.lost;
-        all.in_doubt += books.in_doubt;
+        let accounting = report.resource("audit").and_then(|row| row.records).unwrap_or_default();
+        let all = &mut self.accounting;
+        all.accepted += accounting.accepted;
+        all.written += accounting.written;
+        all.spilled += accounting.spilled;
+        all.lost += accounting.lost;
+        all.in_doubt += accounting.in_doubt;
         let work = ended.stdout.lines().find_map(|line| line.strip_prefix("work ")).unwrap_or_default();
         for (all, count) in self.work.iter_mut().zip(work.split(' ')) {
             *all += count.parse().unwrap_or(0);

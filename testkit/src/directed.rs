@@ -8,7 +8,7 @@ use std::{
 };
 
 use tokio::sync::watch;
-use winddown_core::{Books, Capabilities, Drain, Error, Latency, Resource, ResourceId};
+use winddown_core::{Accounting, Capabilities, Drain, Error, Latency, Resource, ResourceId};
 
 /// Any resource, with its steps counted, held and made to fail by a [`Director`]. What is not directed is the
 /// resource's own.
@@ -195,11 +195,11 @@ impl<R: Resource> Resource for Directed<R> {
         self.resource.drains_last()
     }
 
-    fn lives_again(&self) -> bool {
-        self.resource.lives_again()
+    fn is_restartable(&self) -> bool {
+        self.resource.is_restartable()
     }
 
-    fn ledger(&self) -> Option<Arc<dyn Books>> {
+    fn ledger(&self) -> Option<Arc<dyn Accounting>> {
         self.resource.ledger()
     }
 }

@@ -37,13 +37,13 @@ const ON_THE_WAY: usize = 256;
 #[derive(Debug)]
 pub struct Proxy {
     address: SocketAddr,
-    shared: Arc<Shared>,
+    shared: Arc<ProxyState>,
     /// The listener and its connections, aborted when dropped.
     _tasks: JoinSet<()>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct ProxyState {
     upstream: Mutex<SocketAddr>,
     faults: watch::Sender<Faults>,
     /// How often all connections were reset.
@@ -84,7 +84,7 @@ impl Proxy {
     pub async fn start(upstream: SocketAddr) -> io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(ProxyState {
             upstream: Mutex::new(upstream),
             faults: watch::Sender::default(),
             resets: watch::Sender::default(),
@@ -181,7 +181,7 @@ impl Proxy {
     }
 }
 
-async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+async fn accept(listener: TcpListener, shared: Arc<ProxyState>) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -205,10 +205,10 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
 }
 
 /// Counts a connection for as long as it is open.
-struct Open(Arc<Shared>);
+struct Open(Arc<ProxyState>);
 
 impl Open {
-    fn new(shared: Arc<Shared>) -> Self {
+    fn new(shared: Arc<ProxyState>) -> Self {
         shared.open.send_modify(|open| *open += 1);
         Self(shared)
     }
@@ -254,13 +254,13 @@ fn reset_at_the_end(connections: &[&TcpStream]) {
 }
 
 /// Passes one direction on until it ends, and then the end.
-async fn pass(from: ReadHalf<'_>, to: WriteHalf<'_>, direction: Direction, shared: &Shared, asked: &AtomicU64) {
+async fn pass(from: ReadHalf<'_>, to: WriteHalf<'_>, direction: Direction, shared: &ProxyState, asked: &AtomicU64) {
     let (sender, pieces) = mpsc::channel(ON_THE_WAY);
     tokio::join!(read(from, sender, shared), write(to, pieces, direction, shared, asked));
 }
 
 /// Stamps each piece with the instant at which it may arrive; an empty one is the end.
-async fn read(mut from: ReadHalf<'_>, pieces: mpsc::Sender<(Instant, Vec<u8>)>, shared: &Shared) {
+async fn read(mut from: ReadHalf<'_>, pieces: mpsc::Sender<(Instant, Vec<u8>)>, shared: &ProxyState) {
     let mut buffer = vec![0; PIECE];
     loop {
         // one side's reset is the other side's end
@@ -276,7 +276,7 @@ async fn write(
     mut to: WriteHalf<'_>,
     mut pieces: mpsc::Receiver<(Instant, Vec<u8>)>,
     direction: Direction,
-    shared: &Shared,
+    shared: &ProxyState,
     asked: &AtomicU64,
 ) {
     let mut faults = shared.faults.subscribe();

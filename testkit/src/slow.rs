@@ -16,7 +16,7 @@ use std::{
 
 use libtest_mimic::Trial;
 use tokio::sync::Mutex;
-use winddown_core::{BoxError, Outcome, Report, Sessions};
+use winddown_core::{BoxError, Outcome, Report, SessionCounts};
 
 use crate::{
     Harness, ServerUse, Setup,
@@ -147,13 +147,13 @@ async fn in_a_row<H: Harness>(harness: &H, rounds: usize) -> Result<String, BoxE
     }
 }
 
-fn row(report: &Report) -> Sessions {
+fn row(report: &Report) -> SessionCounts {
     report.resource("db").expect("it was registered").sessions
 }
 
 /// What the report counts, beside what the server listed before the drain and after it.
 fn check(report: &Report, before: usize, after: usize) -> Result<(), String> {
-    let Sessions { closed, cut, left_behind, .. } = row(report);
+    let SessionCounts { closed, cut, left_behind, .. } = row(report);
     if closed + cut != before as u64 {
         return Err(format!("the server listed {before}"));
     }

@@ -226,11 +226,11 @@ fn panicked(panic: &(dyn Any + Send)) -> String {
 pub struct Suite {
     /// Tests of one kind are together.
     groups: Vec<Vec<Trial>>,
-    books: Vec<Arc<Books>>,
+    counts: Vec<Arc<CaseCounts>>,
 }
 
 /// What became of the cases of one harness.
-struct Books {
+struct CaseCounts {
     name: &'static str,
     passed: AtomicUsize,
     failed: AtomicUsize,
@@ -258,7 +258,7 @@ impl Suite {
             Some((case.name, need, why))
         });
         let skipped = H::skipped();
-        let books = Arc::new(Books {
+        let counts = Arc::new(CaseCounts {
             name: H::NAME,
             passed: AtomicUsize::new(0),
             failed: AtomicUsize::new(0),
@@ -269,13 +269,13 @@ impl Suite {
         self.groups.push(restarted.into_iter().map(|trial| trial.with_ignored_flag(skipped.is_some())).collect());
         let (own, shared): (Vec<_>, Vec<_>) = cases.into_iter().partition(|case| case.server == ServerUse::Own);
         for cases in [own, shared] {
-            let trials = cases.into_iter().map(|case| books_trial(case, Arc::clone(&books), skipped.is_some()));
+            let trials = cases.into_iter().map(|case| counted_trial(case, Arc::clone(&counts), skipped.is_some()));
             self.groups.push(trials.collect());
         }
         if let Some(why) = skipped {
-            eprintln!("{}: all {} cases are skipped: {why}", H::NAME, books.skipped.load(Ordering::SeqCst));
+            eprintln!("{}: all {} cases are skipped: {why}", H::NAME, counts.skipped.load(Ordering::SeqCst));
         }
-        self.books.push(books);
+        self.counts.push(counts);
         self
     }
 
@@ -306,21 +306,21 @@ impl Suite {
             return conclusion.exit_code();
         }
         let stopped = servers::stop_all();
-        for books in &self.books {
-            books.print();
+        for counts in &self.counts {
+            counts.print();
         }
         if stopped { conclusion.exit_code() } else { ExitCode::FAILURE }
     }
 }
 
-fn books_trial<H: Harness>(case: Case<H>, books: Arc<Books>, is_skipped: bool) -> Trial {
+fn counted_trial<H: Harness>(case: Case<H>, counts: Arc<CaseCounts>, is_skipped: bool) -> Trial {
     let trial = Trial::test(format!("{}::{}", H::NAME, case.name), move || {
         if is_skipped {
             // Run all the same, by `--include-ignored`.
-            books.skipped.fetch_sub(1, Ordering::SeqCst);
+            counts.skipped.fetch_sub(1, Ordering::SeqCst);
         }
         let outcome = case.run();
-        if outcome.is_ok() { &books.passed } else { &books.failed }.fetch_add(1, Ordering::SeqCst);
+        if outcome.is_ok() { &counts.passed } else { &counts.failed }.fetch_add(1, Ordering::SeqCst);
         outcome.map_err(Failed::from)
     });
     trial.with_ignored_flag(is_skipped)
@@ -339,7 +339,7 @@ fn mixed<T>(groups: Vec<Vec<T>>) -> Vec<T> {
     placed.into_iter().map(|(_, item)| item).collect()
 }
 
-impl Books {
+impl CaseCounts {
     /// `conformance: NAME: 31 passed, 0 failed, 0 skipped; 2 do not apply: slow (why)`, which `cargo xtask test` reads.
     fn print(&self) {
         let count = |count: &AtomicUsize| count.load(Ordering::SeqCst);

@@ -207,14 +207,14 @@ impl Resource for Account {
         };
         match self.flaw {
             Flaw::ClaimsClosed => {
-                drain.settled().await;
-                drain.closed(pool.open());
+                drain.until_returned().await;
+                drain.count_closed(pool.open());
                 return Ok(());
             }
             Flaw::ClosesLater => {
-                drain.settled().await;
+                drain.until_returned().await;
                 let idle = idle().await?;
-                drain.closed(idle.len());
+                drain.count_closed(idle.len());
                 thread::spawn(move || {
                     thread::sleep(Duration::from_millis(200));
                     drop(idle);
@@ -222,17 +222,17 @@ impl Resource for Account {
                 return Ok(());
             }
             Flaw::SaysNoGoodbye => {
-                drain.settled().await;
+                drain.until_returned().await;
                 let idle = idle().await?;
-                drain.closed(idle.len());
+                drain.count_closed(idle.len());
                 return Ok(());
             }
             Flaw::ForgetsWhatComesBack => {
                 let idle = idle().await?;
-                drain.closed(idle.len());
+                drain.count_closed(idle.len());
                 return Ok(());
             }
-            Flaw::LetsTheIdleWait => drain.settled().await,
+            Flaw::LetsTheIdleWait => drain.until_returned().await,
             Flaw::OneAfterTheOther => {
                 for _ in 0..pool.open() {
                     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -240,14 +240,14 @@ impl Resource for Account {
             }
             Flaw::CancelsAtOnce => self.memory.cancel(pool, drain).await?,
             Flaw::IgnoresCancel | Flaw::LetsTheAbandonedRun => self.memory.server().ignore_cancels(true),
-            Flaw::Overcounts => drain.closed(1),
+            Flaw::Overcounts => drain.count_closed(1),
             Flaw::WaitsForTheDead => {
                 let (server, open) = (self.memory.server(), pool.open());
                 let before = server.goodbyes();
                 self.memory.goodbye(pool, drain).await?;
                 if server.goodbyes() - before < open {
                     // For whom it waits in vain, and longer than what is called quick.
-                    let _ = timeout(QUICK + Duration::from_secs(2), drain.cut()).await;
+                    let _ = timeout(QUICK + Duration::from_secs(2), drain.until_cut()).await;
                 }
                 return Ok(());
             }
@@ -273,11 +273,11 @@ impl Resource for Account {
             let open = pool.open();
             tokio::select! {
                 biased;
-                () = drain.cut() => {
+                () = drain.until_cut() => {
                     if self.is(Flaw::NeverCuts) {
                         std::future::pending::<()>().await;
                     }
-                    drain.closed(open);
+                    drain.count_closed(open);
                     return Ok(());
                 }
                 result = self.memory.goodbye(pool, drain) => return result,

@@ -358,7 +358,7 @@ fn soak(signals: u32, random: &mut fastrand::Rng) -> String {
     format!("{signals} signals: {accepted} records accepted = {written} written + {lost} reported lost")
 }
 
-/// Budgets that are too small for what is buffered: the books still add up, and the file has what they call written.
+/// Budgets that are too small for what is buffered: the accounting still add up, and the file has what they call written.
 fn soak_s5_what_does_not_fit_into_the_budget_is_reported_lost() {
     let rounds = if std::env::var_os("WINDDOWN_SOAK").is_some() { 200 } else { 20 };
     let (mut accepted, mut written, mut lost, mut in_doubt) = (0, 0, 0, 0);

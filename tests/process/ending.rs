@@ -20,7 +20,7 @@ use axum::{
 };
 use futures_util::{StreamExt, stream};
 use tokio::{net::TcpListener, runtime::Builder, task::spawn_blocking, time::sleep};
-use winddown::{EXIT_AT_DEADLINE, Error, Lifecycle, Outcome, as_dependent, memory::Memory};
+use winddown::{EXIT_AT_DEADLINE, Error, Lifecycle, Outcome, memory::Memory, with_dependent_access};
 use winddown_testkit::child::{Child, ready};
 
 use crate::{cases::cases, lambda::LATE, programs::until_stopped};
@@ -119,7 +119,7 @@ async fn events() -> Result<(), Error> {
 async fn track(State(lifecycle): State<Lifecycle>, request: Request, next: Next) -> Response {
     let name = format!("{} {}", request.method(), request.uri().path());
     let Ok(tracked) = lifecycle.track_as(name) else { return StatusCode::SERVICE_UNAVAILABLE.into_response() };
-    let response = as_dependent(next.run(request)).await;
+    let response = with_dependent_access(next.run(request)).await;
     response.map(|body| Body::new(tracked.body(body)))
 }
 

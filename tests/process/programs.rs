@@ -289,7 +289,7 @@ async fn drains_itself() -> Result<(), Error> {
         ready();
     };
     let (report, ()) = tokio::join!(drain, said);
-    if report.is_clean() { Ok(()) } else { lifecycle.ended(Ok(())).await.map(drop) }
+    if report.is_clean() { Ok(()) } else { lifecycle.finish(Ok(())).await.map(drop) }
 }
 
 /// Waits for the signal in its own way, and drains then.
@@ -301,7 +301,7 @@ async fn listens() -> Result<(), Error> {
     ready();
     terminate.recv().await;
     lifecycle.drain().await;
-    lifecycle.ended(Ok(())).await.map(drop)
+    lifecycle.finish(Ok(())).await.map(drop)
 }
 
 async fn panicking_work() -> Result<(), Error> {

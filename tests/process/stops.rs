@@ -85,7 +85,7 @@ async fn explicit_init_asks() -> Result<(), Error> {
     let db = slow_both_ways(&lifecycle);
     drop(db.get().await?);
     match lifecycle.init().await {
-        Err(error) if lifecycle.was_stopped(&error).await => Ok(()),
+        Err(error) if lifecycle.wait_if_stopped(&error).await => Ok(()),
         other => other,
     }
 }

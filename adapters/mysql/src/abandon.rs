@@ -13,7 +13,7 @@ use crate::{
     Mysql,
     connect::Connector,
     error::error,
-    farewell,
+    goodbye,
     sessions::{Asked, Server},
     watcher::{Kill, Sight, unproven},
 };
@@ -54,7 +54,7 @@ async fn end(connector: &Connector, server: &Server, asked: &Asked) -> Result<()
         let text = format!("cannot ask {} to end a session", server.address);
         error(ErrorKind::Incomplete, text, failure)
     };
-    let mut watcher = farewell::open(connector, server).await.map_err(failed)?;
+    let mut watcher = goodbye::open(connector, server).await.map_err(failed)?;
     let began = Instant::now();
     let mut was_told = false;
     loop {

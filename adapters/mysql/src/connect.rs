@@ -17,7 +17,7 @@ use std::{
 use deadpool::managed::{self, Metrics, Object, RecycleError, RecycleResult};
 use mysql_async::{Conn, Opts, OptsBuilder, consts::StatusFlags, prelude::Queryable as _};
 use tokio::{net::lookup_host, runtime::Handle, sync::oneshot, time::timeout};
-use winddown_core::{CredentialsProvider, Error, ErrorKind, Outdated, Rested};
+use winddown_core::{CredentialsProvider, Error, ErrorKind, IdleCheck, Outdated};
 
 use crate::{
     error,
@@ -295,7 +295,7 @@ async fn addresses(opts: &Opts) -> io::Result<Vec<Address>> {
 /// What the pool asks for connections.
 pub struct Manager {
     pub(crate) connector: Arc<Connector>,
-    pub(crate) rested: Rested<()>,
+    pub(crate) idle_check: IdleCheck<()>,
     pub(crate) check_timeout: Duration,
     /// Whether sessions begin anew with each checkout.
     pub(crate) reset: bool,
@@ -320,9 +320,9 @@ impl Manager {
             drop(Object::take(connection));
             return;
         }
-        let untidy = Untidy { sessions: Arc::clone(sessions), key };
+        let needs_reset = NeedsReset { sessions: Arc::clone(sessions), key };
         runtime.spawn(async move {
-            let Some(mut connection) = untidy.take() else { return };
+            let Some(mut connection) = needs_reset.take() else { return };
             if connection.tidy(reset).await != Answer::Good {
                 drop(Object::take(connection));
             }
@@ -331,18 +331,18 @@ impl Manager {
 }
 
 /// A connection that waits for being tidied up. It goes with the task that should do it.
-struct Untidy {
+struct NeedsReset {
     sessions: Arc<Sessions>,
     key: Key,
 }
 
-impl Untidy {
+impl NeedsReset {
     fn take(&self) -> Option<Connection> {
         self.sessions.take_untidy(self.key)
     }
 }
 
-impl Drop for Untidy {
+impl Drop for NeedsReset {
     fn drop(&mut self) {
         drop(self.take());
     }
@@ -365,7 +365,7 @@ impl managed::Manager for Manager {
         let answer = if !session.is_tidy {
             // It was taken from the pool directly.
             session.tidy(self.reset).await
-        } else if self.rested.is_suspect(used) {
+        } else if self.idle_check.is_suspect(used) {
             // What the server has closed meanwhile is known to the kernel, and fails at once.
             session.asks(Question::Ping, self.check_timeout).await
         } else {

@@ -107,7 +107,7 @@ impl Home {
         }
         statements.extend(self.names.clone().filter(|_| reset));
         statements.extend(self.database.as_ref().map(|database| format!("USE {}", quoted(database))));
-        let answer: Vec<State> = separately.ask(conn, state, statements).await?;
+        let answer: Vec<Asked> = separately.ask(conn, state, statements).await?;
         let (database, read_only, spoken, role) = answer.into_iter().next().unwrap_or_default();
         if reset && self.names.is_none() && spoken != "utf8mb4" {
             conn.query_drop(NAMES).await?;
@@ -129,7 +129,7 @@ impl Home {
 }
 
 /// The database, whether the server takes no writes, the client's character set, and the roles.
-type State = (Option<String>, Option<bool>, String, Option<String>);
+type Asked = (Option<String>, Option<bool>, String, Option<String>);
 
 /// Whether a server wants each statement in a message of its own, as TiDB does by default.
 /// <https://docs.pingcap.com/tidb/stable/system-variables#tidb_multi_statement_mode-new-in-v4011>
@@ -138,7 +138,7 @@ pub(crate) struct Separately(AtomicBool);
 
 impl Separately {
     /// Asks, and has these done, in one message if the server takes that.
-    async fn ask(&self, conn: &mut Conn, asked: String, statements: Vec<String>) -> Result<Vec<State>, Failure> {
+    async fn ask(&self, conn: &mut Conn, asked: String, statements: Vec<String>) -> Result<Vec<Asked>, Failure> {
         // Relaxed: who has not seen it finds out by itself.
         if !self.0.load(Ordering::Relaxed) {
             let together =

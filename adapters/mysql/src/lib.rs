@@ -8,11 +8,11 @@ mod code;
 mod config;
 mod connect;
 mod error;
-mod farewell;
+mod goodbye;
 mod home;
-mod manager;
 mod origin;
 mod relay;
+mod resource;
 mod runtimes;
 mod sessions;
 #[cfg(feature = "buffer")]
@@ -28,6 +28,6 @@ pub use crate::sink::{Insert, LoadData, Parameters};
 pub use crate::{
     config::{Config, URL_VARIABLE},
     connect::{Connection, Manager, Pool, Session},
-    manager::Mysql,
+    resource::Mysql,
     wrapped::Wrapped,
 };

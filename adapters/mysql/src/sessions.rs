@@ -39,7 +39,7 @@ pub(crate) const LEAVE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// All sessions of one pool.
 pub(crate) struct Sessions {
-    state: Mutex<State>,
+    state: Mutex<SessionTable>,
     /// There is news for the drain.
     pub(crate) changed: Notify,
     /// A server was asked, or it was given up.
@@ -56,7 +56,7 @@ pub(crate) struct Sessions {
 const ASKING: usize = 6;
 
 #[derive(Default)]
-struct State {
+struct SessionTable {
     phase: Phase,
     /// It is the driver's pool that says goodbye to what it holds.
     driver_ends: bool,
@@ -67,7 +67,7 @@ struct State {
     servers: Vec<Arc<Server>>,
     open: HashMap<Key, Entry>,
     /// Given back, and not yet tidied up: nobody has begun.
-    untidy: HashMap<Key, Connection>,
+    needs_reset: HashMap<Key, Connection>,
     /// While draining: those that came back, to be said goodbye to.
     returned: Vec<(Key, Conn)>,
     /// While draining: one for each server that had no room, to ask it.
@@ -83,7 +83,7 @@ struct State {
     draining_since: Option<Instant>,
 }
 
-impl State {
+impl SessionTable {
     /// The one place where the end of a session is recorded: it is taken out of the book for it, so there is no second time.
     fn end(&mut self, key: Key, end: End) {
         if self.open.remove(&key).is_none() {
@@ -269,13 +269,13 @@ impl Default for Sessions {
 }
 
 impl Sessions {
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, SessionTable> {
         // Each change is complete before anything can panic, so a poisoned lock carries no broken state.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A life of the pool begins.
-    pub(crate) fn begin_life(&self) {
+    pub(crate) fn restart(&self) {
         self.state().phase = Phase::Open;
         self.wanted.send_replace(Wanted::default());
     }
@@ -429,12 +429,12 @@ impl Sessions {
         if state.phase != Phase::Open {
             return Err(connection);
         }
-        state.untidy.insert(key, connection);
+        state.needs_reset.insert(key, connection);
         Ok(())
     }
 
     pub(crate) fn take_untidy(&self, key: Key) -> Option<Connection> {
-        self.state().untidy.remove(&key)
+        self.state().needs_reset.remove(&key)
     }
 
     pub(crate) fn is_open(&self) -> bool {
@@ -450,16 +450,16 @@ impl Sessions {
 
     /// Begins to drain; the drain is over when what this returns is dropped.
     pub(crate) fn begin_drain(&self) -> Draining<'_> {
-        let untidy = {
+        let needs_reset = {
             let mut state = self.state();
             state.phase = Phase::Draining;
             state.draining_since = Some(Instant::now());
             state.ended = Ended::default();
             state.why_unseen = None;
             state.watchers = 0;
-            mem::take(&mut state.untidy)
+            mem::take(&mut state.needs_reset)
         };
-        for connection in untidy.into_values() {
+        for connection in needs_reset.into_values() {
             drop(Object::take(connection));
         }
         Draining(self)

@@ -13,7 +13,7 @@ use crate::{
     config::CONNECT_TIMEOUT,
     connect::{Connector, TIDY_PATIENCE},
     error::error,
-    farewell,
+    goodbye,
     home::Home,
     runtimes::{self, Life},
     sessions::{LEAVE_PATIENCE, Sessions},
@@ -120,11 +120,11 @@ impl Resource for Wrapped {
                 }
             }
         });
-        farewell::say(&self.connector, || {}, drain).await?;
+        goodbye::say(&self.connector, || {}, drain).await?;
         tokio::select! {
             // There may be sessions that nobody knows of but the driver.
             _ = leaving.join_next() => {}
-            () = drain.cut() => {}
+            () = drain.until_cut() => {}
         }
         Ok(())
     }

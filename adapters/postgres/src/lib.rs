@@ -5,9 +5,9 @@
 mod config;
 mod connect;
 mod error;
-mod manager;
 mod pooled;
 mod read_only;
+mod resource;
 mod sessions;
 #[cfg(feature = "buffer")]
 mod sink;
@@ -21,9 +21,9 @@ pub use rustls;
 pub use winddown_core::{Credentials, CredentialsFuture, CredentialsProvider};
 
 #[cfg(feature = "buffer")]
-pub use crate::sink::{Copy, Insert, Parameters};
+pub use crate::sink::{CopyIn, Insert, Parameters};
 pub use crate::{
     config::{Config, URL_VARIABLE},
-    manager::Postgres,
+    resource::Postgres,
     tls::{Roots, SslMode},
 };

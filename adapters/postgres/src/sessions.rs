@@ -366,7 +366,7 @@ async fn live(
         Ok(started) => started,
         Err(error) => {
             let _ = caller.opened.send(Err(error));
-            return End::NeverOpened;
+            return End::Uncounted;
         }
     };
     if let Some(session) = session.upgrade() {
@@ -410,7 +410,7 @@ async fn lost(session: &Weak<Session>, error: tokio_postgres::Error) -> End {
             why = runs_on;
         }
         if !is_draining {
-            return End::Before;
+            return End::Uncounted;
         }
     }
     End::Failed(why)

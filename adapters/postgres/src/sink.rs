@@ -15,7 +15,7 @@ use tokio_postgres::types::{ToSql, Type};
 use winddown_core::{Error, ErrorKind};
 
 use self::verdict::{without_records, write_error};
-pub use self::{copy::Copy, insert::Insert};
+pub use self::{copy::CopyIn, insert::Insert};
 
 /// A record as a row: a tuple of values that the driver can send, or a type of the application.
 ///

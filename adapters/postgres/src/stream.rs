@@ -187,9 +187,9 @@ pub(crate) struct Stream {
 
 /// The same for whoever is there when the driver is gone.
 #[derive(Clone)]
-pub(crate) struct Wire(Arc<Mutex<State>>);
+pub(crate) struct Wire(Arc<Mutex<WireState>>);
 
-struct State {
+struct WireState {
     kind: Kind,
     activity: Arc<Activity>,
     sent: Messages,
@@ -217,7 +217,7 @@ enum Kind {
 /// Terminate: its type, and its length without the type.
 const TERMINATE: [u8; 5] = [b'X', 0, 0, 0, 4];
 
-impl Drop for State {
+impl Drop for WireState {
     fn drop(&mut self) {
         self.activity.ended.store(true, Ordering::Relaxed);
         self.activity.answered.notify_waiters();
@@ -239,7 +239,7 @@ impl Stream {
 
     fn new(kind: Kind) -> Self {
         let activity = Arc::default();
-        let state = State {
+        let state = WireState {
             kind,
             activity: Arc::clone(&activity),
             // The first message of a client has no type.
@@ -273,7 +273,7 @@ impl Stream {
 }
 
 impl Wire {
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, WireState> {
         // Only whoever polls the session takes it, so nobody waits.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -290,7 +290,7 @@ impl Wire {
     }
 }
 
-impl State {
+impl WireState {
     fn inner(&mut self) -> io::Result<Pin<&mut dyn Both>> {
         match &mut self.kind {
             Kind::Plain(socket) => Ok(Pin::new(socket)),

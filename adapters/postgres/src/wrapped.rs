@@ -125,11 +125,11 @@ impl Wrapped {
                 return Ok(());
             }
             tokio::select! {
-                Some(_) = closing.join_next() => drain.unconfirmed(1),
+                Some(_) = closing.join_next() => drain.count_unconfirmed(1),
                 () = self.came_back.notified() => {}
-                () = drain.settled(), if !settled => settled = true,
-                () = drain.cut() => {
-                    drain.was_cut(closing.len() + self.pool.status().size);
+                () = drain.until_returned(), if !settled => settled = true,
+                () = drain.until_cut() => {
+                    drain.count_cut(closing.len() + self.pool.status().size);
                     return Ok(());
                 }
             }
@@ -154,7 +154,7 @@ impl Wrapped {
                 token.cancel_query(connector).await.map_err(failed)
             });
         }
-        drain.all_cancelled(asking).await
+        drain.await_cancels(asking).await
     }
 }
 

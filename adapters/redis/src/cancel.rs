@@ -205,9 +205,9 @@ pub(crate) struct LeftBehind<'a> {
 
 impl Drop for LeftBehind<'_> {
     fn drop(&mut self) {
-        self.drain.left_behind(self.prepared.unseen.swap(0, Ordering::SeqCst));
+        self.drain.count_left_behind(self.prepared.unseen.swap(0, Ordering::SeqCst));
         let Unproven { cut, error } = std::mem::take(&mut *self.prepared.unproven());
-        self.drain.was_cut(cut);
+        self.drain.count_cut(cut);
         if let Some(error) = error {
             self.drain.note(&error);
         }

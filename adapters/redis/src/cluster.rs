@@ -23,7 +23,7 @@ use redis::{
     cluster_routing::{MultipleNodeRoutingInfo, ResponsePolicy, RoutingInfo},
 };
 use tokio::time::timeout;
-use winddown_core::{Error, ErrorKind, Rested};
+use winddown_core::{Error, ErrorKind, IdleCheck};
 
 use crate::{
     config::Config,
@@ -161,7 +161,7 @@ pub(crate) struct Cluster {
     number: u64,
     opener: Arc<Opener>,
     connection: Mutex<Option<ClusterConnection>>,
-    rested: Rested<()>,
+    idle_check: IdleCheck<()>,
     /// When it was last handed out.
     used: Mutex<Instant>,
 }
@@ -174,7 +174,7 @@ impl Cluster {
         }
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let rested = Rested::new(connector.config.check_after);
+        let idle_check = IdleCheck::new(connector.config.check_after);
         let opener = Arc::new(Opener {
             connector,
             closed: AtomicBool::new(false),
@@ -182,7 +182,7 @@ impl Cluster {
             failed: Mutex::default(),
         });
         Opener::all().insert(number, Arc::downgrade(&opener));
-        Ok(Self { number, opener, connection: Mutex::default(), rested, used: Mutex::new(Instant::now()) })
+        Ok(Self { number, opener, connection: Mutex::default(), idle_check, used: Mutex::new(Instant::now()) })
     }
 
     fn config(&self) -> &Config {
@@ -236,12 +236,12 @@ impl Cluster {
         Ok(())
     }
 
-    /// The connection; its sessions are looked at if it has rested.
+    /// The connection; its sessions are looked at if it has idle_check.
     pub(crate) async fn get(&self) -> Result<ClusterConnection, Error> {
         let gone = || Error::new(ErrorKind::ShuttingDown, "shutting down: the connection is let go");
         let mut connection = self.connection().clone().ok_or_else(gone)?;
         let used = std::mem::replace(&mut *self.used.lock().unwrap_or_else(PoisonError::into_inner), Instant::now());
-        if self.rested.is_suspect(used) {
+        if self.idle_check.is_suspect(used) {
             self.check(&mut connection).await;
         }
         Ok(connection)

@@ -13,7 +13,7 @@ use redis::{
 use crate::cluster::ClusterConnection;
 use crate::{
     handle::Handle,
-    pool::{Opener, Shared},
+    pool::{Opener, SharedHandle},
 };
 
 /// A connection, for everything that the driver does with one: commands, pipelines, transactions, scripts.
@@ -43,7 +43,7 @@ enum Kind {
 
 /// A connection with one server.
 pub(crate) enum Single {
-    Shared(Arc<Shared>),
+    Shared(Arc<SharedHandle>),
     Own(Own),
 }
 

@@ -1,4 +1,4 @@
-//! The books of commands that nobody waits for: each that was accepted is executed, lost, or in doubt.
+//! The accounting of commands that nobody waits for: each that was accepted is executed, lost, or in doubt.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
-    /// The command is accepted; `None` where the books are closed, and it must not be.
+    /// The command is accepted; `None` where the accounting are closed, and it must not be.
     pub(crate) fn accept(ledger: &Arc<Ledger>) -> Option<Self> {
         ledger.accepted(1).then(|| Self { ledger: Arc::clone(ledger), place: None, settled: false })
     }

@@ -14,9 +14,9 @@ mod identity;
 mod ledger;
 mod listening;
 mod mailbox;
-mod manager;
 mod marks;
 mod pool;
+mod resource;
 mod sentinel;
 mod sessions;
 #[cfg(feature = "buffer")]
@@ -39,7 +39,7 @@ pub use crate::sink::{List, Stream};
 pub use crate::{
     config::{Config, URL_VARIABLE},
     connection::Connection,
-    manager::Redis,
     pool::Pool,
+    resource::Redis,
     tls::Roots,
 };

@@ -61,7 +61,7 @@ pub(crate) struct Request {
     pub(crate) work: Pin<Box<dyn Future<Output = Verdict> + Send>>,
     /// How many requests it is on the wire.
     pub(crate) count: u64,
-    /// Its line in the books, if nobody waits for its answer.
+    /// Its line in the accounting, if nobody waits for its answer.
     pub(crate) entry: Option<Entry>,
     /// Its room in the window of the session.
     pub(crate) _permit: OwnedSemaphorePermit,

@@ -13,7 +13,7 @@ use deadpool::{
 };
 use redis::aio::ConnectionManager;
 use tokio::{sync::Mutex as AsyncMutex, time::timeout};
-use winddown_core::{Error, ErrorKind, Rested};
+use winddown_core::{Error, ErrorKind, IdleCheck};
 
 #[cfg(feature = "cluster")]
 use crate::cluster::Cluster;
@@ -30,7 +30,7 @@ pub struct Pool {
 }
 
 enum Source {
-    Shared(Arc<Shared>),
+    Shared(Arc<SharedHandle>),
     Own(managed::Pool<Opener>),
     #[cfg(feature = "cluster")]
     Cluster(Cluster),
@@ -46,7 +46,7 @@ impl Pool {
         }
         let opener = Opener::new(connector)?;
         let source = match pool {
-            None => Source::Shared(Arc::new(Shared::new(opener))),
+            None => Source::Shared(Arc::new(SharedHandle::new(opener))),
             Some(PoolConfig { max_size: 0, .. }) => {
                 let text = "a pool of 0 connections hands out nothing: give Config::pooled 1 or more";
                 return Err(Error::new(ErrorKind::Config, text));
@@ -148,19 +148,19 @@ impl fmt::Debug for Pool {
     }
 }
 
-/// Opens connections, and looks at those that have rested.
+/// Opens connections, and looks at those that have idle_check.
 pub(crate) struct Opener {
     connector: Connector,
     server: Server,
-    rested: Rested<()>,
+    idle_check: IdleCheck<()>,
     failures: Failures,
 }
 
 impl Opener {
     fn new(connector: Connector) -> Result<Self, Error> {
         let server = Server::of(&connector.config.driver)?;
-        let rested = Rested::new(connector.config.check_after);
-        Ok(Self { connector, server, rested, failures: Failures::default() })
+        let idle_check = IdleCheck::new(connector.config.check_after);
+        Ok(Self { connector, server, idle_check, failures: Failures::default() })
     }
 
     async fn open(&self) -> Result<Handle, Error> {
@@ -177,7 +177,7 @@ impl Opener {
         if handle.is_outdated(used) {
             return false;
         }
-        if handle.is_doubtful() || self.rested.is_suspect(used) {
+        if handle.is_doubtful() || self.idle_check.is_suspect(used) {
             // What the server has closed meanwhile is known to the kernel.
             handle.session().sweep();
             if !handle.is_closed() {
@@ -225,7 +225,7 @@ impl managed::Manager for Opener {
 }
 
 /// One connection for all, which is replaced when it has ended.
-pub(crate) struct Shared {
+pub(crate) struct SharedHandle {
     opener: Opener,
     current: Mutex<Current>,
     /// Who opens it. The others wait for that.
@@ -251,7 +251,7 @@ fn reopening() -> ExponentialBuilder {
         .with_jitter()
 }
 
-impl Shared {
+impl SharedHandle {
     fn new(opener: Opener) -> Self {
         let current = Current { connection: Some(Slot::default()), used: Instant::now() };
         Self { opener, current: Mutex::new(current), turn: AsyncMutex::default() }
@@ -333,7 +333,7 @@ impl Shared {
         }
     }
 
-    /// Sees to it that a connection is there, and works if it has rested. One that was opened just now is not looked at.
+    /// Sees to it that a connection is there, and works if it has idle_check. One that was opened just now is not looked at.
     async fn checked(&self) -> Result<(), Error> {
         let slot = self.slot()?;
         if let Some(handle) = slot.get() {
@@ -378,8 +378,8 @@ impl Shared {
     }
 }
 
-impl fmt::Debug for Shared {
+impl fmt::Debug for SharedHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Shared").field("server", &self.opener.server).finish_non_exhaustive()
+        f.debug_struct("SharedHandle").field("server", &self.opener.server).finish_non_exhaustive()
     }
 }

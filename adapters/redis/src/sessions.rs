@@ -2,7 +2,7 @@
 //!
 //! The driver splits a session in two: a connection, which takes requests, and a future that somebody must poll for anything
 //! to happen. It drops a request that was not sent yet when its caller is gone, and tells nobody what became of one that wants
-//! no answer. So here every request is the session's own: it lies in the mailbox until the [`Life`](winddown_net::Life) takes
+//! no answer. So here every request is the session's own: it lies in the mailbox until the [`Life`](winddown_net::Driver) takes
 //! it, in order, hands it to the driver and keeps it until it is answered. Callers only listen. Whatever becomes of them,
 //! what was taken is executed before the goodbye, and what is lost is known.
 
@@ -171,7 +171,7 @@ pub(crate) async fn ask_on(
             // Nobody may be left to hear it.
             let _ = give.send(asking.await);
             // It was never one of those that callers have.
-            End::NeverOpened
+            End::Uncounted
         }) as _
     };
     let Some(session) = sessions.enter(&link, part, life) else {
@@ -196,7 +196,7 @@ async fn live(
         Err(error) => {
             // Nobody may be left to hear it.
             let _ = give.send(Err(error));
-            return End::NeverOpened;
+            return End::Uncounted;
         }
     };
     let activity = Arc::clone(stream.activity());
@@ -210,7 +210,7 @@ async fn live(
         Ok(opened) => opened,
         Err(source) => {
             let _ = give.send(Err(error(ErrorKind::Init, "cannot open a session", source)));
-            return End::NeverOpened;
+            return End::Uncounted;
         }
     };
     if let (Some(session), Some(identity)) = (session.upgrade(), identity) {

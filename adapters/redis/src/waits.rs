@@ -29,7 +29,7 @@ use crate::{
 /// All commands that wait on the sessions of one pool.
 #[derive(Default)]
 pub(crate) struct Waits {
-    state: Mutex<State>,
+    state: Mutex<Begun>,
     is_draining: AtomicBool,
     /// How many are being ended.
     ending: AtomicUsize,
@@ -37,7 +37,7 @@ pub(crate) struct Waits {
 }
 
 #[derive(Default)]
-struct State {
+struct Begun {
     /// The application's.
     runtime: Option<Handle>,
     tasks: JoinSet<()>,
@@ -47,16 +47,16 @@ struct State {
 }
 
 impl Waits {
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, Begun> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A life of the pool begins, on this runtime.
-    pub(crate) fn begin_life(&self) {
+    pub(crate) fn restart(&self) {
         // SeqCst, here and below: asked for few commands, and nothing is gained by less.
         self.is_draining.store(false, Ordering::SeqCst);
         let before =
-            mem::replace(&mut *self.state(), State { runtime: Handle::try_current().ok(), ..State::default() });
+            mem::replace(&mut *self.state(), Begun { runtime: Handle::try_current().ok(), ..Begun::default() });
         drop(before);
     }
 
@@ -150,8 +150,8 @@ struct Reported<'a, L> {
 
 impl<L> Drop for Reported<'_, L> {
     fn drop(&mut self) {
-        let State { tasks, stopped, taken, .. } = mem::take(&mut *self.waits.state());
-        self.drain.cancelled(stopped);
+        let Begun { tasks, stopped, taken, .. } = mem::take(&mut *self.waits.state());
+        self.drain.count_cancelled(stopped);
         for (from, times) in taken {
             let often = if times == 1 { String::new() } else { format!(", {times} times") };
             self.drain.incomplete(format!("{from}: took what nobody waited for{often}"));

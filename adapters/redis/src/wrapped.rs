@@ -10,23 +10,23 @@ use crate::error::error;
 /// counts as cut.
 pub(crate) async fn goodbye(manager: &ConnectionManager, drain: &Drain) -> Result<(), Error> {
     tokio::select! {
-        () = drain.settled() => {}
-        () = drain.cut() => {
-            drain.was_cut(1);
+        () = drain.until_returned() => {}
+        () = drain.until_cut() => {
+            drain.count_cut(1);
             return Ok(());
         }
     }
     let (ping, mut manager) = (redis::cmd("PING"), manager.clone());
     tokio::select! {
         answer = ping.exec_async(&mut manager) => match answer {
-            Ok(()) => drain.unconfirmed(1),
+            Ok(()) => drain.count_unconfirmed(1),
             Err(source) => {
                 let text = "whether everything that was sent was executed is not known";
                 drain.note(&error(ErrorKind::Incomplete, text, source));
-                drain.was_cut(1);
+                drain.count_cut(1);
             }
         },
-        () = drain.cut() => drain.was_cut(1),
+        () = drain.until_cut() => drain.count_cut(1),
     }
     Ok(())
 }

@@ -4,7 +4,7 @@
 
 mod config;
 mod error;
-mod manager;
+mod resource;
 mod sessions;
 #[cfg(feature = "buffer")]
 mod sink;
@@ -15,5 +15,5 @@ pub use deadpool_sqlite::{self, rusqlite};
 pub use crate::sink::Insert;
 pub use crate::{
     config::{Config, PATH_VARIABLE},
-    manager::{Connection, Sqlite},
+    resource::{Connection, Sqlite},
 };

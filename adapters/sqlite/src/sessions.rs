@@ -35,7 +35,7 @@ pub(crate) type Session = <Object as Deref>::Target;
 /// Every connection of one resource, from before it touches the file until SQLite has closed it.
 #[derive(Default)]
 pub(crate) struct Sessions {
-    pub(crate) state: Mutex<State>,
+    pub(crate) state: Mutex<SessionTable>,
     pub(crate) changed: Notify,
     /// How long opening a connection takes.
     pub(crate) latency: Arc<Latency>,
@@ -59,7 +59,7 @@ struct Moving {
 }
 
 #[derive(Default)]
-pub(crate) struct State {
+pub(crate) struct SessionTable {
     pub(crate) phase: Phase,
     pub(crate) last: i64,
     pub(crate) open: HashMap<i64, Open>,
@@ -82,7 +82,7 @@ pub(crate) enum Phase {
     Over,
 }
 
-/// See the fields of [`State`].
+/// See the fields of [`SessionTable`].
 pub(crate) struct News {
     pub(crate) returned: Vec<Session>,
     pub(crate) ended: usize,
@@ -124,7 +124,7 @@ impl Drop for Witness {
 }
 
 impl Sessions {
-    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+    pub(crate) fn state(&self) -> MutexGuard<'_, SessionTable> {
         // Each change is one statement, so a poisoned lock carries no broken state.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

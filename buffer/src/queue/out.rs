@@ -4,7 +4,7 @@ use std::mem;
 
 use winddown_core::{Error, ErrorKind};
 
-use super::{Packed, Queue, State, Writer, books::End, turns::Waited};
+use super::{Packed, Queue, QueueState, Writer, accounting::End, turns::Waited};
 use crate::{Batch, Delivery};
 
 /// A batch that is out, and who has it. It may be more than one: the goodbye writes again what a starved flusher has.
@@ -38,7 +38,7 @@ impl<T> Out<T> {
     }
 }
 
-impl<T> State<T> {
+impl<T> QueueState<T> {
     /// Whether there is a batch that the goodbye could take over.
     pub(super) fn is_any_only_the_flushers(&self) -> bool {
         self.out.iter().any(Out::is_only_the_flushers)

@@ -4,7 +4,7 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use winddown_core::Books;
+use winddown_core::Accounting;
 
 use super::*;
 
@@ -144,7 +144,7 @@ async fn s5_what_the_target_may_have_stays_in_doubt_whenever_the_books_are_close
         if divided {
             take(&queue, Writer::Flusher).unwrap().rejected(error());
         }
-        let records = Books::close(&*queue);
+        let records = Accounting::close(&*queue);
         assert_eq!((records.accepted, records.in_doubt, records.lost, records.pending), (3, 2, 1, 0));
     }
 }
@@ -158,7 +158,7 @@ async fn s6_a_closed_book_never_changes_and_nothing_is_handed_out_any_more() {
     let out = take(&queue, Writer::Flusher).unwrap();
     let mut room = queue.room().await.unwrap();
     queue.begin_drain(Duration::ZERO);
-    let closed = Books::close(&*queue);
+    let closed = Accounting::close(&*queue);
     assert_eq!((closed.in_doubt, closed.lost), (2, 3));
     assert!(room.put(9).is_err());
     assert!(queue.room().await.is_err(), "nobody waits for room that never comes");
@@ -166,7 +166,7 @@ async fn s6_a_closed_book_never_changes_and_nothing_is_handed_out_any_more() {
     assert!(queue.give_up().is_empty(), "what is reported lost is not spilled");
     out.written();
     queue.close(&error());
-    assert_eq!(Books::close(&*queue), closed);
+    assert_eq!(Accounting::close(&*queue), closed);
     assert_eq!(queue.records(), closed);
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
 use super::{
-    Queue, State, Writer,
+    Queue, QueueState, Writer,
     out::{Out, Started},
 };
 use crate::Delivery;
@@ -68,7 +68,7 @@ impl<T> Queue<T> {
     }
 
     /// How many of those that are out count against those that may be, at this moment.
-    fn counted(&self, state: &State<T>, is_beyond: bool) -> usize {
+    fn counted(&self, state: &QueueState<T>, is_beyond: bool) -> usize {
         let hangs = |out: &&Out<T>| out.overdue || (is_beyond && !out.goodbye);
         let hanging = state.out.iter().filter(hangs).count();
         let credit = match self.delivery {
@@ -80,7 +80,7 @@ impl<T> Queue<T> {
     }
 
     /// What this writer has to do now.
-    fn due(&self, state: &State<T>, writer: Writer) -> Due {
+    fn due(&self, state: &QueueState<T>, writer: Writer) -> Due {
         if state.writer != writer {
             return Due::Idle;
         }

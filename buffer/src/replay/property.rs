@@ -246,7 +246,7 @@ fn cases() -> impl Strategy<Value = Case> {
 
 /// What became of what was spilled.
 #[derive(Debug, Default)]
-struct Books {
+struct Accounting {
     spilled: BTreeSet<u64>,
     lost: BTreeSet<u64>,
     /// The process was dead before it said anything.
@@ -275,8 +275,8 @@ fn record_of(line: &str) -> Option<u64> {
     behind.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
-fn spill_all(case: &Case, directory: &Path) -> Books {
-    let (mut books, mut next) = (Books::default(), 1);
+fn spill_all(case: &Case, directory: &Path) -> Accounting {
+    let (mut accounting, mut next) = (Accounting::default(), 1);
     for OneSpill { is_ours, batches, fault } in &case.spills {
         let batches: Vec<Batch<u64>> = batches
             .iter()
@@ -292,17 +292,17 @@ fn spill_all(case: &Case, directory: &Path) -> Books {
         let told = spill.write(buffer, &batches, &Error::new(ErrorKind::Timeout, "time is up"));
         let records = batches.iter().flat_map(|batch| batch.iter().copied());
         match told {
-            _ if !is_ours => books.others.extend(records),
-            _ if disk.is_dead() => books.untold.extend(records),
-            Ok(_) => books.spilled.extend(records),
-            Err(_) => books.lost.extend(records),
+            _ if !is_ours => accounting.others.extend(records),
+            _ if disk.is_dead() => accounting.untold.extend(records),
+            Ok(_) => accounting.spilled.extend(records),
+            Err(_) => accounting.lost.extend(records),
         }
     }
-    books
+    accounting
 }
 
 /// Makes logs of some files, and damages some lines.
-fn mix_up(case: &Case, directory: &Path, books: &mut Books) {
+fn mix_up(case: &Case, directory: &Path, accounting: &mut Accounting) {
     let mut names: Vec<_> = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
     names.sort();
     names.retain(|path| path.extension().is_some_and(|extension| extension == "ndjson"));
@@ -314,7 +314,7 @@ fn mix_up(case: &Case, directory: &Path, books: &mut Books) {
             && let Some(line) = lines.get_mut(usize::from(*cut))
             && let Some(record) = record_of(line)
         {
-            books.damaged.insert(record);
+            accounting.damaged.insert(record);
             line.truncate(line.len() - 1);
         }
         if case.logs.get(number) == Some(&true) {
@@ -341,8 +341,8 @@ fn replay_of(table: &Table, delivery: Delivery, disk: &Arc<Faulty>) -> Replay<u6
 async fn check(case: &Case) -> Result<(), TestCaseError> {
     let temporary = tempfile::tempdir().unwrap();
     let directory = temporary.path();
-    let mut books = spill_all(case, directory);
-    mix_up(case, directory, &mut books);
+    let mut accounting = spill_all(case, directory);
+    mix_up(case, directory, &mut accounting);
     let customers = directory.join("customers.ndjson");
     fs::write(&customers, "{\"id\":1}\n").unwrap();
     let log = fs::read(directory.join("0.log")).ok();
@@ -359,12 +359,12 @@ async fn check(case: &Case) -> Result<(), TestCaseError> {
     table.0.lock().unwrap().script.clear();
     let last = replay_of(&table, case.delivery, &Faulty::new(None)).run(directory).await;
     let replayed = last.map_err(|error| TestCaseError::fail(format!("the last replay: {error}")))?;
-    let said = format!("{books:?}\n{replayed}");
+    let said = format!("{accounting:?}\n{replayed}");
 
     let there = table.0.lock().unwrap().records.clone();
     let kept = records_in(directory, |name| name.ends_with(".rejected") || name.ends_with(".in-doubt"));
     let unread = records_in(directory, |name| name.ends_with(".ndjson") || name.ends_with(".log"));
-    for record in &books.spilled {
+    for record in &accounting.spilled {
         let is_there = there.contains_key(record);
         prop_assert!(is_there || kept.contains(record) || unread.contains(record), "{record} is nowhere: {said}");
         let may_stay = record % POISON == 0 || case.delivery == Delivery::AtMostOnce || replayed.unread_lines > 1;
@@ -373,17 +373,17 @@ async fn check(case: &Case) -> Result<(), TestCaseError> {
     for (record, times) in &there {
         let is_once = *times == 1 || case.delivery == Delivery::AtLeastOnce;
         prop_assert!(is_once, "{record} is there {times} times: {said}");
-        let is_known = books.spilled.contains(record) || books.untold.contains(record);
+        let is_known = accounting.spilled.contains(record) || accounting.untold.contains(record);
         prop_assert!(is_known, "{record} was lost, or is another buffer's: {said}");
     }
-    for record in &books.lost {
+    for record in &accounting.lost {
         prop_assert!(!unread.contains(record) && !kept.contains(record), "{record} counts as lost: {said}");
     }
     prop_assert_eq!(fs::read(directory.join("0.log")).ok(), log, "a log is never changed");
     prop_assert_eq!(fs::read_to_string(&customers).unwrap(), "{\"id\":1}\n");
     prop_assert_eq!(records_in(directory, |name| name.starts_with("payments")), others);
     // With nothing in the way, nothing stays.
-    if books.damaged.is_empty() {
+    if accounting.damaged.is_empty() {
         prop_assert_eq!(replayed.unread_lines, 1, "but for the one that is none of ours: {}", said);
         let left = records_in(directory, |name| name.starts_with("audit") && name.ends_with(".ndjson"));
         prop_assert!(left.is_empty(), "{left:?} stay: {said}");

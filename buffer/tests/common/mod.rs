@@ -194,7 +194,7 @@ impl Resource for Target {
     }
 
     async fn goodbye(&self, (): &(), drain: &Drain) -> Result<(), Error> {
-        drain.settled().await;
+        drain.until_returned().await;
         Ok(())
     }
 }

@@ -17,7 +17,7 @@ use crate::{
     Capabilities, Drain, Error, ErrorKind, Hook, Latency, Lifecycle, Outcome, Reason, Records, Report, Resource,
     ResourceId, Retry, ShutdownGuard, Step,
     memory::{Memory, Server},
-    report::{Books, Ledger},
+    report::{Accounting, Ledger},
 };
 
 /// 1000 ms: 100 ms of margin, so drains end at 900 ms; one resource's reserve is 50 ms, so settling ends at 850 ms and
@@ -144,21 +144,21 @@ impl Resource for Scripted {
         match self.goodbye {
             Goodbye::Takes(time) => sleep(time).await,
             Goodbye::TakesTheGrace => sleep(drain.grace()).await,
-            Goodbye::EndsWithThreeOpen => drain.open(3),
+            Goodbye::EndsWithThreeOpen => drain.set_open(3),
             Goodbye::HangsWithThreeOpen => {
-                drain.ended(1, 0, 3);
+                drain.count_ended(1, 0, 3);
                 pending().await
             }
             Goodbye::UntilCut => {
-                drain.cut().await;
-                drain.was_cut(1);
+                drain.until_cut().await;
+                drain.count_cut(1);
                 self.log("cut");
             }
             Goodbye::Hangs => pending().await,
             Goodbye::Panics => panic!("scripted panic"),
             Goodbye::Fails => return Err(Error::new(ErrorKind::Work, "scripted failure")),
         }
-        drain.closed(1);
+        drain.count_closed(1);
         self.log("over");
         Ok(())
     }
@@ -168,7 +168,7 @@ impl Resource for Scripted {
         if self.cancel_fails {
             return Err(Error::new(ErrorKind::Work, "scripted refusal"));
         }
-        drain.cancelled(1);
+        drain.count_cancelled(1);
         Ok(())
     }
 
@@ -647,8 +647,8 @@ impl Resource for Hoard {
         self.0.writing(3);
         pending().await
     }
-    fn ledger(&self) -> Option<Arc<dyn Books>> {
-        Some(Arc::clone(&self.0) as Arc<dyn Books>)
+    fn ledger(&self) -> Option<Arc<dyn Accounting>> {
+        Some(Arc::clone(&self.0) as Arc<dyn Accounting>)
     }
     fn capabilities(&self) -> Capabilities {
         Capabilities::NO_SESSIONS

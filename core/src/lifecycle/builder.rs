@@ -7,7 +7,7 @@ use std::{
 
 use tokio::{signal::unix::SignalKind, sync::watch};
 
-use super::{Life, Lifecycle, Lives, Shared, own_process};
+use super::{Life, Lifecycle, LifecycleState, Lives, own_process};
 use crate::{
     Budget, Error, ErrorKind, Platform, ReportFormat, Retry, node::Node, platform::BUDGET_VARIABLE, signals,
     work::TrackedWork,
@@ -182,7 +182,7 @@ impl Builder {
         let tracked = Arc::new(TrackedWork::slot(retry));
         let life = Arc::new(Life::new(vec![Arc::clone(&tracked) as Arc<dyn Node>], tracked));
         life.prepare(signals);
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(LifecycleState {
             platform,
             budget,
             report_format: report.unwrap_or_else(|| signals.then(ReportFormat::detect)),

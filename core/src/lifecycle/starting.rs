@@ -8,7 +8,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{Life, Shared, State, Stop};
+use super::{Life, LifecycleState, State, Stop};
 use crate::{
     Budget, Error, ErrorKind, Reason,
     guard::is_dependent,
@@ -44,7 +44,7 @@ impl Limit {
     }
 }
 
-impl Shared {
+impl LifecycleState {
     pub(super) async fn init(self: &Arc<Self>, life: &Arc<Life>, limit: Option<Duration>) -> Result<(), Error> {
         Handle::try_current().map_err(|error| {
             Error::new(ErrorKind::Init, "initialise from inside a tokio runtime").with_source(error)
@@ -119,7 +119,7 @@ impl Shared {
     }
 }
 
-impl Shared {
+impl LifecycleState {
     /// Warns where somebody has taken a signal away since the lifecycle was made, as far as that can be seen.
     fn check_handlers(&self) {
         if signals::has_ctrlc() {

@@ -9,7 +9,7 @@ use std::{
 use lambda_runtime::{FunctionResponse, IntoFunctionResponse, LambdaEvent, LambdaInvocation, StreamResponse};
 use tokio::sync::watch;
 use tower::Service;
-use winddown_core::{Lifecycle, State, Tracked, TrackedBody, as_dependent};
+use winddown_core::{Lifecycle, State, Tracked, TrackedBody, with_dependent_access};
 
 use crate::{
     extension::Responded,
@@ -86,7 +86,7 @@ impl Invocations {
         async move {
             let result = match tracked {
                 Some(tracked) => {
-                    let result = as_dependent(answering).await;
+                    let result = with_dependent_access(answering).await;
                     // Its stream may hold it on.
                     drop(tracked);
                     result

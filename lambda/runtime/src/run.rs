@@ -249,8 +249,8 @@ impl Function {
                 },
             },
             // The stop came during init, and was heeded.
-            Err(error) if lifecycle.was_stopped(&error).await => {
-                lifecycle.ended(Ok(())).await?;
+            Err(error) if lifecycle.wait_if_stopped(&error).await => {
+                lifecycle.finish(Ok(())).await?;
                 return Ok(None);
             }
             Err(error) => {
@@ -298,6 +298,6 @@ impl Started {
         };
         // Where an API failed nobody has begun it.
         invocations.lifecycle.begin_drain();
-        invocations.lifecycle.ended(result).await.map(drop)
+        invocations.lifecycle.finish(result).await.map(drop)
     }
 }

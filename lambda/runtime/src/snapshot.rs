@@ -38,13 +38,13 @@ impl Snapshot {
     }
 
     async fn live_again(&self) -> Result<(), Error> {
-        let began = match self.lifecycle.begin_life() {
+        let began = match self.lifecycle.restart() {
             Ok(()) => limit::init(&self.lifecycle, Phase::Restore).await,
             Err(error) => Err(error),
         };
         match began {
             // Told to stop, and that is heeded.
-            Err(error) if self.lifecycle.was_stopped(&error).await => {}
+            Err(error) if self.lifecycle.wait_if_stopped(&error).await => {}
             began => began?,
         }
         self.restored.send_replace(true);

@@ -30,13 +30,13 @@ pub(crate) use extensions::{invoke_event, shutdown_event};
 
 /// What the handlers need.
 #[derive(Debug)]
-pub(crate) struct Shared {
+pub(crate) struct ApiState {
     pub(crate) world: World,
     pub(crate) config: Config,
 }
 
 /// Serves both APIs until dropped. Dropping it closes every connection.
-pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
+pub(crate) async fn serve(listener: TcpListener, shared: Arc<ApiState>) {
     let service = TowerToHyperService::new(router(shared));
     let mut connections = JoinSet::new();
     loop {
@@ -61,7 +61,7 @@ pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
     }
 }
 
-fn router(shared: Arc<Shared>) -> Router {
+fn router(shared: Arc<ApiState>) -> Router {
     Router::new()
         .route("/2018-06-01/ping", get(|| async { "pong" }))
         .route("/2018-06-01/runtime/invocation/next", get(runtime::next))

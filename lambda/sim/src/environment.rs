@@ -13,19 +13,19 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use crate::api::Shared;
+use crate::api::ApiState;
 use crate::config::extension_name;
 use crate::error::{Error, ErrorKind};
 use crate::process::{Exit, Process, Spawned, read_lines};
 use crate::record::OutputLine;
 use crate::shutdown::EXIT_WAIT;
-use crate::state::{External, State};
+use crate::state::{External, SimState};
 use crate::telemetry::Category;
 use crate::tree::{Family, Tree};
 
 #[derive(Debug)]
 pub(crate) struct Environment {
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) shared: Arc<ApiState>,
     pub(crate) address: SocketAddr,
     pub(crate) launched: Instant,
     /// Held during an invocation and while freezing: one at a time, but on Managed Instances.
@@ -45,7 +45,7 @@ pub(crate) struct Children {
 }
 
 impl Environment {
-    pub(crate) fn new(shared: Arc<Shared>, family: Family, launched: Instant) -> Self {
+    pub(crate) fn new(shared: Arc<ApiState>, family: Family, launched: Instant) -> Self {
         let turns = Semaphore::new(shared.config.concurrency());
         Self { shared, address: family.api, launched, turns, family, children: Mutex::default() }
     }
@@ -58,7 +58,7 @@ impl Environment {
     pub(crate) fn start_all(self: &Arc<Self>) -> Result<(), Error> {
         self.shared.world.update(|state| state.tell_init_start(&self.shared.config.function_name));
         self.start_externals()?;
-        if self.shared.world.read(State::externals_registered) {
+        if self.shared.world.read(SimState::externals_registered) {
             return self.start_function();
         }
         tokio::spawn(Arc::clone(self).start_function_after_externals());
@@ -100,7 +100,7 @@ impl Environment {
             self.shared.world.update(|state| state.externals.push(External { name: name.clone(), exit: None }));
             let exited = name.clone();
             let life = self.life();
-            let on_exit = move |state: &mut State, exit: Exit| {
+            let on_exit = move |state: &mut SimState, exit: Exit| {
                 state.note(format!("extension exit {exited} {}", exit.describe()));
                 let external = state.externals.iter_mut().find(|it| it.name == exited);
                 if let Some(external) = external.filter(|_| state.life == life) {
@@ -115,7 +115,7 @@ impl Environment {
     fn start_function(&self) -> Result<(), Error> {
         let command = self.shared.config.function_command(self.address)?;
         let life = self.life();
-        let on_exit = move |state: &mut State, exit: Exit| {
+        let on_exit = move |state: &mut SimState, exit: Exit| {
             state.note(format!("exit {}", exit.describe()));
             if state.life == life {
                 state.runtime.ready = false;
@@ -127,7 +127,7 @@ impl Environment {
 
     /// Starts the function when every external extension has registered, as AWS's own emulator does.
     async fn start_function_after_externals(self: Arc<Self>) {
-        let registered = |state: &State| state.externals_registered().then_some(true);
+        let registered = |state: &SimState| state.externals_registered().then_some(true);
         let go = self.shared.world.wait(|state| registered(state).or_else(|| state.init().map(|_| false))).await;
         if go && let Err(error) = self.start_function() {
             self.shared.world.update(|state| state.start_error = Some(error.to_string()));
@@ -251,7 +251,7 @@ impl Environment {
         &self,
         command: Command,
         from: &str,
-        on_exit: impl FnOnce(&mut State, Exit) + Send + 'static,
+        on_exit: impl FnOnce(&mut SimState, Exit) + Send + 'static,
         store: impl FnOnce(&mut Children, Arc<Process>),
     ) -> Result<(), Error> {
         let program = command.get_program().to_string_lossy().into_owned();

@@ -17,7 +17,7 @@ use crate::process::{Exit, Process};
 use crate::record::{
     EventType, ExtensionKind, ExtensionRecord, FunctionRecord, InvocationError, Reason, Record, ShutdownRecord,
 };
-use crate::state::{Answer, State, millis};
+use crate::state::{Answer, SimState, millis};
 
 impl Environment {
     /// Begins shutdown in the background, after which the environment may be started again.
@@ -150,7 +150,7 @@ impl Environment {
                 self.kill_external(name, process);
             }
         }
-        let all_exited = |state: &State| state.externals.iter().all(|it| it.exit.is_some()).then_some(());
+        let all_exited = |state: &SimState| state.externals.iter().all(|it| it.exit.is_some()).then_some(());
         let in_time = timeout_at(deadline.into(), self.shared.world.wait(all_exited)).await.is_ok();
         if !in_time {
             externals.iter().for_each(|(name, process)| self.kill_external(name, process));
@@ -207,7 +207,7 @@ impl Environment {
 }
 
 /// Fails every invocation that is not answered. What the function answers from now on is of an unknown invocation.
-fn abort_in_flight(state: &mut State) {
+fn abort_in_flight(state: &mut SimState) {
     for (request_id, waiting) in state.runtime.in_flight.drain() {
         let error = InvocationError {
             error_type: "Client.ExecutionEnvironmentShutDown".to_owned(),
@@ -218,7 +218,7 @@ fn abort_in_flight(state: &mut State) {
     }
 }
 
-fn record(state: &State, pid: Option<u32>, shutdown: ShutdownRecord) -> Record {
+fn record(state: &SimState, pid: Option<u32>, shutdown: ShutdownRecord) -> Record {
     let exit = state.runtime.exit;
     let shutdown = ShutdownRecord { strays: state.strays, ..shutdown };
     Record {

@@ -13,7 +13,7 @@ use tokio::time::{timeout, timeout_at};
 use uuid::Uuid;
 
 use crate::adoption::Adoption;
-use crate::api::{self, Shared};
+use crate::api::{self, ApiState};
 use crate::config::{Config, FUNCTION_VERSION, MEMORY_MB, Mode};
 use crate::environment::{Environment, epoch_ms};
 use crate::error::{Error, ErrorKind};
@@ -21,7 +21,7 @@ use crate::mark::Mark;
 use crate::record::{
     EventType, INVOKE, Invocation, InvocationError, OutputLine, RESPONSE, Reason, Record, TimelineEntry,
 };
-use crate::state::{Answer, Init, Job, Restore, State, World, millis};
+use crate::state::{Answer, Init, Job, Restore, SimState, World, millis};
 use crate::tree::Family;
 
 /// One simulated Lambda environment: a function, its extensions, and the APIs they talk to.
@@ -78,7 +78,7 @@ impl Sim {
 
         let launched = Instant::now();
         let world = World::new(launched, config.mode.initialization_type());
-        let shared = Arc::new(Shared { world, config });
+        let shared = Arc::new(ApiState { world, config });
         let server = tokio::spawn(api::serve(listener, Arc::clone(&shared)));
         let family = Family { api: address, mark: Mark::new(), adoption };
         let environment = Arc::new(Environment::new(shared, family, launched));
@@ -122,7 +122,7 @@ impl Sim {
 
     /// Waits until init is over, or says how it failed.
     async fn init(&self, deadline: Instant, limit: Duration) -> Result<(), (ErrorKind, String)> {
-        let done = |state: &State| if state.init_done { Some(Init::Done) } else { state.init() };
+        let done = |state: &SimState| if state.init_done { Some(Init::Done) } else { state.init() };
         Err(match timeout_at(deadline.into(), self.world().wait(done)).await {
             Ok(Init::Done) => {
                 self.world().update(|state| {
@@ -143,7 +143,7 @@ impl Sim {
                 (ErrorKind::InitError, format!("{who} reported an init error, {error}: fix that and run again"))
             }
             Err(_elapsed) => {
-                let missing = self.world().read(State::init_waits_for);
+                let missing = self.world().read(SimState::init_waits_for);
                 let message = format!(
                     "init was not over after {limit:?}: waited for {missing}; make it do so, or allow more with init_timeout (--init-timeout)"
                 );
@@ -160,7 +160,7 @@ impl Sim {
             return Err(ended());
         }
         let Err((kind, message)) = self.init(deadline, self.config().timeout).await else { return Ok(None) };
-        let reported = |state: &State| state.runtime.init_error.as_ref().map(|error| error.error_type.clone());
+        let reported = |state: &SimState| state.runtime.init_error.as_ref().map(|error| error.error_type.clone());
         let (error_type, reason) = match kind {
             ErrorKind::Ended => return Err(ended()),
             ErrorKind::InitTimeout => (TIMED_OUT.to_owned(), Reason::Timeout),
@@ -229,7 +229,7 @@ impl Sim {
         self.ready().await?;
         let _turn = self.turn().await;
         let limit = self.config().timeout;
-        if self.config().reinit && self.world().read(State::has_ended_by_itself) {
+        if self.config().reinit && self.world().read(SimState::has_ended_by_itself) {
             // between invocations: nobody has noticed yet
             self.environment.reset(Reason::Failure);
         }
@@ -369,7 +369,7 @@ impl Sim {
     /// Whether the environment has ended or is ending: by [`shutdown`](Self::shutdown), a timeout or a crash. Then only
     /// `shutdown` is of use, and [`invoke`](Self::invoke) after a reset with [`Config::reinit`].
     pub fn has_ended(&self) -> bool {
-        self.world().read(State::has_ended)
+        self.world().read(SimState::has_ended)
     }
 
     /// What happened until now.
@@ -389,7 +389,7 @@ impl Sim {
     /// `None` when nothing more will come: every process has closed its output, or output is not captured.
     pub async fn wait_for_line(&self, wanted: impl Fn(&OutputLine) -> bool + Send + Sync) -> Option<OutputLine> {
         let mut seen = 0;
-        let look = |state: &State| {
+        let look = |state: &SimState| {
             let found = state.output[seen..].iter().find(|line| wanted(line)).cloned();
             seen = state.output.len();
             // all of them closed; with external extensions, the function's is opened later
@@ -432,7 +432,7 @@ impl Sim {
             let record = json!({"functionName": config.function_name, "functionVersion": FUNCTION_VERSION});
             state.tell("platform.restoreStart", record);
         });
-        let look = |state: &State| match &state.runtime.restore {
+        let look = |state: &SimState| match &state.runtime.restore {
             Restore::Failed(error) => Some(Err(format!("{}: {}", error.error_type, error.message))),
             _ if state.ending.is_some() || state.killed => Some(Err(ended().to_string())),
             _ => match &state.runtime.exit {
@@ -537,23 +537,23 @@ impl Sim {
     async fn finish(&self, deadline: Instant) {
         if self.config().is_managed() {
             // no extension takes part in an invocation, and nothing is frozen after it
-            if self.world().read(State::has_ended) {
+            if self.world().read(SimState::has_ended) {
                 self.environment.reset(Reason::Failure);
             }
             return;
         }
-        let over = |state: &State| (state.is_settled() || state.has_ended()).then_some(());
+        let over = |state: &SimState| (state.is_settled() || state.has_ended()).then_some(());
         let in_time = timeout_at(deadline.into(), self.world().wait(over)).await.is_ok();
         if !in_time {
             self.environment.reset(Reason::Timeout);
-        } else if self.world().read(State::has_ended) {
+        } else if self.world().read(SimState::has_ended) {
             self.environment.reset(Reason::Failure);
         }
     }
 
     /// Waits until nothing is in progress that an earlier, dropped call has left.
     async fn settle(&self) {
-        let over = |state: &State| (state.is_settled() || state.has_ended()).then_some(());
+        let over = |state: &SimState| (state.is_settled() || state.has_ended()).then_some(());
         let limit: Duration = self.config().timeout;
         if timeout(limit, self.world().wait(over)).await.is_err() {
             self.environment.reset(Reason::Timeout);
@@ -578,7 +578,7 @@ impl Drop for Sim {
 }
 
 /// Why no answer will come, in the words of Lambda.
-fn lost(state: &State) -> Option<(&'static str, String)> {
+fn lost(state: &SimState) -> Option<(&'static str, String)> {
     if let Some(exit) = &state.runtime.exit {
         return Some((RUNTIME_EXIT, format!("Runtime exited with {}", exit.describe())));
     }

@@ -15,31 +15,31 @@ use crate::record::{
 };
 use crate::telemetry::{Category, Telemetry};
 
-/// The shared [`State`]. Every change wakes every waiter, who look again; no lock is held while waiting.
+/// The shared [`SimState`]. Every change wakes every waiter, who look again; no lock is held while waiting.
 #[derive(Debug)]
 pub(crate) struct World {
-    state: watch::Sender<State>,
+    state: watch::Sender<SimState>,
 }
 
 impl World {
     pub(crate) fn new(started: Instant, initialization_type: &'static str) -> Self {
-        Self { state: watch::Sender::new(State::new(started, initialization_type)) }
+        Self { state: watch::Sender::new(SimState::new(started, initialization_type)) }
     }
 
     /// Looks at the state.
-    pub(crate) fn read<T>(&self, look: impl FnOnce(&State) -> T) -> T {
+    pub(crate) fn read<T>(&self, look: impl FnOnce(&SimState) -> T) -> T {
         look(&self.state.borrow())
     }
 
     /// Changes the state. Can be called from any thread.
-    pub(crate) fn update<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+    pub(crate) fn update<T>(&self, change: impl FnOnce(&mut SimState) -> T) -> T {
         let mut result = None;
         self.state.send_modify(|state| result = Some(change(state)));
         result.expect("send_modify calls its closure")
     }
 
     /// Waits until `look` finds what it is looking for. Cancel safe.
-    pub(crate) async fn wait<T>(&self, mut look: impl FnMut(&State) -> Option<T>) -> T {
+    pub(crate) async fn wait<T>(&self, mut look: impl FnMut(&SimState) -> Option<T>) -> T {
         let mut changes = self.state.subscribe();
         loop {
             let found = look(&changes.borrow_and_update());
@@ -51,7 +51,7 @@ impl World {
     }
 
     /// Waits until `take` takes something out of the state. Cancel safe: what is taken is returned at once.
-    pub(crate) async fn take<T>(&self, mut take: impl FnMut(&mut State) -> Option<T>) -> T {
+    pub(crate) async fn take<T>(&self, mut take: impl FnMut(&mut SimState) -> Option<T>) -> T {
         let mut changes = self.state.subscribe();
         loop {
             let mut taken = None;
@@ -69,7 +69,7 @@ impl World {
 }
 
 #[derive(Debug)]
-pub(crate) struct State {
+pub(crate) struct SimState {
     started: Instant,
     pub(crate) runtime: Runtime,
     pub(crate) extensions: Vec<Extension>,
@@ -213,7 +213,7 @@ pub(crate) enum Init {
     Ending,
 }
 
-impl State {
+impl SimState {
     fn new(started: Instant, initialization_type: &'static str) -> Self {
         Self {
             started,

@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::api::Shared;
+use crate::api::ApiState;
 
 /// What an extension can subscribe to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
@@ -133,7 +133,7 @@ impl Telemetry {
 }
 
 /// Delivers what one subscriber is told to its listener on this machine, until it is unsubscribed.
-pub(crate) async fn deliver(shared: Arc<Shared>, mut messages: mpsc::UnboundedReceiver<Message>, listener: Listener) {
+pub(crate) async fn deliver(shared: Arc<ApiState>, mut messages: mpsc::UnboundedReceiver<Message>, listener: Listener) {
     let mut batch = Batch::default();
     loop {
         let next = match batch.due {

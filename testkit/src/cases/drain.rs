@@ -236,9 +236,9 @@ pub async fn s3_s6_each_life_opens_its_own_sessions_and_ends_them<H: Harness>(ha
         assert!(listed >= 1, "in life {life}");
         scene.drain(harness).await.assert_clean(listed);
         assert_eq!(scene.director.goodbye().reached(), life);
-        ok(scene.lifecycle.begin_life());
+        ok(scene.lifecycle.restart());
         assert_eq!(sessions(harness).await, 0, "nothing is opened before it is asked for");
-        if !scene.db.resource().lives_again() {
+        if !scene.db.resource().is_restartable() {
             assert!(scene.db.get().await.is_err_and(|error| error.is_shutting_down()));
             return;
         }

@@ -37,14 +37,14 @@ const FREEZES: usize = 20;
 pub struct Container {
     /// `None` only while being dropped.
     started: Option<ContainerAsync<GenericImage>>,
-    shared: Arc<Shared>,
+    shared: Arc<Running>,
     /// How much of the log there was before the latest start.
     earlier: usize,
 }
 
 /// What every operation needs.
 #[derive(Debug)]
-struct Shared {
+struct Running {
     docker: Docker,
     id: String,
     network: Network,
@@ -85,12 +85,12 @@ impl Container {
                 bail!("{error:#}; its last lines:\n{}", log::end(&log));
             }
         };
-        let shared = Shared { docker, id, network, ip, ready, limit, away: Mutex::default(), changes: Arc::default() };
+        let shared = Running { docker, id, network, ip, ready, limit, away: Mutex::default(), changes: Arc::default() };
         Ok(Self { started: Some(started), shared: Arc::new(shared), earlier: 0 })
     }
 
     pub(super) async fn wait_until_ready(&self) -> Result<()> {
-        let Shared { docker, id, ready, limit, .. } = &*self.shared;
+        let Running { docker, id, ready, limit, .. } = &*self.shared;
         log::wait(docker, id, ready, self.earlier, *limit).await
     }
 
@@ -340,7 +340,7 @@ impl Container {
     async fn change<T, W, F>(&self, work: W) -> Result<T>
     where
         T: Send + 'static,
-        W: FnOnce(Arc<Shared>) -> F,
+        W: FnOnce(Arc<Running>) -> F,
         F: Future<Output = Result<T>> + Send + 'static,
     {
         let turn = Arc::clone(&self.shared.changes).lock_owned().await;
@@ -355,7 +355,7 @@ impl Container {
     async fn run<T, W, F>(&self, work: W) -> Result<T>
     where
         T: Send + 'static,
-        W: FnOnce(Arc<Shared>) -> F,
+        W: FnOnce(Arc<Running>) -> F,
         F: Future<Output = Result<T>> + Send + 'static,
     {
         engine::run(work(Arc::clone(&self.shared))).await
@@ -364,7 +364,7 @@ impl Container {
 
 /// Freezes a container for moments: see [`Container::freezer`].
 #[derive(Clone, Debug)]
-pub struct Freezer(Arc<Shared>);
+pub struct Freezer(Arc<Running>);
 
 impl Freezer {
     /// Freezes its processes for so long.
@@ -390,7 +390,7 @@ impl Freezer {
 }
 
 /// What has become of a container.
-struct State {
+struct ContainerState {
     is_running: bool,
     /// Its processes are frozen; it runs all the same.
     is_paused: bool,
@@ -409,7 +409,7 @@ impl Drop for Container {
     }
 }
 
-impl Shared {
+impl Running {
     async fn remove(&self, started: ContainerAsync<GenericImage>) -> Result<()> {
         let removing = async { started.rm().await.context("cannot remove a container") };
         let removed = self.network.in_turn("remove a container", removing).await;
@@ -445,12 +445,12 @@ impl Shared {
         }
     }
 
-    async fn state(&self) -> Result<State> {
+    async fn state(&self) -> Result<ContainerState> {
         let inspecting = self.docker.inspect_container(&self.id, None::<InspectContainerOptions>);
         let container = inspecting.await.context("cannot inspect")?;
         let limit = container.host_config.and_then(|host| host.cpu_quota).unwrap_or_default();
         let state = container.state.context("a container has a state")?;
-        Ok(State {
+        Ok(ContainerState {
             is_running: state.running.unwrap_or_default(),
             is_paused: state.paused.unwrap_or_default(),
             is_limited: limit > 0,

@@ -23,7 +23,7 @@ const TRIES: u32 = 64;
 /// Containers that are to reach each other are put on the same one; a container that is given none gets its own.
 #[derive(Clone, Debug)]
 pub struct Network {
-    shared: Arc<Shared>,
+    shared: Arc<NetworkState>,
 }
 
 impl Network {
@@ -47,7 +47,7 @@ impl Network {
             match docker.create_network(request(&name, &subnet())).await {
                 Ok(_) => {
                     let (turns, away) = (Semaphore::new(1), watch::Sender::new(0));
-                    let shared = Shared { name, docker: docker.clone(), turns, away };
+                    let shared = NetworkState { name, docker: docker.clone(), turns, away };
                     return Ok(Self { shared: Arc::new(shared) });
                 }
                 // another run has taken it
@@ -112,7 +112,7 @@ impl Network {
 }
 
 #[derive(Debug)]
-struct Shared {
+struct NetworkState {
     name: String,
     docker: Docker,
     /// One: see [`Network::in_turn`].
@@ -124,7 +124,7 @@ struct Shared {
 /// A container that is away from its network.
 #[derive(Debug)]
 #[must_use = "dropped it is back, or gone for good"]
-pub(super) struct Away(Arc<Shared>);
+pub(super) struct Away(Arc<NetworkState>);
 
 impl Drop for Away {
     fn drop(&mut self) {
@@ -132,7 +132,7 @@ impl Drop for Away {
     }
 }
 
-impl Drop for Shared {
+impl Drop for NetworkState {
     fn drop(&mut self) {
         let (docker, name) = (self.docker.clone(), self.name.clone());
         // an error is left to the reaper

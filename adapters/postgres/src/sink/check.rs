@@ -17,7 +17,7 @@ use super::{Parameters, Table, keys::Keys, without_records};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Way {
     Insert,
-    Copy,
+    CopyIn,
 }
 
 /// Finds out what would keep every record of this type from being written. Changes nothing; has a limit.
@@ -27,7 +27,7 @@ pub(super) async fn check<T: Parameters>(client: &Client, table: &Table, keys: &
         let types = columns(client, table).await?;
         fit::<T>(table, &types)?;
         can_insert(client, table).await?;
-        if way == Way::Copy {
+        if way == Way::CopyIn {
             can_copy(client, table).await?;
         }
         if keys.delivery == Delivery::ExactlyOnce {

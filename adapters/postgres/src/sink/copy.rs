@@ -39,12 +39,12 @@ use crate::Postgres;
 /// ```no_run
 /// use winddown_buffer::{BatchWriter, Push};
 /// use winddown_core::Lifecycle;
-/// use winddown_postgres::{Copy, Postgres};
+/// use winddown_postgres::{CopyIn, Postgres};
 ///
 /// # async fn audited() -> Result<(), winddown_core::Error> {
 /// let lifecycle = Lifecycle::detect()?;
 /// let db = lifecycle.guard(Postgres::from_env()?);
-/// let audit = lifecycle.guard(BatchWriter::new(&db, Copy::into("audit", ["id", "what"])));
+/// let audit = lifecycle.guard(BatchWriter::new(&db, CopyIn::into("audit", ["id", "what"])));
 /// audit.push((1_i64, "signed in".to_owned())).await?;
 /// # Ok(())
 /// # }
@@ -52,13 +52,13 @@ use crate::Postgres;
 ///
 /// [`Insert`]: crate::Insert
 #[derive(Debug, Clone)]
-pub struct Copy {
+pub struct CopyIn {
     table: Table,
     keys: Keys,
     backends: Backends,
 }
 
-impl Copy {
+impl CopyIn {
     /// Copies into this table, a record's values into these columns. The names are taken as they are: with upper case,
     /// and with quotes in them.
     pub fn into<C: Into<String>>(table: impl Into<String>, columns: impl IntoIterator<Item = C>) -> Self {
@@ -119,7 +119,7 @@ impl Copy {
     }
 }
 
-impl<T: Parameters> Sink<T> for Copy {
+impl<T: Parameters> Sink<T> for CopyIn {
     type Target = Postgres;
 
     fn delivery(&self) -> Delivery {
@@ -131,7 +131,7 @@ impl<T: Parameters> Sink<T> for Copy {
     }
 
     async fn check(&self, checkout: &mut Checkout<Postgres>) -> Result<(), Error> {
-        check::<T>(checkout, &self.table, &self.keys, Way::Copy).await
+        check::<T>(checkout, &self.table, &self.keys, Way::CopyIn).await
     }
 
     async fn abandon(&self, checkout: Checkout<Postgres>) {

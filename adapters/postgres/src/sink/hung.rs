@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use tokio_postgres::types::{ToSql, Type};
 use winddown_core::Checkout;
 
-use crate::{Postgres, manager, token::CancelKey};
+use crate::{Postgres, resource, token::CancelKey};
 
 /// The server's sessions that a sink writes over. Clones share it.
 ///
@@ -66,7 +66,7 @@ impl Backends {
     /// Cuts the connection, and ends its session on the server where it is proven which one that is.
     pub(super) async fn abandon(&self, checkout: Checkout<Postgres>) {
         let (pool, backend) = (Client::pool(&checkout), self.of(&checkout));
-        manager::abandon(checkout);
+        resource::abandon(checkout);
         let (Some(pool), Some(backend)) = (pool, backend) else { return };
         if timeout(PATIENCE, end(&pool, backend)).await.is_err() {
             tracing::warn!(

@@ -19,7 +19,7 @@ use crate::Postgres;
 
 /// Writes each batch with `INSERT` statements of many rows, in one transaction, in two round trips.
 ///
-/// A record is whatever has [`Parameters`]: a tuple, or a type of the application that implements the trait. [`Copy`] is
+/// A record is whatever has [`Parameters`]: a tuple, or a type of the application that implements the trait. [`CopyIn`] is
 /// faster, but a row that is there already is an error to it.
 ///
 /// ```
@@ -29,7 +29,7 @@ use crate::Postgres;
 /// let audit = Insert::into("audit", ["id", "what"]).on_conflict_do_nothing();
 /// ```
 ///
-/// [`Copy`]: crate::Copy
+/// [`CopyIn`]: crate::CopyIn
 #[derive(Debug, Clone)]
 pub struct Insert {
     table: Table,

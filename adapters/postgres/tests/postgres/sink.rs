@@ -1,4 +1,4 @@
-//! `Copy` and `Insert`: one transaction for each batch, and what becomes of it when something is wrong.
+//! `CopyIn` and `Insert`: one transaction for each batch, and what becomes of it when something is wrong.
 
 use std::{
     iter,
@@ -12,7 +12,7 @@ use tokio::join;
 use winddown_buffer::{Batch, BatchKey, BatchWriter, Delivery, Push as _, Sink, WriteError, uuid::Uuid};
 use winddown_core::{Checkout, Error, ErrorKind, Lifecycle, ShutdownGuard};
 use winddown_postgres::{
-    Copy, Insert, Parameters, Postgres,
+    CopyIn, Insert, Parameters, Postgres,
     tokio_postgres::{Row, error::SqlState, types::ToSql},
 };
 use winddown_testkit::{Harness as _, ServerUse, Setup, proxy::Proxy};
@@ -30,11 +30,11 @@ pub(crate) type Record = (i64, String);
 #[derive(Debug, Clone)]
 pub(crate) enum Either {
     Insert(Insert),
-    Copy(Copy),
+    CopyIn(CopyIn),
 }
 
 pub(crate) fn both<const N: usize>(table: &str, columns: [&str; N]) -> [Either; 2] {
-    [Either::Insert(Insert::into(table, columns)), Either::Copy(Copy::into(table, columns))]
+    [Either::Insert(Insert::into(table, columns)), Either::CopyIn(CopyIn::into(table, columns))]
 }
 
 pub(crate) fn audit() -> [Either; 2] {
@@ -46,7 +46,7 @@ macro_rules! set {
         $(pub(crate) fn $name(self, value: $value) -> Self {
             match self {
                 Self::Insert(sink) => Self::Insert(sink.$name(value)),
-                Self::Copy(sink) => Self::Copy(sink.$name(value)),
+                Self::CopyIn(sink) => Self::CopyIn(sink.$name(value)),
             }
         })+
     };
@@ -56,7 +56,7 @@ impl Either {
     set!(schema: &str, delivery: Delivery, key_table: &str, remember: Duration);
 
     pub(crate) fn is_copy(&self) -> bool {
-        matches!(self, Self::Copy(_))
+        matches!(self, Self::CopyIn(_))
     }
 }
 
@@ -66,35 +66,35 @@ impl<T: Parameters> Sink<T> for Either {
     fn delivery(&self) -> Delivery {
         match self {
             Self::Insert(sink) => Sink::<T>::delivery(sink),
-            Self::Copy(sink) => Sink::<T>::delivery(sink),
+            Self::CopyIn(sink) => Sink::<T>::delivery(sink),
         }
     }
 
     async fn write(&self, checkout: &mut Checkout<Postgres>, batch: &Batch<T>) -> Result<(), WriteError> {
         match self {
             Self::Insert(sink) => sink.write(checkout, batch).await,
-            Self::Copy(sink) => sink.write(checkout, batch).await,
+            Self::CopyIn(sink) => sink.write(checkout, batch).await,
         }
     }
 
     async fn check(&self, checkout: &mut Checkout<Postgres>) -> Result<(), Error> {
         match self {
             Self::Insert(sink) => Sink::<T>::check(sink, checkout).await,
-            Self::Copy(sink) => Sink::<T>::check(sink, checkout).await,
+            Self::CopyIn(sink) => Sink::<T>::check(sink, checkout).await,
         }
     }
 
     async fn abandon(&self, checkout: Checkout<Postgres>) {
         match self {
             Self::Insert(sink) => Sink::<T>::abandon(sink, checkout).await,
-            Self::Copy(sink) => Sink::<T>::abandon(sink, checkout).await,
+            Self::CopyIn(sink) => Sink::<T>::abandon(sink, checkout).await,
         }
     }
 
     fn target(&self) -> Option<&str> {
         match self {
             Self::Insert(sink) => Sink::<T>::target(sink),
-            Self::Copy(sink) => Sink::<T>::target(sink),
+            Self::CopyIn(sink) => Sink::<T>::target(sink),
         }
     }
 }
@@ -668,7 +668,7 @@ pub(crate) async fn a_batch_may_have_more_values_than_a_statement() {
     // As wide as few rows in a statement can be: 65535 / 1600.
     let columns: Vec<_> = (0..1600).map(|n| format!("c{n}")).collect();
     let scene = Scene::with(&format!("CREATE TABLE wide({} bool)", columns.join(" bool, "))).await;
-    for sink in [Either::Insert(Insert::into("wide", columns.clone())), Either::Copy(Copy::into("wide", columns))] {
+    for sink in [Either::Insert(Insert::into("wide", columns.clone())), Either::CopyIn(CopyIn::into("wide", columns))] {
         let batch = Batch::from((0..100).map(|_| Many([Some(true); 1600])).collect::<Vec<_>>());
         scene.write(&sink, &batch).await.unwrap();
         assert_eq!(scene.number("SELECT count(*) FROM wide WHERE c0 AND c1599").await, 100, "{sink:?}");

@@ -3,7 +3,7 @@
 use std::{process::ExitCode, time::Duration};
 
 use winddown_core::{BoxError, Error};
-use winddown_postgres::{Config, Copy, Postgres};
+use winddown_postgres::{Config, CopyIn, Postgres};
 use winddown_testkit::{
     CheckoutOf, InProcess, Trial,
     buffered::{self, Buffered},
@@ -37,13 +37,13 @@ pub(crate) fn trials() -> Vec<Trial> {
 }
 
 impl Buffered for Server {
-    type Sink = Copy;
+    type Sink = CopyIn;
 
     const REPLAY: (&'static str, &'static [&'static str]) =
         (env!("CARGO_BIN_EXE_winddown-replay-postgres"), &["--columns", "number,text", "--table"]);
 
-    fn sink(table: &str) -> Copy {
-        Copy::into(table, ["number", "text"])
+    fn sink(table: &str) -> CopyIn {
+        CopyIn::into(table, ["number", "text"])
     }
 
     async fn create(&self, table: &str) -> Result<(), BoxError> {

@@ -140,8 +140,8 @@ pub(crate) async fn healthy(server: &Server, program: &str) -> Result<String, Bo
         let (accepted, report) = outcome(&ended)?;
         took.push(ended.took);
         let (listed, counter, records) = (server.sessions().await?, counter(server, &key).await?, records(report)?);
-        let books = (records.accepted, records.written);
-        if (listed, counter, books) != (0, accepted, (accepted, accepted)) || !report.is_clean() {
+        let accounting = (records.accepted, records.written);
+        if (listed, counter, accounting) != (0, accepted, (accepted, accepted)) || !report.is_clean() {
             let what = format!("{accepted} accepted, {counter} executed, {listed} sessions listed");
             return Err(format!("seed {seed}, round {round}: {what}\n{report}").into());
         }
@@ -175,7 +175,7 @@ pub(crate) async fn abandoned(server: &Server) -> Result<String, BoxError> {
 }
 
 /// The server stops at a random moment, and goes on when the process is over: what is accepted is executed, reported lost, or
-/// in doubt, and the books have the server's own numbers.
+/// in doubt, and the accounting have the server's own numbers.
 pub(crate) async fn stopped(server: &Server) -> Result<String, BoxError> {
     let (rounds, seed) = (rounds(100, 5), fastrand::u64(..));
     let mut random = fastrand::Rng::with_seed(seed);

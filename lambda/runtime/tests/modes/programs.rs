@@ -247,17 +247,17 @@ async fn many_lives() -> Result<(), Error> {
     loop {
         match lifecycle.init().await {
             Ok(()) => {}
-            Err(error) if lifecycle.was_stopped(&error).await => break,
+            Err(error) if lifecycle.wait_if_stopped(&error).await => break,
             Err(error) => return Err(error),
         }
         // Refused where the signal is there.
         let _ = db.get().await;
         lifecycle.drain().await;
-        if let Err(error) = lifecycle.begin_life() {
+        if let Err(error) = lifecycle.restart() {
             assert!(error.is_shutting_down(), "{error}");
             break;
         }
     }
     println!("{} sessions", server.sessions());
-    lifecycle.ended(Ok(())).await.map(drop)
+    lifecycle.finish(Ok(())).await.map(drop)
 }

@@ -11,13 +11,13 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{Shared, accepted, failure};
+use super::{ApiState, accepted, failure};
 use crate::config::{ACCOUNT_ID, Config, FUNCTION_VERSION, HANDLER, MAX_EXTENSIONS};
 use crate::record::{EventType, ExtensionKind, Reason};
 use crate::state::{self, Extension, Job};
 
 /// `POST /extension/register`. Which check comes first, and the words, are as AWS's own emulator answers.
-pub(super) async fn register(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Bytes) -> Response {
+pub(super) async fn register(State(shared): State<Arc<ApiState>>, headers: HeaderMap, body: Bytes) -> Response {
     let name = text(&headers, "Lambda-Extension-Name");
     if name.is_empty() {
         return forbidden("Extension.InvalidExtensionName", "Empty extension name");
@@ -46,7 +46,7 @@ pub(super) async fn register(State(shared): State<Arc<Shared>>, headers: HeaderM
 }
 
 /// `GET /extension/event/next`: waits for an event. Ends the extension's own init, and its share of an invocation.
-pub(super) async fn next(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response {
+pub(super) async fn next(State(shared): State<Arc<ApiState>>, headers: HeaderMap) -> Response {
     let id = match identify(&shared, &headers) {
         Ok(id) => id,
         Err(refusal) => return *refusal,
@@ -73,12 +73,12 @@ pub(super) async fn next(State(shared): State<Arc<Shared>>, headers: HeaderMap) 
 }
 
 /// `POST /extension/init/error`: the extension cannot start. Ends init.
-pub(super) async fn init_error(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response {
+pub(super) async fn init_error(State(shared): State<Arc<ApiState>>, headers: HeaderMap) -> Response {
     report(&shared, &headers, "init error", |extension, error| extension.init_error = Some(error))
 }
 
 /// `POST /extension/exit/error`: the extension is about to exit. What follows from that follows from its exit.
-pub(super) async fn exit_error(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response {
+pub(super) async fn exit_error(State(shared): State<Arc<ApiState>>, headers: HeaderMap) -> Response {
     report(&shared, &headers, "exit error", |extension, error| extension.exit_error = Some(error))
 }
 
@@ -92,7 +92,7 @@ struct Registration {
 
 /// Adds an extension to the state, or says which rule that would break.
 fn add(
-    state: &mut state::State,
+    state: &mut state::SimState,
     config: &Config,
     name: &str,
     events: &[String],
@@ -144,7 +144,7 @@ fn add(
 }
 
 /// The extension that sent this request.
-pub(super) fn identify(shared: &Shared, headers: &HeaderMap) -> Result<String, Box<Response>> {
+pub(super) fn identify(shared: &ApiState, headers: &HeaderMap) -> Result<String, Box<Response>> {
     let id = text(headers, IDENTIFIER);
     let refusal = if id.is_empty() {
         forbidden("Extension.MissingExtensionIdentifier", "Missing Lambda-Extension-Identifier header")
@@ -158,7 +158,7 @@ pub(super) fn identify(shared: &Shared, headers: &HeaderMap) -> Result<String, B
     Err(Box::new(refusal))
 }
 
-fn report(shared: &Shared, headers: &HeaderMap, what: &str, store: impl FnOnce(&mut Extension, String)) -> Response {
+fn report(shared: &ApiState, headers: &HeaderMap, what: &str, store: impl FnOnce(&mut Extension, String)) -> Response {
     let id = match identify(shared, headers) {
         Ok(id) => id,
         Err(refusal) => return *refusal,
@@ -176,7 +176,7 @@ fn report(shared: &Shared, headers: &HeaderMap, what: &str, store: impl FnOnce(&
     accepted()
 }
 
-pub(super) fn find<'a>(state: &'a mut state::State, id: &str) -> Option<&'a mut Extension> {
+pub(super) fn find<'a>(state: &'a mut state::SimState, id: &str) -> Option<&'a mut Extension> {
     state.extensions.iter_mut().find(|it| it.id == id)
 }
 

@@ -12,13 +12,13 @@ use base64::prelude::BASE64_STANDARD as BASE64;
 use http_body_util::BodyExt;
 use serde_json::Value;
 
-use super::{Shared, accepted, failure};
+use super::{ApiState, accepted, failure};
 use crate::config::Mode;
 use crate::record::InvocationError;
 use crate::state::{Answer, Job, Restore};
 
 /// `GET /runtime/invocation/next`: waits for an event. The first call closes registration.
-pub(super) async fn next(State(shared): State<Arc<Shared>>) -> Response {
+pub(super) async fn next(State(shared): State<Arc<ApiState>>) -> Response {
     let limit = if shared.config.is_managed() { shared.config.concurrency() } else { usize::MAX };
     let refusal = shared.world.update(|state| {
         let runtime = &mut state.runtime;
@@ -65,7 +65,7 @@ pub(super) async fn next(State(shared): State<Arc<Shared>>) -> Response {
 
 /// `POST /runtime/invocation/{id}/response`: the answer, whole or streamed.
 pub(super) async fn response(
-    State(shared): State<Arc<Shared>>,
+    State(shared): State<Arc<ApiState>>,
     Path(id): Path<String>,
     headers: HeaderMap,
     body: Body,
@@ -76,7 +76,7 @@ pub(super) async fn response(
         .unwrap_or_else(|_| failure(StatusCode::INTERNAL_SERVER_ERROR, "InternalServerError", "Internal Server Error"))
 }
 
-async fn receive(shared: &Shared, id: &str, headers: &HeaderMap, mut body: Body) -> Response {
+async fn receive(shared: &ApiState, id: &str, headers: &HeaderMap, mut body: Body) -> Response {
     let fail = |error_type: &str, message: &str, reply: Response| {
         let error = InvocationError { error_type: error_type.to_owned(), message: message.to_owned() };
         answer(shared, id, Answer::failed(error)).map_or_else(|refusal| refusal, |()| reply)
@@ -136,7 +136,7 @@ async fn skip_rest(body: &mut Body) {
 
 /// `POST /runtime/invocation/{id}/error`: the handler failed.
 pub(super) async fn error(
-    State(shared): State<Arc<Shared>>,
+    State(shared): State<Arc<ApiState>>,
     Path(id): Path<String>,
     headers: HeaderMap,
     body: Bytes,
@@ -147,7 +147,7 @@ pub(super) async fn error(
 }
 
 /// `POST /runtime/init/error`: the function cannot start. Ends init.
-pub(super) async fn init_error(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Bytes) -> Response {
+pub(super) async fn init_error(State(shared): State<Arc<ApiState>>, headers: HeaderMap, body: Bytes) -> Response {
     let error = error_of(&headers, &body);
     shared.world.update(|state| {
         if state.runtime.is_initialised() {
@@ -161,7 +161,7 @@ pub(super) async fn init_error(State(shared): State<Arc<Shared>>, headers: Heade
 }
 
 /// `GET /runtime/restore/next`: the function is ready for its snapshot. Waits until that is restored.
-pub(super) async fn restore_next(State(shared): State<Arc<Shared>>) -> Response {
+pub(super) async fn restore_next(State(shared): State<Arc<ApiState>>) -> Response {
     if shared.config.mode != Mode::SnapStart {
         return StatusCode::NOT_FOUND.into_response();
     }
@@ -182,7 +182,7 @@ pub(super) async fn restore_next(State(shared): State<Arc<Shared>>) -> Response 
 }
 
 /// `POST /runtime/restore/error`: the function could not do what it does after a restoration. Ends it.
-pub(super) async fn restore_error(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Bytes) -> Response {
+pub(super) async fn restore_error(State(shared): State<Arc<ApiState>>, headers: HeaderMap, body: Bytes) -> Response {
     if shared.config.mode != Mode::SnapStart {
         return StatusCode::NOT_FOUND.into_response();
     }
@@ -198,7 +198,7 @@ pub(super) async fn restore_error(State(shared): State<Arc<Shared>>, headers: He
 }
 
 /// A request for an event that waits.
-struct Poll(Arc<Shared>);
+struct Poll(Arc<ApiState>);
 
 impl Drop for Poll {
     fn drop(&mut self) {
@@ -208,7 +208,7 @@ impl Drop for Poll {
 
 /// Hands the answer to who waits for it, or says why nobody does.
 #[expect(clippy::result_large_err, reason = "the error is the response itself, made once")]
-fn answer(shared: &Shared, id: &str, answer: Answer) -> Result<(), Response> {
+fn answer(shared: &ApiState, id: &str, answer: Answer) -> Result<(), Response> {
     shared.world.update(|state| {
         if let Some(waiting) = state.runtime.in_flight.remove(id) {
             if !shared.config.is_managed() {

@@ -10,12 +10,12 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 
 use super::extensions::{find, forbidden, identify};
-use super::{Shared, failure};
+use super::{ApiState, failure};
 use crate::state::Init;
 use crate::telemetry::{Category, Listener, deliver};
 
 /// `PUT /telemetry`, during init only.
-pub(super) async fn subscribe(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Bytes) -> Response {
+pub(super) async fn subscribe(State(shared): State<Arc<ApiState>>, headers: HeaderMap, body: Bytes) -> Response {
     let id = match identify(&shared, &headers) {
         Ok(id) => id,
         Err(refusal) => return *refusal,

@@ -5,9 +5,9 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
 };
 
-use winddown_core::{Books, Error, ErrorKind, Records};
+use winddown_core::{Accounting, Error, ErrorKind, Records};
 
-use super::{OnLost, Out, Packed, Queue, State, Writer};
+use super::{OnLost, Out, Packed, Queue, QueueState, Writer};
 use crate::{Batch, Delivery};
 
 /// What has left, and whether that is still counted. What has been accepted and is in no column is in the queue.
@@ -56,7 +56,7 @@ pub(crate) struct Left<T> {
     pub(crate) batch: Batch<T>,
 }
 
-impl<T: Send + Sync> Books for Queue<T> {
+impl<T: Send + Sync> Accounting for Queue<T> {
     fn records(&self) -> Records {
         self.state().columns.records()
     }
@@ -78,7 +78,7 @@ impl<T: Send + Sync> Books for Queue<T> {
     }
 }
 
-impl<T> State<T> {
+impl<T> QueueState<T> {
     /// Nothing is taken in or out any more, and nothing is pending.
     fn close_books(&mut self) {
         self.writer = Writer::Closed;
@@ -147,7 +147,7 @@ impl<T> Queue<T> {
         }
     }
 
-    /// Whether the books are closed.
+    /// Whether the accounting are closed.
     pub(crate) fn is_over(&self) -> bool {
         self.state().columns.are_closed
     }

@@ -1,4 +1,4 @@
-//! Which connections have rested for so long that they must be looked at before somebody gets them.
+//! Which connections have idle_check for so long that they must be looked at before somebody gets them.
 
 use std::{
     collections::VecDeque,
@@ -10,7 +10,7 @@ use std::{
 };
 
 /// Says which connections of a pool an adapter must check before it hands them out: the server may have closed them while
-/// they rested.
+/// they idle_check.
 ///
 /// A connection's rest is the time since it was last handed out, by the server's clock: that which a steady clock has
 /// measured, and that for which the process was frozen meanwhile, when such a clock may have stood still. Freezes add up:
@@ -21,7 +21,7 @@ use std::{
 /// that was made, and asked about by nobody, between a thaw and that checkout counts as one that was frozen: it may be checked
 /// once too often.
 #[derive(Debug)]
-pub struct Rested<T> {
+pub struct IdleCheck<T> {
     after: Duration,
     clocks: Mutex<Clocks>,
     /// How many are in `suspects`, so that nobody takes the lock for none.
@@ -36,8 +36,8 @@ struct Clocks {
     /// When they were last known to go together.
     steady: Instant,
     wall: SystemTime,
-    /// The freezes that were seen, the newest last. No more than it takes for [`Rested::after`]: what was handed out before
-    /// those has rested anyway.
+    /// The freezes that were seen, the newest last. No more than it takes for [`IdleCheck::after`]: what was handed out before
+    /// those has idle_check anyway.
     freezes: VecDeque<Freeze>,
     /// How long all of these lasted.
     frozen: Duration,
@@ -53,8 +53,8 @@ struct Freeze {
 /// Into so many parts is the limit divided: shorter freezes are put together until they are one part. So many are kept.
 const PARTS: u32 = 64;
 
-impl<T> Rested<T> {
-    /// Connections that were not handed out for this long have rested.
+impl<T> IdleCheck<T> {
+    /// Connections that were not handed out for this long have idle_check.
     pub fn new(after: Duration) -> Self {
         Self::at(after, Instant::now(), SystemTime::now())
     }
@@ -87,7 +87,7 @@ impl<T> Rested<T> {
     }
 
     /// Whether the connection with this mark is to be asked; once.
-    pub fn is_to_be_checked(&self, mark: &Arc<T>) -> bool {
+    pub fn take_suspect(&self, mark: &Arc<T>) -> bool {
         if self.count.load(Ordering::Relaxed) == 0 {
             return false;
         }
@@ -121,7 +121,7 @@ impl Clocks {
     fn keep(&mut self, freeze: Freeze, after: Duration) {
         self.frozen = self.frozen.saturating_add(freeze.lasted);
         self.freezes.push_back(freeze);
-        // What was handed out before the oldest of these has rested, whatever that one adds.
+        // What was handed out before the oldest of these has idle_check, whatever that one adds.
         while let Some(oldest) = self.freezes.front().map(|freeze| freeze.lasted)
             && self.frozen.saturating_sub(oldest) >= after
         {
@@ -140,7 +140,7 @@ mod tests {
 
     /// Both clocks, which only go when they are told to.
     struct World {
-        rested: Rested<()>,
+        idle_check: IdleCheck<()>,
         steady: Instant,
         wall: SystemTime,
     }
@@ -148,7 +148,7 @@ mod tests {
     impl World {
         fn new() -> Self {
             let (steady, wall) = (Instant::now(), SystemTime::now());
-            Self { rested: Rested::at(AFTER, steady, wall), steady, wall }
+            Self { idle_check: IdleCheck::at(AFTER, steady, wall), steady, wall }
         }
 
         /// Hands a connection out; no two things happen at the same instant.
@@ -168,11 +168,11 @@ mod tests {
         }
 
         fn is_suspect(&self, used: Instant) -> bool {
-            self.rested.is_suspect_at(used, || (self.steady, self.wall))
+            self.idle_check.is_suspect_at(used, || (self.steady, self.wall))
         }
 
         fn kept(&self) -> usize {
-            self.rested.clocks.lock().unwrap().freezes.len()
+            self.idle_check.clocks.lock().unwrap().freezes.len()
         }
     }
 
@@ -221,7 +221,7 @@ mod tests {
         for freeze in 1..=200 {
             world.is_frozen(AFTER - 100 * MS);
             world.runs(MS);
-            assert!(!world.is_suspect(warm), "freeze {freeze}: it has rested for 4.9 s");
+            assert!(!world.is_suspect(warm), "freeze {freeze}: it has idle_check for 4.9 s");
             warm = world.uses();
             world.runs(MS);
             if freeze > 1 {
@@ -257,13 +257,13 @@ mod tests {
 
     #[test]
     fn a_suspect_is_asked_once() {
-        let rested = Rested::new(Duration::ZERO);
+        let idle_check = IdleCheck::new(Duration::ZERO);
         let one = Arc::new(0);
         let other = Arc::new(0);
-        rested.suspect(&one);
-        rested.suspect(&one);
-        assert!(!rested.is_to_be_checked(&other));
-        assert!(rested.is_to_be_checked(&one));
-        assert!(!rested.is_to_be_checked(&one));
+        idle_check.suspect(&one);
+        idle_check.suspect(&one);
+        assert!(!idle_check.take_suspect(&other));
+        assert!(idle_check.take_suspect(&one));
+        assert!(!idle_check.take_suspect(&one));
     }
 }

@@ -3,7 +3,7 @@
 use std::{fmt, pin::pin, sync::Arc, time::Instant};
 
 use redis::aio::ConnectionManager;
-use winddown_core::{Books, Capabilities, Drain, Error, ErrorKind, Latency, Ledgers, Resource};
+use winddown_core::{Accounting, Capabilities, Drain, Error, ErrorKind, Latency, LedgerSlot, Resource};
 
 use crate::{
     cancel::{Prepared, may_unblock},
@@ -26,7 +26,7 @@ pub struct Redis {
     sessions: Arc<Sessions>,
     prepared: Arc<Prepared>,
     waits: Arc<Waits>,
-    ledgers: Ledgers,
+    ledgers: LedgerSlot,
 }
 
 enum Source {
@@ -50,7 +50,7 @@ impl Redis {
 
     fn of(source: Source) -> Self {
         let (sessions, prepared, waits) = Default::default();
-        Self { source, sessions, prepared, waits, ledgers: Ledgers::default() }
+        Self { source, sessions, prepared, waits, ledgers: LedgerSlot::default() }
     }
 
     /// The primary that these sentinels know by this name, with the defaults of [`Config::sentinel`]. Nothing is opened yet.
@@ -111,8 +111,8 @@ impl Resource for Redis {
             Source::Config(config) => config,
             Source::Wrapped(manager) => return Ok(Pool::wrapped(manager.clone())),
         };
-        self.sessions.begin_life();
-        self.waits.begin_life();
+        self.sessions.restart();
+        self.waits.restart();
         let pool = self.open_pool(config)?;
         pool.open().await?;
         let mut connection = pool.get().await?;
@@ -173,7 +173,7 @@ impl Resource for Redis {
             let preparing = async {
                 tokio::select! {
                     () = self.prepared.prepare(staying) => {}
-                    () = drain.cut() => {}
+                    () = drain.until_cut() => {}
                 }
             };
             tokio::join!(leaving, preparing);
@@ -184,7 +184,7 @@ impl Resource for Redis {
     }
 
     async fn cancel(&self, _: &Pool, drain: &Drain) -> Result<(), Error> {
-        self.prepared.stop(self.sessions.open(), |commands| drain.cancelled(commands)).await?;
+        self.prepared.stop(self.sessions.open(), |commands| drain.count_cancelled(commands)).await?;
         // The goodbye may have closed what it had before this has asked.
         self.prepared.close(Some(drain)).await;
         Ok(())
@@ -211,9 +211,9 @@ impl Resource for Redis {
         Some(asked.iter().map(|server| server.addr().to_string()).collect::<Vec<_>>().join(", "))
     }
 
-    fn ledger(&self) -> Option<Arc<dyn Books>> {
+    fn ledger(&self) -> Option<Arc<dyn Accounting>> {
         match &self.source {
-            Source::Config(_) => Some(self.ledgers.begin_life()),
+            Source::Config(_) => Some(self.ledgers.restart()),
             Source::Wrapped(_) => None,
         }
     }

@@ -5,12 +5,12 @@ use std::{fmt, sync::Arc, time::Instant};
 use deadpool::Runtime;
 use mysql_async::{Opts, OptsBuilder, Pool as DriverPool, prelude::Queryable as _};
 use rustls::crypto::{CryptoProvider, ring};
-use winddown_core::{Capabilities, Drain, Error, ErrorKind, Latency, Resource, Rested, client_name};
+use winddown_core::{Capabilities, Drain, Error, ErrorKind, IdleCheck, Latency, Resource, client_name};
 
 use crate::{
     config::Config,
     connect::{Connection, Connector, Limit, Manager, Pool},
-    error, farewell,
+    error, goodbye,
     sessions::Sessions,
     wrapped::Wrapped,
 };
@@ -69,7 +69,7 @@ impl Mysql {
             Connector::new(Arc::clone(&self.sessions), named(driver), credentials.clone(), *connect_timeout);
         let manager = Manager {
             connector: Arc::new(connector),
-            rested: Rested::new(*check_after),
+            idle_check: IdleCheck::new(*check_after),
             check_timeout: *check_timeout,
             reset: driver.pool_opts().reset_connection(),
         };
@@ -100,7 +100,7 @@ impl Resource for Mysql {
     }
 
     async fn init(&self) -> Result<Pool, Error> {
-        self.sessions.begin_life();
+        self.sessions.restart();
         let pool = self.open_pool()?;
         let mut connection = pool.get().await.map_err(error::first)?;
         let asked = Instant::now();
@@ -125,7 +125,7 @@ impl Resource for Mysql {
         // What is idle goes to the book; what is out will when it comes back to a closed pool. Now and then: a caller that
         // waited for a connection and has gone leaves it in the pool.
         let empty = || drop(pool.retain(|_, _| false));
-        farewell::say(&pool.manager().connector, empty, drain).await
+        goodbye::say(&pool.manager().connector, empty, drain).await
     }
 
     /// Those who watch the servers do it, on the session that they have opened for it; what they have cancelled is counted

@@ -64,12 +64,12 @@ impl Setup {
 
     async fn drain(&self) -> (Arc<Report>, Records) {
         let report = self.lifecycle.drain_in_tasks().await;
-        let records = books(&report);
+        let records = accounting(&report);
         (report, records)
     }
 }
 
-fn books(report: &Report) -> Records {
+fn accounting(report: &Report) -> Records {
     let records = report.resource("audit").unwrap().records.unwrap();
     let Records { accepted, written, spilled, lost, in_doubt, pending, .. } = records;
     assert_eq!((accepted, pending), (written + spilled + lost + in_doubt, 0), "{report}");
@@ -162,7 +162,7 @@ mod starved {
     fn a_batch_that_a_starved_flusher_holds_is_written_by_the_goodbye_with_all_others() {
         for delivery in [Delivery::ExactlyOnce, Delivery::AtLeastOnce] {
             let (report, setup) = drain_while_starved(delivery, 0, Some(Answer::Hang { stored: true }));
-            assert_eq!(books(&report).written, 1_000, "{delivery:?}: {report}");
+            assert_eq!(accounting(&report).written, 1_000, "{delivery:?}: {report}");
             let rows = setup.target.rows();
             assert_eq!(rows.len(), 1_000);
             assert!(delivery == Delivery::AtLeastOnce || rows.values().all(|times| *times == 1));
@@ -172,7 +172,7 @@ mod starved {
     #[test]
     fn a_batch_that_a_starved_flusher_holds_costs_no_other_where_twice_is_not_allowed() {
         let (report, setup) = drain_while_starved(Delivery::AtMostOnce, 0, Some(Answer::Hang { stored: false }));
-        let records = books(&report);
+        let records = accounting(&report);
         assert_eq!((records.written, records.in_doubt, records.lost), (900, 100, 0), "{report}");
         setup.target.has_once(100..1_000);
     }
@@ -180,7 +180,7 @@ mod starved {
     #[test]
     fn a_starved_flusher_that_waits_for_a_checkout_costs_nothing() {
         let (report, setup) = drain_while_starved(Delivery::ExactlyOnce, 1, None);
-        assert_eq!(books(&report).written, 1_000, "{report}");
+        assert_eq!(accounting(&report).written, 1_000, "{report}");
         setup.target.has_once(0..1_000);
         let db = report.resource("db").unwrap();
         assert!(db.left_out <= 1, "what the starved task holds: {report}");
@@ -290,7 +290,7 @@ mod hung {
             () = clock => unreachable!("it goes on for ever"),
         };
         assert_eq!(report.resource("audit").unwrap().outcome, Outcome::Hung, "{report}");
-        assert_eq!(books(&report).in_doubt, 1, "{report}");
+        assert_eq!(accounting(&report).in_doubt, 1, "{report}");
         let flushed = timeout(Duration::from_secs(1), flush).await.expect("nobody waits for ever").unwrap();
         assert!(flushed.is_err());
     }

@@ -34,7 +34,7 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 
 /// A server that has not noticed within this time that the driver has closed a connection will not notice: something
 /// between them has swallowed it.
-const FORSAKEN: Duration = Duration::from_millis(250);
+const ORPHAN_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// How long one of the pool's sessions may take to be ready to ask: what is left of its results is read before.
 const SPARE_PATIENCE: Duration = Duration::from_millis(250);
@@ -96,10 +96,10 @@ pub(crate) async fn say(connector: &Arc<Connector>, empty: impl Fn() + Send, dra
                 }
                 Err(panicked) => drain.note(&error::panicked(panicked)),
             },
-            () = drain.settled(), if !settled => settled = true,
+            () = drain.until_returned(), if !settled => settled = true,
             () = sleep_until(half), if !prepare => sessions.want(|wanted| wanted.prepare = true),
             () = sleep_until(grace), if !now_wanted.abandoned => sessions.want(|wanted| wanted.abandoned = true),
-            () = drain.cut(), if limit.is_none() => {
+            () = drain.until_cut(), if limit.is_none() => {
                 sessions.want(|wanted| wanted.cut = true);
                 // Half of the time is for the server's answers, the rest for saying how that went.
                 let now = Instant::now();
@@ -120,15 +120,15 @@ struct Rest<'a> {
 impl Drop for Rest<'_> {
     fn drop(&mut self) {
         count(self.drain, self.sessions.close_book(), 0);
-        self.drain.left_behind(self.sessions.watchers());
+        self.drain.count_left_behind(self.sessions.watchers());
     }
 }
 
 fn count(drain: &Drain, ended: Ended, open: usize) {
     let Ended { closed, unconfirmed, cut, cancelled, error } = ended;
-    drain.unconfirmed(unconfirmed);
-    drain.ended(closed, cut, open);
-    drain.cancelled(cancelled);
+    drain.count_unconfirmed(unconfirmed);
+    drain.count_ended(closed, cut, open);
+    drain.count_cancelled(cancelled);
     if let Some(error) = error {
         drain.note(&error);
     }
@@ -304,7 +304,7 @@ impl Watch {
         asked.retain(|asked| asked.origin.is_some() || asked.is_leaving || asked.has_left || wanted.cut);
         let sights = watcher.look(&asked).await?;
         let mut busy = Vec::new();
-        let mut doomed = Vec::new();
+        let mut to_kill = Vec::new();
         let mut elsewhere = Vec::new();
         for (asked, sight) in asked.iter().zip(sights) {
             let key = asked.key;
@@ -323,11 +323,11 @@ impl Watch {
             sessions.saw(key, Some(ours.listed));
             let is_forsaken = asked.has_left && ours.listed.rests && {
                 let since = self.forsaken.entry(key).or_insert_with(Instant::now);
-                since.elapsed() > FORSAKEN
+                since.elapsed() > ORPHAN_TIMEOUT
             };
             if wanted.cut || is_forsaken {
-                doomed.push(ours);
-            } else if ours.listed.is_busy && (wanted.cancel || asked.is_abandoned_for(self.grace, FORSAKEN)) {
+                to_kill.push(ours);
+            } else if ours.listed.is_busy && (wanted.cancel || asked.is_abandoned_for(self.grace, ORPHAN_TIMEOUT)) {
                 // Also of one that is to say goodbye: what is left of its results may take its time.
                 busy.push(ours);
             }
@@ -342,7 +342,7 @@ impl Watch {
         if fresh > 0 {
             self.progress = Instant::now();
         }
-        for key in watcher.kill(Kill::Session, &doomed).await? {
+        for key in watcher.kill(Kill::Session, &to_kill).await? {
             sessions.killed(key);
         }
         Ok(())

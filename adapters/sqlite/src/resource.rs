@@ -207,20 +207,20 @@ impl Resource for Sqlite {
         let mut result = Ok(());
         loop {
             let Abandoned { interrupts, fresh, next } = sessions.abandoned(began, drain.grace());
-            drain.cancelled(fresh);
+            drain.count_cancelled(fresh);
             if !interrupts.is_empty() {
                 // Not here: as in `cancel`.
                 interrupting.spawn_blocking(interrupt(interrupts));
             }
             let next = next.map(tokio::time::Instant::from_std);
             let News { returned, ended, open, stuck } = sessions.news();
-            drain.ended(ended, 0, open);
+            drain.count_ended(ended, 0, open);
             for session in returned {
                 let sessions = Arc::clone(sessions);
                 closing.spawn_blocking(move || sessions.close(&session));
             }
             if settled && closing.is_empty() && open == 0 && pool.status().size == 0 {
-                drain.was_cut(stuck);
+                drain.count_cut(stuck);
                 break;
             }
             tokio::select! {
@@ -231,8 +231,8 @@ impl Resource for Sqlite {
                 }
                 () = sessions.changed.notified() => {}
                 () = sleep_until(next.unwrap_or_else(tokio::time::Instant::now)), if next.is_some() => {}
-                () = drain.settled(), if !settled => settled = true,
-                () = drain.cut() => {
+                () = drain.until_returned(), if !settled => settled = true,
+                () = drain.until_cut() => {
                     // One that was between two statements when it was cancelled may be in the next by now. On a thread
                     // of its own: it may have to wait for one that is just being closed, and this runtime ends now. If
                     // there can be no thread any more, the end of the process does it.
@@ -243,7 +243,7 @@ impl Resource for Sqlite {
                     let News { returned: _, ended, open, stuck } = sessions.news();
                     // Those that the guard never saw have no witness; the pool counts them.
                     let unseen = if self.is_wrapped() { closing.len() + pool.status().size } else { 0 };
-                    drain.ended(ended, stuck + open.max(unseen), 0);
+                    drain.count_ended(ended, stuck + open.max(unseen), 0);
                     if sessions.is_log_left() {
                         sessions.log_that_stays().into_iter().for_each(|stays| drain.reason(stays));
                     }
@@ -262,12 +262,12 @@ impl Resource for Sqlite {
             swept = spawn_blocking(move || sweep(&path)) => {
                 swept.unwrap_or_else(|error| Err(Error::new(ErrorKind::Panicked, "sweeping panicked").with_source(error)))
             }
-            () = drain.cut() => Err(Error::new(ErrorKind::Timeout, "all is closed, but the log was still being moved")),
+            () = drain.until_cut() => Err(Error::new(ErrorKind::Timeout, "all is closed, but the log was still being moved")),
         }
     }
 
     async fn cancel(&self, _: &Pool, drain: &Drain) -> Result<(), Error> {
-        drain.cancelled(self.sessions.count_running());
+        drain.count_cancelled(self.sessions.count_running());
         // Not here: it waits for a connection that is just being closed.
         // The log, if it is still being moved, stays: the rest of the time is for closing in order.
         let asked = spawn_blocking(interrupt(self.sessions.interruptible_and_log())).await;

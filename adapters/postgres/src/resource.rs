@@ -13,7 +13,7 @@ use deadpool_postgres::{Client, Hook, HookError, Manager, ManagerConfig, Pool, R
 use tokio::{task::JoinSet, time::timeout};
 #[cfg(feature = "buffer")]
 use winddown_core::Checkout;
-use winddown_core::{Capabilities, Drain, Error, ErrorKind, Latency, Resource, Rested, client_name};
+use winddown_core::{Capabilities, Drain, Error, ErrorKind, IdleCheck, Latency, Resource, client_name};
 
 use crate::{
     config::Config,
@@ -34,7 +34,7 @@ pub struct Postgres {
 }
 
 enum Source {
-    Config { config: Box<Config>, rested: Arc<Rested<StatementCache>>, pooled: Arc<Pooled> },
+    Config { config: Box<Config>, idle_check: Arc<IdleCheck<StatementCache>>, pooled: Arc<Pooled> },
     Wrapped(Wrapped),
 }
 
@@ -50,8 +50,8 @@ impl Postgres {
     /// The database of this configuration, ours or the driver's. Nothing is opened yet.
     pub fn new(config: impl Into<Config>) -> Self {
         let config = config.into();
-        let rested = Arc::new(Rested::new(config.check_after));
-        let source = Source::Config { config: Box::new(config), rested, pooled: Arc::default() };
+        let idle_check = Arc::new(IdleCheck::new(config.check_after));
+        let source = Source::Config { config: Box::new(config), idle_check, pooled: Arc::default() };
         Self { source, sessions: Arc::default() }
     }
 
@@ -75,7 +75,7 @@ impl Postgres {
     fn open_pool(
         &self,
         config: &Config,
-        rested: &Arc<Rested<StatementCache>>,
+        idle_check: &Arc<IdleCheck<StatementCache>>,
         pooled: &Arc<Pooled>,
     ) -> Result<Pool, Error> {
         let Config {
@@ -105,7 +105,7 @@ impl Postgres {
             driver.application_name(name);
         }
         let manager = ManagerConfig { recycling_method: recycling_method.clone() };
-        let (rested, patience) = (Arc::clone(rested), *check_timeout);
+        let (idle_check, patience) = (Arc::clone(idle_check), *check_timeout);
         let (entered, pooled) = (Arc::clone(pooled), Arc::clone(pooled));
         Pool::builder(Manager::from_connect(driver, connector, manager))
             .config(*pool)
@@ -115,7 +115,7 @@ impl Postgres {
                 if sessions.outdated().is_outdated(metrics.created, used) {
                     return Err(HookError::message("another connection has shown that this one is of no use"));
                 }
-                if !rested.is_suspect(used) {
+                if !idle_check.is_suspect(used) {
                     return Ok(());
                 }
                 // Before anything is asked: what the server has closed meanwhile is known to the kernel. One with a statement sees
@@ -124,7 +124,7 @@ impl Postgres {
                 if client.is_closed() {
                     return Err(HookError::message("the server has closed the connection"));
                 }
-                rested.suspect(&client.statement_cache);
+                idle_check.suspect(&client.statement_cache);
                 Ok(())
             }))
             // Before the pool's own way of recycling, and for those too who get a connection from the pool.
@@ -182,12 +182,12 @@ impl Resource for Postgres {
     }
 
     async fn init(&self) -> Result<Pool, Error> {
-        let (config, rested, pooled) = match &self.source {
-            Source::Config { config, rested, pooled } => (config, rested, pooled),
+        let (config, idle_check, pooled) = match &self.source {
+            Source::Config { config, idle_check, pooled } => (config, idle_check, pooled),
             Source::Wrapped(wrapped) => return Ok(wrapped.pool().clone()),
         };
-        self.sessions.begin_life();
-        let pool = self.open_pool(config, rested, pooled)?;
+        self.sessions.restart();
+        let pool = self.open_pool(config, idle_check, pooled)?;
         let client = pool.get().await.map_err(|failure| error::open(failure.into()))?;
         let asked = Instant::now();
         client.simple_query("").await.map_err(|failure| error::open(failure.into()))?;
@@ -207,7 +207,7 @@ impl Resource for Postgres {
             let client = pool.get().await;
             let client = client.map_err(|failure| error(ErrorKind::Checkout, "no connection", failure.into()))?;
             match &self.source {
-                Source::Config { config, rested, .. } if rested.is_to_be_checked(&client.statement_cache) => {
+                Source::Config { config, idle_check, .. } if idle_check.take_suspect(&client.statement_cache) => {
                     let asked = Instant::now();
                     let answer = timeout(config.check_timeout, client.simple_query("")).await;
                     if let Ok(Ok(_)) = answer {
@@ -288,8 +288,8 @@ impl Resource for Postgres {
                     }
                 },
                 // A request that was taken may reach nobody: only what is seen to end counts.
-                Some(has_ended) = ending.join_next() => drain.cancelled(usize::from(matches!(has_ended, Ok(true)))),
-                () = drain.cut() => break,
+                Some(has_ended) = ending.join_next() => drain.count_cancelled(usize::from(matches!(has_ended, Ok(true)))),
+                () = drain.until_cut() => break,
                 else => break,
             }
         }
