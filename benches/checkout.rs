@@ -13,13 +13,13 @@ use std::{
 
 use criterion::{Criterion, criterion_group};
 use tokio::runtime::{Builder, Runtime};
-use winddown::{Lifecycle, Resource, ShutdownGuard, memory::Memory, sqlite::Sqlite};
+use winddown::{Checkouts, Lifecycle, ShutdownGuard, memory::Memory, sqlite::Sqlite};
 
 fn runtime() -> Runtime {
     Builder::new_current_thread().enable_all().build().unwrap()
 }
 
-fn guarded<R: Resource>(runtime: &Runtime, resource: R) -> ShutdownGuard<R> {
+fn guarded<R: Checkouts>(runtime: &Runtime, resource: R) -> ShutdownGuard<R> {
     let lifecycle = Lifecycle::builder().signals(false).build().unwrap();
     let guard = lifecycle.guard(resource);
     runtime.block_on(async { drop(guard.get().await.unwrap()) });

@@ -15,7 +15,7 @@ use axum::{
     routing::get,
 };
 use futures_util::{StreamExt, stream};
-use winddown::{Error, ErrorKind, Lifecycle, ShutdownGuard, sqlite::Sqlite, with_dependent_access};
+use winddown::{Error, ErrorKind, Lifecycle, ShutdownGuard, adapter::with_dependent_access, sqlite::Sqlite};
 
 #[tokio::main]
 async fn main() -> Result<(), Error> {

@@ -5,7 +5,13 @@
     doc = "Resources that are initialised once and drained on SIGTERM. The whole page is there with the features `lambda` and `sqlite`."
 )]
 
-pub use winddown_core::*;
+pub use winddown_core::{
+    BUDGET_VARIABLE, BoxError, Budget, Builder, CancellationToken, Capabilities, Checkout, Checkouts, Client,
+    Credentials, CredentialsFuture, CredentialsProvider, EXIT_AT_DEADLINE, Error, ErrorKind, Hook, HookResult,
+    Lifecycle, NoCheckout, Outcome, PLATFORMS, Platform, Reason, Records, Report, ReportFormat, Resource, ResourceId,
+    ResourceReport, Retry, SessionCounts, ShutdownGuard, SignalKind, State, Status, Step, Straggler, Tracked,
+    TrackedBody, adapter, memory,
+};
 
 /// The write buffer: records in, batches out, flushed before its pool is drained.
 #[cfg(feature = "buffer")]

@@ -13,7 +13,7 @@ use std::{
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use winddown_core::{Checkout, Error, ErrorKind, Lifecycle, Resource};
+use winddown_core::{Checkout, Checkouts, Error, ErrorKind, Lifecycle};
 
 use crate::{Batch, Delivery, Progress, Replay, Sink, SpillFile, WriteError, spilled};
 
@@ -117,7 +117,7 @@ impl<S, U> fmt::Debug for Made<S, U> {
 /// Where an adapter's command writes to: its own options, and what is made of them.
 pub trait Target: Args {
     /// What is connected to.
-    type Resource: Resource;
+    type Resource: Checkouts;
 
     /// What takes the records.
     type Sink: Sink<Json, Target = Self::Resource>;
@@ -230,7 +230,7 @@ pub fn main<T: Target>() -> ExitCode {
     match run::<T>(Cli::parse()) {
         Ok(code) => code,
         Err(error) => {
-            winddown_core::write_line(&format!("error: {error}"));
+            winddown_core::adapter::write_line(&format!("error: {error}"));
             FAILED.into()
         }
     }

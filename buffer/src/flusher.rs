@@ -12,7 +12,8 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 use winddown_core::{
-    Accounting as _, Drain, Error, ErrorKind, ShutdownGuard, error_line, with_dependent_access, write_line,
+    Error, ErrorKind, ShutdownGuard,
+    adapter::{Accounting as _, Drain, error_line, with_dependent_access, write_line},
 };
 
 use crate::{

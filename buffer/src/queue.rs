@@ -1,7 +1,7 @@
 //! The records between push and sink, and their accounting. No input or output happens here, and what waits is at
 //! the end of each part.
 //!
-//! One mutex guards all of it, and the accounting are what it guards: there is no second account (S5). So:
+//! One mutex guards all of it, and the accounting is what it guards: there is no second account (S5). So:
 //!
 //! 1. A record is accepted exactly when it is in the queue, and it leaves exactly once: written, spilled, lost or in doubt.
 //! 2. At most so many batches are out as may be in flight, and only the current [`Writer`] takes one out. Those that come
@@ -32,7 +32,7 @@ use tokio::{
     sync::{Notify, Semaphore, oneshot, watch},
     time::Instant,
 };
-use winddown_core::{Accounting as _, Error, ErrorKind};
+use winddown_core::{Error, ErrorKind, adapter::Accounting as _};
 
 pub use self::room::Room;
 use self::{accounting::Columns, fits::Fits, out::Out, turns::Waited};
@@ -229,7 +229,7 @@ impl<T> Queue<T> {
     fn put(&self, record: T) -> Result<(), PushError<T>> {
         let weight = self.weight(&record);
         let mut state = self.state();
-        // The accounting are closed when the report has been made without it: a drain that was cut short.
+        // The accounting is closed when the report has been made without it: a drain that was cut short.
         if state.writer == Writer::Closed {
             drop(state);
             return Err(PushError::new(record, self.closed()));

@@ -11,7 +11,7 @@ use std::{
 };
 
 use uuid::{Builder, Uuid};
-use winddown_core::{Checkout, Error, Resource};
+use winddown_core::{Checkout, Checkouts, Error};
 
 /// Writes batches of records through a checkout of a pool: an `INSERT`, a `COPY`, a pipeline, a bulk request.
 ///
@@ -20,7 +20,7 @@ use winddown_core::{Checkout, Error, Resource};
 /// refuses, and counts.
 pub trait Sink<T: Send + Sync + 'static>: Send + Sync + 'static {
     /// What it writes through. The buffer holds a guard of it and is therefore drained first (S4).
-    type Target: Resource;
+    type Target: Checkouts;
 
     /// What becomes of a batch whose outcome nobody knows, for the connection broke during the commit.
     ///

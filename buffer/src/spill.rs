@@ -21,7 +21,7 @@ use std::{
 use serde::{Serialize, de::DeserializeOwned};
 use signal_hook::consts::SIGXFSZ;
 use uuid::Uuid;
-use winddown_core::{BoxError, Error, ErrorKind, SpareDescriptors};
+use winddown_core::{BoxError, Error, ErrorKind, adapter::SpareDescriptors};
 
 pub use self::key::SpillKey;
 pub(crate) use self::{

@@ -2,7 +2,7 @@
 
 use std::{fmt, future::Future, marker::PhantomData, pin::Pin};
 
-use winddown_core::{Capabilities, Checkout, Drain, Error, Resource};
+use winddown_core::{Capabilities, Checkout, Checkouts, Error, Resource, adapter::Drain};
 
 use crate::{Batch, Delivery, Sink, WriteError};
 
@@ -35,7 +35,7 @@ pub struct WriteWith<R, F> {
 /// The future of one write.
 pub type Writing<'a> = Pin<Box<dyn Future<Output = Result<(), WriteError>> + Send + 'a>>;
 
-impl<R: Resource, F> WriteWith<R, F> {
+impl<R: Checkouts, F> WriteWith<R, F> {
     /// Writes with this closure. It returns a boxed future, and promises what [`Sink::write`] promises.
     pub fn new<T>(delivery: Delivery, write: F) -> Self
     where
@@ -48,7 +48,7 @@ impl<R: Resource, F> WriteWith<R, F> {
 impl<T, R, F> Sink<T> for WriteWith<R, F>
 where
     T: Send + Sync + 'static,
-    R: Resource,
+    R: Checkouts,
     F: for<'a> Fn(&'a mut Checkout<R>, &'a Batch<T>) -> Writing<'a> + Send + Sync + 'static,
 {
     type Target = R;
@@ -84,7 +84,6 @@ impl<C: Clone + Send + Sync + 'static> Shared<C> {
 
 impl<C: Clone + Send + Sync + 'static> Resource for Shared<C> {
     type Pool = C;
-    type Checkout = C;
 
     fn name(&self) -> &str {
         &self.name
@@ -94,10 +93,6 @@ impl<C: Clone + Send + Sync + 'static> Resource for Shared<C> {
         Ok(self.client.clone())
     }
 
-    async fn checkout(&self, client: &C) -> Result<C, Error> {
-        Ok(client.clone())
-    }
-
     async fn goodbye(&self, _: &C, drain: &Drain) -> Result<(), Error> {
         drain.until_returned().await;
         Ok(())
@@ -105,6 +100,14 @@ impl<C: Clone + Send + Sync + 'static> Resource for Shared<C> {
 
     fn capabilities(&self) -> Capabilities {
         Capabilities::NO_SESSIONS
+    }
+}
+
+impl<C: Clone + Send + Sync + 'static> Checkouts for Shared<C> {
+    type Checkout = C;
+
+    async fn checkout(&self, client: &C) -> Result<C, Error> {
+        Ok(client.clone())
     }
 }
 

@@ -7,7 +7,10 @@ use std::{
 };
 
 use tokio::{sync::Semaphore, task::spawn_blocking, time::timeout};
-use winddown_core::{Accounting, Capabilities, Drain, Error, ErrorKind, Records, Resource, ResourceId, ShutdownGuard};
+use winddown_core::{
+    Capabilities, Checkouts, Error, ErrorKind, Records, Resource, ResourceId, ShutdownGuard,
+    adapter::{Accounting, Drain},
+};
 
 use crate::{
     Flusher, Room, Sink, Spill,
@@ -301,7 +304,6 @@ impl<T: Send + Sync + 'static, S: Sink<T>> BatchWriter<T, S> {
 
 impl<T: Send + Sync + 'static, S: Sink<T>> Resource for BatchWriter<T, S> {
     type Pool = Flusher<T, S>;
-    type Checkout = Room<T>;
 
     fn name(&self) -> &str {
         self.name.as_str()
@@ -329,10 +331,6 @@ impl<T: Send + Sync + 'static, S: Sink<T>> Resource for BatchWriter<T, S> {
         Flusher::start(queue, Arc::clone(&self.sink), self.target.clone(), self.spill.clone(), pace)
     }
 
-    async fn checkout(&self, flusher: &Flusher<T, S>) -> Result<Room<T>, Error> {
-        flusher.queue().room().await
-    }
-
     async fn goodbye(&self, flusher: &Flusher<T, S>, drain: &Drain) -> Result<(), Error> {
         flusher.goodbye(drain).await
     }
@@ -356,6 +354,14 @@ impl<T: Send + Sync + 'static, S: Sink<T>> Resource for BatchWriter<T, S> {
 
     fn capabilities(&self) -> Capabilities {
         Capabilities::NO_SESSIONS
+    }
+}
+
+impl<T: Send + Sync + 'static, S: Sink<T>> Checkouts for BatchWriter<T, S> {
+    type Checkout = Room<T>;
+
+    async fn checkout(&self, flusher: &Flusher<T, S>) -> Result<Room<T>, Error> {
+        flusher.queue().room().await
     }
 }
 

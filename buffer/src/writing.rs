@@ -16,7 +16,7 @@ use tokio::{
     task::yield_now,
     time::{Instant, sleep, sleep_until, timeout},
 };
-use winddown_core::{Checkout, Error, ErrorKind, ShutdownGuard, panic_message};
+use winddown_core::{Checkout, Error, ErrorKind, ShutdownGuard, adapter::panic_message};
 
 use crate::{
     Delivery, Sink, Spill, WriteError,

@@ -12,7 +12,7 @@ use pin_project_lite::pin_project;
 
 use crate::{
     Tracked,
-    guard::{in_dependent, is_dependent},
+    dependent::{in_dependent, is_dependent},
 };
 
 pin_project! {
@@ -31,7 +31,7 @@ pin_project! {
     /// [`Lifecycle::draining`](crate::Lifecycle::draining).
     ///
     /// A task that the application spawns itself, as the sending half of a channel, is not polled through this: run it in
-    /// [`Tracked::scope`] or [`with_dependent_access`](crate::with_dependent_access).
+    /// [`Tracked::scope`] or [`with_dependent_access`](crate::adapter::with_dependent_access).
     ///
     /// # Cancel safety
     /// That of the stream; the work counts as done when this is dropped.
@@ -40,6 +40,36 @@ pin_project! {
         #[pin]
         body: B,
         tracked: Option<Arc<Tracked>>,
+    }
+}
+
+impl Tracked {
+    /// Ties the body of a response, or a stream, to the tracked work, which lasts until the body has been sent: guards hand
+    /// out to it whichever task polls it. `examples/axum.rs` does so for every response, in a middleware.
+    ///
+    /// ```
+    /// # use futures_util::{StreamExt, stream};
+    /// # use winddown_core::{Error, Lifecycle, memory::Memory};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Error> {
+    /// # let lifecycle = Lifecycle::builder().signals(false).build()?;
+    /// let db = lifecycle.guard(Memory::new("db"));
+    /// let pages = stream::iter(1..=3).then(move |page| {
+    ///     let db = db.clone();
+    ///     async move { db.get().await.map(|_session| page) }
+    /// });
+    /// let body = lifecycle.track()?.body(pages);
+    ///
+    /// // What a server does with it, when the platform has said stop.
+    /// lifecycle.begin_drain();
+    /// let sent: Vec<_> = body.collect().await;
+    /// assert!(sent.iter().all(Result::is_ok));
+    /// assert!(lifecycle.drained().await.is_clean());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn body<B>(self, body: B) -> TrackedBody<B> {
+        TrackedBody::new(body, Some(Arc::new(self)))
     }
 }
 

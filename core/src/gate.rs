@@ -300,6 +300,12 @@ impl Gate {
         self.state().active
     }
 
+    /// How many callers wait for one. Walks all that are inside.
+    pub(crate) fn waiting(&self) -> usize {
+        let state = self.state();
+        state.inside.iter().filter(|(_, inside)| matches!(inside.standing, Standing::Waits(_))).count()
+    }
+
     /// The checkouts that are out, by the place that made them, with the age of the oldest. Walks them.
     pub(crate) fn stragglers(&self) -> Vec<Straggler> {
         type Out = (Duration, Option<Box<str>>);

@@ -3,16 +3,22 @@
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
 // What an application uses.
+mod client;
 mod error;
 mod guard;
 mod lifecycle;
 mod platform;
 mod report;
+mod tracked;
 mod work;
 
 // What an adapter implements, and what it is given for that.
+pub mod adapter;
+mod capabilities;
 mod credentials;
+mod dependent;
 mod descriptors;
+mod drain;
 mod idle_check;
 mod latency;
 mod name;
@@ -26,6 +32,7 @@ mod clock;
 mod conductor;
 mod gate;
 mod init;
+mod life;
 mod log_line;
 mod node;
 mod notify;
@@ -35,34 +42,27 @@ mod signals;
 mod standard_error;
 mod standby;
 mod sync;
+mod ticket;
 
 pub mod memory;
 
-#[doc(hidden)]
-pub use crate::{
-    descriptors::SpareDescriptors, descriptors::is_out_of_descriptors, descriptors::out_of_descriptors,
-    log_line::error_line, log_line::warning_line, panics::panic_message, standard_error::write_line,
-};
-
 pub use crate::{
     body::TrackedBody,
+    capabilities::Capabilities,
+    client::{Client, NoCheckout},
     conductor::{EXIT_AT_DEADLINE, ReportFormat},
     credentials::{Credentials, CredentialsFuture, CredentialsProvider},
     error::{BoxError, Error, ErrorKind},
-    guard::{Checkout, ShutdownGuard, Tracked, with_dependent_access},
-    idle_check::IdleCheck,
+    guard::{Checkout, ShutdownGuard, Status},
     init::Retry,
-    latency::Latency,
-    lifecycle::{Builder, Lifecycle, State},
-    name::client_name,
-    opening::Opening,
-    outdated::Outdated,
+    life::State,
+    lifecycle::{Builder, Lifecycle},
     platform::{BUDGET_VARIABLE, Budget, PLATFORMS, Platform},
-    report::{
-        Accounting, Ledger, LedgerSlot, Outcome, Reason, Records, Report, ResourceReport, SessionCounts, Step,
-        Straggler,
-    },
-    resource::{Capabilities, Drain, Resource, ResourceId},
+    report::{Outcome, Reason, Records, Report, ResourceReport, SessionCounts, Step, Straggler},
+    resource::{Checkouts, Resource, ResourceId},
+    tracked::Tracked,
     work::{Hook, HookResult},
 };
+use crate::{drain::Drain, latency::Latency, report::Accounting, resource::Size};
 pub use tokio::signal::unix::SignalKind;
+pub use tokio_util::sync::CancellationToken;

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::{
     Budget, Reason, Report, ReportFormat,
-    lifecycle::Begun,
+    life::Begun,
     report::{as_milliseconds, in_words},
 };
 

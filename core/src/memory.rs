@@ -15,11 +15,13 @@ use std::{
 
 use tokio::{
     sync::{Notify, watch},
-    task::JoinSet,
     time::{Instant, sleep, sleep_until},
 };
 
-use crate::{Capabilities, Drain, Error, ErrorKind, Resource};
+use crate::{
+    Error, ErrorKind,
+    adapter::{Capabilities, Checkouts, Drain, End, Ends, News, Resource, Size, Source},
+};
 
 /// The far side: lists sessions and running statements as a database server would, and can be paused, killed, slow and
 /// full as one.
@@ -287,8 +289,8 @@ impl Memory {
 pub struct MemoryPool {
     server: Server,
     size: usize,
-    state: Mutex<PoolState>,
-    came_back: Notify,
+    state: Arc<Mutex<PoolState>>,
+    changed: Arc<Notify>,
 }
 
 #[derive(Default)]
@@ -298,8 +300,11 @@ struct PoolState {
     open: Vec<u64>,
     /// Those of them that say it now: nobody has them any more.
     leaving: Vec<u64>,
+    /// When what nobody waits for has had its time, for each group of those.
+    graces: Vec<Instant>,
+    /// How those that are not open any more have ended.
+    ends: Ends,
     waiting: Vec<Waker>,
-    closed: bool,
     /// Nobody says goodbye any more: what comes back ends without one.
     over: bool,
 }
@@ -350,18 +355,63 @@ impl MemoryPool {
         state.idle.push(session);
         // All of them: the first may belong to a caller that has given up.
         let waiting = if state.waiting.is_empty() { Vec::new() } else { std::mem::take(&mut state.waiting) };
-        let closed = state.closed;
         drop(state);
         for waker in waiting {
             waker.wake();
         }
-        if closed {
-            self.came_back.notify_one();
-        }
+        self.changed.notify_one();
     }
 
     fn state(&self) -> MutexGuard<'_, PoolState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
+    }
+}
+
+fn lock(state: &Mutex<PoolState>) -> MutexGuard<'_, PoolState> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Source for MemoryPool {
+    type Session = MemorySession;
+
+    fn news(&self, drain: &Drain) -> News<MemorySession> {
+        let mut state = self.state();
+        let returned = std::mem::take(&mut state.idle);
+        if !returned.is_empty() {
+            state.graces.push(Instant::now() + drain.grace());
+        }
+        state.leaving.extend(returned.iter().map(|session| session.inner.id));
+        News { returned, ends: std::mem::take(&mut state.ends), open: state.open.len() }
+    }
+
+    async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    fn close(&self, session: MemorySession) -> impl Future<Output = ()> + Send + 'static {
+        let state = Arc::clone(&self.state);
+        async move {
+            let id = session.goodbye().await;
+            let mut state = lock(&state);
+            state.open.retain(|open| *open != id);
+            state.leaving.retain(|leaving| *leaving != id);
+            state.ends.record(End::Closed);
+        }
+    }
+
+    /// Whose future was dropped runs on where its session waits to say goodbye.
+    fn stop_abandoned(&self, drain: &Drain) -> Option<Instant> {
+        let mut state = self.state();
+        let now = Instant::now();
+        let due = state.graces.iter().filter(|grace| **grace <= now).count();
+        if due > 0 {
+            state.graces.drain(..due);
+            let leaving = state.leaving.clone();
+            drop(state);
+            drain.count_cancelled(self.server.cancel_all(&leaving));
+            state = self.state();
+        }
+        state.graces.first().copied()
     }
 }
 
@@ -441,7 +491,6 @@ fn gone() -> Error {
 
 impl Resource for Memory {
     type Pool = MemoryPool;
-    type Checkout = MemorySession;
 
     fn name(&self) -> &str {
         &self.name
@@ -452,67 +501,20 @@ impl Resource for Memory {
         let first = self.server.open(ErrorKind::Init)?;
         let state = PoolState { open: vec![first.inner.id], idle: vec![first], ..PoolState::default() };
         let (server, size) = (self.server.clone(), self.size);
-        Ok(MemoryPool { server, size, state: Mutex::new(state), came_back: Notify::new() })
-    }
-
-    fn checkout(&self, pool: &MemoryPool) -> impl Future<Output = Result<MemorySession, Error>> + Send {
-        pool.get()
-    }
-
-    fn give_back(&self, pool: &MemoryPool, session: MemorySession) {
-        pool.put(session);
+        Ok(MemoryPool { server, size, state: Arc::new(Mutex::new(state)), changed: Arc::default() })
     }
 
     async fn goodbye(&self, pool: &MemoryPool, drain: &Drain) -> Result<(), Error> {
-        pool.state().closed = true;
-        let mut leaving = JoinSet::new();
-        let mut settled = false;
-        // When what nobody waits for has had its time, for each group that has come back.
-        let mut graces = Vec::new();
-        loop {
-            let (idle, open) = {
-                let mut state = pool.state();
-                let idle = std::mem::take(&mut state.idle);
-                state.leaving.extend(idle.iter().map(|session| session.inner.id));
-                (idle, state.open.len())
-            };
-            drain.set_open(open);
-            // A caller that was connecting may open one more session until it has left.
-            if open == 0 && settled {
-                return Ok(());
-            }
-            if !idle.is_empty() {
-                graces.push(Instant::now() + drain.grace());
-            }
-            for session in idle {
-                leaving.spawn(session.goodbye());
-            }
-            tokio::select! {
-                // Whose future was dropped runs on where its session waits to say goodbye.
-                () = sleep_until(graces.first().copied().unwrap_or_else(Instant::now)), if !graces.is_empty() => {
-                    graces.remove(0);
-                    let leaving = pool.state().leaving.clone();
-                    drain.count_cancelled(self.server.cancel_all(&leaving));
-                }
-                Some(Ok(id)) = leaving.join_next() => {
-                    let mut state = pool.state();
-                    state.open.retain(|open| *open != id);
-                    state.leaving.retain(|leaving| *leaving != id);
-                    let open = state.open.len();
-                    drop(state);
-                    drain.count_ended(1, 0, open);
-                }
-                () = pool.came_back.notified() => {}
-                () = drain.until_returned(), if !settled => settled = true,
-                () = drain.until_cut() => {
-                    drain.count_ended(0, open, 0);
-                    let mut state = pool.state();
-                    state.over = true;
-                    state.idle.clear();
-                    return Ok(());
-                }
-            }
+        if !drain.sessions(pool).await? {
+            let mut state = pool.state();
+            state.over = true;
+            state.idle.clear();
+            let mut ends = std::mem::take(&mut state.ends);
+            ends.cut += state.open.len();
+            drop(state);
+            drain.count(ends, 0);
         }
+        Ok(())
     }
 
     fn capabilities(&self) -> Capabilities {
@@ -523,5 +525,22 @@ impl Resource for Memory {
         let open = pool.state().open.clone();
         drain.count_cancelled(self.server.cancel_all(&open));
         Ok(())
+    }
+}
+
+impl Checkouts for Memory {
+    type Checkout = MemorySession;
+
+    fn checkout(&self, pool: &MemoryPool) -> impl Future<Output = Result<MemorySession, Error>> + Send {
+        pool.get()
+    }
+
+    fn give_back(&self, pool: &MemoryPool, session: MemorySession) {
+        pool.put(session);
+    }
+
+    fn size(&self, pool: &MemoryPool) -> Option<Size> {
+        let state = pool.state();
+        Some(Size { open: state.open.len(), idle: Some(state.idle.len()) })
     }
 }

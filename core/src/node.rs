@@ -16,14 +16,15 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::{
     Accounting, Capabilities, Drain, Error, ErrorKind, Latency, Resource, ResourceId, Step,
+    dependent::with_dependent_access,
+    drain::Deadlines,
     gate::{Admits, Gate, wake},
-    guard::{Pass, with_dependent_access},
     init::{InitCell, Retry},
     panics,
     plan::{RESERVE_FLOOR, Reserve},
     report::in_words,
-    resource::Deadlines,
     standby::{Drainer, Needs, Own, Standby},
+    ticket::{Gated, Ticket},
 };
 
 /// How long an initialisation that is under way may still take. A server that is there has answered by then; one that
@@ -199,20 +200,12 @@ impl<R: Resource> Slot<R> {
         self.facts.id
     }
 
-    pub(crate) fn name(&self) -> &str {
-        &self.facts.name
-    }
-
     pub(crate) fn resource(&self) -> &R {
         &self.resource
     }
 
     pub(crate) fn pool(&self) -> Option<&R::Pool> {
         self.pool.get()
-    }
-
-    pub(crate) fn gate(&self) -> &Gate {
-        &self.gate
     }
 
     /// The pool, once it is initialised: joins the attempt that is running or starts one.
@@ -228,8 +221,8 @@ impl<R: Resource> Slot<R> {
     /// Tries until it succeeds, the error is not retryable, the tries are used up, or draining begins.
     async fn attempts(slot: Arc<Self>) -> Result<R::Pool, Error> {
         // An attempt is inside the gate, so that draining does not overlook it, and is woken by refusal.
-        let pass = Pass::enter(&slot, Location::caller())?;
-        pass.is_not_a_checkout()?;
+        let ticket = Ticket::enter(&slot, Location::caller())?;
+        ticket.is_not_a_checkout()?;
         *slot.trying() = Trying { since: Some(Instant::now()), failed: None };
         let mut pauses = slot.retry.pauses();
         loop {
@@ -253,7 +246,7 @@ impl<R: Resource> Slot<R> {
                 return Err(error);
             };
             tracing::debug!(resource = slot.name(), %error, ?pause, "initialisation failed, trying again");
-            let refused = std::future::poll_fn(|context| pass.poll_refused(context));
+            let refused = std::future::poll_fn(|context| ticket.poll_refused(context));
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = refused => return Err(Error::shutting_down(slot.name()).with_source(error)),
@@ -281,6 +274,17 @@ fn needs(order: Order) -> Needs {
 fn cannot_be_drained(source: io::Error) -> Error {
     let text = "the system does not give the thread and the descriptors that its drain will need: raise the limits of the process";
     Error::new(ErrorKind::Init, text).with_source(source).retryable()
+}
+
+impl<R: Resource> Gated for Slot<R> {
+    #[inline]
+    fn gate(&self) -> &Gate {
+        &self.gate
+    }
+
+    fn name(&self) -> &str {
+        &self.facts.name
+    }
 }
 
 #[async_trait]

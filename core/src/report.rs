@@ -483,9 +483,9 @@ struct Columns {
 }
 
 impl Ledger {
-    /// Records are taken in. Returns whether the accounting are still open: once the report has been made they are not, and
+    /// Records are taken in. Returns whether the accounting is still open: once the report has been made they are not, and
     /// the buffer must refuse.
-    #[must_use = "refuse the records when the accounting are closed"]
+    #[must_use = "refuse the records when the accounting is closed"]
     pub fn accepted(&self, count: u64) -> bool {
         let mut open = false;
         self.change(|accounting| {
@@ -496,7 +496,7 @@ impl Ledger {
         open
     }
 
-    /// Pending records are handed to the sink. Returns whether the accounting are open: where they are not, these records were
+    /// Pending records are handed to the sink. Returns whether the accounting is open: where they are not, these records were
     /// reported lost, and must not be written any more.
     pub fn writing(&self, count: u64) -> bool {
         let mut open = false;

@@ -1,21 +1,8 @@
-//! The trait that an adapter implements, and what core gives it while it drains.
+//! The traits that an adapter implements: [`Resource`], and [`Checkouts`] where there is something to check out.
 
-use std::{
-    borrow::Cow,
-    fmt,
-    future::{Future, poll_fn},
-    sync::Arc,
-    time::Duration,
-};
+use std::{future::Future, sync::Arc, time::Duration};
 
-use tokio::{task::JoinSet, time::Instant};
-
-use crate::{
-    Error, ErrorKind, Latency,
-    gate::Gate,
-    plan::RESERVE_FLOOR,
-    report::{Accounting, AtCut, Step, Tally},
-};
+use crate::{Capabilities, Drain, Error, Latency, plan::RESERVE_FLOOR, report::Accounting};
 
 /// Something initialised once and drained once: a pool, a client, a buffer.
 ///
@@ -26,18 +13,23 @@ use crate::{
 /// The methods are plain `async fn`s in the trait, not boxed ones, so that a checkout allocates nothing (C1). Core
 /// keeps resources behind an object-safe trait of its own.
 ///
+/// What has something to check out implements [`Checkouts`] too.
+///
 /// # Where the methods run
-/// [`init`](Self::init) and [`checkout`](Self::checkout) run on the application's runtime. [`goodbye`](Self::goodbye)
+/// [`init`](Self::init) and [`checkout`](Checkouts::checkout) run on the application's runtime. [`goodbye`](Self::goodbye)
 /// and [`cancel`](Self::cancel) run on a thread and a current-thread runtime of their own, which live until the whole
 /// lifecycle is drained: a resource that blocks its thread then costs only itself (L2), and a starved application does
 /// not keep the others from their goodbye. So these two must not use `block_in_place`, and they may wait for tasks of
 /// the application's runtime but must not rely on them alone.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no resource: the lifecycle does not know how to open it and how it says goodbye",
+    label = "a pool of a driver, or a client?",
+    note = "a pool that you have built is wrapped by its adapter: `guard(Postgres::wrap(pool))`, `guard(Redis::wrap(manager))`",
+    note = "a client without an adapter is described by closures: `guard(Client::new(\"orders\", connect).close(|client| ..))`"
+)]
 pub trait Resource: Send + Sync + 'static {
     /// The driver's own pool or client. Always reachable through [`ShutdownGuard::pool`](crate::ShutdownGuard::pool).
     type Pool: Send + Sync + 'static;
-
-    /// What callers use: the driver's own pooled connection or handle.
-    type Checkout: Send + 'static;
 
     /// The name it has in reports, unless the application gives another.
     fn name(&self) -> &str;
@@ -57,23 +49,6 @@ pub trait Resource: Send + Sync + 'static {
         None
     }
 
-    /// Gets one checkout from the pool.
-    ///
-    /// # Cancel safety
-    /// Must be cancel safe: core drops it when draining begins.
-    ///
-    /// # Errors
-    /// The driver's error as the source. Core does not try again.
-    fn checkout(&self, pool: &Self::Pool) -> impl Future<Output = Result<Self::Checkout, Error>> + Send;
-
-    /// Takes back what [`checkout`](Self::checkout) gave. By default it is dropped, which returns it to most pools; an
-    /// adapter that must see what comes back while it drains does so here. Must not block and must not panic: it runs
-    /// in a destructor.
-    fn give_back(&self, pool: &Self::Pool, checkout: Self::Checkout) {
-        let _ = pool;
-        drop(checkout);
-    }
-
     /// Draining has begun, and may come to this resource only later, when what depends on it is over: what must not wait until then is
     /// begun here. By default nothing is. Called at most once in each life of a resource that is initialised, and not always before
     /// [`goodbye`](Self::goodbye) is; must not block, and must not panic.
@@ -89,9 +64,8 @@ pub trait Resource: Send + Sync + 'static {
     /// - asks the server to stop what nobody waits for any more, once that has lasted for [`Drain::grace`]: a statement whose
     ///   future was dropped, and whose checkout is back, would hold up the drain for as long as it takes (L6);
     /// - from [`Drain::until_cut`] on cuts what is left;
-    /// - counts with [`Drain::count_closed`] what the server has closed its side of, with [`Drain::count_unconfirmed`] what was ended where
-    ///   nobody can see that, and with [`Drain::count_cut`] the rest; with [`Drain::count_ended`] what was closed and cut, and what is
-    ///   still open, so that the sum is right at every moment;
+    /// - counts with [`Drain::count`] how each session ended, and how many are still open, so that the sum is right at every
+    ///   moment;
     /// - returns when every checkout is back ([`Drain::until_returned`]) and no session is left: a caller that was connecting
     ///   when draining began may still open one.
     ///
@@ -192,260 +166,53 @@ pub trait Resource: Send + Sync + 'static {
     }
 }
 
+/// A resource whose guard hands out checkouts: what [`ShutdownGuard::get`](crate::ShutdownGuard::get) is for.
+///
+/// Both methods are on the path of every checkout, so they are plain `async fn`s and allocate nothing of their own (C1).
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` has nothing to check out",
+    note = "a `Client` hands out checkouts once it is told how: `.checkout(|pool| async move {{ pool.acquire().await }})`",
+    note = "what it was opened as is reached by `guard.pool().await`"
+)]
+pub trait Checkouts: Resource {
+    /// What callers use: the driver's own pooled connection or handle.
+    type Checkout: Send + 'static;
+
+    /// Gets one checkout from the pool.
+    ///
+    /// # Cancel safety
+    /// Must be cancel safe: core drops it when draining begins.
+    ///
+    /// # Errors
+    /// The driver's error as the source. Core does not try again.
+    fn checkout(&self, pool: &Self::Pool) -> impl Future<Output = Result<Self::Checkout, Error>> + Send;
+
+    /// Takes back what [`checkout`](Self::checkout) gave. By default it is dropped, which returns it to most pools; an
+    /// adapter that must see what comes back while it drains does so here. Must not block and must not panic: it runs
+    /// in a destructor.
+    fn give_back(&self, pool: &Self::Pool, checkout: Self::Checkout) {
+        let _ = pool;
+        drop(checkout);
+    }
+
+    /// How many sessions the pool has open, and how many of them are idle, where that is known: what
+    /// [`ShutdownGuard::status`](crate::ShutdownGuard::status) shows. Must not block. By default it is not known.
+    fn size(&self, pool: &Self::Pool) -> Option<Size> {
+        let _ = pool;
+        None
+    }
+}
+
+/// How many sessions a pool has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::exhaustive_structs, reason = "adapters make it, and a pool has no more to say of its size")]
+pub struct Size {
+    /// That are open.
+    pub open: usize,
+    /// Those of them that nobody has, where that is known.
+    pub idle: Option<usize>,
+}
+
 /// Names one resource among all of the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ResourceId(pub(crate) u64);
-
-/// What a resource can do when it drains. Each field is `true` when the resource can; differences between backends are
-/// data, and the report shows what is missing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Capabilities {
-    /// Says the protocol's goodbye, where closing the socket alone would leave the server guessing.
-    pub goodbye: bool,
-    /// Sees that the server has closed its side. Where it does not, what it ends is called unconfirmed, not closed.
-    pub confirmed_end: bool,
-    /// Stops statements on the server.
-    pub cancel: bool,
-    /// Sees every session, also those that were opened behind the guard's back.
-    pub all_sessions: bool,
-}
-
-impl Capabilities {
-    /// Everything.
-    pub const ALL: Self = Self { goodbye: true, confirmed_end: true, cancel: true, all_sessions: true };
-
-    /// Nothing.
-    pub const NONE: Self = Self { goodbye: false, confirmed_end: false, cancel: false, all_sessions: false };
-
-    /// Of a resource that has no sessions with a server: there is none that it could not end.
-    pub const NO_SESSIONS: Self = Self::ALL;
-
-    /// The same with stopping statements on the server.
-    #[must_use]
-    pub const fn with_cancel(mut self) -> Self {
-        self.cancel = true;
-        self
-    }
-
-    /// The same with seeing that the server has closed its side.
-    #[must_use]
-    pub const fn with_confirmed_end(mut self) -> Self {
-        self.confirmed_end = true;
-        self
-    }
-
-    /// The same with the protocol's goodbye.
-    #[must_use]
-    pub const fn with_goodbye(mut self) -> Self {
-        self.goodbye = true;
-        self
-    }
-
-    /// The same with sight of sessions that were opened behind the guard's back.
-    #[must_use]
-    pub const fn with_all_sessions(mut self) -> Self {
-        self.all_sessions = true;
-        self
-    }
-
-    /// The same without stopping statements on the server.
-    #[must_use]
-    pub const fn without_cancel(mut self) -> Self {
-        self.cancel = false;
-        self
-    }
-
-    /// The same without seeing that the server has closed its side.
-    #[must_use]
-    pub const fn without_confirmed_end(mut self) -> Self {
-        self.confirmed_end = false;
-        self
-    }
-
-    /// The same without the protocol's goodbye.
-    #[must_use]
-    pub const fn without_goodbye(mut self) -> Self {
-        self.goodbye = false;
-        self
-    }
-
-    /// The same without sight of sessions that were opened behind the guard's back.
-    #[must_use]
-    pub const fn without_all_sessions(mut self) -> Self {
-        self.all_sessions = false;
-        self
-    }
-
-    /// What is missing, in words for the report.
-    pub fn missing(&self) -> Vec<Cow<'static, str>> {
-        let Self { goodbye, confirmed_end, cancel, all_sessions } = *self;
-        [
-            (goodbye, "say goodbye"),
-            (confirmed_end, "see the server's end"),
-            (cancel, "cancel statements"),
-            (all_sessions, "see every session"),
-        ]
-        .into_iter()
-        .filter_map(|(can, what)| (!can).then_some(what.into()))
-        .collect()
-    }
-}
-
-/// One drain of one resource, as its adapter sees it: the instants that matter, and where to count.
-///
-/// The counts are in the report even if the adapter hangs afterwards, so an adapter counts each session when it is
-/// sure of it, not at the end.
-pub struct Drain {
-    pub(crate) deadlines: Deadlines,
-    pub(crate) grace: Duration,
-    pub(crate) gate: Arc<Gate>,
-    pub(crate) tally: Arc<Tally>,
-    pub(crate) began: Instant,
-}
-
-/// The instants of one drain, in order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Deadlines {
-    /// Settling ends, cancelling begins.
-    pub(crate) settle: Instant,
-    /// What is left is cut.
-    pub(crate) cut: Instant,
-    /// The resource is left as it is.
-    pub(crate) end: Instant,
-}
-
-/// No further error is quoted beyond this length.
-const MOST_QUOTED: usize = 1000;
-
-impl Drain {
-    /// When the resource is left as it is, whatever it does.
-    pub fn deadline(&self) -> Instant {
-        self.deadlines.end
-    }
-
-    /// How long what nobody waits for may go on, from when draining begins or its checkout comes back: what is about to end is
-    /// let end. Some answers of the server, as [`Resource::latency`] knows it.
-    pub fn grace(&self) -> Duration {
-        self.grace
-    }
-
-    /// Ready when every checkout is back.
-    pub async fn until_returned(&self) {
-        poll_fn(|context| self.gate.poll_settled(context)).await;
-    }
-
-    /// Ready when settling has ended, and the time that is kept for the last resort begins: see [`Resource::reserve`].
-    pub async fn until_cancel(&self) {
-        tokio::time::sleep_until(self.deadlines.settle).await;
-    }
-
-    /// Ready when what is left must be cut, shortly before [`deadline`](Self::deadline).
-    pub async fn until_cut(&self) {
-        tokio::time::sleep_until(self.deadlines.cut).await;
-        self.tally.step(Step::Cut);
-        let (after, out) = (self.began.elapsed(), self.gate.out() as u64);
-        self.tally.change(|known| {
-            known.at_cut.get_or_insert(AtCut { after, out, before: known.sessions.cut });
-        });
-    }
-
-    /// So many sessions are open at this moment, in no other count. Where the drain is left with them, because it has not ended
-    /// in time, has failed or blocks its thread, the report calls them cut: the adapter need not come to that.
-    pub fn set_open(&self, sessions: usize) {
-        self.tally.change(|known| known.open = sessions as u64);
-    }
-
-    /// What has happened since this was last said, at once: so many were closed, so many cut, and so many are still
-    /// [open](Self::set_open).
-    pub fn count_ended(&self, closed: usize, cut: usize, open: usize) {
-        self.tally.change(|known| {
-            known.sessions.closed += closed as u64;
-            known.sessions.cut += cut as u64;
-            known.open = open as u64;
-        });
-    }
-
-    /// So many sessions said goodbye, and the server has closed its side.
-    pub fn count_closed(&self, sessions: usize) {
-        self.tally.change(|known| known.sessions.closed += sessions as u64);
-    }
-
-    /// So many sessions were ended from our side in order, and nobody can see whether the server has closed its own. Where the
-    /// capabilities say that this is so of [all](Capabilities::confirmed_end), what is counted as closed counts as this.
-    pub fn count_unconfirmed(&self, sessions: usize) {
-        self.tally.change(|known| known.sessions.unconfirmed += sessions as u64);
-    }
-
-    /// So many sessions were cut, or are left to the end of the process.
-    pub fn count_cut(&self, sessions: usize) {
-        self.tally.change(|known| known.sessions.cut += sessions as u64);
-    }
-
-    /// So many sessions that the drain itself opened were not seen to end: those that ask a server, or cancel. They are of none of
-    /// the pool's, and in no other count.
-    pub fn count_left_behind(&self, sessions: usize) {
-        self.tally.change(|known| known.sessions.left_behind += sessions as u64);
-    }
-
-    /// Quotes an error in the report, without making the outcome a failure. Several are quoted one after the other, each once.
-    pub fn note(&self, error: &Error) {
-        let text = error.to_string();
-        self.tally.change(|known| match &mut known.error {
-            Some(known) if known.contains(&text) => {}
-            Some(known) if known.len() < MOST_QUOTED => {
-                known.push_str("; ");
-                known.push_str(&text);
-            }
-            // Whoever fails this often has been quoted enough.
-            Some(_) => {}
-            None => known.error = Some(text),
-        });
-    }
-
-    /// Says in the report that something has gone another way than a drain in order: the outcome is
-    /// [`Incomplete`](crate::Outcome::Incomplete), for this reason.
-    pub fn incomplete(&self, reason: String) {
-        self.tally.change(|known| {
-            known.is_incomplete = true;
-            known.reasons.push(reason);
-        });
-    }
-
-    /// Says in the report why something was not done. That alone is no failure.
-    pub fn reason(&self, reason: String) {
-        self.tally.change(|known| known.reasons.push(reason));
-    }
-
-    /// The server was asked to stop so many statements.
-    pub fn count_cancelled(&self, statements: usize) {
-        self.tally.change(|known| known.sessions.cancelled += statements as u64);
-    }
-
-    /// Waits for all of these, each of which asks the server to stop one statement, and counts those that succeed when
-    /// they do.
-    ///
-    /// # Cancel safety
-    /// Those that are not over are aborted when it is dropped; what was counted stands.
-    ///
-    /// # Errors
-    /// The error of the last one that failed.
-    pub async fn await_cancels(&self, mut asking: JoinSet<Result<(), Error>>) -> Result<(), Error> {
-        let mut result = Ok(());
-        while let Some(asked) = asking.join_next().await {
-            let panicked =
-                |error| Error::new(ErrorKind::Panicked, "cancelling a statement panicked").with_source(error);
-            match asked.map_err(panicked).flatten() {
-                Ok(()) => self.count_cancelled(1),
-                Err(error) => result = Err(error),
-            }
-        }
-        result
-    }
-}
-
-impl fmt::Debug for Drain {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Drain").field("deadlines", &self.deadlines).finish_non_exhaustive()
-    }
-}

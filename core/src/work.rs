@@ -30,7 +30,6 @@ impl TrackedWork {
 
 impl Resource for TrackedWork {
     type Pool = ();
-    type Checkout = ();
 
     fn name(&self) -> &str {
         TRACKED_WORK
@@ -41,10 +40,6 @@ impl Resource for TrackedWork {
     }
 
     async fn init(&self) -> Result<(), Error> {
-        Ok(())
-    }
-
-    async fn checkout(&self, (): &()) -> Result<(), Error> {
         Ok(())
     }
 
@@ -226,7 +221,6 @@ impl<E: Into<BoxError>> HookResult for Result<(), E> {
 
 impl Resource for Hook {
     type Pool = ();
-    type Checkout = ();
 
     fn name(&self) -> &str {
         "hook"
@@ -237,10 +231,6 @@ impl Resource for Hook {
     }
 
     async fn init(&self) -> Result<(), Error> {
-        Ok(())
-    }
-
-    async fn checkout(&self, (): &()) -> Result<(), Error> {
         Ok(())
     }
 

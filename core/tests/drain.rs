@@ -13,8 +13,8 @@ use std::{
 
 use tokio::task::JoinSet;
 use winddown_core::{
-    Capabilities, Drain, Error, ErrorKind, Hook, Lifecycle, Outcome, Report, Resource, ResourceId, ShutdownGuard,
-    State, Step,
+    Capabilities, Checkouts, Drain, Error, ErrorKind, Hook, Lifecycle, Outcome, Report, Resource, ResourceId,
+    ShutdownGuard, State, Step,
     memory::{Memory, MemoryPool, MemorySession, Server},
 };
 
@@ -139,14 +139,10 @@ async fn l1_l2_one_that_blocks_its_thread_costs_only_itself_on_a_single_threaded
     struct Blocks;
     impl Resource for Blocks {
         type Pool = ();
-        type Checkout = ();
         fn name(&self) -> &str {
             "blocks"
         }
         async fn init(&self) -> Result<(), Error> {
-            Ok(())
-        }
-        async fn checkout(&self, (): &()) -> Result<(), Error> {
             Ok(())
         }
         async fn goodbye(&self, (): &(), _: &Drain) -> Result<(), Error> {
@@ -155,6 +151,13 @@ async fn l1_l2_one_that_blocks_its_thread_costs_only_itself_on_a_single_threaded
         }
         fn capabilities(&self) -> Capabilities {
             Capabilities::NO_SESSIONS
+        }
+    }
+
+    impl Checkouts for Blocks {
+        type Checkout = ();
+        async fn checkout(&self, (): &()) -> Result<(), Error> {
+            Ok(())
         }
     }
     let lifecycle = Lifecycle::builder().signals(false).budget(USED_UP).build().unwrap();
@@ -180,18 +183,11 @@ struct Keeps {
 
 impl Resource for Keeps {
     type Pool = MemoryPool;
-    type Checkout = MemorySession;
     fn name(&self) -> &str {
         self.memory.name()
     }
     async fn init(&self) -> Result<MemoryPool, Error> {
         self.memory.init().await
-    }
-    async fn checkout(&self, pool: &MemoryPool) -> Result<MemorySession, Error> {
-        self.memory.checkout(pool).await
-    }
-    fn give_back(&self, pool: &MemoryPool, session: MemorySession) {
-        self.memory.give_back(pool, session);
     }
     async fn goodbye(&self, pool: &MemoryPool, drain: &Drain) -> Result<(), Error> {
         self.memory.goodbye(pool, drain).await
@@ -204,6 +200,16 @@ impl Resource for Keeps {
     }
     fn capabilities(&self) -> Capabilities {
         self.memory.capabilities()
+    }
+}
+
+impl Checkouts for Keeps {
+    type Checkout = MemorySession;
+    async fn checkout(&self, pool: &MemoryPool) -> Result<MemorySession, Error> {
+        self.memory.checkout(pool).await
+    }
+    fn give_back(&self, pool: &MemoryPool, session: MemorySession) {
+        self.memory.give_back(pool, session);
     }
 }
 
@@ -311,15 +317,11 @@ async fn s4_what_tracked_work_uses_for_the_first_time_while_draining_may_use_its
     struct Outer(ShutdownGuard<Memory>);
     impl Resource for Outer {
         type Pool = ();
-        type Checkout = ();
         fn name(&self) -> &str {
             "outer"
         }
         async fn init(&self) -> Result<(), Error> {
             self.0.get().await.map(drop)
-        }
-        async fn checkout(&self, (): &()) -> Result<(), Error> {
-            Ok(())
         }
         async fn goodbye(&self, (): &(), _: &Drain) -> Result<(), Error> {
             Ok(())
@@ -329,6 +331,13 @@ async fn s4_what_tracked_work_uses_for_the_first_time_while_draining_may_use_its
         }
         fn capabilities(&self) -> Capabilities {
             Capabilities::NO_SESSIONS
+        }
+    }
+
+    impl Checkouts for Outer {
+        type Checkout = ();
+        async fn checkout(&self, (): &()) -> Result<(), Error> {
+            Ok(())
         }
     }
     let lifecycle = lifecycle();

@@ -9,7 +9,9 @@ use std::{
 };
 
 use tokio::time::{Instant, sleep, timeout};
-use winddown_core::{Capabilities, Drain, Error, ErrorKind, Hook, Lifecycle, Resource, ShutdownGuard, memory::Memory};
+use winddown_core::{
+    Capabilities, Checkouts, Error, ErrorKind, Hook, Lifecycle, Resource, ShutdownGuard, adapter::Drain, memory::Memory,
+};
 
 #[derive(Debug, Clone, Copy)]
 enum Flush {
@@ -27,15 +29,11 @@ struct Holds {
 
 impl Resource for Holds {
     type Pool = ();
-    type Checkout = ();
 
     fn name(&self) -> &str {
         self.name
     }
     async fn init(&self) -> Result<(), Error> {
-        Ok(())
-    }
-    async fn checkout(&self, (): &()) -> Result<(), Error> {
         Ok(())
     }
     async fn goodbye(&self, (): &(), _: &Drain) -> Result<(), Error> {
@@ -56,6 +54,13 @@ impl Resource for Holds {
     }
     fn capabilities(&self) -> Capabilities {
         Capabilities::NO_SESSIONS
+    }
+}
+
+impl Checkouts for Holds {
+    type Checkout = ();
+    async fn checkout(&self, (): &()) -> Result<(), Error> {
+        Ok(())
     }
 }
 

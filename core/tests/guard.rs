@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::sync::Semaphore;
 use winddown_core::{
-    Capabilities, Drain, Error, ErrorKind, Lifecycle, Outcome, Resource,
+    Capabilities, Checkouts, Drain, Error, ErrorKind, Lifecycle, Outcome, Resource,
     memory::{Memory, MemoryPool, MemorySession, Server},
 };
 
@@ -54,7 +54,6 @@ struct Connecting {
 
 impl Resource for Connecting {
     type Pool = MemoryPool;
-    type Checkout = MemorySession;
 
     fn name(&self) -> &str {
         self.memory.name()
@@ -62,18 +61,22 @@ impl Resource for Connecting {
     async fn init(&self) -> Result<MemoryPool, Error> {
         self.memory.init().await
     }
+    async fn goodbye(&self, pool: &MemoryPool, drain: &Drain) -> Result<(), Error> {
+        self.memory.goodbye(pool, drain).await
+    }
+    fn capabilities(&self) -> Capabilities {
+        self.memory.capabilities()
+    }
+}
+
+impl Checkouts for Connecting {
+    type Checkout = MemorySession;
     async fn checkout(&self, pool: &MemoryPool) -> Result<MemorySession, Error> {
         self.permits.acquire().await.unwrap().forget();
         self.memory.checkout(pool).await
     }
     fn give_back(&self, pool: &MemoryPool, session: MemorySession) {
         self.memory.give_back(pool, session);
-    }
-    async fn goodbye(&self, pool: &MemoryPool, drain: &Drain) -> Result<(), Error> {
-        self.memory.goodbye(pool, drain).await
-    }
-    fn capabilities(&self) -> Capabilities {
-        self.memory.capabilities()
     }
 }
 
@@ -121,18 +124,21 @@ async fn debug_shows_the_name_and_the_state_and_nothing_of_the_resource() {
     }
     impl Resource for Secret {
         type Pool = &'static str;
-        type Checkout = &'static str;
         fn name(&self) -> &str {
             "vault"
         }
         async fn init(&self) -> Result<&'static str, Error> {
             Ok("hunter2")
         }
-        async fn checkout(&self, pool: &&'static str) -> Result<&'static str, Error> {
-            Ok(pool)
-        }
         async fn goodbye(&self, _: &&'static str, _: &Drain) -> Result<(), Error> {
             Ok(())
+        }
+    }
+
+    impl Checkouts for Secret {
+        type Checkout = &'static str;
+        async fn checkout(&self, pool: &&'static str) -> Result<&'static str, Error> {
+            Ok(pool)
         }
     }
     let lifecycle = lifecycle();

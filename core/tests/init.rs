@@ -10,7 +10,7 @@ use std::{
 
 use tokio::{sync::Semaphore, task::JoinSet};
 use winddown_core::{
-    Capabilities, Drain, Error, ErrorKind, Lifecycle, Outcome, Reason, Resource, ResourceId, Retry, State,
+    Capabilities, Checkouts, Drain, Error, ErrorKind, Lifecycle, Outcome, Reason, Resource, ResourceId, Retry, State,
     memory::{Memory, MemoryPool, MemorySession, Server},
 };
 
@@ -35,7 +35,6 @@ impl Counted {
 
 impl Resource for Counted {
     type Pool = MemoryPool;
-    type Checkout = MemorySession;
 
     fn name(&self) -> &str {
         self.memory.name()
@@ -46,17 +45,21 @@ impl Resource for Counted {
         (self.then)(attempt)?;
         self.memory.init().await
     }
-    async fn checkout(&self, pool: &MemoryPool) -> Result<MemorySession, Error> {
-        self.memory.checkout(pool).await
-    }
-    fn give_back(&self, pool: &MemoryPool, session: MemorySession) {
-        self.memory.give_back(pool, session);
-    }
     async fn goodbye(&self, pool: &MemoryPool, drain: &Drain) -> Result<(), Error> {
         self.memory.goodbye(pool, drain).await
     }
     fn capabilities(&self) -> Capabilities {
         self.memory.capabilities()
+    }
+}
+
+impl Checkouts for Counted {
+    type Checkout = MemorySession;
+    async fn checkout(&self, pool: &MemoryPool) -> Result<MemorySession, Error> {
+        self.memory.checkout(pool).await
+    }
+    fn give_back(&self, pool: &MemoryPool, session: MemorySession) {
+        self.memory.give_back(pool, session);
     }
 }
 
@@ -217,14 +220,10 @@ async fn a_dependency_of_another_lifecycle_is_an_error_that_says_what_to_do() {
     struct Holds(ResourceId);
     impl Resource for Holds {
         type Pool = ();
-        type Checkout = ();
         fn name(&self) -> &str {
             "holds"
         }
         async fn init(&self) -> Result<(), Error> {
-            Ok(())
-        }
-        async fn checkout(&self, (): &()) -> Result<(), Error> {
             Ok(())
         }
         async fn goodbye(&self, (): &(), _: &Drain) -> Result<(), Error> {
@@ -235,6 +234,13 @@ async fn a_dependency_of_another_lifecycle_is_an_error_that_says_what_to_do() {
         }
         fn capabilities(&self) -> Capabilities {
             Capabilities::NO_SESSIONS
+        }
+    }
+
+    impl Checkouts for Holds {
+        type Checkout = ();
+        async fn checkout(&self, (): &()) -> Result<(), Error> {
+            Ok(())
         }
     }
     let (one, other) = (lifecycle(), lifecycle());
@@ -259,7 +265,6 @@ impl Slow {
 
 impl Resource for Slow {
     type Pool = MemoryPool;
-    type Checkout = MemorySession;
 
     fn name(&self) -> &str {
         self.memory.name()
@@ -267,12 +272,6 @@ impl Resource for Slow {
     async fn init(&self) -> Result<MemoryPool, Error> {
         tokio::time::sleep(self.takes).await;
         self.memory.init().await
-    }
-    async fn checkout(&self, pool: &MemoryPool) -> Result<MemorySession, Error> {
-        self.memory.checkout(pool).await
-    }
-    fn give_back(&self, pool: &MemoryPool, session: MemorySession) {
-        self.memory.give_back(pool, session);
     }
     async fn goodbye(&self, pool: &MemoryPool, drain: &Drain) -> Result<(), Error> {
         self.memory.goodbye(pool, drain).await
@@ -282,6 +281,16 @@ impl Resource for Slow {
     }
     fn address(&self) -> Option<String> {
         Some("db.example:5432".into())
+    }
+}
+
+impl Checkouts for Slow {
+    type Checkout = MemorySession;
+    async fn checkout(&self, pool: &MemoryPool) -> Result<MemorySession, Error> {
+        self.memory.checkout(pool).await
+    }
+    fn give_back(&self, pool: &MemoryPool, session: MemorySession) {
+        self.memory.give_back(pool, session);
     }
 }
 

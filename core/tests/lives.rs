@@ -11,7 +11,7 @@ use std::{
 
 use tokio::time::sleep;
 use winddown_core::{
-    Capabilities, Drain, Error, ErrorKind, Hook, Lifecycle, Outcome, Reason, Resource, State,
+    Capabilities, Checkouts, Drain, Error, ErrorKind, Hook, Lifecycle, Outcome, Reason, Resource, State,
     memory::{Memory, Server},
 };
 
@@ -173,7 +173,6 @@ struct Opened;
 
 impl Resource for Opened {
     type Pool = ();
-    type Checkout = ();
 
     fn name(&self) -> &str {
         "opened"
@@ -187,16 +186,20 @@ impl Resource for Opened {
         Ok(())
     }
 
-    async fn checkout(&self, (): &()) -> Result<(), Error> {
-        Ok(())
-    }
-
     async fn goodbye(&self, (): &(), _: &Drain) -> Result<(), Error> {
         Ok(())
     }
 
     fn capabilities(&self) -> Capabilities {
         Capabilities::NO_SESSIONS
+    }
+}
+
+impl Checkouts for Opened {
+    type Checkout = ();
+
+    async fn checkout(&self, (): &()) -> Result<(), Error> {
+        Ok(())
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{future::pending, time::Duration};
 
 use winddown_core::{
-    Capabilities, Drain, Error, ErrorKind, Lifecycle, Outcome, Report, Resource, ResourceReport,
+    Capabilities, Checkouts, Drain, Error, ErrorKind, Lifecycle, Outcome, Report, Resource, ResourceReport,
     memory::{Memory, Server},
 };
 
@@ -45,15 +45,11 @@ impl Default for Says {
 
 impl Resource for Says {
     type Pool = ();
-    type Checkout = ();
 
     fn name(&self) -> &str {
         "says"
     }
     async fn init(&self) -> Result<(), Error> {
-        Ok(())
-    }
-    async fn checkout(&self, (): &()) -> Result<(), Error> {
         Ok(())
     }
     async fn goodbye(&self, (): &(), drain: &Drain) -> Result<(), Error> {
@@ -77,6 +73,13 @@ impl Resource for Says {
     }
     fn address(&self) -> Option<String> {
         self.address.map(Into::into)
+    }
+}
+
+impl Checkouts for Says {
+    type Checkout = ();
+    async fn checkout(&self, (): &()) -> Result<(), Error> {
+        Ok(())
     }
 }
 
@@ -147,17 +150,20 @@ async fn a_resource_that_says_nothing_of_its_capabilities_can_nothing() {
     struct Plain;
     impl Resource for Plain {
         type Pool = ();
-        type Checkout = ();
         fn name(&self) -> &str {
             "plain"
         }
         async fn init(&self) -> Result<(), Error> {
             Ok(())
         }
-        async fn checkout(&self, (): &()) -> Result<(), Error> {
+        async fn goodbye(&self, (): &(), _: &Drain) -> Result<(), Error> {
             Ok(())
         }
-        async fn goodbye(&self, (): &(), _: &Drain) -> Result<(), Error> {
+    }
+
+    impl Checkouts for Plain {
+        type Checkout = ();
+        async fn checkout(&self, (): &()) -> Result<(), Error> {
             Ok(())
         }
     }

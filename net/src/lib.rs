@@ -1,5 +1,5 @@
 #![doc = include_str!("../README.md")]
-// They panic where the other end is closed: `winddown_core::write_line` does not.
+// They panic where the other end is closed: `winddown_core::adapter::write_line` does not.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
 mod der;
@@ -14,6 +14,6 @@ pub use rustls;
 
 pub use crate::{
     orphans::{run_apart, runtime_is_ending},
-    sessions::{Draining, Driver, End, Held, Session, Sessions, Stop},
+    sessions::{Draining, Driver, Held, Session, Sessions, Stop},
     socket::{Address, Link, Options, Socket, dial, dial_anyway},
 };

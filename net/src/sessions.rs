@@ -25,7 +25,10 @@ use tokio::{
     task::{AbortHandle, JoinSet, yield_now},
     time::{sleep, sleep_until, timeout},
 };
-use winddown_core::{Drain, Error, Latency, Opening, Outdated};
+use winddown_core::{
+    Error,
+    adapter::{Drain, End, Ends, Latency, News, Opening, Outdated, Source},
+};
 
 use crate::{
     Link,
@@ -40,18 +43,6 @@ const LEAVE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// All that happens on a session, to its end.
 pub type Driver = Pin<Box<dyn Future<Output = End> + Send>>;
-
-/// How a session ended.
-#[derive(Debug)]
-#[expect(clippy::exhaustive_enums, reason = "there is no other way")]
-pub enum End {
-    /// With a goodbye, and the server has closed its side.
-    Closed,
-    /// Before it was open, or before the drain, which was only to wait for what it left behind: in no count.
-    Uncounted,
-    /// In any other way, with this error.
-    Failed(Error),
-}
 
 /// All sessions of one pool, each with what the adapter keeps for it, a `P`.
 pub struct Sessions<P> {
@@ -70,7 +61,7 @@ struct Entries<P> {
     open: HashMap<u64, Arc<Session<P>>>,
     /// While draining: those that the drain has not taken over yet.
     fresh: Vec<Arc<Session<P>>>,
-    ended: Ended,
+    ended: Ends,
     /// Why something may run on at a server that was asked for on a session that was given up before any drain.
     runs_on: Option<Error>,
 }
@@ -81,14 +72,7 @@ impl<P> Entries<P> {
         if self.open.remove(&id).is_none() {
             return;
         }
-        match end {
-            End::Closed => self.ended.closed += 1,
-            End::Uncounted => {}
-            End::Failed(error) => {
-                self.ended.cut += 1;
-                self.ended.error = Some(error);
-            }
-        }
+        self.ended.record(end);
     }
 }
 
@@ -99,24 +83,6 @@ enum Phase {
     Draining,
     /// Drained, or given up: nothing is opened any more.
     Over,
-}
-
-/// What has happened since the drain last asked.
-struct News<P> {
-    /// To be taken over.
-    fresh: Vec<Arc<Session<P>>>,
-    ended: Ended,
-    /// How many are open, or being opened.
-    open: usize,
-}
-
-/// Sessions that have ended.
-#[derive(Debug, Default)]
-struct Ended {
-    closed: usize,
-    /// Ended in any other way, the last of them with this error.
-    cut: usize,
-    error: Option<Error>,
 }
 
 /// The task that polls a session, of the application or of nobody any more.
@@ -147,7 +113,7 @@ pub type Stop<P> = fn(Arc<Session<P>>) -> Pin<Box<dyn Future<Output = Result<(),
 
 impl<P> Default for Sessions<P> {
     fn default() -> Self {
-        let (open, ended) = (HashMap::new(), Ended::default());
+        let (open, ended) = (HashMap::new(), Ends::default());
         let state = Entries { phase: Phase::Open, last: 0, open, fresh: Vec::new(), ended, runs_on: None };
         Self {
             state: Mutex::new(state),
@@ -174,7 +140,7 @@ impl<P: Send + Sync + 'static> Sessions<P> {
     pub fn begin_drain(&self) -> Draining<'_, P> {
         let mut state = self.state();
         state.phase = Phase::Draining;
-        state.ended = Ended { error: state.runs_on.take(), ..Ended::default() };
+        state.ended = Ends { error: state.runs_on.take(), ..Ends::default() };
         state.fresh = state.open.values().cloned().collect();
         Draining(self)
     }
@@ -192,12 +158,6 @@ impl<P: Send + Sync + 'static> Sessions<P> {
     /// Which of the sessions a pool is to replace without asking them.
     pub fn outdated(&self) -> &Arc<Outdated> {
         &self.outdated
-    }
-
-    fn news(&self) -> News<P> {
-        let mut state = self.state();
-        let (fresh, ended) = (mem::take(&mut state.fresh), mem::take(&mut state.ended));
-        News { fresh, ended, open: state.open.len() }
     }
 
     /// The sessions that are open, or being opened.
@@ -252,7 +212,7 @@ impl<P: Send + Sync + 'static> Sessions<P> {
     }
 
     /// Nothing is opened any more; what has ended since the drain last asked, and what has not.
-    fn close_book(&self) -> (Ended, Vec<Arc<Session<P>>>) {
+    fn close_book(&self) -> (Ends, Vec<Arc<Session<P>>>) {
         let mut state = self.state();
         state.phase = Phase::Over;
         let (ended, left) = (mem::take(&mut state.ended), mem::take(&mut state.open));
@@ -287,50 +247,69 @@ pub struct Draining<'a, P: Send + Sync + 'static>(&'a Sessions<P>);
 
 impl<P: Send + Sync + 'static> Draining<'_, P> {
     /// Takes over every session and drives it to its end, until all checkouts are back and none is left, or what is left must
-    /// be cut. Counts as it goes. `settled` is called when all checkouts are back; `end` ends a session that is still open at the
-    /// cut, although somebody holds it.
+    /// be cut. Counts as it goes. `all_returned` is called when all checkouts are back; `end` ends a session that is still open
+    /// at the cut, although somebody holds it.
     ///
     /// # Cancel safety
     /// Cancel safe; what was counted stands.
-    pub async fn goodbye<F>(&self, drain: &Drain, settled: impl FnOnce(), end: impl Fn(Arc<Session<P>>) -> F)
+    ///
+    /// # Errors
+    /// That of [`Drain::sessions`].
+    pub async fn goodbye<F>(
+        &self,
+        drain: &Drain,
+        all_returned: impl Fn() + Sync,
+        end: impl Fn(Arc<Session<P>>) -> F,
+    ) -> Result<(), Error>
     where
         F: Future<Output = ()> + Send + 'static,
     {
         let sessions = self.0;
         let _rest = Rest { sessions, drain };
-        let mut driving = JoinSet::new();
-        let mut when_settled = Some(settled);
-        loop {
-            let News { fresh, ended, open } = sessions.news();
-            count(drain, ended, open);
-            for session in fresh {
-                driving.spawn(session.take_over());
-            }
-            if when_settled.is_none() && open == 0 {
-                return;
-            }
-            tokio::select! {
-                () = sessions.changed.notified() => {}
-                () = drain.until_returned(), if when_settled.is_some() => {
-                    if let Some(settled) = when_settled.take() {
-                        settled();
-                    }
-                }
-                () = drain.until_cut() => break,
-            }
+        if drain.sessions(&Book { sessions, all_returned }).await? {
+            return Ok(());
         }
 
         // What is still held by somebody. Half of the time is for its goodbye, the rest for saying how that went.
-        driving.shutdown().await;
+        let mut ending = JoinSet::new();
         for session in sessions.open() {
-            driving.spawn(end(session));
+            ending.spawn(end(session));
         }
         let now = tokio::time::Instant::now();
         let limit = now + drain.deadline().saturating_duration_since(now) / 2;
         tokio::select! {
-            () = async { while driving.join_next().await.is_some() {} } => {}
+            () = async { while ending.join_next().await.is_some() {} } => {}
             () = sleep_until(limit) => {}
         }
+        Ok(())
+    }
+}
+
+/// The sessions as a drain takes them: all that are open, whoever has them, since their sockets must be driven.
+struct Book<'a, P, F> {
+    sessions: &'a Sessions<P>,
+    all_returned: F,
+}
+
+impl<P: Send + Sync + 'static, F: Fn() + Sync> Source for Book<'_, P, F> {
+    type Session = Arc<Session<P>>;
+
+    fn news(&self, _: &Drain) -> News<Arc<Session<P>>> {
+        let mut state = self.sessions.state();
+        let (returned, ends) = (mem::take(&mut state.fresh), mem::take(&mut state.ended));
+        News { returned, ends, open: state.open.len() }
+    }
+
+    async fn changed(&self) {
+        self.sessions.changed.notified().await;
+    }
+
+    fn close(&self, session: Arc<Session<P>>) -> impl Future<Output = ()> + Send + 'static {
+        session.take_over()
+    }
+
+    fn all_returned(&self) {
+        (self.all_returned)();
     }
 }
 
@@ -341,22 +320,28 @@ impl<P: Send + Sync + 'static> Draining<'_, P> {
     ///
     /// # Cancel safety
     /// Cancel safe; what was counted stands.
+    ///
+    /// # Errors
+    /// That of `goodbye`.
     pub async fn stop_abandoned<F>(
         &self,
         drain: &Drain,
-        goodbye: impl Future<Output = ()>,
+        goodbye: impl Future<Output = Result<(), Error>>,
         is_left: impl Fn(&Session<P>) -> bool + Copy,
         stop: impl Fn(Arc<Session<P>>) -> F + Copy,
-    ) where
+    ) -> Result<(), Error>
+    where
         F: Future<Output = Result<usize, Error>>,
     {
         let sessions = self.0;
         let (over, is_over) = watch::channel(false);
         let over = async {
-            goodbye.await;
+            let result = goodbye.await;
             over.send_replace(true);
+            result
         };
         let mut over = pin!(over);
+        let mut result = Ok(());
         let mut settled = false;
         // No tasks: what `stop` holds is given back at the moment when this is dropped.
         let mut stopping = FuturesUnordered::new();
@@ -364,7 +349,7 @@ impl<P: Send + Sync + 'static> Draining<'_, P> {
         loop {
             // What was asked of a server is counted when its answer is there, also where the session is gone sooner.
             if *is_over.borrow() && stopping.is_empty() {
-                return;
+                return result;
             }
             for session in sessions.open() {
                 if !settled && is_left(&session) && looked_after.insert(session.id) {
@@ -397,9 +382,9 @@ impl<P: Send + Sync + 'static> Draining<'_, P> {
                     settled = true;
                     stopping.clear();
                 }
-                () = &mut over, if !*is_over.borrow() => {}
+                ended = &mut over, if !*is_over.borrow() => result = ended,
                 // What is not counted by now is not known.
-                () = drain.until_cut(), if *is_over.borrow() => return,
+                () = drain.until_cut(), if *is_over.borrow() => return result,
             }
         }
     }
@@ -415,18 +400,10 @@ impl<P: Send + Sync + 'static> Drop for Rest<'_, P> {
     fn drop(&mut self) {
         let (mut ended, left) = self.sessions.close_book();
         ended.cut += left.len();
-        count(self.drain, ended, 0);
+        self.drain.count(ended, 0);
         for session in left {
             session.cut();
         }
-    }
-}
-
-fn count(drain: &Drain, ended: Ended, open: usize) {
-    let Ended { closed, cut, error } = ended;
-    drain.count_ended(closed, cut, open);
-    if let Some(error) = error {
-        drain.note(&error);
     }
 }
 
@@ -642,7 +619,7 @@ impl<P: Send + Sync + 'static> Session<P> {
 
     /// Closes the socket as it is, and counts that as a failure with this error.
     pub fn fail(&self, error: Error) {
-        self.end_driver(self.driver.end(), End::Failed(error));
+        self.end_driver(self.driver.end(), End::Cut(Some(error)));
     }
 
     fn stop_task(&self) {

@@ -20,7 +20,7 @@ use tokio::{
     net::{TcpSocket, TcpStream, UnixStream},
     runtime::Handle,
 };
-use winddown_core::{is_out_of_descriptors, out_of_descriptors};
+use winddown_core::adapter::{is_out_of_descriptors, out_of_descriptors};
 
 use crate::spare::{self, Taken};
 

@@ -13,7 +13,7 @@ use std::{
 
 use tokio::sync::watch;
 use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
-use winddown_core::{BoxError, Capabilities, Drain, Error, ErrorKind, Resource};
+use winddown_core::{BoxError, Capabilities, Checkouts, Error, ErrorKind, Resource, adapter::Drain};
 
 use crate::aside::{Aside, watched};
 
@@ -173,7 +173,6 @@ fn not_written(lines: u64, error: impl Into<BoxError>) -> Error {
 
 impl Resource for Appender {
     type Pool = ();
-    type Checkout = ();
 
     fn name(&self) -> &str {
         "log"
@@ -186,10 +185,6 @@ impl Resource for Appender {
     /// It writes from the moment it is built.
     fn opened(&self) -> Option<()> {
         Some(())
-    }
-
-    async fn checkout(&self, (): &()) -> Result<(), Error> {
-        Ok(())
     }
 
     async fn goodbye(&self, (): &(), drain: &Drain) -> Result<(), Error> {
@@ -219,6 +214,14 @@ impl Resource for Appender {
 
     fn drains_last(&self) -> bool {
         true
+    }
+}
+
+impl Checkouts for Appender {
+    type Checkout = ();
+
+    async fn checkout(&self, (): &()) -> Result<(), Error> {
+        Ok(())
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 };
 
 use tokio::sync::{Mutex, oneshot};
-use winddown_core::{Drain, Error, ErrorKind};
+use winddown_core::{Error, ErrorKind, adapter::Drain};
 
 /// Runs one call at a time, each on a thread of its own: not on tokio's blocking threads, for which a runtime waits when
 /// it ends.

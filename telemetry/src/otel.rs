@@ -11,7 +11,7 @@ use opentelemetry_sdk::{
 use tokio::time::Instant;
 #[cfg(feature = "tracing-appender")]
 use winddown_core::ShutdownGuard;
-use winddown_core::{Capabilities, Drain, Error, ErrorKind, Resource, ResourceId};
+use winddown_core::{Capabilities, Checkouts, Error, ErrorKind, Resource, ResourceId, adapter::Drain};
 
 #[cfg(feature = "tracing-appender")]
 use crate::Appender;
@@ -133,7 +133,6 @@ fn end(provider: &dyn Provider, deadline: Instant) -> Result<(), Error> {
 
 impl Resource for OpenTelemetry {
     type Pool = ();
-    type Checkout = ();
 
     fn name(&self) -> &str {
         self.name
@@ -146,10 +145,6 @@ impl Resource for OpenTelemetry {
     /// It records from the moment it is built.
     fn opened(&self) -> Option<()> {
         Some(())
-    }
-
-    async fn checkout(&self, (): &()) -> Result<(), Error> {
-        Ok(())
     }
 
     async fn goodbye(&self, (): &(), drain: &Drain) -> Result<(), Error> {
@@ -176,6 +171,14 @@ impl Resource for OpenTelemetry {
 
     fn capabilities(&self) -> Capabilities {
         Capabilities::NO_SESSIONS
+    }
+}
+
+impl Checkouts for OpenTelemetry {
+    type Checkout = ();
+
+    async fn checkout(&self, (): &()) -> Result<(), Error> {
+        Ok(())
     }
 }
 

@@ -8,7 +8,10 @@ use std::{
 };
 
 use tokio::sync::watch;
-use winddown_core::{Accounting, Capabilities, Drain, Error, Latency, Resource, ResourceId};
+use winddown_core::{
+    Capabilities, Checkouts, Error, Resource, ResourceId,
+    adapter::{Accounting, Drain, Latency, Size},
+};
 
 /// Any resource, with its steps counted, held and made to fail by a [`Director`]. What is not directed is the
 /// resource's own.
@@ -125,7 +128,6 @@ impl Point {
 #[deny(clippy::missing_trait_methods)]
 impl<R: Resource> Resource for Directed<R> {
     type Pool = R::Pool;
-    type Checkout = R::Checkout;
 
     fn name(&self) -> &str {
         self.resource.name()
@@ -142,15 +144,6 @@ impl<R: Resource> Resource for Directed<R> {
 
     fn opened(&self) -> Option<R::Pool> {
         self.resource.opened()
-    }
-
-    async fn checkout(&self, pool: &R::Pool) -> Result<R::Checkout, Error> {
-        self.director.checkout().pass().await;
-        self.resource.checkout(pool).await
-    }
-
-    fn give_back(&self, pool: &R::Pool, checkout: R::Checkout) {
-        self.resource.give_back(pool, checkout);
     }
 
     fn draining(&self, pool: &R::Pool) {
@@ -201,5 +194,22 @@ impl<R: Resource> Resource for Directed<R> {
 
     fn ledger(&self) -> Option<Arc<dyn Accounting>> {
         self.resource.ledger()
+    }
+}
+
+impl<R: Checkouts> Checkouts for Directed<R> {
+    type Checkout = R::Checkout;
+
+    async fn checkout(&self, pool: &R::Pool) -> Result<R::Checkout, Error> {
+        self.director.checkout().pass().await;
+        self.resource.checkout(pool).await
+    }
+
+    fn give_back(&self, pool: &R::Pool, checkout: R::Checkout) {
+        self.resource.give_back(pool, checkout);
+    }
+
+    fn size(&self, pool: &R::Pool) -> Option<Size> {
+        self.resource.size(pool)
     }
 }

@@ -3,12 +3,12 @@
 use std::{fmt, future::Future, time::Duration};
 
 use tokio::sync::{Mutex, MutexGuard};
-use winddown_core::{BoxError, Error, Resource};
+use winddown_core::{BoxError, Checkouts, Error};
 
 use crate::{Stranger, containers::Container, proxy::Proxy};
 
 /// What a checkout of this harness's resource derefs to.
-pub type CheckoutOf<H> = <<H as Harness>::Resource as Resource>::Checkout;
+pub type CheckoutOf<H> = <<H as Harness>::Resource as Checkouts>::Checkout;
 
 /// One backend under test: its resource, its server, and what that server says.
 ///
@@ -19,7 +19,7 @@ pub type CheckoutOf<H> = <<H as Harness>::Resource as Resource>::Checkout;
 /// is one, and fail otherwise; a harness either implements one, or says in [`LACKS`](Self::LACKS) why it cannot. An error that a method returns fails the case.
 pub trait Harness: Send + Sync + Sized + 'static {
     /// The resource under test.
-    type Resource: Resource + fmt::Debug;
+    type Resource: Checkouts + fmt::Debug;
 
     /// What it is called in the names of tests and in the summary: `postgres_17`.
     const NAME: &'static str;

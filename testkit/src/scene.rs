@@ -11,7 +11,7 @@ use tokio::{
     runtime::{Builder, Runtime},
     task::spawn_blocking,
 };
-use winddown_core::{Checkout, Lifecycle, Outcome, Report, Resource, ResourceReport, Retry, ShutdownGuard};
+use winddown_core::{Checkout, Checkouts, Lifecycle, Outcome, Report, ResourceReport, Retry, ShutdownGuard};
 
 use crate::{Directed, Director};
 
@@ -69,14 +69,14 @@ where
 
 /// A lifecycle with one resource in it, called `db`.
 #[derive(Debug)]
-pub struct Scene<R: Resource> {
+pub struct Scene<R: Checkouts> {
     /// The lifecycle.
     pub lifecycle: Lifecycle,
     /// The resource's guard.
     pub db: ShutdownGuard<Directed<R>>,
 }
 
-impl<R: Resource> Scene<R> {
+impl<R: Checkouts> Scene<R> {
     /// With time enough for everything.
     pub fn new(resource: R) -> Self {
         Self::with(BUDGET, &Director::new(), resource)

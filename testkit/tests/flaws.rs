@@ -14,7 +14,7 @@ use libtest_mimic::{Failed, Trial};
 use memory::InMemory;
 use tokio::{runtime::Handle, time::timeout};
 use winddown_core::{
-    BoxError, Capabilities, Drain, Error, ErrorKind, Resource,
+    BoxError, Capabilities, Checkouts, Drain, Error, ErrorKind, Resource,
     memory::{Memory, MemoryPool, MemorySession},
 };
 use winddown_testkit::{Case, Harness, Need, ServerUse, Setup, Stranger, Suite, cases, scene::QUICK};
@@ -138,7 +138,6 @@ impl fmt::Debug for Account {
 
 impl Resource for Account {
     type Pool = MemoryPool;
-    type Checkout = MemorySession;
 
     fn name(&self) -> &str {
         "account"
@@ -167,34 +166,6 @@ impl Resource for Account {
             return pool.map_err(|error| Error::new(ErrorKind::Init, "no room").with_source(error));
         }
         pool
-    }
-
-    async fn checkout(&self, pool: &MemoryPool) -> Result<MemorySession, Error> {
-        /// Forgets what it holds when it is cancelled.
-        struct Leaks(Option<MemorySession>);
-        impl Drop for Leaks {
-            fn drop(&mut self) {
-                mem::forget(self.0.take());
-            }
-        }
-        if self.is(Flaw::LeaksCancelledCheckouts) {
-            let mut leaks = Leaks(Some(pool.get().await?));
-            tokio::task::yield_now().await;
-            return leaks.0.take().ok_or_else(|| Error::new(ErrorKind::Checkout, "it was there"));
-        }
-        let kept = self.kept.lock().unwrap().pop();
-        match kept {
-            Some(session) => Ok(session),
-            None => pool.get().await,
-        }
-    }
-
-    fn give_back(&self, pool: &MemoryPool, session: MemorySession) {
-        if self.is(Flaw::HandsOutTheDead) {
-            self.kept.lock().unwrap().push(session);
-        } else {
-            pool.put(session);
-        }
     }
 
     async fn goodbye(&self, pool: &MemoryPool, drain: &Drain) -> Result<(), Error> {
@@ -295,6 +266,38 @@ impl Resource for Account {
 
     fn capabilities(&self) -> Capabilities {
         self.memory.capabilities()
+    }
+}
+
+impl Checkouts for Account {
+    type Checkout = MemorySession;
+
+    async fn checkout(&self, pool: &MemoryPool) -> Result<MemorySession, Error> {
+        /// Forgets what it holds when it is cancelled.
+        struct Leaks(Option<MemorySession>);
+        impl Drop for Leaks {
+            fn drop(&mut self) {
+                mem::forget(self.0.take());
+            }
+        }
+        if self.is(Flaw::LeaksCancelledCheckouts) {
+            let mut leaks = Leaks(Some(pool.get().await?));
+            tokio::task::yield_now().await;
+            return leaks.0.take().ok_or_else(|| Error::new(ErrorKind::Checkout, "it was there"));
+        }
+        let kept = self.kept.lock().unwrap().pop();
+        match kept {
+            Some(session) => Ok(session),
+            None => pool.get().await,
+        }
+    }
+
+    fn give_back(&self, pool: &MemoryPool, session: MemorySession) {
+        if self.is(Flaw::HandsOutTheDead) {
+            self.kept.lock().unwrap().push(session);
+        } else {
+            pool.put(session);
+        }
     }
 }
 

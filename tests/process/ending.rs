@@ -20,7 +20,7 @@ use axum::{
 };
 use futures_util::{StreamExt, stream};
 use tokio::{net::TcpListener, runtime::Builder, task::spawn_blocking, time::sleep};
-use winddown::{EXIT_AT_DEADLINE, Error, Lifecycle, Outcome, memory::Memory, with_dependent_access};
+use winddown::{EXIT_AT_DEADLINE, Error, Lifecycle, Outcome, adapter::with_dependent_access, memory::Memory};
 use winddown_testkit::child::{Child, ready};
 
 use crate::{cases::cases, lambda::LATE, programs::until_stopped};

@@ -23,7 +23,7 @@ use tokio::{
     time::sleep,
 };
 use winddown::{
-    Capabilities, Drain, Error, Lifecycle, Resource,
+    Capabilities, Checkouts, Drain, Error, Lifecycle, Resource,
     buffer::{BatchWriter, Push},
     lambda::{Flush, Function, LambdaEvent, lambda_runtime, service_fn},
     memory::Memory,
@@ -164,15 +164,11 @@ struct Faulty(Fault);
 
 impl Resource for Faulty {
     type Pool = ();
-    type Checkout = ();
 
     fn name(&self) -> &str {
         "faulty"
     }
     async fn init(&self) -> Result<(), Error> {
-        Ok(())
-    }
-    async fn checkout(&self, (): &()) -> Result<(), Error> {
         Ok(())
     }
     async fn goodbye(&self, (): &(), _: &Drain) -> Result<(), Error> {
@@ -187,6 +183,13 @@ impl Resource for Faulty {
     }
     fn capabilities(&self) -> Capabilities {
         Capabilities::NO_SESSIONS
+    }
+}
+
+impl Checkouts for Faulty {
+    type Checkout = ();
+    async fn checkout(&self, (): &()) -> Result<(), Error> {
+        Ok(())
     }
 }
 
@@ -230,7 +233,6 @@ pub(crate) struct SlowInit;
 
 impl Resource for SlowInit {
     type Pool = ();
-    type Checkout = ();
 
     fn name(&self) -> &str {
         "slow"
@@ -239,14 +241,18 @@ impl Resource for SlowInit {
         ready();
         pending().await
     }
-    async fn checkout(&self, (): &()) -> Result<(), Error> {
-        Ok(())
-    }
     async fn goodbye(&self, (): &(), _: &Drain) -> Result<(), Error> {
         Ok(())
     }
     fn capabilities(&self) -> Capabilities {
         Capabilities::NO_SESSIONS
+    }
+}
+
+impl Checkouts for SlowInit {
+    type Checkout = ();
+    async fn checkout(&self, (): &()) -> Result<(), Error> {
+        Ok(())
     }
 }
 

@@ -17,7 +17,10 @@ use std::{
 use deadpool::managed::{self, Metrics, Object, RecycleError, RecycleResult};
 use mysql_async::{Conn, Opts, OptsBuilder, consts::StatusFlags, prelude::Queryable as _};
 use tokio::{net::lookup_host, runtime::Handle, sync::oneshot, time::timeout};
-use winddown_core::{CredentialsProvider, Error, ErrorKind, IdleCheck, Outdated};
+use winddown_core::{
+    CredentialsProvider, Error, ErrorKind,
+    adapter::{IdleCheck, Outdated},
+};
 
 use crate::{
     error,
@@ -63,12 +66,12 @@ impl fmt::Display for Address {
 }
 
 /// What all steps of opening one session may take together, if there is a limit.
-pub(crate) struct Limit(Option<winddown_core::Opening>);
+pub(crate) struct Limit(Option<winddown_core::adapter::Opening>);
 
 impl Limit {
     /// Begins now, with this address, for errors.
     pub(crate) fn of(whom: impl fmt::Display, limit: Option<Duration>) -> Self {
-        Self(limit.map(|limit| winddown_core::Opening::of(whom, limit)))
+        Self(limit.map(|limit| winddown_core::adapter::Opening::of(whom, limit)))
     }
 
     /// Does one step. Its error where the limit was there first is that of a connection: another address may do.

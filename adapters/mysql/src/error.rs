@@ -76,7 +76,7 @@ pub(crate) fn is_full(failure: &mysql_async::Error) -> bool {
 
 /// Whether the process has no descriptor left for it.
 pub(crate) fn is_out_of_descriptors(failure: &mysql_async::Error) -> bool {
-    matches!(failure, mysql_async::Error::Io(IoError::Io(error)) if winddown_core::is_out_of_descriptors(error))
+    matches!(failure, mysql_async::Error::Io(IoError::Io(error)) if winddown_core::adapter::is_out_of_descriptors(error))
 }
 
 /// Whether the server has looked at who wants in, and refused.
@@ -140,8 +140,8 @@ fn is_tls(error: &io::Error) -> bool {
 /// Why no session could be opened, and what to do about it.
 pub(crate) fn open(failure: mysql_async::Error) -> Error {
     let failure = match failure {
-        mysql_async::Error::Io(IoError::Io(none_left)) if winddown_core::is_out_of_descriptors(&none_left) => {
-            winddown_core::out_of_descriptors(none_left).into()
+        mysql_async::Error::Io(IoError::Io(none_left)) if winddown_core::adapter::is_out_of_descriptors(&none_left) => {
+            winddown_core::adapter::out_of_descriptors(none_left).into()
         }
         failure => failure,
     };

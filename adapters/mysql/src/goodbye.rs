@@ -14,12 +14,12 @@ use tokio::{
     task::JoinSet,
     time::{Instant, sleep, sleep_until, timeout},
 };
-use winddown_core::{Drain, Error};
+use winddown_core::{Error, adapter::Drain};
 
 use crate::{
     connect::Connector,
     error,
-    sessions::{Asked, Ended, Key, News, Server, Sessions, Wanted, Whereabouts},
+    sessions::{Asked, Key, News, Server, Sessions, Wanted, Whereabouts},
     watcher::{Kill, Sight, Watcher, cannot_watch, unproven},
 };
 
@@ -61,7 +61,7 @@ pub(crate) async fn say(connector: &Arc<Connector>, empty: impl Fn() + Send, dra
     loop {
         empty();
         let News { returned, ended, open, held, servers } = sessions.news();
-        count(drain, ended, open);
+        drain.count(ended, open);
         if !returned.is_empty() {
             sessions.want(|wanted| wanted.left += returned.len());
         }
@@ -119,18 +119,8 @@ struct Rest<'a> {
 
 impl Drop for Rest<'_> {
     fn drop(&mut self) {
-        count(self.drain, self.sessions.close_book(), 0);
+        self.drain.count(self.sessions.close_book(), 0);
         self.drain.count_left_behind(self.sessions.watchers());
-    }
-}
-
-fn count(drain: &Drain, ended: Ended, open: usize) {
-    let Ended { closed, unconfirmed, cut, cancelled, error } = ended;
-    drain.count_unconfirmed(unconfirmed);
-    drain.count_ended(closed, cut, open);
-    drain.count_cancelled(cancelled);
-    if let Some(error) = error {
-        drain.note(&error);
     }
 }
 

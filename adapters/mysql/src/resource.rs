@@ -5,7 +5,10 @@ use std::{fmt, sync::Arc, time::Instant};
 use deadpool::Runtime;
 use mysql_async::{Opts, OptsBuilder, Pool as DriverPool, prelude::Queryable as _};
 use rustls::crypto::{CryptoProvider, ring};
-use winddown_core::{Capabilities, Drain, Error, ErrorKind, IdleCheck, Latency, Resource, client_name};
+use winddown_core::{
+    Capabilities, Checkouts, Error, ErrorKind, Resource,
+    adapter::{Drain, IdleCheck, Latency, Size, client_name},
+};
 
 use crate::{
     config::Config,
@@ -93,7 +96,6 @@ fn named(opts: &Opts) -> Opts {
 
 impl Resource for Mysql {
     type Pool = Pool;
-    type Checkout = Connection;
 
     fn name(&self) -> &str {
         "mysql"
@@ -109,14 +111,6 @@ impl Resource for Mysql {
         self.sessions.latency.saw(asked.elapsed());
         connection.is_as_opened();
         Ok(pool)
-    }
-
-    async fn checkout(&self, pool: &Pool) -> Result<Connection, Error> {
-        pool.get().await.map_err(error::checkout)
-    }
-
-    fn give_back(&self, pool: &Pool, connection: Connection) {
-        pool.manager().give_back(connection);
     }
 
     async fn goodbye(&self, pool: &Pool, drain: &Drain) -> Result<(), Error> {
@@ -147,6 +141,23 @@ impl Resource for Mysql {
         let driver = &self.config.driver;
         let tcp = || format!("{}:{}", driver.ip_or_hostname(), driver.tcp_port());
         Some(driver.socket().map_or_else(tcp, str::to_owned))
+    }
+}
+
+impl Checkouts for Mysql {
+    type Checkout = Connection;
+
+    async fn checkout(&self, pool: &Pool) -> Result<Connection, Error> {
+        pool.get().await.map_err(error::checkout)
+    }
+
+    fn give_back(&self, pool: &Pool, connection: Connection) {
+        pool.manager().give_back(connection);
+    }
+
+    fn size(&self, pool: &Pool) -> Option<Size> {
+        let status = pool.status();
+        Some(Size { open: status.size, idle: Some(status.available) })
     }
 }
 

@@ -22,7 +22,10 @@ use tokio::{
     sync::{Notify, watch},
     time::timeout,
 };
-use winddown_core::{Error, ErrorKind, Latency, SpareDescriptors};
+use winddown_core::{
+    Error, ErrorKind,
+    adapter::{End, Ends, Latency, SpareDescriptors},
+};
 
 use crate::{
     connect::{Address, Connection},
@@ -76,7 +79,7 @@ struct SessionTable {
     is_full: bool,
     /// Why nobody can ask a server now.
     why_unseen: Option<Error>,
-    ended: Ended,
+    ended: Ends,
     /// How many of those who watch have a session that was not seen to end.
     watchers: usize,
     /// When the drain began.
@@ -89,28 +92,8 @@ impl SessionTable {
         if self.open.remove(&key).is_none() {
             return;
         }
-        match end {
-            End::Uncounted => {}
-            End::Closed => self.ended.closed += 1,
-            End::Unconfirmed => self.ended.unconfirmed += 1,
-            End::Cut(error) => {
-                self.ended.cut += 1;
-                self.ended.error = error.or_else(|| self.ended.error.take());
-            }
-        }
+        self.ended.record(end);
     }
-}
-
-/// How a session ended.
-enum End {
-    /// The server does not list it any more, and did not have to be told.
-    Closed,
-    /// It said goodbye, and nobody can see whether the server has closed its side.
-    Unconfirmed,
-    /// In any other way; with an error, if there is one.
-    Cut(Option<Error>),
-    /// Before the drain.
-    Uncounted,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -207,7 +190,7 @@ enum Standing {
 pub(crate) struct News {
     /// To be said goodbye to.
     pub(crate) returned: Vec<(Key, Conn)>,
-    pub(crate) ended: Ended,
+    pub(crate) ended: Ends,
     /// How many are in the book.
     pub(crate) open: usize,
     /// How many of them somebody has, or is about to have.
@@ -221,20 +204,6 @@ pub(crate) struct Whereabouts {
     pub(crate) server: Arc<Server>,
     /// Nobody has some of them.
     pub(crate) abandoned: bool,
-}
-
-/// Sessions that have ended.
-#[derive(Debug, Default)]
-pub(crate) struct Ended {
-    /// The server does not list them any more, and did not have to be told.
-    pub(crate) closed: usize,
-    /// They said goodbye, and nobody can see whether the server has closed its side.
-    pub(crate) unconfirmed: usize,
-    /// Ended in any other way, the last of them with this error.
-    pub(crate) cut: usize,
-    /// Statements that the server was told to stop.
-    pub(crate) cancelled: usize,
-    pub(crate) error: Option<Error>,
 }
 
 /// What somebody who watches a server asks about.
@@ -454,7 +423,7 @@ impl Sessions {
             let mut state = self.state();
             state.phase = Phase::Draining;
             state.draining_since = Some(Instant::now());
-            state.ended = Ended::default();
+            state.ended = Ends::default();
             state.why_unseen = None;
             state.watchers = 0;
             mem::take(&mut state.needs_reset)
@@ -650,7 +619,7 @@ impl Sessions {
     }
 
     /// Nothing is opened any more, and what is still in the book is cut.
-    pub(crate) fn close_book(&self) -> Ended {
+    pub(crate) fn close_book(&self) -> Ends {
         let (ended, returned) = {
             let mut state = self.state();
             state.phase = Phase::Over;

@@ -7,7 +7,10 @@ use std::{
 
 use mysql_async::{Conn, Opts, Pool};
 use tokio::{runtime::Handle, task::JoinSet, time::timeout};
-use winddown_core::{Capabilities, Drain, Error, ErrorKind, Latency, Resource};
+use winddown_core::{
+    Capabilities, Checkouts, Error, ErrorKind, Resource,
+    adapter::{Drain, Latency},
+};
 
 use crate::{
     config::CONNECT_TIMEOUT,
@@ -44,7 +47,6 @@ impl Wrapped {
 
 impl Resource for Wrapped {
     type Pool = Pool;
-    type Checkout = Conn;
 
     fn name(&self) -> &str {
         "mysql"
@@ -56,45 +58,6 @@ impl Resource for Wrapped {
 
     fn opened(&self) -> Option<Pool> {
         Some(self.pool.clone())
-    }
-
-    async fn checkout(&self, pool: &Pool) -> Result<Conn, Error> {
-        self.life.get_or_init(|| runtimes::current(&self.connector));
-        let mut conn = pool.get_conn().await.map_err(|source| {
-            let text = if self.is_over() {
-                "the runtime has ended that the driver's pool was first used in, and the pool with it: `Mysql::new` makes one \
-                 that outlives runtimes"
-            } else {
-                "no connection"
-            };
-            error(ErrorKind::Checkout, text, source)
-        })?;
-        self.connector.adopt(&mut conn).await?;
-        Ok(conn)
-    }
-
-    /// In the background it becomes what it was when it was opened: the driver's own reset leaves it in another database, and
-    /// with another character set.
-    fn give_back(&self, _: &Pool, mut conn: Conn) {
-        let sessions = &self.connector.sessions;
-        sessions.seen_back(conn.id(), conn.is_disconnected());
-        let runtime = Handle::try_current().ok().filter(|_| !conn.is_disconnected() && sessions.is_open());
-        let Some(runtime) = runtime else { return };
-        let connector = Arc::clone(&self.connector);
-        runtime.spawn(async move {
-            let opts = &connector.opts;
-            let home = Home::by(opts);
-            // Dropped at its limit, the connection is not used again.
-            let reset = opts.pool_opts().reset_connection();
-            match timeout(TIDY_PATIENCE, home.restore(&mut conn, opts, reset, &connector.separately)).await {
-                Ok(Ok(_)) => conn.reset_connection(false),
-                Ok(Err(failure)) => {
-                    tracing::debug!(session = conn.id(), error = %failure, "a connection is not used again");
-                    let _ = timeout(LEAVE_PATIENCE, conn.disconnect()).await;
-                }
-                Err(_) => {}
-            }
-        });
     }
 
     async fn goodbye(&self, pool: &Pool, drain: &Drain) -> Result<(), Error> {
@@ -140,6 +103,49 @@ impl Resource for Wrapped {
 
     fn latency(&self) -> Option<Arc<Latency>> {
         Some(Arc::clone(&self.connector.sessions.latency))
+    }
+}
+
+impl Checkouts for Wrapped {
+    type Checkout = Conn;
+
+    async fn checkout(&self, pool: &Pool) -> Result<Conn, Error> {
+        self.life.get_or_init(|| runtimes::current(&self.connector));
+        let mut conn = pool.get_conn().await.map_err(|source| {
+            let text = if self.is_over() {
+                "the runtime has ended that the driver's pool was first used in, and the pool with it: `Mysql::new` makes one \
+                 that outlives runtimes"
+            } else {
+                "no connection"
+            };
+            error(ErrorKind::Checkout, text, source)
+        })?;
+        self.connector.adopt(&mut conn).await?;
+        Ok(conn)
+    }
+
+    /// In the background it becomes what it was when it was opened: the driver's own reset leaves it in another database, and
+    /// with another character set.
+    fn give_back(&self, _: &Pool, mut conn: Conn) {
+        let sessions = &self.connector.sessions;
+        sessions.seen_back(conn.id(), conn.is_disconnected());
+        let runtime = Handle::try_current().ok().filter(|_| !conn.is_disconnected() && sessions.is_open());
+        let Some(runtime) = runtime else { return };
+        let connector = Arc::clone(&self.connector);
+        runtime.spawn(async move {
+            let opts = &connector.opts;
+            let home = Home::by(opts);
+            // Dropped at its limit, the connection is not used again.
+            let reset = opts.pool_opts().reset_connection();
+            match timeout(TIDY_PATIENCE, home.restore(&mut conn, opts, reset, &connector.separately)).await {
+                Ok(Ok(_)) => conn.reset_connection(false),
+                Ok(Err(failure)) => {
+                    tracing::debug!(session = conn.id(), error = %failure, "a connection is not used again");
+                    let _ = timeout(LEAVE_PATIENCE, conn.disconnect()).await;
+                }
+                Err(_) => {}
+            }
+        });
     }
 }
 

@@ -9,7 +9,7 @@ use tokio_postgres::{
     Client,
     config::{Host, LoadBalanceHosts},
 };
-use winddown_core::{CredentialsProvider, Error, ErrorKind, Opening};
+use winddown_core::{CredentialsProvider, Error, ErrorKind, adapter::Opening};
 use winddown_net::{Address, Options};
 
 use crate::{

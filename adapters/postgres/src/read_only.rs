@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use winddown_core::Outdated;
+use winddown_core::adapter::Outdated;
 
 /// Follows what the server sends on one session.
 #[derive(Debug)]

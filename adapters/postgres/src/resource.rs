@@ -13,7 +13,10 @@ use deadpool_postgres::{Client, Hook, HookError, Manager, ManagerConfig, Pool, R
 use tokio::{task::JoinSet, time::timeout};
 #[cfg(feature = "buffer")]
 use winddown_core::Checkout;
-use winddown_core::{Capabilities, Drain, Error, ErrorKind, IdleCheck, Latency, Resource, client_name};
+use winddown_core::{
+    Capabilities, Checkouts, Error, ErrorKind, Resource,
+    adapter::{Drain, IdleCheck, Latency, Size, client_name},
+};
 
 use crate::{
     config::Config,
@@ -175,7 +178,6 @@ pub(crate) fn abandon(checkout: Checkout<Postgres>) {
 
 impl Resource for Postgres {
     type Pool = Pool;
-    type Checkout = Client;
 
     fn name(&self) -> &str {
         "postgres"
@@ -202,51 +204,6 @@ impl Resource for Postgres {
         }
     }
 
-    async fn checkout(&self, pool: &Pool) -> Result<Client, Error> {
-        loop {
-            let client = pool.get().await;
-            let client = client.map_err(|failure| error(ErrorKind::Checkout, "no connection", failure.into()))?;
-            match &self.source {
-                Source::Config { config, idle_check, .. } if idle_check.take_suspect(&client.statement_cache) => {
-                    let asked = Instant::now();
-                    let answer = timeout(config.check_timeout, client.simple_query("")).await;
-                    if let Ok(Ok(_)) = answer {
-                        self.sessions.latency().saw(asked.elapsed());
-                        return Ok(client);
-                    }
-                    if answer.is_err() {
-                        // The others would take as long to show the same.
-                        self.sessions.outdated().unused_until_now();
-                    }
-                    tracing::debug!("a connection did not answer after a rest, replacing it");
-                    drop(Client::take(client));
-                }
-                Source::Config { .. } => return Ok(client),
-                Source::Wrapped(wrapped) => {
-                    wrapped.hands_out(&client);
-                    return Ok(client);
-                }
-            }
-        }
-    }
-
-    fn give_back(&self, pool: &Pool, client: Client) {
-        #[cfg(feature = "buffer")]
-        if ABANDONS.get() {
-            return self.abandon(client);
-        }
-        match &self.source {
-            Source::Config { pooled, .. } => {
-                // To a pool that is closed it says goodbye, which ends everything.
-                if !pool.is_closed() {
-                    pooled.comes_back(&client);
-                }
-                drop(client);
-            }
-            Source::Wrapped(wrapped) => wrapped.give_back(client),
-        }
-    }
-
     async fn goodbye(&self, pool: &Pool, drain: &Drain) -> Result<(), Error> {
         if let Source::Wrapped(wrapped) = &self.source {
             return wrapped.goodbye(drain).await;
@@ -258,8 +215,7 @@ impl Resource for Postgres {
         pool.close();
         // Once more when all are back: a caller that waited for a connection and has gone leaves it in the closed pool.
         let is_left = |session: &Session| session.is_abandoned() && session.part().is_busy();
-        draining.stop_abandoned(drain, draining.goodbye(drain, empty, end), is_left, stop).await;
-        Ok(())
+        draining.stop_abandoned(drain, draining.goodbye(drain, empty, end), is_left, stop).await
     }
 
     async fn cancel(&self, _: &Pool, drain: &Drain) -> Result<(), Error> {
@@ -321,6 +277,60 @@ impl Resource for Postgres {
             Source::Config { config, .. } => hosts(&config.driver),
             Source::Wrapped(_) => None,
         }
+    }
+}
+
+impl Checkouts for Postgres {
+    type Checkout = Client;
+
+    async fn checkout(&self, pool: &Pool) -> Result<Client, Error> {
+        loop {
+            let client = pool.get().await;
+            let client = client.map_err(|failure| error(ErrorKind::Checkout, "no connection", failure.into()))?;
+            match &self.source {
+                Source::Config { config, idle_check, .. } if idle_check.take_suspect(&client.statement_cache) => {
+                    let asked = Instant::now();
+                    let answer = timeout(config.check_timeout, client.simple_query("")).await;
+                    if let Ok(Ok(_)) = answer {
+                        self.sessions.latency().saw(asked.elapsed());
+                        return Ok(client);
+                    }
+                    if answer.is_err() {
+                        // The others would take as long to show the same.
+                        self.sessions.outdated().unused_until_now();
+                    }
+                    tracing::debug!("a connection did not answer after a rest, replacing it");
+                    drop(Client::take(client));
+                }
+                Source::Config { .. } => return Ok(client),
+                Source::Wrapped(wrapped) => {
+                    wrapped.hands_out(&client);
+                    return Ok(client);
+                }
+            }
+        }
+    }
+
+    fn give_back(&self, pool: &Pool, client: Client) {
+        #[cfg(feature = "buffer")]
+        if ABANDONS.get() {
+            return self.abandon(client);
+        }
+        match &self.source {
+            Source::Config { pooled, .. } => {
+                // To a pool that is closed it says goodbye, which ends everything.
+                if !pool.is_closed() {
+                    pooled.comes_back(&client);
+                }
+                drop(client);
+            }
+            Source::Wrapped(wrapped) => wrapped.give_back(client),
+        }
+    }
+
+    fn size(&self, pool: &Pool) -> Option<Size> {
+        let status = pool.status();
+        Some(Size { open: status.size, idle: Some(status.available) })
     }
 }
 

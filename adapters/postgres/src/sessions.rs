@@ -22,8 +22,11 @@ use tokio_postgres::{
     CancelToken, Client, SimpleQueryMessage,
     config::{SslMode, SslNegotiation, TargetSessionAttrs},
 };
-use winddown_core::{Error, ErrorKind, Opening, Outdated};
-use winddown_net::{Address, End, Held, Options, Socket, dial, dial_anyway, run_apart, runtime_is_ending};
+use winddown_core::{
+    Error, ErrorKind,
+    adapter::{End, Opening, Outdated},
+};
+use winddown_net::{Address, Held, Options, Socket, dial, dial_anyway, run_apart, runtime_is_ending};
 
 use crate::{
     error::Failure,
@@ -380,7 +383,7 @@ async fn live(
             Ok(()) => End::Closed,
             Err(source) => {
                 let text = "a session ended without a goodbye, in the middle of what nobody has read";
-                End::Failed(Error::new(ErrorKind::Incomplete, text).with_source(source))
+                End::Cut(Some(Error::new(ErrorKind::Incomplete, text).with_source(source)))
             }
         };
     };
@@ -413,7 +416,7 @@ async fn lost(session: &Weak<Session>, error: tokio_postgres::Error) -> End {
             return End::Uncounted;
         }
     }
-    End::Failed(why)
+    End::Cut(Some(why))
 }
 
 /// How the driver's connection ended; none where it stands still, since its caller does not read what nobody need read any more.

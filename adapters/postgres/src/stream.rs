@@ -22,7 +22,7 @@ use tokio::{
 use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect, TlsStream};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use winddown_core::Outdated;
+use winddown_core::adapter::Outdated;
 use winddown_net::Socket;
 
 use crate::read_only::Watch;

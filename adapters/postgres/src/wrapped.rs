@@ -10,7 +10,7 @@ use deadpool_postgres::{Client, ClientWrapper, Pool};
 use tokio::{sync::Notify, task::JoinSet};
 use tokio_postgres::{CancelToken, config::SslNegotiation};
 use tokio_postgres_rustls::MakeRustlsConnect;
-use winddown_core::{Drain, Error, ErrorKind};
+use winddown_core::{Error, ErrorKind, adapter::Drain};
 
 use crate::{
     error::error,

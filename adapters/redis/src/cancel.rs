@@ -15,7 +15,7 @@ use tokio::{
     sync::Mutex as AsyncMutex,
     time::{Instant, timeout_at},
 };
-use winddown_core::{Drain, Error, ErrorKind};
+use winddown_core::{Error, ErrorKind, adapter::Drain};
 use winddown_net::Address;
 
 use crate::{
@@ -466,7 +466,7 @@ mod tests {
     use std::{convert::Infallible, future::pending};
 
     use tokio::{io::AsyncReadExt as _, net::TcpListener, sync::Notify};
-    use winddown_core::{Lifecycle, Resource};
+    use winddown_core::{Checkouts, Lifecycle, Resource};
     use winddown_net::{Options, dial};
 
     use super::*;
@@ -481,7 +481,6 @@ mod tests {
 
     impl Resource for Hangs {
         type Pool = ();
-        type Checkout = Infallible;
 
         fn name(&self) -> &str {
             "hangs"
@@ -489,14 +488,6 @@ mod tests {
 
         async fn init(&self) -> Result<(), Error> {
             Ok(())
-        }
-
-        async fn checkout(&self, (): &()) -> Result<Infallible, Error> {
-            Err(Error::new(ErrorKind::Checkout, "it has none"))
-        }
-
-        fn give_back(&self, (): &(), nothing: Infallible) {
-            match nothing {}
         }
 
         async fn goodbye(&self, (): &(), drain: &Drain) -> Result<(), Error> {
@@ -509,6 +500,18 @@ mod tests {
             self.prepared.line(&self.server).lock().await.open = open;
             self.is_open.notify_one();
             pending().await
+        }
+    }
+
+    impl Checkouts for Hangs {
+        type Checkout = Infallible;
+
+        async fn checkout(&self, (): &()) -> Result<Infallible, Error> {
+            Err(Error::new(ErrorKind::Checkout, "it has none"))
+        }
+
+        fn give_back(&self, (): &(), nothing: Infallible) {
+            match nothing {}
         }
     }
 

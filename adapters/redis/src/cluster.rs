@@ -23,7 +23,7 @@ use redis::{
     cluster_routing::{MultipleNodeRoutingInfo, ResponsePolicy, RoutingInfo},
 };
 use tokio::time::timeout;
-use winddown_core::{Error, ErrorKind, IdleCheck};
+use winddown_core::{Error, ErrorKind, adapter::IdleCheck};
 
 use crate::{
     config::Config,

@@ -4,7 +4,7 @@ use std::{env, fmt, str::FromStr, sync::Arc, time::Duration};
 
 use deadpool::managed::PoolConfig;
 use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, aio::AsyncPushSender};
-use winddown_core::{CredentialsProvider, Error, ErrorKind, client_name};
+use winddown_core::{CredentialsProvider, Error, ErrorKind, adapter::client_name};
 use winddown_net::{Options, tls::Check};
 
 #[cfg(feature = "cluster")]

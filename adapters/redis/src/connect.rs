@@ -9,7 +9,10 @@ use redis::{
 };
 use tokio::{io::AsyncWriteExt as _, net::lookup_host};
 use tokio_util::codec::Framed;
-use winddown_core::{Credentials, Error, ErrorKind, Ledger, Opening, Outdated};
+use winddown_core::{
+    Credentials, Error, ErrorKind,
+    adapter::{Ledger, Opening, Outdated},
+};
 use winddown_net::{Address, Options, Socket, dial, dial_anyway};
 
 use crate::{

@@ -17,7 +17,7 @@ use tokio::{
     task::coop::{consume_budget, unconstrained},
     time::timeout,
 };
-use winddown_core::Ledger;
+use winddown_core::adapter::Ledger;
 use winddown_net::Held;
 
 use crate::{

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use winddown_core::Ledger;
+use winddown_core::adapter::Ledger;
 
 use crate::{mailbox::Verdict, stream::Activity};
 
@@ -17,7 +17,7 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
-    /// The command is accepted; `None` where the accounting are closed, and it must not be.
+    /// The command is accepted; `None` where the accounting is closed, and it must not be.
     pub(crate) fn accept(ledger: &Arc<Ledger>) -> Option<Self> {
         ledger.accepted(1).then(|| Self { ledger: Arc::clone(ledger), place: None, settled: false })
     }

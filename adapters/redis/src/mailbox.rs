@@ -15,7 +15,7 @@ use std::{
 
 use redis::RedisResult;
 use tokio::sync::OwnedSemaphorePermit;
-use winddown_core::Outdated;
+use winddown_core::adapter::Outdated;
 
 use crate::{
     error::closed,

@@ -13,7 +13,7 @@ use deadpool::{
 };
 use redis::aio::ConnectionManager;
 use tokio::{sync::Mutex as AsyncMutex, time::timeout};
-use winddown_core::{Error, ErrorKind, IdleCheck};
+use winddown_core::{Error, ErrorKind, adapter::IdleCheck};
 
 #[cfg(feature = "cluster")]
 use crate::cluster::Cluster;

@@ -3,7 +3,10 @@
 use std::{fmt, pin::pin, sync::Arc, time::Instant};
 
 use redis::aio::ConnectionManager;
-use winddown_core::{Accounting, Capabilities, Drain, Error, ErrorKind, Latency, LedgerSlot, Resource};
+use winddown_core::{
+    Capabilities, Checkouts, Error, ErrorKind, Resource,
+    adapter::{Accounting, Drain, Latency, LedgerSlot, Size},
+};
 
 use crate::{
     cancel::{Prepared, may_unblock},
@@ -100,7 +103,6 @@ impl Redis {
 
 impl Resource for Redis {
     type Pool = Pool;
-    type Checkout = Connection;
 
     fn name(&self) -> &str {
         "redis"
@@ -138,17 +140,6 @@ impl Resource for Redis {
         }
     }
 
-    async fn checkout(&self, pool: &Pool) -> Result<Connection, Error> {
-        pool.get().await.map_err(|error| match error.kind() {
-            ErrorKind::ShuttingDown | ErrorKind::Checkout => error,
-            _ => {
-                let passes = error.is_retryable();
-                let error = Error::new(ErrorKind::Checkout, "no connection").with_source(error);
-                if passes { error.retryable() } else { error }
-            }
-        })
-    }
-
     fn draining(&self, _: &Pool) {
         self.waits.begin_drain(&self.sessions);
     }
@@ -166,7 +157,7 @@ impl Resource for Redis {
         let goodbye = async {
             let mut leaving = pin!(draining.goodbye(drain, || pool.settled(), end));
             let staying = tokio::select! {
-                () = &mut leaving => return,
+                left = &mut leaving => return left,
                 staying = self.prepared.staying(&self.sessions) => staying,
             };
             // What is being opened when the last session leaves is opened, so that it can be closed.
@@ -176,11 +167,11 @@ impl Resource for Redis {
                     () = drain.until_cut() => {}
                 }
             };
-            tokio::join!(leaving, preparing);
+            tokio::join!(leaving, preparing).0
         };
-        draining.stop_abandoned(drain, goodbye, |session| session.part().is_left(), stop).await;
+        let result = draining.stop_abandoned(drain, goodbye, |session| session.part().is_left(), stop).await;
         tokio::join!(self.prepared.close(Some(drain)), self.waits.settle(drain));
-        Ok(())
+        result
     }
 
     async fn cancel(&self, _: &Pool, drain: &Drain) -> Result<(), Error> {
@@ -216,6 +207,26 @@ impl Resource for Redis {
             Source::Config(_) => Some(self.ledgers.restart()),
             Source::Wrapped(_) => None,
         }
+    }
+}
+
+impl Checkouts for Redis {
+    type Checkout = Connection;
+
+    async fn checkout(&self, pool: &Pool) -> Result<Connection, Error> {
+        pool.get().await.map_err(|error| match error.kind() {
+            ErrorKind::ShuttingDown | ErrorKind::Checkout => error,
+            _ => {
+                let passes = error.is_retryable();
+                let error = Error::new(ErrorKind::Checkout, "no connection").with_source(error);
+                if passes { error.retryable() } else { error }
+            }
+        })
+    }
+
+    fn size(&self, pool: &Pool) -> Option<Size> {
+        let status = pool.status()?;
+        Some(Size { open: status.size, idle: Some(status.available) })
     }
 }
 

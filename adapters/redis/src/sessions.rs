@@ -19,8 +19,11 @@ use std::{
 
 use redis::{AsyncConnectionConfig, RedisConnectionInfo, Value, aio::MultiplexedConnection};
 use tokio::sync::{Semaphore, oneshot};
-use winddown_core::{Error, ErrorKind, Opening};
-use winddown_net::{End, Socket};
+use winddown_core::{
+    Error, ErrorKind,
+    adapter::{End, Opening},
+};
+use winddown_net::Socket;
 
 use crate::{
     connect::{Connector, Dialogue, Endpoint},
@@ -295,7 +298,7 @@ impl<D> Exchange<D> {
         if self.activity.has_ended() && self.mailbox.unanswered() == 0 {
             return End::Closed;
         }
-        End::Failed(error(ErrorKind::Incomplete, "a session ended without a goodbye", closed()))
+        End::Cut(Some(error(ErrorKind::Incomplete, "a session ended without a goodbye", closed())))
     }
 }
 

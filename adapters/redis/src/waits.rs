@@ -18,7 +18,7 @@ use tokio::{
     task::JoinSet,
     time::{Instant, timeout_at},
 };
-use winddown_core::Drain;
+use winddown_core::adapter::Drain;
 
 use crate::{
     cancel::Prepared,

@@ -1,7 +1,7 @@
 //! A connection manager that the application built: what can be done for it from outside.
 
 use redis::aio::ConnectionManager;
-use winddown_core::{Drain, Error, ErrorKind};
+use winddown_core::{Error, ErrorKind, adapter::Drain};
 
 use crate::error::error;
 

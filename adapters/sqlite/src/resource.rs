@@ -2,24 +2,36 @@
 
 #[cfg(feature = "buffer")]
 use std::time::Duration;
-use std::{fmt, ops::Deref, path::PathBuf, sync::Arc, thread, time::Instant};
+use std::{
+    fmt,
+    future::Future,
+    mem,
+    ops::Deref,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::Instant,
+};
 
 use deadpool_sqlite::{
     Hook, HookError, InteractError, Object, Pool, Runtime,
     rusqlite::{self, InterruptHandle},
 };
+use tokio::task::spawn_blocking;
 #[cfg(feature = "buffer")]
 use tokio::time::timeout;
-use tokio::{
-    task::{JoinSet, spawn_blocking},
-    time::sleep_until,
+use winddown_core::{
+    Capabilities, Checkouts, Error, ErrorKind, Resource,
+    adapter::{Drain, Latency, News, Size, Source as _},
 };
-use winddown_core::{Capabilities, Drain, Error, ErrorKind, Latency, Resource};
 
 use crate::{
     config::Config,
     error::{self, error},
-    sessions::{Abandoned, Caller, News, Phase, Running, Sessions, is_at_rest, leave, sweep},
+    sessions::{Abandoned, Caller, Phase, Running, Session, Sessions, is_at_rest, leave, sweep},
 };
 
 /// A database file as a resource.
@@ -148,7 +160,6 @@ fn prepare(connection: &rusqlite::Connection, config: &Config, sessions: &Arc<Se
 
 impl Resource for Sqlite {
     type Pool = Pool;
-    type Checkout = Connection;
 
     fn name(&self) -> &str {
         "sqlite"
@@ -171,89 +182,40 @@ impl Resource for Sqlite {
         }
     }
 
-    async fn checkout(&self, pool: &Pool) -> Result<Connection, Error> {
-        let no_connection =
-            |failure: deadpool_sqlite::PoolError| error(ErrorKind::Checkout, "no connection", failure.into());
-        let mut object = pool.get().await.map_err(no_connection)?;
-        if let Source::Wrapped { at, .. } = self.source {
-            // Who takes from such a pool directly may have left something. One that is new is as its pool makes it.
-            while Object::metrics(&object).recycle_count > 0 && !is_at_rest(&object) {
-                leave(Object::take(object));
-                object = pool.get().await.map_err(no_connection)?;
-            }
-            self.sessions.recognise(&object, at);
-        }
-        let number = self.sessions.next_checkout();
-        Ok(Connection { object, sessions: Arc::clone(&self.sessions), number, is_left: false })
-    }
-
-    fn give_back(&self, _: &Pool, connection: Connection) {
-        self.sessions.give_back(connection.object, connection.number, connection.is_left);
-    }
-
     async fn goodbye(&self, pool: &Pool, drain: &Drain) -> Result<(), Error> {
         let sessions = &self.sessions;
         // What is given back from here on comes to us.
         let _over = sessions.begin();
-        let mut closing = JoinSet::new();
         let idle = pool.retain(|_, _| false).removed;
         // What was taken from the pool directly cannot go back to it any more: then the driver closes it.
         pool.close();
         sessions.state().returned.extend(idle);
 
-        let began = Instant::now();
-        let mut interrupting = JoinSet::new();
-        let mut settled = false;
-        let mut result = Ok(());
-        loop {
-            let Abandoned { interrupts, fresh, next } = sessions.abandoned(began, drain.grace());
-            drain.count_cancelled(fresh);
-            if !interrupts.is_empty() {
-                // Not here: as in `cancel`.
-                interrupting.spawn_blocking(interrupt(interrupts));
-            }
-            let next = next.map(tokio::time::Instant::from_std);
-            let News { returned, ended, open, stuck } = sessions.news();
-            drain.count_ended(ended, 0, open);
-            for session in returned {
-                let sessions = Arc::clone(sessions);
-                closing.spawn_blocking(move || sessions.close(&session));
-            }
-            if settled && closing.is_empty() && open == 0 && pool.status().size == 0 {
-                drain.count_cut(stuck);
-                break;
-            }
-            tokio::select! {
-                Some(closed) = closing.join_next() => {
-                    let panicked = || Error::new(ErrorKind::Panicked, "closing a connection panicked");
-                    let closed = closed.unwrap_or_else(|error| Err(panicked().with_source(error)));
-                    result = result.and(closed);
-                }
-                () = sessions.changed.notified() => {}
-                () = sleep_until(next.unwrap_or_else(tokio::time::Instant::now)), if next.is_some() => {}
-                () = drain.until_returned(), if !settled => settled = true,
-                () = drain.until_cut() => {
-                    // One that was between two statements when it was cancelled may be in the next by now. On a thread
-                    // of its own: it may have to wait for one that is just being closed, and this runtime ends now. If
-                    // there can be no thread any more, the end of the process does it.
-                    let _ = thread::Builder::new()
-                        .name("winddown-interrupt".into())
-                        .spawn(interrupt(sessions.interruptible_and_log()));
-                    while closing.try_join_next().is_some() {}
-                    let News { returned: _, ended, open, stuck } = sessions.news();
-                    // Those that the guard never saw have no witness; the pool counts them.
-                    let unseen = if self.is_wrapped() { closing.len() + pool.status().size } else { 0 };
-                    drain.count_ended(ended, stuck + open.max(unseen), 0);
-                    if sessions.is_log_left() {
-                        sessions.log_that_stays().into_iter().for_each(|stays| drain.reason(stays));
-                    }
-                    return result;
-                }
-            }
+        let is_wrapped = self.is_wrapped();
+        let closing = Closing { sessions, pool, is_wrapped, began: Instant::now(), under_way: Arc::default() };
+        let all_ended = drain.sessions(&closing).await?;
+        if !all_ended {
+            // One that was between two statements when it was cancelled may be in the next by now. On a thread of its own: it may
+            // have to wait for one that is just being closed, and this runtime ends now. If there can be no thread any more, the
+            // end of the process does it.
+            let _ = thread::Builder::new()
+                .name("winddown-interrupt".into())
+                .spawn(interrupt(sessions.interruptible_and_log()));
         }
-        result?;
+        let News { mut ends, open, .. } = closing.news(drain);
+        let failed = {
+            let mut state = sessions.state();
+            ends.cut += state.stuck + if all_ended { 0 } else { open };
+            state.failed.take()
+        };
+        drain.count(ends, 0);
         if sessions.is_log_left() {
             sessions.log_that_stays().into_iter().for_each(|stays| drain.reason(stays));
+        }
+        if let Some(failed) = failed {
+            return Err(failed);
+        }
+        if !all_ended || sessions.is_log_left() {
             return Ok(());
         }
 
@@ -288,6 +250,92 @@ impl Resource for Sqlite {
             Source::Config(config) => Some(config.path.display().to_string()),
             Source::Wrapped { .. } => None,
         }
+    }
+}
+
+impl Checkouts for Sqlite {
+    type Checkout = Connection;
+
+    async fn checkout(&self, pool: &Pool) -> Result<Connection, Error> {
+        let no_connection =
+            |failure: deadpool_sqlite::PoolError| error(ErrorKind::Checkout, "no connection", failure.into());
+        let mut object = pool.get().await.map_err(no_connection)?;
+        if let Source::Wrapped { at, .. } = self.source {
+            // Who takes from such a pool directly may have left something. One that is new is as its pool makes it.
+            while Object::metrics(&object).recycle_count > 0 && !is_at_rest(&object) {
+                leave(Object::take(object));
+                object = pool.get().await.map_err(no_connection)?;
+            }
+            self.sessions.recognise(&object, at);
+        }
+        let number = self.sessions.next_checkout();
+        Ok(Connection { object, sessions: Arc::clone(&self.sessions), number, is_left: false })
+    }
+
+    fn give_back(&self, _: &Pool, connection: Connection) {
+        self.sessions.give_back(connection.object, connection.number, connection.is_left);
+    }
+
+    fn size(&self, pool: &Pool) -> Option<Size> {
+        let status = pool.status();
+        Some(Size { open: status.size, idle: Some(status.available) })
+    }
+}
+
+/// The connections as a drain closes them, on threads that may block.
+struct Closing<'a> {
+    sessions: &'a Arc<Sessions>,
+    pool: &'a Pool,
+    is_wrapped: bool,
+    began: Instant,
+    /// How many are being closed.
+    under_way: Arc<AtomicUsize>,
+}
+
+impl winddown_core::adapter::Source for Closing<'_> {
+    type Session = Session;
+
+    fn news(&self, _: &Drain) -> News<Session> {
+        let mut state = self.sessions.state();
+        let (returned, ends) = (mem::take(&mut state.returned), mem::take(&mut state.ends));
+        // Those that the guard never saw have no witness; the pool counts them until they are taken out of it.
+        let taken_out = returned.len() + self.under_way.load(Ordering::SeqCst);
+        let counted = self.pool.status().size + if self.is_wrapped { taken_out } else { 0 };
+        News { open: state.open.len().max(counted), returned, ends }
+    }
+
+    async fn changed(&self) {
+        self.sessions.changed.notified().await;
+    }
+
+    fn close(&self, session: Session) -> impl Future<Output = ()> + Send + 'static {
+        let (sessions, under_way) = (Arc::clone(self.sessions), Arc::clone(&self.under_way));
+        under_way.fetch_add(1, Ordering::SeqCst);
+        let closing = spawn_blocking({
+            let sessions = Arc::clone(&sessions);
+            move || {
+                let closed = sessions.close(&session);
+                under_way.fetch_sub(1, Ordering::SeqCst);
+                closed
+            }
+        });
+        async move {
+            let panicked =
+                |error| Err(Error::new(ErrorKind::Panicked, "closing a connection panicked").with_source(error));
+            if let Err(failed) = closing.await.unwrap_or_else(panicked) {
+                sessions.state().failed.get_or_insert(failed);
+            }
+        }
+    }
+
+    fn stop_abandoned(&self, drain: &Drain) -> Option<tokio::time::Instant> {
+        let Abandoned { interrupts, fresh, next } = self.sessions.abandoned(self.began, drain.grace());
+        drain.count_cancelled(fresh);
+        if !interrupts.is_empty() {
+            // Not here: as in `cancel`.
+            drop(spawn_blocking(interrupt(interrupts)));
+        }
+        next.map(tokio::time::Instant::from_std)
     }
 }
 
@@ -407,9 +455,9 @@ mod tests {
         let after = connect();
         prepare(&after, &config, &sessions).unwrap_err();
         assert!(!log.exists());
-        assert_eq!(sessions.news().open, 1);
+        assert_eq!(sessions.state().open.len(), 1);
         after.close().unwrap();
-        let News { open, ended, .. } = sessions.news();
-        assert_eq!((open, ended), (0, 1), "it counts as closed when it is");
+        let state = sessions.state();
+        assert_eq!((state.open.len(), state.ends.closed), (0, 1), "it counts as closed when it is");
     }
 }

@@ -25,7 +25,10 @@ use deadpool_sqlite::{
     rusqlite::{self, ErrorCode, InterruptHandle, OpenFlags, config::DbConfig, functions::FunctionFlags},
 };
 use tokio::{runtime::Handle, sync::Notify};
-use winddown_core::{Error, ErrorKind, Latency};
+use winddown_core::{
+    Error, ErrorKind,
+    adapter::{End, Ends, Latency},
+};
 
 use crate::error::{Failure, error};
 
@@ -63,8 +66,10 @@ pub(crate) struct SessionTable {
     pub(crate) phase: Phase,
     pub(crate) last: i64,
     pub(crate) open: HashMap<i64, Open>,
-    /// How many have closed since they were last asked for.
-    pub(crate) ended: usize,
+    /// How those have ended that are not open any more, since that was last asked for.
+    pub(crate) ends: Ends,
+    /// The first that SQLite, or a panic, has kept from being closed.
+    pub(crate) failed: Option<Error>,
     /// How many SQLite refuses to close.
     pub(crate) stuck: usize,
     /// Given back while draining, to be closed.
@@ -80,14 +85,6 @@ pub(crate) enum Phase {
     Draining,
     /// Drained, or given up: nobody takes in what is given back.
     Over,
-}
-
-/// See the fields of [`SessionTable`].
-pub(crate) struct News {
-    pub(crate) returned: Vec<Session>,
-    pub(crate) ended: usize,
-    pub(crate) open: usize,
-    pub(crate) stuck: usize,
 }
 
 pub(crate) struct Open {
@@ -116,7 +113,9 @@ impl Drop for Witness {
     fn drop(&mut self) {
         let mut state = self.sessions.state();
         let open = state.open.remove(&self.id);
-        state.ended += usize::from(open.is_some());
+        if open.is_some() {
+            state.ends.record(End::Closed);
+        }
         drop(state);
         drop(open);
         self.sessions.changed.notify_one();
@@ -133,20 +132,9 @@ impl Sessions {
     pub(crate) fn begin(&self) -> Over<'_> {
         let mut state = self.state();
         state.phase = Phase::Draining;
-        state.ended = 0;
+        (state.ends, state.failed) = (Ends::default(), None);
         self.log().is_left = false;
         Over(self)
-    }
-
-    /// What has happened since this was last asked.
-    pub(crate) fn news(&self) -> News {
-        let mut state = self.state();
-        News {
-            returned: mem::take(&mut state.returned),
-            ended: mem::take(&mut state.ended),
-            open: state.open.len(),
-            stuck: state.stuck,
-        }
     }
 
     /// What is open and not being closed, and the log, which stays from here on if it is being moved.

@@ -30,7 +30,8 @@ use deadpool_sqlite::Runtime;
 use rusqlite::OptionalExtension as _;
 use tempfile::TempDir;
 use winddown_core::{
-    Capabilities, Drain, Error, ErrorKind, Lifecycle, Outcome, Report, Resource, ResourceReport, ShutdownGuard,
+    Capabilities, Checkouts, Error, ErrorKind, Lifecycle, Outcome, Report, Resource, ResourceReport, ShutdownGuard,
+    adapter::Drain,
 };
 use winddown_sqlite::{Config, Connection, Sqlite, deadpool_sqlite, rusqlite};
 use winddown_testkit::{Suite, trials};
@@ -162,7 +163,6 @@ struct Patient(Sqlite);
 
 impl Resource for Patient {
     type Pool = deadpool_sqlite::Pool;
-    type Checkout = Connection;
 
     fn name(&self) -> &str {
         self.0.name()
@@ -174,14 +174,6 @@ impl Resource for Patient {
 
     fn opened(&self) -> Option<Self::Pool> {
         self.0.opened()
-    }
-
-    async fn checkout(&self, pool: &Self::Pool) -> Result<Connection, Error> {
-        self.0.checkout(pool).await
-    }
-
-    fn give_back(&self, pool: &Self::Pool, connection: Connection) {
-        self.0.give_back(pool, connection);
     }
 
     async fn goodbye(&self, pool: &Self::Pool, drain: &Drain) -> Result<(), Error> {
@@ -198,6 +190,18 @@ impl Resource for Patient {
 
     fn reserve(&self, _: &Self::Pool) -> Duration {
         Duration::from_secs(6)
+    }
+}
+
+impl Checkouts for Patient {
+    type Checkout = Connection;
+
+    async fn checkout(&self, pool: &Self::Pool) -> Result<Connection, Error> {
+        self.0.checkout(pool).await
+    }
+
+    fn give_back(&self, pool: &Self::Pool, connection: Connection) {
+        self.0.give_back(pool, connection);
     }
 }
 

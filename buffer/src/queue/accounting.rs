@@ -5,7 +5,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
 };
 
-use winddown_core::{Accounting, Error, ErrorKind, Records};
+use winddown_core::{Error, ErrorKind, Records, adapter::Accounting};
 
 use super::{OnLost, Out, Packed, Queue, QueueState, Writer};
 use crate::{Batch, Delivery};
@@ -147,7 +147,7 @@ impl<T> Queue<T> {
         }
     }
 
-    /// Whether the accounting are closed.
+    /// Whether the accounting is closed.
     pub(crate) fn is_over(&self) -> bool {
         self.state().columns.are_closed
     }

@@ -4,7 +4,7 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use winddown_core::Accounting;
+use winddown_core::adapter::Accounting;
 
 use super::*;
 

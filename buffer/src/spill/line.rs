@@ -12,7 +12,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD as BASE64};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::value::{RawValue, to_raw_value};
 use uuid::Uuid;
-use winddown_core::{Error, ErrorKind, panic_message};
+use winddown_core::{Error, ErrorKind, adapter::panic_message};
 
 use super::{exact::fingerprint, key::SpillKey};
 use crate::BatchKey;

@@ -13,7 +13,7 @@ use std::{
 
 use tokio::time::sleep;
 use winddown_buffer::{Batch, BatchKey, Delivery, Sink, WriteError};
-use winddown_core::{Checkout, Drain, Error, ErrorKind, Resource};
+use winddown_core::{Checkout, Checkouts, Error, ErrorKind, Resource, adapter::Drain};
 
 /// How one write goes.
 #[derive(Debug, Clone, Copy, Default)]
@@ -175,7 +175,6 @@ impl Target {
 
 impl Resource for Target {
     type Pool = ();
-    type Checkout = ();
 
     fn name(&self) -> &str {
         "db"
@@ -185,16 +184,20 @@ impl Resource for Target {
         Ok(())
     }
 
+    async fn goodbye(&self, (): &(), drain: &Drain) -> Result<(), Error> {
+        drain.until_returned().await;
+        Ok(())
+    }
+}
+
+impl Checkouts for Target {
+    type Checkout = ();
+
     async fn checkout(&self, (): &()) -> Result<(), Error> {
         let hangs = |left: usize| left.checked_sub(1);
         if self.0.hanging_checkouts.fetch_update(Ordering::SeqCst, Ordering::SeqCst, hangs).is_ok() {
             pending::<()>().await;
         }
-        Ok(())
-    }
-
-    async fn goodbye(&self, (): &(), drain: &Drain) -> Result<(), Error> {
-        drain.until_returned().await;
         Ok(())
     }
 }

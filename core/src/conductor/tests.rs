@@ -14,8 +14,8 @@ use tokio::{
 
 use super::{Place, conduct};
 use crate::{
-    Capabilities, Drain, Error, ErrorKind, Hook, Latency, Lifecycle, Outcome, Reason, Records, Report, Resource,
-    ResourceId, Retry, ShutdownGuard, Step,
+    Capabilities, Checkouts, Drain, Error, ErrorKind, Hook, Latency, Lifecycle, Outcome, Reason, Records, Report,
+    Resource, ResourceId, Retry, ShutdownGuard, Step,
     memory::{Memory, Server},
     report::{Accounting, Ledger},
 };
@@ -125,17 +125,12 @@ impl Scripted {
 
 impl Resource for Scripted {
     type Pool = ();
-    type Checkout = ();
 
     fn name(&self) -> &str {
         self.name
     }
 
     async fn init(&self) -> Result<(), Error> {
-        Ok(())
-    }
-
-    async fn checkout(&self, (): &()) -> Result<(), Error> {
         Ok(())
     }
 
@@ -181,6 +176,14 @@ impl Resource for Scripted {
     }
     fn capabilities(&self) -> Capabilities {
         Capabilities::ALL
+    }
+}
+
+impl Checkouts for Scripted {
+    type Checkout = ();
+
+    async fn checkout(&self, (): &()) -> Result<(), Error> {
+        Ok(())
     }
 }
 
@@ -602,7 +605,6 @@ struct Slow {
 
 impl Resource for Slow {
     type Pool = crate::memory::MemoryPool;
-    type Checkout = crate::memory::MemorySession;
 
     fn name(&self) -> &str {
         self.memory.name()
@@ -610,12 +612,6 @@ impl Resource for Slow {
     async fn init(&self) -> Result<Self::Pool, Error> {
         sleep(self.takes).await;
         self.memory.init().await
-    }
-    async fn checkout(&self, pool: &Self::Pool) -> Result<Self::Checkout, Error> {
-        self.memory.checkout(pool).await
-    }
-    fn give_back(&self, pool: &Self::Pool, session: Self::Checkout) {
-        self.memory.give_back(pool, session);
     }
     async fn goodbye(&self, pool: &Self::Pool, drain: &Drain) -> Result<(), Error> {
         self.memory.goodbye(pool, drain).await
@@ -625,20 +621,26 @@ impl Resource for Slow {
     }
 }
 
+impl Checkouts for Slow {
+    type Checkout = crate::memory::MemorySession;
+    async fn checkout(&self, pool: &Self::Pool) -> Result<Self::Checkout, Error> {
+        self.memory.checkout(pool).await
+    }
+    fn give_back(&self, pool: &Self::Pool, session: Self::Checkout) {
+        self.memory.give_back(pool, session);
+    }
+}
+
 /// A buffer that was writing three of its ten records when it hung.
 struct Hoard(Arc<Ledger>);
 
 impl Resource for Hoard {
     type Pool = ();
-    type Checkout = ();
 
     fn name(&self) -> &str {
         "hoard"
     }
     async fn init(&self) -> Result<(), Error> {
-        Ok(())
-    }
-    async fn checkout(&self, (): &()) -> Result<(), Error> {
         Ok(())
     }
     async fn goodbye(&self, (): &(), _: &Drain) -> Result<(), Error> {
@@ -652,6 +654,13 @@ impl Resource for Hoard {
     }
     fn capabilities(&self) -> Capabilities {
         Capabilities::NO_SESSIONS
+    }
+}
+
+impl Checkouts for Hoard {
+    type Checkout = ();
+    async fn checkout(&self, (): &()) -> Result<(), Error> {
+        Ok(())
     }
 }
 

@@ -7,9 +7,13 @@ use std::{
 
 use tokio::{signal::unix::SignalKind, sync::watch};
 
-use super::{Life, Lifecycle, LifecycleState, Lives, own_process};
+use super::{Lifecycle, own_process};
 use crate::{
-    Budget, Error, ErrorKind, Platform, ReportFormat, Retry, node::Node, platform::BUDGET_VARIABLE, signals,
+    Budget, Error, ErrorKind, Platform, ReportFormat, Retry,
+    life::{Life, LifecycleState, Lives},
+    node::Node,
+    platform::BUDGET_VARIABLE,
+    signals,
     work::TrackedWork,
 };
 

@@ -8,10 +8,10 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{Life, LifecycleState, State, Stop};
 use crate::{
-    Budget, Error, ErrorKind, Reason,
-    guard::is_dependent,
+    Budget, Error, ErrorKind, Reason, State,
+    dependent::is_dependent,
+    life::{Life, LifecycleState, Stop},
     node::{Node, Unfinished},
     notify, signals,
 };

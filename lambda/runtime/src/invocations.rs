@@ -9,7 +9,7 @@ use std::{
 use lambda_runtime::{FunctionResponse, IntoFunctionResponse, LambdaEvent, LambdaInvocation, StreamResponse};
 use tokio::sync::watch;
 use tower::Service;
-use winddown_core::{Lifecycle, State, Tracked, TrackedBody, with_dependent_access};
+use winddown_core::{Lifecycle, State, Tracked, TrackedBody, adapter::with_dependent_access};
 
 use crate::{
     extension::Responded,

@@ -1,5 +1,5 @@
 #![doc = include_str!("../README.md")]
-// They panic where the other end is closed: `winddown_core::write_line` does not.
+// They panic where the other end is closed: `winddown_core::adapter::write_line` does not.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
 mod around;
@@ -27,6 +27,6 @@ fn warn(message: &str, error: &dyn std::fmt::Display) {
     if tracing::dispatcher::has_been_set() {
         tracing::warn!(%error, "{message}");
     } else {
-        winddown_core::write_line(&winddown_core::warning_line(message, &error.to_string()));
+        winddown_core::adapter::write_line(&winddown_core::adapter::warning_line(message, &error.to_string()));
     }
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use tokio::task::JoinSet;
-use winddown_core::{Outcome, Resource as _};
+use winddown_core::{Checkouts as _, Outcome, Resource as _};
 
 use super::{
     init::is_pending,

@@ -175,7 +175,7 @@ pub(crate) async fn abandoned(server: &Server) -> Result<String, BoxError> {
 }
 
 /// The server stops at a random moment, and goes on when the process is over: what is accepted is executed, reported lost, or
-/// in doubt, and the accounting have the server's own numbers.
+/// in doubt, and the accounting has the server's own numbers.
 pub(crate) async fn stopped(server: &Server) -> Result<String, BoxError> {
     let (rounds, seed) = (rounds(100, 5), fastrand::u64(..));
     let mut random = fastrand::Rng::with_seed(seed);

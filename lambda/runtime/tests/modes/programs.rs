@@ -15,7 +15,8 @@ use tokio::{
     runtime::Builder,
 };
 use winddown_core::{
-    Drain, Error, ErrorKind, Hook, Lifecycle, ReportFormat, Resource, Retry,
+    Error, ErrorKind, Hook, Lifecycle, ReportFormat, Resource, Retry,
+    adapter::Drain,
     memory::{Memory, Server},
 };
 use winddown_lambda::{
@@ -186,7 +187,6 @@ struct Mute {
 
 impl Resource for Mute {
     type Pool = ();
-    type Checkout = ();
 
     fn name(&self) -> &str {
         "orders"
@@ -203,10 +203,14 @@ impl Resource for Mute {
         let mut stream = TcpStream::connect(self.server.local_addr().unwrap()).await.map_err(failed)?;
         stream.read_u8().await.map(drop).map_err(failed)
     }
-    async fn checkout(&self, (): &()) -> Result<(), Error> {
+    async fn goodbye(&self, (): &(), _: &Drain) -> Result<(), Error> {
         Ok(())
     }
-    async fn goodbye(&self, (): &(), _: &Drain) -> Result<(), Error> {
+}
+
+impl Checkouts for Mute {
+    type Checkout = ();
+    async fn checkout(&self, (): &()) -> Result<(), Error> {
         Ok(())
     }
 }
