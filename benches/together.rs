@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use tokio::runtime::{Builder, Runtime};
 use winddown::{
-    Lifecycle, Resource, ShutdownGuard,
+    Checkouts, Lifecycle, ShutdownGuard,
     mysql::{self, Mysql},
     postgres::{self, Postgres},
     redis::{self, Redis},
@@ -118,7 +118,7 @@ fn drain(runtime: &Runtime, servers: &Servers, chosen: impl Fn(usize) -> bool) -
 }
 
 /// All sessions at once, so that each is opened.
-async fn open<R: Resource>(guard: &ShutdownGuard<R>) -> Result<()> {
+async fn open<R: Checkouts>(guard: &ShutdownGuard<R>) -> Result<()> {
     let mut out = Vec::new();
     for _ in 0..SESSIONS {
         out.push(guard.get().await?);

@@ -11,6 +11,7 @@ use crate::{Checkouts, Drain, Error, ErrorKind, Resource, Size, error::BoxError}
 
 type Running<T> = Pin<Box<dyn Future<Output = Result<T, BoxError>> + Send>>;
 type Call<C> = Box<dyn Fn(C) -> Running<()> + Send + Sync>;
+type Count<C> = Box<dyn Fn(&C) -> usize + Send + Sync>;
 
 /// A client or pool that has no adapter, as a resource: opened once, handed out, closed once, in the order of the drain and by
 /// its deadline.
@@ -55,7 +56,7 @@ pub struct Client<C, K = NoCheckout> {
     checkout: K,
     flush: Option<Call<C>>,
     close: Option<Call<C>>,
-    open: Option<Box<dyn Fn(&C) -> usize + Send + Sync>>,
+    open: Option<Count<C>>,
 }
 
 enum ClientSource<C> {

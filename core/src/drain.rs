@@ -204,7 +204,7 @@ impl Drain {
             tokio::select! {
                 Some(closed) = closing.join_next() => {
                     let panicked = |error| Error::new(ErrorKind::Panicked, "closing a session panicked").with_source(error);
-                    result = result.and(closed.map_err(panicked));
+                    result = result.and_then(|()| closed.map_err(panicked));
                 }
                 () = source.changed() => {}
                 () = sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() => {}
@@ -333,7 +333,7 @@ impl Ends {
             End::Unconfirmed => self.unconfirmed += 1,
             End::Cut(error) => {
                 self.cut += 1;
-                self.error = error.or(self.error.take());
+                self.error = error.or_else(|| self.error.take());
             }
             End::Uncounted => {}
         }

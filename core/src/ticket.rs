@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// What has a gate, and a name for errors.
-pub(crate) trait Gated {
+pub(crate) trait Gated: Send + Sync {
     fn gate(&self) -> &Gate;
     fn name(&self) -> &str;
 }

@@ -13,8 +13,9 @@ use std::{
 
 use tokio::task::JoinSet;
 use winddown_core::{
-    Capabilities, Checkouts, Drain, Error, ErrorKind, Hook, Lifecycle, Outcome, Report, Resource, ResourceId,
-    ShutdownGuard, State, Step,
+    Capabilities, Checkouts, Error, ErrorKind, Hook, Lifecycle, Outcome, Report, Resource, ResourceId, ShutdownGuard,
+    State, Step,
+    adapter::Drain,
     memory::{Memory, MemoryPool, MemorySession, Server},
 };
 
@@ -151,13 +152,6 @@ async fn l1_l2_one_that_blocks_its_thread_costs_only_itself_on_a_single_threaded
         }
         fn capabilities(&self) -> Capabilities {
             Capabilities::NO_SESSIONS
-        }
-    }
-
-    impl Checkouts for Blocks {
-        type Checkout = ();
-        async fn checkout(&self, (): &()) -> Result<(), Error> {
-            Ok(())
         }
     }
     let lifecycle = Lifecycle::builder().signals(false).budget(USED_UP).build().unwrap();
@@ -333,13 +327,6 @@ async fn s4_what_tracked_work_uses_for_the_first_time_while_draining_may_use_its
             Capabilities::NO_SESSIONS
         }
     }
-
-    impl Checkouts for Outer {
-        type Checkout = ();
-        async fn checkout(&self, (): &()) -> Result<(), Error> {
-            Ok(())
-        }
-    }
     let lifecycle = lifecycle();
     let inner = lifecycle.guard(Memory::new("inner"));
     let outer = lifecycle.guard(Outer(inner));
@@ -348,7 +335,7 @@ async fn s4_what_tracked_work_uses_for_the_first_time_while_draining_may_use_its
         let draining = lifecycle.draining();
         tracked.scope(async move {
             draining.await;
-            outer.get().await.map(drop)
+            outer.pool().await.map(drop)
         })
     });
     let report = lifecycle.drain().await;

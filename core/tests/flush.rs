@@ -10,7 +10,7 @@ use std::{
 
 use tokio::time::{Instant, sleep, timeout};
 use winddown_core::{
-    Capabilities, Checkouts, Error, ErrorKind, Hook, Lifecycle, Resource, ShutdownGuard, adapter::Drain, memory::Memory,
+    Capabilities, Error, ErrorKind, Hook, Lifecycle, Resource, ShutdownGuard, adapter::Drain, memory::Memory,
 };
 
 #[derive(Debug, Clone, Copy)]
@@ -57,13 +57,6 @@ impl Resource for Holds {
     }
 }
 
-impl Checkouts for Holds {
-    type Checkout = ();
-    async fn checkout(&self, (): &()) -> Result<(), Error> {
-        Ok(())
-    }
-}
-
 #[derive(Default)]
 struct Scene {
     flushed: Arc<AtomicUsize>,
@@ -105,7 +98,7 @@ async fn every_initialised_resource_is_flushed_at_once_and_no_other() {
 
     lifecycle.flush().await.unwrap();
     assert_eq!(scene.flushed(), 6, "as often as it is asked for");
-    drop(guards[0].get().await.unwrap());
+    drop(guards[0].pool().await.unwrap());
 }
 
 #[tokio::test(start_paused = true)]

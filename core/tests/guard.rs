@@ -4,7 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::sync::Semaphore;
 use winddown_core::{
-    Capabilities, Checkouts, Drain, Error, ErrorKind, Lifecycle, Outcome, Resource,
+    Capabilities, Checkouts, Error, ErrorKind, Lifecycle, Outcome, Resource,
+    adapter::Drain,
     memory::{Memory, MemoryPool, MemorySession, Server},
 };
 

@@ -10,7 +10,8 @@ use std::{
 
 use tokio::{sync::Semaphore, task::JoinSet};
 use winddown_core::{
-    Capabilities, Checkouts, Drain, Error, ErrorKind, Lifecycle, Outcome, Reason, Resource, ResourceId, Retry, State,
+    Capabilities, Checkouts, Error, ErrorKind, Lifecycle, Outcome, Reason, Resource, ResourceId, Retry, State,
+    adapter::Drain,
     memory::{Memory, MemoryPool, MemorySession, Server},
 };
 
@@ -234,13 +235,6 @@ async fn a_dependency_of_another_lifecycle_is_an_error_that_says_what_to_do() {
         }
         fn capabilities(&self) -> Capabilities {
             Capabilities::NO_SESSIONS
-        }
-    }
-
-    impl Checkouts for Holds {
-        type Checkout = ();
-        async fn checkout(&self, (): &()) -> Result<(), Error> {
-            Ok(())
         }
     }
     let (one, other) = (lifecycle(), lifecycle());

@@ -11,7 +11,8 @@ use std::{
 
 use tokio::time::sleep;
 use winddown_core::{
-    Capabilities, Checkouts, Drain, Error, ErrorKind, Hook, Lifecycle, Outcome, Reason, Resource, State,
+    Capabilities, Error, ErrorKind, Hook, Lifecycle, Outcome, Reason, Resource, State,
+    adapter::Drain,
     memory::{Memory, Server},
 };
 
@@ -195,23 +196,15 @@ impl Resource for Opened {
     }
 }
 
-impl Checkouts for Opened {
-    type Checkout = ();
-
-    async fn checkout(&self, (): &()) -> Result<(), Error> {
-        Ok(())
-    }
-}
-
 #[tokio::test]
 async fn what_the_application_opened_has_one_life() {
     let lifecycle = lifecycle();
     let opened = lifecycle.guard(Opened);
     let _db = lifecycle.guard(Memory::new("db"));
-    opened.get().await.unwrap();
+    opened.pool().await.unwrap();
     lifecycle.drain().await;
     lifecycle.restart().unwrap();
-    assert!(opened.get().await.is_err_and(|error| error.is_shutting_down()));
+    assert!(opened.pool().await.is_err_and(|error| error.is_shutting_down()));
     lifecycle.init().await.unwrap();
     let report = lifecycle.drain().await;
     assert!(report.resource("opened").is_none() && report.resource("db").is_some(), "{report}");

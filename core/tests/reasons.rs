@@ -3,7 +3,8 @@
 use std::{future::pending, time::Duration};
 
 use winddown_core::{
-    Capabilities, Checkouts, Drain, Error, ErrorKind, Lifecycle, Outcome, Report, Resource, ResourceReport,
+    Capabilities, Error, ErrorKind, Lifecycle, Outcome, Report, Resource, ResourceReport,
+    adapter::Drain,
     memory::{Memory, Server},
 };
 
@@ -76,18 +77,11 @@ impl Resource for Says {
     }
 }
 
-impl Checkouts for Says {
-    type Checkout = ();
-    async fn checkout(&self, (): &()) -> Result<(), Error> {
-        Ok(())
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn what_was_cut_says_who_did_not_answer_and_for_how_long() {
     let lifecycle = lifecycle();
     let silent = lifecycle.guard(Says { open: 2, address: Some("db.example:5432"), ..Says::default() });
-    silent.get().await.unwrap();
+    silent.pool().await.unwrap();
     let report = lifecycle.drain_in_tasks().await;
     let said = ["2 cut since db.example:5432 had not ended its side after 9.738 s"];
     assert_eq!(row(&report, "says").reasons[..1], said, "{report}");
@@ -112,7 +106,7 @@ async fn what_was_cut_under_its_holder_says_so() {
 async fn a_cancel_that_ran_out_of_time_says_so() {
     let lifecycle = lifecycle();
     let hangs = lifecycle.guard(Says { open: 1, cancel_hangs: true, ..Says::default() });
-    hangs.get().await.unwrap();
+    hangs.pool().await.unwrap();
     let report = lifecycle.drain_in_tasks().await;
     let reasons = &row(&report, "says").reasons;
     assert!(reasons.contains(&"cancelling ran out of time: the server did not answer within 38 ms".into()), "{report}");
@@ -125,7 +119,7 @@ async fn what_nobody_can_confirm_is_neither_closed_nor_cut_and_no_failure() {
     {
         let lifecycle = lifecycle();
         let wrapped = lifecycle.guard(Says { closed: 3, unconfirmed: 2, capabilities, ..Says::default() });
-        wrapped.get().await.unwrap();
+        wrapped.pool().await.unwrap();
         let report = lifecycle.drain_in_tasks().await;
         let sessions = row(&report, "says").sessions;
         assert_eq!((sessions.closed, sessions.unconfirmed), expected, "{report}");
@@ -139,7 +133,7 @@ async fn several_errors_are_quoted_each_once() {
     let lifecycle = lifecycle();
     let notes = vec!["reset by peer", "timed out", "reset by peer"];
     let fails = lifecycle.guard(Says { notes, ..Says::default() });
-    fails.get().await.unwrap();
+    fails.pool().await.unwrap();
     let report = lifecycle.drain_in_tasks().await;
     assert_eq!(row(&report, "says").error.as_deref(), Some("reset by peer; timed out"), "{report}");
 }
@@ -160,16 +154,9 @@ async fn a_resource_that_says_nothing_of_its_capabilities_can_nothing() {
             Ok(())
         }
     }
-
-    impl Checkouts for Plain {
-        type Checkout = ();
-        async fn checkout(&self, (): &()) -> Result<(), Error> {
-            Ok(())
-        }
-    }
     let lifecycle = lifecycle();
     let plain = lifecycle.guard(Plain);
-    plain.get().await.unwrap();
+    plain.pool().await.unwrap();
     lifecycle.on_drain("hook", async || ());
     let report = lifecycle.drain().await;
     let cannot = ["say goodbye", "see the server's end", "cancel statements", "see every session"];

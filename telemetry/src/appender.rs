@@ -13,7 +13,7 @@ use std::{
 
 use tokio::sync::watch;
 use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
-use winddown_core::{BoxError, Capabilities, Checkouts, Error, ErrorKind, Resource, adapter::Drain};
+use winddown_core::{BoxError, Capabilities, Error, ErrorKind, Resource, adapter::Drain};
 
 use crate::aside::{Aside, watched};
 
@@ -214,14 +214,6 @@ impl Resource for Appender {
 
     fn drains_last(&self) -> bool {
         true
-    }
-}
-
-impl Checkouts for Appender {
-    type Checkout = ();
-
-    async fn checkout(&self, (): &()) -> Result<(), Error> {
-        Ok(())
     }
 }
 

@@ -11,7 +11,7 @@ use opentelemetry_sdk::{
 use tokio::time::Instant;
 #[cfg(feature = "tracing-appender")]
 use winddown_core::ShutdownGuard;
-use winddown_core::{Capabilities, Checkouts, Error, ErrorKind, Resource, ResourceId, adapter::Drain};
+use winddown_core::{Capabilities, Error, ErrorKind, Resource, ResourceId, adapter::Drain};
 
 #[cfg(feature = "tracing-appender")]
 use crate::Appender;
@@ -171,14 +171,6 @@ impl Resource for OpenTelemetry {
 
     fn capabilities(&self) -> Capabilities {
         Capabilities::NO_SESSIONS
-    }
-}
-
-impl Checkouts for OpenTelemetry {
-    type Checkout = ();
-
-    async fn checkout(&self, (): &()) -> Result<(), Error> {
-        Ok(())
     }
 }
 

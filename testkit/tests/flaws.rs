@@ -14,7 +14,8 @@ use libtest_mimic::{Failed, Trial};
 use memory::InMemory;
 use tokio::{runtime::Handle, time::timeout};
 use winddown_core::{
-    BoxError, Capabilities, Checkouts, Drain, Error, ErrorKind, Resource,
+    BoxError, Capabilities, Checkouts, Error, ErrorKind, Resource,
+    adapter::Drain,
     memory::{Memory, MemoryPool, MemorySession},
 };
 use winddown_testkit::{Case, Harness, Need, ServerUse, Setup, Stranger, Suite, cases, scene::QUICK};

@@ -23,7 +23,8 @@ use tokio::{
     time::sleep,
 };
 use winddown::{
-    Capabilities, Checkouts, Drain, Error, Lifecycle, Resource,
+    Capabilities, Error, Lifecycle, Resource,
+    adapter::Drain,
     buffer::{BatchWriter, Push},
     lambda::{Flush, Function, LambdaEvent, lambda_runtime, service_fn},
     memory::Memory,
@@ -186,13 +187,6 @@ impl Resource for Faulty {
     }
 }
 
-impl Checkouts for Faulty {
-    type Checkout = ();
-    async fn checkout(&self, (): &()) -> Result<(), Error> {
-        Ok(())
-    }
-}
-
 async fn faulty(fault: Fault) -> Result<(), Error> {
     let lifecycle = Lifecycle::detect()?;
     let _faulty = lifecycle.guard(Faulty(fault));
@@ -246,13 +240,6 @@ impl Resource for SlowInit {
     }
     fn capabilities(&self) -> Capabilities {
         Capabilities::NO_SESSIONS
-    }
-}
-
-impl Checkouts for SlowInit {
-    type Checkout = ();
-    async fn checkout(&self, (): &()) -> Result<(), Error> {
-        Ok(())
     }
 }
 

@@ -215,7 +215,7 @@ async fn run(connection: &deadpool_sqlite::Object, sql: &'static str) {
 /// A guard whose database has a table and a log with something in it.
 async fn prepared<R>(lifecycle: &Lifecycle, sqlite: R) -> ShutdownGuard<R>
 where
-    R: Resource<Checkout = Connection>,
+    R: Checkouts<Checkout = Connection>,
 {
     let db = lifecycle.guard(sqlite);
     lifecycle.init().await.unwrap();
@@ -224,7 +224,7 @@ where
 }
 
 /// Opens so many connections, and leaves them idle.
-async fn idle<R: Resource<Checkout = Connection>>(db: &ShutdownGuard<R>, count: usize) {
+async fn idle<R: Checkouts<Checkout = Connection>>(db: &ShutdownGuard<R>, count: usize) {
     let mut out = Vec::new();
     for _ in 0..count {
         out.push(db.get().await.unwrap());

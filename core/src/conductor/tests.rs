@@ -179,14 +179,6 @@ impl Resource for Scripted {
     }
 }
 
-impl Checkouts for Scripted {
-    type Checkout = ();
-
-    async fn checkout(&self, (): &()) -> Result<(), Error> {
-        Ok(())
-    }
-}
-
 async fn in_use(lifecycle: &Lifecycle, resource: Scripted) -> ShutdownGuard<Scripted> {
     let guard = lifecycle.guard(resource);
     drop(guard.get().await.unwrap());
@@ -654,13 +646,6 @@ impl Resource for Hoard {
     }
     fn capabilities(&self) -> Capabilities {
         Capabilities::NO_SESSIONS
-    }
-}
-
-impl Checkouts for Hoard {
-    type Checkout = ();
-    async fn checkout(&self, (): &()) -> Result<(), Error> {
-        Ok(())
     }
 }
 

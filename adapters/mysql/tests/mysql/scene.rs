@@ -2,7 +2,7 @@
 
 use std::{fs, future::Future, net::SocketAddr, path::Path, pin::pin};
 
-use winddown_core::{Checkout, Error, Resource, ShutdownGuard};
+use winddown_core::{Checkout, Checkouts, Error, ShutdownGuard};
 use winddown_mysql::{
     Config, Connection, Mysql,
     mysql_async::{self, Conn, ServerError, prelude::Queryable as _},
@@ -112,7 +112,7 @@ pub(crate) async fn until_running<V: Version>(server: &Tenancy<V>, statements: u
 }
 
 /// Begins a statement that does not end, and drains once the server lists it; what became of both.
-pub(crate) async fn drain_under_a_statement<V: Version, R: Resource>(
+pub(crate) async fn drain_under_a_statement<V: Version, R: Checkouts>(
     server: &Tenancy<V>,
     scene: &scene::Scene<R>,
 ) -> (Result<(), String>, Drained)
@@ -132,7 +132,7 @@ where
 }
 
 /// Begins a statement that does not end, and gives up on it once the server lists it: it runs on.
-pub(crate) async fn abandon_statement<V: Version, R: Resource>(server: &Tenancy<V>, db: &ShutdownGuard<R>)
+pub(crate) async fn abandon_statement<V: Version, R: Checkouts>(server: &Tenancy<V>, db: &ShutdownGuard<R>)
 where
     R::Checkout: AsConn,
 {

@@ -3,7 +3,7 @@
 use std::{fs, future::Future, net::SocketAddr, path::Path, pin::pin};
 
 use deadpool_postgres::Client;
-use winddown_core::{Checkout, Error, Resource, ShutdownGuard};
+use winddown_core::{Checkout, Checkouts, Error, ShutdownGuard};
 use winddown_postgres::{Config, Postgres, tokio_postgres};
 #[cfg(feature = "buffer")]
 pub(crate) use winddown_testkit::scene::lifecycle;
@@ -125,7 +125,7 @@ pub(crate) async fn drain_under_a_statement<V: Version>(
 }
 
 /// Begins a statement that does not end, and gives up on it once the server lists it: it runs on.
-pub(crate) async fn abandon_statement<V: Version, R: Resource<Checkout = Client>>(
+pub(crate) async fn abandon_statement<V: Version, R: Checkouts<Checkout = Client>>(
     server: &PostgreSql<V>,
     db: &ShutdownGuard<R>,
 ) {

@@ -3,7 +3,7 @@
 use std::{future::Future, net::SocketAddr, pin::pin};
 
 use redis::{AsyncCommands as _, RedisError, aio::ConnectionLike, cmd};
-use winddown_core::{Checkout, Error, Resource, ShutdownGuard};
+use winddown_core::{Checkout, Checkouts, Error, ShutdownGuard};
 use winddown_redis::{Config, Connection, Redis, redis};
 pub(crate) use winddown_testkit::scene::{Drained, QUICK, chain, in_full, until};
 use winddown_testkit::{Directed, Harness, ServerUse, Setup, scene};
@@ -122,7 +122,7 @@ pub(crate) async fn drain_under_a_command<V: Version>(
 }
 
 /// Begins a command that waits for ever, and gives up on it once the server lists it: it waits on.
-pub(crate) async fn abandon_command<V: Version, R: Resource<Checkout = Connection>>(
+pub(crate) async fn abandon_command<V: Version, R: Checkouts<Checkout = Connection>>(
     server: &Server<V>,
     db: &ShutdownGuard<R>,
 ) {

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use winddown_core::{Resource, ShutdownGuard};
+use winddown_core::{Checkouts, ShutdownGuard};
 use winddown_sqlite::{Config, Connection, Sqlite, deadpool_sqlite, rusqlite};
 
 use crate::{BUDGET, Database, begin, drain, lifecycle, prepared, row, run};
@@ -43,7 +43,7 @@ async fn is_in_a_transaction(connection: &Connection) -> bool {
 
 async fn the_next_one_writes_for_good<R>(db: &ShutdownGuard<R>)
 where
-    R: Resource<Checkout = Connection>,
+    R: Checkouts<Checkout = Connection>,
 {
     let connection = db.get().await.unwrap();
     assert!(!is_in_a_transaction(&connection).await);

@@ -208,13 +208,6 @@ impl Resource for Mute {
     }
 }
 
-impl Checkouts for Mute {
-    type Checkout = ();
-    async fn checkout(&self, (): &()) -> Result<(), Error> {
-        Ok(())
-    }
-}
-
 async fn mute() -> Result<(), Error> {
     let lifecycle = Lifecycle::detect()?;
     let _db = lifecycle.guard(Memory::new("db"));
