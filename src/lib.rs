@@ -7,8 +7,8 @@
 
 pub use winddown_core::{
     BUDGET_VARIABLE, BoxError, Budget, Builder, CancellationToken, Capabilities, Checkout, Checkouts, Client,
-    Credentials, CredentialsFuture, CredentialsProvider, EXIT_AT_DEADLINE, Error, ErrorKind, Hook, HookResult,
-    Lifecycle, NoCheckout, Outcome, PLATFORMS, Platform, Reason, Records, Report, ReportFormat, Resource, ResourceId,
+    Credentials, CredentialsFuture, CredentialsProvider, EXIT_AT_DEADLINE, Error, ErrorKind, Hook, HookResult, Itself,
+    Lifecycle, Outcome, PLATFORMS, Platform, Reason, Records, Report, ReportFormat, Resource, ResourceId,
     ResourceReport, Retry, SessionCounts, ShutdownGuard, SignalKind, State, Status, Step, Straggler, Tracked,
     TrackedBody, adapter, memory,
 };

@@ -244,11 +244,13 @@ fn run<T: Target>(cli: Cli<T>) -> Result<ExitCode, Error> {
         }
         Command::Check(source) => asynchronously(async {
             let lifecycle = Lifecycle::builder().signals(false).build()?;
-            let nowhere = lifecycle.guard(crate::Shared::new("nowhere", ()));
-            let sink =
-                crate::WriteWith::new(Delivery::ExactlyOnce, |_: &mut Checkout<crate::Shared<()>>, _: &Batch<Json>| {
+            let nowhere = lifecycle.guard(winddown_core::Client::opened("nowhere", ()));
+            let sink = crate::WriteWith::new(
+                Delivery::ExactlyOnce,
+                |_: &mut Checkout<winddown_core::Client<()>>, _: &Batch<Json>| {
                     Box::pin(async { Err(WriteError::Failed(Error::new(ErrorKind::Write, "a check writes nothing"))) })
-                });
+                },
+            );
             let checked = source.replay(&nowhere, sink).check(&source.path).await?;
             say_to(&mut io::stdout(), &checked.to_string());
             Ok(if checked.is_complete() { ExitCode::SUCCESS } else { STAYS.into() })

@@ -33,6 +33,6 @@ pub use crate::{
     replay::{Progress, Replay, Replayed, SpillFile, Unread, spilled},
     sink::{Batch, BatchKey, Delivery, Sink, WriteError},
     spill::{Spill, SpillKey},
-    write_with::{Shared, WriteWith, Writing},
+    write_with::{WriteWith, Writing},
     writer::BatchWriter,
 };

@@ -41,7 +41,7 @@ type OnProgress = Arc<dyn Fn(&Progress<'_>) + Send + Sync>;
 /// Writes spilled records to the target: those of one buffer, from a file, from a directory of files, or from logs.
 ///
 /// ```
-/// # use winddown_buffer::{Replay, Replayed, Shared, Sink};
+/// # use winddown_buffer::{Replay, Replayed, Sink};
 /// # use winddown_core::{Error, ShutdownGuard};
 /// # type Visit = (u64, String);
 /// # async fn replay_all<S: Sink<Visit>>(db: &ShutdownGuard<S::Target>, sink: S) -> Result<(), Error> {

@@ -1,22 +1,22 @@
-//! A closure as a sink, and what to write to where there is no adapter.
+//! A closure as a sink, for what has no adapter.
 
 use std::{fmt, future::Future, marker::PhantomData, pin::Pin};
 
-use winddown_core::{Capabilities, Checkout, Checkouts, Error, Resource, adapter::Drain};
+use winddown_core::{Checkout, Checkouts};
 
 use crate::{Batch, Delivery, Sink, WriteError};
 
 /// A sink that is a closure, for what has no adapter: an HTTP client, a message broker, a statement of one's own.
 ///
 /// ```
-/// # use winddown_buffer::{Batch, BatchWriter, Delivery, Shared, WriteError, WriteWith};
-/// # use winddown_core::{Checkout, Error, ErrorKind, Lifecycle};
-/// # #[derive(Clone)] struct Client;
-/// # impl Client { async fn post(&self, _: &[String]) -> Result<(), std::io::Error> { Ok(()) } }
+/// # use winddown_buffer::{Batch, BatchWriter, Delivery, WriteError, WriteWith};
+/// # use winddown_core::{Checkout, Client, Error, ErrorKind, Lifecycle};
+/// # #[derive(Clone)] struct Http;
+/// # impl Http { async fn post(&self, _: &[String]) -> Result<(), std::io::Error> { Ok(()) } }
 /// # fn main() -> Result<(), Error> {
 /// # let lifecycle = Lifecycle::builder().signals(false).build()?;
-/// let events = lifecycle.guard(Shared::new("events", Client));
-/// let sink = WriteWith::new(Delivery::AtLeastOnce, |client: &mut Checkout<Shared<Client>>, batch: &Batch<String>| {
+/// let events = lifecycle.guard(Client::opened("events", Http));
+/// let sink = WriteWith::new(Delivery::AtLeastOnce, |client: &mut Checkout<Client<Http>>, batch: &Batch<String>| {
 ///     Box::pin(async move {
 ///         let failed = |error| Error::new(ErrorKind::Write, "cannot post events").with_source(error);
 ///         client.post(batch).await.map_err(|error| WriteError::Unknown(failed(error)))
@@ -65,55 +65,5 @@ where
 impl<R, F> fmt::Debug for WriteWith<R, F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("WriteWith").field("delivery", &self.delivery).finish_non_exhaustive()
-    }
-}
-
-/// A client that needs no goodbye and is shared by cloning it, as a resource: what a [`WriteWith`] writes through. Each
-/// checkout is a clone; a drain waits until all are back.
-pub struct Shared<C> {
-    name: String,
-    client: C,
-}
-
-impl<C: Clone + Send + Sync + 'static> Shared<C> {
-    /// This client, under this name.
-    pub fn new(name: impl Into<String>, client: C) -> Self {
-        Self { name: name.into(), client }
-    }
-}
-
-impl<C: Clone + Send + Sync + 'static> Resource for Shared<C> {
-    type Pool = C;
-
-    fn name(&self) -> &str {
-        &self.name
-    }
-
-    async fn init(&self) -> Result<C, Error> {
-        Ok(self.client.clone())
-    }
-
-    async fn goodbye(&self, _: &C, drain: &Drain) -> Result<(), Error> {
-        drain.until_returned().await;
-        Ok(())
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        Capabilities::NO_SESSIONS
-    }
-}
-
-impl<C: Clone + Send + Sync + 'static> Checkouts for Shared<C> {
-    type Checkout = C;
-
-    async fn checkout(&self, client: &C) -> Result<C, Error> {
-        Ok(client.clone())
-    }
-}
-
-impl<C> fmt::Debug for Shared<C> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Not the client: it may hold a password.
-        f.debug_struct("Shared").field("name", &self.name).finish_non_exhaustive()
     }
 }

@@ -17,9 +17,9 @@ use std::{
 
 use tokio::time::{Instant, advance, sleep};
 use winddown_buffer::{
-    Batch, BatchKey, BatchWriter, Delivery, Push as _, Replay, Replayed, Shared, Sink, Spill, WriteError, WriteWith,
+    Batch, BatchKey, BatchWriter, Delivery, Push as _, Replay, Replayed, Sink, Spill, WriteError, WriteWith,
 };
-use winddown_core::{Checkout, Error, ErrorKind, Lifecycle, Outcome, Records, Report, ShutdownGuard};
+use winddown_core::{Checkout, Client, Error, ErrorKind, Lifecycle, Outcome, Records, Report, ShutdownGuard};
 
 /// A clone is the same table.
 #[derive(Clone, Default)]
@@ -134,8 +134,8 @@ impl Table {
         Ok(())
     }
 
-    fn sink(&self, delivery: Delivery) -> impl Sink<u64, Target = Shared<Self>> + use<> {
-        WriteWith::new(delivery, move |table: &mut Checkout<Shared<Self>>, batch: &Batch<u64>| {
+    fn sink(&self, delivery: Delivery) -> impl Sink<u64, Target = Client<Self>> + use<> {
+        WriteWith::new(delivery, move |table: &mut Checkout<Client<Self>>, batch: &Batch<u64>| {
             Box::pin(async move { table.write(delivery, batch).await })
         })
     }
@@ -156,7 +156,7 @@ async fn start(delivery: Delivery) -> Setup<impl Sink<u64>> {
 async fn start_with(delivery: Delivery, spill: Option<Spill<u64>>, in_flight: usize) -> Setup<impl Sink<u64>> {
     let lifecycle = Lifecycle::builder().signals(false).budget(BUDGET).build().unwrap();
     let table = Table::default();
-    let db = lifecycle.guard(Shared::new("db", table.clone()));
+    let db = lifecycle.guard(Client::opened("db", table.clone()));
     let writer = BatchWriter::new(&db, table.sink(delivery)).name("audit").batch_size(10).max_age(Duration::MAX);
     let writer = writer.in_flight(in_flight);
     let buffer = lifecycle.guard(match spill {
@@ -190,7 +190,7 @@ impl<S: Sink<u64>> Setup<S> {
 /// What a replay into a fresh table finds in the directory.
 async fn replay_into(table: &Table, delivery: Delivery, path: &Path) -> Result<Replayed, Error> {
     let lifecycle = Lifecycle::builder().signals(false).build().unwrap();
-    let db = lifecycle.guard(Shared::new("db", table.clone()));
+    let db = lifecycle.guard(Client::opened("db", table.clone()));
     let replayed = Replay::<u64, _>::new(&db, table.sink(delivery), "audit").run(path).await;
     lifecycle.drain_in_tasks().await;
     replayed
@@ -276,7 +276,7 @@ mod running {
         let rejected = Arc::new(Mutex::new(Vec::new()));
         let lifecycle = Lifecycle::builder().signals(false).build().unwrap();
         let table = Table::default();
-        let db = lifecycle.guard(Shared::new("db", table.clone()));
+        let db = lifecycle.guard(Client::opened("db", table.clone()));
         let told = Arc::clone(&rejected);
         let writer = BatchWriter::new(&db, table.sink(Delivery::ExactlyOnce))
             .name("audit")
@@ -303,7 +303,7 @@ mod running {
     async fn a_batch_is_full_by_its_bytes_too_and_what_a_record_owns_counts() {
         let lifecycle = Lifecycle::builder().signals(false).build().unwrap();
         let table = Table::default();
-        let db = lifecycle.guard(Shared::new("db", table.clone()));
+        let db = lifecycle.guard(Client::opened("db", table.clone()));
         let writer = BatchWriter::new(&db, table.sink(Delivery::ExactlyOnce)).max_age(Duration::MAX);
         let buffer = lifecycle.guard(writer.batch_bytes(3 * 1_008).heap_size(|_| 1_000).capacity(6 * 1_008));
         for record in 0..7 {
@@ -492,7 +492,7 @@ mod draining {
     async fn a_directory_that_cannot_be_written_to_is_an_error_of_init() {
         let lifecycle = Lifecycle::builder().signals(false).build().unwrap();
         let table = Table::default();
-        let db = lifecycle.guard(Shared::new("db", table.clone()));
+        let db = lifecycle.guard(Client::opened("db", table.clone()));
         let file = tempfile::NamedTempFile::new().unwrap();
         let writer = BatchWriter::new(&db, table.sink(Delivery::ExactlyOnce));
         let buffer = lifecycle.guard(writer.spill(Spill::directory(file.path().join("below"))));

@@ -13,10 +13,10 @@ use std::{
 
 use serde::{Serialize, de::DeserializeOwned};
 use winddown_buffer::{
-    Batch, BatchKey, BatchWriter, Delivery, Push as _, Replay, Replayed, Shared, Sink, Spill, SpillKey, WriteError,
-    WriteWith, spilled,
+    Batch, BatchKey, BatchWriter, Delivery, Push as _, Replay, Replayed, Sink, Spill, SpillKey, WriteError, WriteWith,
+    spilled,
 };
-use winddown_core::{Checkout, Error, ErrorKind, Lifecycle, Records};
+use winddown_core::{Checkout, Client, Error, ErrorKind, Lifecycle, Records};
 
 /// A clone is the same table.
 #[derive(Clone, Default)]
@@ -91,13 +91,13 @@ impl Table {
 struct Into(Delivery);
 
 impl Sink<u64> for Into {
-    type Target = Shared<Table>;
+    type Target = Client<Table>;
 
     fn delivery(&self) -> Delivery {
         self.0
     }
 
-    async fn write(&self, checkout: &mut Checkout<Shared<Table>>, batch: &Batch<u64>) -> Result<(), WriteError> {
+    async fn write(&self, checkout: &mut Checkout<Client<Table>>, batch: &Batch<u64>) -> Result<(), WriteError> {
         checkout.write(self.0, batch).await
     }
 }
@@ -112,8 +112,8 @@ where
     T: Serialize + DeserializeOwned + Send + Sync + 'static,
 {
     let lifecycle = Lifecycle::builder().signals(false).budget(Duration::from_secs(2)).build().unwrap();
-    let db = lifecycle.guard(Shared::new("db", ()));
-    let away = WriteWith::new(Delivery::ExactlyOnce, |_: &mut Checkout<Shared<()>>, _: &Batch<T>| {
+    let db = lifecycle.guard(Client::opened("db", ()));
+    let away = WriteWith::new(Delivery::ExactlyOnce, |_: &mut Checkout<Client<()>>, _: &Batch<T>| {
         Box::pin(async { Err(WriteError::Retry(Error::new(ErrorKind::Write, "the server is away"))) })
     });
     let writer = BatchWriter::new(&db, away).name(buffer).batch_size(10).max_age(Duration::MAX).spill(spill);
@@ -138,7 +138,7 @@ async fn directory_of(records: u64) -> tempfile::TempDir {
 /// A replay of the buffer `audit` into this table.
 fn to(table: &Table, delivery: Delivery) -> Replay<u64, Into> {
     let lifecycle = Lifecycle::builder().signals(false).build().unwrap();
-    let db = lifecycle.guard(Shared::new("db", table.clone()));
+    let db = lifecycle.guard(Client::opened("db", table.clone()));
     Replay::new(&db, Into(delivery), "audit")
 }
 
@@ -561,11 +561,11 @@ mod spilling {
         assert_eq!((accounting.spilled, accounting.lost), (3, 0));
         let got = Arc::new(Mutex::new(Vec::new()));
         let lifecycle = Lifecycle::builder().signals(false).build().unwrap();
-        let db = lifecycle.guard(Shared::new("db", Arc::clone(&got)));
+        let db = lifecycle.guard(Client::opened("db", Arc::clone(&got)));
         type Record = (f64, u128, BTreeMap<(i32, char), ()>);
         let sink = WriteWith::new(
             Delivery::ExactlyOnce,
-            |got: &mut Checkout<Shared<Arc<Mutex<Vec<Record>>>>>, batch: &Batch<Record>| {
+            |got: &mut Checkout<Client<Arc<Mutex<Vec<Record>>>>>, batch: &Batch<Record>| {
                 got.lock().unwrap().extend(batch.iter().cloned());
                 Box::pin(async { Ok(()) })
             },
@@ -591,7 +591,7 @@ mod spilling {
         fs::create_dir(&real).unwrap();
         symlink(&real, &link).unwrap();
         let lifecycle = Lifecycle::builder().signals(false).build().unwrap();
-        let db = lifecycle.guard(Shared::new("db", Table::default()));
+        let db = lifecycle.guard(Client::opened("db", Table::default()));
         let buffer = lifecycle.guard(BatchWriter::new(&db, Into(Delivery::ExactlyOnce)).spill(Spill::directory(&link)));
         let error = buffer.push(1).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Config, "{error}");
@@ -602,7 +602,7 @@ mod spilling {
     async fn two_buffers_on_one_pool_do_not_share_a_name() {
         let directory = tempfile::tempdir().unwrap();
         let lifecycle = Lifecycle::builder().signals(false).build().unwrap();
-        let db = lifecycle.guard(Shared::new("db", Table::default()));
+        let db = lifecycle.guard(Client::opened("db", Table::default()));
         let writer = || BatchWriter::new(&db, Into(Delivery::ExactlyOnce)).spill(Spill::directory(directory.path()));
         let (one, two) = (lifecycle.guard(writer()), lifecycle.guard(writer()));
         assert_eq!((one.name(), two.name()), ("db-buffer", "db-buffer-2"));
@@ -624,7 +624,7 @@ mod spilling {
         let lifecycle = Lifecycle::builder().signals(false).budget(Duration::from_secs(2)).build().unwrap();
         let table = Table::default();
         table.answers([Answer::Fail]);
-        let db = lifecycle.guard(Shared::new("db", table));
+        let db = lifecycle.guard(Client::opened("db", table));
         let writer = BatchWriter::new(&db, Into(Delivery::ExactlyOnce)).name("audit").spill(Spill::directory(&path));
         let buffer = lifecycle.guard(writer);
         buffer.push(1).await.unwrap();

@@ -7,7 +7,7 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use crate::{Checkouts, Drain, Error, ErrorKind, Resource, Size, error::BoxError};
+use crate::{Checkouts, Error, ErrorKind, Resource, drain::Drain, error::BoxError, resource::Size};
 
 type Running<T> = Pin<Box<dyn Future<Output = Result<T, BoxError>> + Send>>;
 type Call<C> = Box<dyn Fn(C) -> Running<()> + Send + Sync>;
@@ -50,7 +50,7 @@ type Count<C> = Box<dyn Fn(&C) -> usize + Send + Sync>;
 /// waits for the slowest: an adapter does better where there is one.
 ///
 /// Without [`close`](Self::close) it is left as it is, once its checkouts are back: what is open ends with the process.
-pub struct Client<C, K = NoCheckout> {
+pub struct Client<C, K = Itself> {
     name: String,
     source: ClientSource<C>,
     checkout: K,
@@ -64,10 +64,10 @@ enum ClientSource<C> {
     Opened(C),
 }
 
-/// A [`Client`] that was not told how to check something out.
+/// Checkouts of a [`Client`] that was not told how to check something out: clones of the client itself.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
-pub struct NoCheckout;
+pub struct Itself;
 
 impl<C: Clone + Send + Sync + 'static> Client<C> {
     /// A client that is opened by this, once: by [`Lifecycle::init`](crate::Lifecycle::init) or on first use, and again where
@@ -92,13 +92,13 @@ impl<C: Clone + Send + Sync + 'static> Client<C> {
     }
 
     fn of(name: String, source: ClientSource<C>) -> Self {
-        Self { name, source, checkout: NoCheckout, flush: None, close: None, open: None }
+        Self { name, source, checkout: Itself, flush: None, close: None, open: None }
     }
 }
 
 impl<C: Clone + Send + Sync + 'static, K> Client<C, K> {
-    /// How one checkout is had from it: what [`ShutdownGuard::get`](crate::ShutdownGuard::get) does. Without it there is the client
-    /// itself, by [`ShutdownGuard::pool`](crate::ShutdownGuard::pool).
+    /// How one checkout is had from it: what [`ShutdownGuard::get`](crate::ShutdownGuard::get) does. Without it a checkout is a
+    /// clone of the client.
     ///
     /// A drain waits for checkouts. The closure's future has to be cancel safe: it is dropped when draining begins.
     #[must_use]
@@ -212,6 +212,14 @@ impl<C: Clone + Send + Sync + 'static, K: Send + Sync + 'static> Resource for Cl
         let Some(flush) = &self.flush else { return Ok(()) };
         let failed = |source| Error::new(ErrorKind::Work, "cannot flush it").with_source(source);
         flush(client.clone()).await.map_err(failed)
+    }
+}
+
+impl<C: Clone + Send + Sync + 'static> Checkouts for Client<C> {
+    type Checkout = C;
+
+    async fn checkout(&self, client: &C) -> Result<C, Error> {
+        Ok(client.clone())
     }
 }
 

@@ -27,8 +27,9 @@ use self::row::{Failure, Finished, Row};
 pub(crate) use self::thread::{publish_failure, start, start_drain};
 pub use self::{thread::EXIT_AT_DEADLINE, writing::ReportFormat};
 use crate::{
-    Drain, Error, ErrorKind, Report, ResourceReport,
+    Error, ErrorKind, Report, ResourceReport,
     dependent::with_dependent_access,
+    drain::Drain,
     gate::Admits,
     life::{Begun, LifecycleState},
     node::{Ended, Node, Order},

@@ -51,7 +51,7 @@ impl Drain {
     }
 
     /// How long what nobody waits for may go on, from when draining begins or its checkout comes back: what is about to end is
-    /// let end. Some answers of the server, as [`Resource::latency`] knows it.
+    /// let end. Some answers of the server, as [`Resource::latency`](crate::Resource::latency) knows it.
     pub fn grace(&self) -> Duration {
         self.grace
     }
@@ -61,7 +61,7 @@ impl Drain {
         poll_fn(|context| self.gate.poll_settled(context)).await;
     }
 
-    /// Ready when settling has ended, and the time that is kept for the last resort begins: see [`Resource::reserve`].
+    /// Ready when settling has ended, and the time that is kept for the last resort begins: see [`Resource::reserve`](crate::Resource::reserve).
     pub async fn until_cancel(&self) {
         sleep_until(self.deadlines.settle).await;
     }
@@ -104,7 +104,7 @@ impl Drain {
     }
 
     /// So many sessions were ended from our side in order, and nobody can see whether the server has closed its own. Where the
-    /// capabilities say that this is so of [all](Capabilities::confirmed_end), what is counted as closed counts as this.
+    /// capabilities say that this is so of [all](crate::Capabilities::confirmed_end), what is counted as closed counts as this.
     pub fn count_unconfirmed(&self, sessions: usize) {
         self.tally.change(|known| known.sessions.unconfirmed += sessions as u64);
     }

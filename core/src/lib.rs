@@ -49,7 +49,7 @@ pub mod memory;
 pub use crate::{
     body::TrackedBody,
     capabilities::Capabilities,
-    client::{Client, NoCheckout},
+    client::{Client, Itself},
     conductor::{EXIT_AT_DEADLINE, ReportFormat},
     credentials::{Credentials, CredentialsFuture, CredentialsProvider},
     error::{BoxError, Error, ErrorKind},
@@ -63,6 +63,5 @@ pub use crate::{
     tracked::Tracked,
     work::{Hook, HookResult},
 };
-use crate::{drain::Drain, latency::Latency, report::Accounting, resource::Size};
 pub use tokio::signal::unix::SignalKind;
 pub use tokio_util::sync::CancellationToken;

@@ -26,7 +26,7 @@ use crate::{
 pub enum State {
     /// Resources are being registered and initialised.
     Starting,
-    /// [`Lifecycle::init`] has succeeded.
+    /// [`Lifecycle::init`](crate::Lifecycle::init) has succeeded.
     Running,
     /// The application is refused, resources say goodbye.
     Draining,

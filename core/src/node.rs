@@ -15,14 +15,15 @@ use async_trait::async_trait;
 use tokio::time::{Instant, timeout_at};
 
 use crate::{
-    Accounting, Capabilities, Drain, Error, ErrorKind, Latency, Resource, ResourceId, Step,
+    Capabilities, Error, ErrorKind, Resource, ResourceId, Step,
     dependent::with_dependent_access,
-    drain::Deadlines,
+    drain::{Deadlines, Drain},
     gate::{Admits, Gate, wake},
     init::{InitCell, Retry},
+    latency::Latency,
     panics,
     plan::{RESERVE_FLOOR, Reserve},
-    report::in_words,
+    report::{Accounting, in_words},
     standby::{Drainer, Needs, Own, Standby},
     ticket::{Gated, Ticket},
 };

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use crate::{Accounting, Error, ErrorKind, log_line::error_line, standard_error::write_line};
+use crate::{Error, ErrorKind, log_line::error_line, report::Accounting, standard_error::write_line};
 
 /// Runs the future; a panic in it becomes an error of kind [`ErrorKind::Panicked`].
 ///
@@ -96,7 +96,7 @@ fn lost_line(records: u64) -> Option<String> {
 #[cfg(all(test, not(winddown_loom)))]
 mod tests {
     use super::*;
-    use crate::Ledger;
+    use crate::adapter::Ledger;
 
     #[test]
     fn what_an_abort_loses_is_what_is_pending() {

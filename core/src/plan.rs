@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use crate::{Budget, Latency, ResourceId, drain::Deadlines, node::Node};
+use crate::{Budget, ResourceId, drain::Deadlines, latency::Latency, node::Node};
 
 /// The order and the deadlines of one drain.
 ///

@@ -78,11 +78,11 @@ pub struct ResourceReport {
     /// What became of buffered records, for a resource that has them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub records: Option<Records>,
-    /// The error or the panic's message, in one line; or what [`Drain::note`](crate::Drain::note) quoted.
+    /// The error or the panic's message, in one line; or what [`Drain::note`](crate::adapter::Drain::note) quoted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
     /// Why something was cut, or not cancelled, where time was the reason: who did not answer, and for how long; and what went
-    /// wrong besides, as [`Drain::incomplete`](crate::Drain::incomplete) said.
+    /// wrong besides, as [`Drain::incomplete`](crate::adapter::Drain::incomplete) said.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reasons: Vec<String>,
     /// What this resource cannot do, said by its adapter.

@@ -2,7 +2,7 @@
 
 use std::{future::Future, sync::Arc, time::Duration};
 
-use crate::{Capabilities, Drain, Error, Latency, plan::RESERVE_FLOOR, report::Accounting};
+use crate::{Capabilities, Error, drain::Drain, latency::Latency, plan::RESERVE_FLOOR, report::Accounting};
 
 /// Something initialised once and drained once: a pool, a client, a buffer.
 ///
@@ -160,7 +160,7 @@ pub trait Resource: Send + Sync + 'static {
     }
 
     /// The accounting of a resource that buffers records. Asked for once for each life, before it is initialised in that life:
-    /// new accounting each time, as [`LedgerSlot`](crate::LedgerSlot) has them, or those of whatever holds the records.
+    /// new accounting each time, as [`LedgerSlot`](crate::adapter::LedgerSlot) has them, or those of whatever holds the records.
     fn ledger(&self) -> Option<Arc<dyn Accounting>> {
         None
     }
@@ -171,8 +171,7 @@ pub trait Resource: Send + Sync + 'static {
 /// Both methods are on the path of every checkout, so they are plain `async fn`s and allocate nothing of their own (C1).
 #[diagnostic::on_unimplemented(
     message = "`{Self}` has nothing to check out",
-    note = "a `Client` hands out checkouts once it is told how: `.checkout(|pool| async move {{ pool.acquire().await }})`",
-    note = "what it was opened as is reached by `guard.pool().await`"
+    note = "what it was opened as is reached by `guard.pool().await`; a resource that hands something out implements `Checkouts` too"
 )]
 pub trait Checkouts: Resource {
     /// What callers use: the driver's own pooled connection or handle.

@@ -9,7 +9,8 @@ use std::{
 };
 
 use crate::{
-    Capabilities, Drain, Error, Resource, ResourceId, Retry, ShutdownGuard,
+    Capabilities, Error, Resource, ResourceId, Retry, ShutdownGuard,
+    drain::Drain,
     error::BoxError,
     node::{Order, Slot},
 };

@@ -98,7 +98,7 @@ async fn every_initialised_resource_is_flushed_at_once_and_no_other() {
 
     lifecycle.flush().await.unwrap();
     assert_eq!(scene.flushed(), 6, "as often as it is asked for");
-    drop(guards[0].pool().await.unwrap());
+    guards[0].pool().await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

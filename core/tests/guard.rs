@@ -149,3 +149,56 @@ async fn debug_shows_the_name_and_the_state_and_nothing_of_the_resource() {
     assert!(shown.contains("vault"), "{shown}");
     assert!(!shown.contains("hunter2"), "{shown}");
 }
+
+#[tokio::test]
+async fn a_checkout_that_is_not_to_be_waited_for_is_had_or_not() {
+    let lifecycle = lifecycle();
+    let server = Server::new();
+    let db = lifecycle.guard(Memory::on(&server, "db").size(1));
+    assert!(db.try_get().unwrap().is_none(), "it is not initialised, and that is not begun");
+    assert_eq!(server.sessions(), 0);
+    lifecycle.init().await.unwrap();
+    let held = db.try_get().unwrap().unwrap();
+    assert!(db.try_get().unwrap().is_none());
+    assert_eq!(db.out(), 1, "who got nothing is not counted");
+    drop(held);
+    assert!(db.try_get().unwrap().is_some());
+    lifecycle.drain().await;
+    assert!(db.try_get().unwrap_err().is_shutting_down());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_checkout_that_takes_too_long_says_how_the_pool_stands() {
+    let lifecycle = lifecycle();
+    let db = lifecycle.guard(Memory::new("db").size(1));
+    let limit = Duration::from_secs(3);
+    let held = db.get_timeout(limit).await.unwrap();
+    let began = tokio::time::Instant::now();
+    let error = db.get_timeout(limit).await.unwrap_err();
+    assert_eq!(began.elapsed(), limit);
+    assert_eq!((error.kind(), error.resource()), (ErrorKind::Timeout, Some("db")));
+    assert!(error.to_string().contains("1 are out, 0 wait, 1 sessions are open, 0 idle"), "{error}");
+    assert_eq!(db.out(), 1);
+    drop(held);
+}
+
+#[tokio::test]
+async fn a_guard_tells_how_its_pool_stands() {
+    let lifecycle = lifecycle();
+    let db = lifecycle.guard(Memory::new("db").size(2));
+    let stands = || {
+        let status = db.status();
+        (status.size, status.idle, status.out, status.waiting)
+    };
+    assert_eq!(stands(), (None, None, 0, 0));
+    let (first, second) = (db.get().await.unwrap(), db.get().await.unwrap());
+    drop(first);
+    assert_eq!(stands(), (Some(2), Some(1), 1, 0));
+    let third = db.get().await.unwrap();
+    let mut waits = std::pin::pin!(db.get());
+    assert!(waits.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop())).is_pending());
+    assert_eq!(stands(), (Some(2), Some(0), 2, 1));
+    drop((second, third));
+    drop(waits.await.unwrap());
+    assert_eq!(stands(), (Some(2), Some(2), 0, 0));
+}

@@ -4,7 +4,7 @@ use std::{future::pending, time::Duration};
 
 use winddown_core::{
     Capabilities, Error, ErrorKind, Lifecycle, Outcome, Report, Resource, ResourceReport,
-    adapter::Drain,
+    adapter::{Drain, Ends},
     memory::{Memory, Server},
 };
 
@@ -62,7 +62,7 @@ impl Resource for Says {
         if self.open > 0 {
             drain.set_open(self.open);
             drain.until_cut().await;
-            drain.count_ended(0, self.open, 0);
+            drain.count(Ends { cut: self.open, ..Ends::default() }, 0);
         }
         Ok(())
     }

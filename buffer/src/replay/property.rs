@@ -24,7 +24,7 @@ use winddown_core::{Checkout, Error, ErrorKind, Lifecycle};
 
 use super::*;
 use crate::{
-    Shared, Spill,
+    Spill,
     spill::{Folder, Open},
 };
 
@@ -136,13 +136,17 @@ struct Into {
 }
 
 impl Sink<u64> for Into {
-    type Target = Shared<Table>;
+    type Target = winddown_core::Client<Table>;
 
     fn delivery(&self) -> Delivery {
         self.delivery
     }
 
-    async fn write(&self, checkout: &mut Checkout<Shared<Table>>, batch: &Batch<u64>) -> Result<(), WriteError> {
+    async fn write(
+        &self,
+        checkout: &mut Checkout<winddown_core::Client<Table>>,
+        batch: &Batch<u64>,
+    ) -> Result<(), WriteError> {
         let error = || Error::new(ErrorKind::Write, "the target");
         if self.disk.is_dead() {
             return Err(WriteError::Failed(error()));
@@ -334,7 +338,7 @@ fn mix_up(case: &Case, directory: &Path, accounting: &mut Accounting) {
 
 fn replay_of(table: &Table, delivery: Delivery, disk: &Arc<Faulty>) -> Replay<u64, Into> {
     let lifecycle = Lifecycle::builder().signals(false).build().unwrap();
-    let db = lifecycle.guard(Shared::new("db", table.clone()));
+    let db = lifecycle.guard(winddown_core::Client::opened("db", table.clone()));
     Replay::new(&db, Into { delivery, disk: Arc::clone(disk) }, "audit").on_disk(Arc::clone(disk) as Arc<dyn Disk>)
 }
 

@@ -10,7 +10,7 @@ use winddown_core::{Checkout, Lifecycle};
 
 use super::*;
 use crate::{
-    Shared, Spill, WriteWith,
+    Spill, WriteWith,
     spill::{Folder, Open},
 };
 
@@ -35,8 +35,8 @@ async fn replayed(delivery: Delivery) -> (Result<Replayed, Error>, Vec<u64>, tem
     let lifecycle = Lifecycle::builder().signals(false).build().unwrap();
     type Rows = Arc<Mutex<Vec<u64>>>;
     let rows = Rows::default();
-    let db = lifecycle.guard(Shared::new("db", Arc::clone(&rows)));
-    let sink = WriteWith::new(delivery, |rows: &mut Checkout<Shared<Rows>>, batch: &Batch<u64>| {
+    let db = lifecycle.guard(winddown_core::Client::opened("db", Arc::clone(&rows)));
+    let sink = WriteWith::new(delivery, |rows: &mut Checkout<winddown_core::Client<Rows>>, batch: &Batch<u64>| {
         rows.lock().unwrap().extend(batch.iter().copied());
         Box::pin(async { Ok(()) })
     });

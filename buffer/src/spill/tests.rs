@@ -16,7 +16,7 @@ use tokio::{
 use winddown_core::{Checkout, Error, ErrorKind, Lifecycle, Outcome, Records, Report};
 
 use super::{Disk, Folder, RealDisk, Spill, Writing, write_to_log};
-use crate::{Batch, BatchWriter, Delivery, Push as _, Shared, WriteError, WriteWith};
+use crate::{Batch, BatchWriter, Delivery, Push as _, WriteError, WriteWith};
 
 /// Drains have 900 ms of it, and the pool keeps the last 50 ms of these and 25 ms for the buffer's answer.
 const BUDGET: Duration = ms(1000);
@@ -67,10 +67,11 @@ struct Scene {
 impl Scene {
     async fn new(directory: &Path) -> Self {
         let lifecycle = Lifecycle::builder().signals(false).budget(BUDGET).build().unwrap();
-        let db = lifecycle.guard(Shared::new("db", ()));
-        let away = WriteWith::new(Delivery::ExactlyOnce, |_: &mut Checkout<Shared<()>>, _: &Batch<u64>| {
-            Box::pin(async { Err(WriteError::Retry(Error::new(ErrorKind::Write, "the server is away"))) })
-        });
+        let db = lifecycle.guard(winddown_core::Client::opened("db", ()));
+        let away =
+            WriteWith::new(Delivery::ExactlyOnce, |_: &mut Checkout<winddown_core::Client<()>>, _: &Batch<u64>| {
+                Box::pin(async { Err(WriteError::Retry(Error::new(ErrorKind::Write, "the server is away"))) })
+            });
         let (begins, begun) = unbounded_channel();
         let (outcomes, outcome) = mpsc::channel();
         let disk = Held { begins, outcome: Mutex::new(outcome) };

@@ -14,8 +14,10 @@ use tokio::{
 
 use super::{Place, conduct};
 use crate::{
-    Capabilities, Checkouts, Drain, Error, ErrorKind, Hook, Latency, Lifecycle, Outcome, Reason, Records, Report,
-    Resource, ResourceId, Retry, ShutdownGuard, Step,
+    Capabilities, Checkouts, Error, ErrorKind, Hook, Lifecycle, Outcome, Reason, Records, Report, Resource, ResourceId,
+    Retry, ShutdownGuard, Step,
+    drain::{Drain, Ends},
+    latency::Latency,
     memory::{Memory, Server},
     report::{Accounting, Ledger},
 };
@@ -141,7 +143,7 @@ impl Resource for Scripted {
             Goodbye::TakesTheGrace => sleep(drain.grace()).await,
             Goodbye::EndsWithThreeOpen => drain.set_open(3),
             Goodbye::HangsWithThreeOpen => {
-                drain.count_ended(1, 0, 3);
+                drain.count(Ends { closed: 1, ..Ends::default() }, 3);
                 pending().await
             }
             Goodbye::UntilCut => {
@@ -176,6 +178,14 @@ impl Resource for Scripted {
     }
     fn capabilities(&self) -> Capabilities {
         Capabilities::ALL
+    }
+}
+
+impl Checkouts for Scripted {
+    type Checkout = ();
+
+    async fn checkout(&self, (): &()) -> Result<(), Error> {
+        Ok(())
     }
 }
 
@@ -654,7 +664,7 @@ async fn s6_the_report_of_a_buffer_that_hung_accounts_for_every_record() {
     let lifecycle = lifecycle();
     let ledger = Arc::new(Ledger::default());
     let hoard = lifecycle.guard(Hoard(Arc::clone(&ledger)));
-    drop(hoard.get().await.unwrap());
+    hoard.pool().await.unwrap();
     assert!(ledger.accepted(10));
     let report = drain(&lifecycle).report().await;
     let row = report.resource("hoard").unwrap();
