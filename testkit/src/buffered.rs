@@ -20,7 +20,7 @@ use libtest_mimic::Trial;
 use rustix::process::Signal;
 use tempfile::TempDir;
 use tokio::{runtime::Builder, time::sleep};
-use winddown_buffer::{Batch, BatchWriter, Delivery, Push as _, Replay, Shared, Sink, Spill, WriteError, WriteWith};
+use winddown_buffer::{Batch, BatchWriter, Delivery, Push as _, Replay, Sink, Spill, WriteError, WriteWith};
 use winddown_core::{BoxError, Checkout, Error, ErrorKind, Lifecycle, Records, Report, ShutdownGuard};
 
 use crate::{
@@ -404,8 +404,8 @@ async fn operator<H: Buffered>(harness: &H) -> Result<String, BoxError> {
 /// Spills records to this directory, of a buffer whose target takes none.
 async fn spill(directory: &Path, count: i64) -> Result<(), BoxError> {
     let lifecycle = lifecycle(Duration::from_secs(2));
-    let nowhere = lifecycle.guard(Shared::new("nowhere", ()));
-    let away = WriteWith::new(Delivery::ExactlyOnce, |_: &mut Checkout<Shared<()>>, _: &Batch<Record>| {
+    let nowhere = lifecycle.guard(winddown_core::Client::opened("nowhere", ()));
+    let away = WriteWith::new(Delivery::ExactlyOnce, |_: &mut Checkout<winddown_core::Client<()>>, _: &Batch<Record>| {
         Box::pin(async { Err(WriteError::Failed(Error::new(ErrorKind::Write, "there is no such table"))) })
     });
     let writer = BatchWriter::new(&nowhere, away).name("audit").spill(Spill::directory(directory));
