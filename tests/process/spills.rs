@@ -12,7 +12,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 use winddown::{
     Checkout, Error, ErrorKind, Lifecycle,
-    buffer::{Batch, BatchWriter, Delivery, Push as _, Replay, Shared, Spill, WriteError, WriteWith},
+    buffer::{Batch, BatchWriter, Delivery, Push as _, Replay, Spill, WriteError, WriteWith},
 };
 use winddown_testkit::{child::Child, starved::use_up_descriptors};
 
@@ -49,9 +49,9 @@ pub(crate) async fn run(name: &str) -> Option<Result<(), Error>> {
 /// Accepts a thousand records that nobody takes, and ends with what it then has.
 async fn spills<T>(spill: Spill<(u64, String)>, then_has: impl FnOnce() -> T) -> Result<(), Error> {
     let lifecycle = Lifecycle::detect()?;
-    let db = lifecycle.guard(Shared::new("db", ()));
+    let db = lifecycle.guard(winddown::Client::opened("db", ()));
     let (ends, is_ending) = watch::channel(false);
-    let away = WriteWith::new(Delivery::ExactlyOnce, move |_: &mut Checkout<Shared<()>>, _: &Batch<(u64, String)>| {
+    let away = WriteWith::new(Delivery::ExactlyOnce, move |_: &mut Checkout<winddown::Client<()>>, _: &Batch<(u64, String)>| {
         let mut is_ending = is_ending.clone();
         Box::pin(async move {
             // It is never dropped before.
@@ -123,8 +123,8 @@ fn a_key_that_is_too_short_is_an_error_of_init() {
 /// Replays a file, and says how much memory the process has had at the most, in KiB.
 async fn replays() -> Result<(), Error> {
     let lifecycle = Lifecycle::builder().signals(false).build()?;
-    let db = lifecycle.guard(Shared::new("db", ()));
-    let sink = WriteWith::new(Delivery::ExactlyOnce, |_: &mut Checkout<Shared<()>>, _: &Batch<(u64, String)>| {
+    let db = lifecycle.guard(winddown::Client::opened("db", ()));
+    let sink = WriteWith::new(Delivery::ExactlyOnce, |_: &mut Checkout<winddown::Client<()>>, _: &Batch<(u64, String)>| {
         Box::pin(async { Ok(()) })
     });
     let replay = Replay::<(u64, String), _>::new(&db, sink, "audit").any_record_type();
