@@ -14,6 +14,7 @@ pub mod cli;
 
 // What an adapter implements, and what needs none.
 mod sink;
+pub mod sql;
 mod write_with;
 
 // What makes it go.

@@ -51,14 +51,17 @@ async fn spills<T>(spill: Spill<(u64, String)>, then_has: impl FnOnce() -> T) ->
     let lifecycle = Lifecycle::detect()?;
     let db = lifecycle.guard(winddown::Client::opened("db", ()));
     let (ends, is_ending) = watch::channel(false);
-    let away = WriteWith::new(Delivery::ExactlyOnce, move |_: &mut Checkout<winddown::Client<()>>, _: &Batch<(u64, String)>| {
-        let mut is_ending = is_ending.clone();
-        Box::pin(async move {
-            // It is never dropped before.
-            let _ = is_ending.wait_for(|ends| *ends).await;
-            Err(WriteError::Failed(Error::new(ErrorKind::Write, "there is no such table")))
-        })
-    });
+    let away = WriteWith::new(
+        Delivery::ExactlyOnce,
+        move |_: &mut Checkout<winddown::Client<()>>, _: &Batch<(u64, String)>| {
+            let mut is_ending = is_ending.clone();
+            Box::pin(async move {
+                // It is never dropped before.
+                let _ = is_ending.wait_for(|ends| *ends).await;
+                Err(WriteError::Failed(Error::new(ErrorKind::Write, "there is no such table")))
+            })
+        },
+    );
     let buffer = lifecycle.guard(BatchWriter::new(&db, away).name("audit").spill(spill));
     let mut has = None;
     let work = async {
@@ -124,9 +127,10 @@ fn a_key_that_is_too_short_is_an_error_of_init() {
 async fn replays() -> Result<(), Error> {
     let lifecycle = Lifecycle::builder().signals(false).build()?;
     let db = lifecycle.guard(winddown::Client::opened("db", ()));
-    let sink = WriteWith::new(Delivery::ExactlyOnce, |_: &mut Checkout<winddown::Client<()>>, _: &Batch<(u64, String)>| {
-        Box::pin(async { Ok(()) })
-    });
+    let sink =
+        WriteWith::new(Delivery::ExactlyOnce, |_: &mut Checkout<winddown::Client<()>>, _: &Batch<(u64, String)>| {
+            Box::pin(async { Ok(()) })
+        });
     let replay = Replay::<(u64, String), _>::new(&db, sink, "audit").any_record_type();
     let replayed = replay.run(env::var_os("SPILLS").unwrap()).await?;
     let status = fs::read_to_string("/proc/self/status").unwrap();

@@ -9,7 +9,7 @@ mod warnings;
 use std::error::Error as StdError;
 
 use mysql_async::{DriverError, Error as Failure, Value, prelude::ToValue};
-use winddown_buffer::WriteError;
+use winddown_buffer::{WriteError, sql::Table, sql_tuples};
 use winddown_core::{BoxError, Error, ErrorKind};
 
 pub use self::{insert::Insert, load::LoadData};
@@ -17,7 +17,6 @@ use crate::{
     Session,
     code::{self, Verdict},
     error,
-    home::quoted,
 };
 
 /// A record as a row: a tuple of values that the driver can send, or a type of the application.
@@ -45,7 +44,6 @@ macro_rules! tuple {
     ($($value:ident)+) => {
         impl<$($value: ToValue + Send + Sync + 'static),+> Parameters for ($($value,)+) {
             fn parameters(&self, values: &mut Vec<Value>) {
-                #[expect(non_snake_case, reason = "one name for a type and for its value")]
                 let ($($value,)+) = self;
                 $(values.push($value.to_value());)+
             }
@@ -53,100 +51,14 @@ macro_rules! tuple {
     };
 }
 
-tuple!(A);
-tuple!(A B);
-tuple!(A B C);
-tuple!(A B C D);
-tuple!(A B C D E);
-tuple!(A B C D E F);
-tuple!(A B C D E F G);
-tuple!(A B C D E F G H);
-tuple!(A B C D E F G H I);
-tuple!(A B C D E F G H I J);
-tuple!(A B C D E F G H I J K);
-tuple!(A B C D E F G H I J K L);
+sql_tuples!(tuple);
 
-/// Where rows go.
-#[derive(Debug, Clone)]
-struct Place {
-    schema: Option<String>,
-    table: String,
-    columns: Vec<String>,
-    /// What a buffer is named after: schema and table as they are.
-    name: String,
+/// Adds the values of a record, which must be as many as there are columns.
+fn values(table: &Table, record: &impl Parameters, values: &mut Vec<Value>) -> Result<(), WriteError> {
+    let before = values.len();
+    record.parameters(values);
+    table.fits(values.len() - before).map_err(WriteError::Failed)
 }
-
-impl Place {
-    fn new(table: impl Into<String>, columns: impl IntoIterator<Item = impl Into<String>>) -> Self {
-        let columns = columns.into_iter().map(Into::into).collect();
-        let table = table.into();
-        Self { schema: None, name: table.clone(), table, columns }
-    }
-
-    fn set_schema(&mut self, schema: String) {
-        self.name = format!("{schema}.{}", self.table);
-        self.schema = Some(schema);
-    }
-
-    fn table(&self) -> String {
-        self.beside(&self.table)
-    }
-
-    /// A table in the same database.
-    fn beside(&self, table: &str) -> String {
-        match &self.schema {
-            Some(schema) => format!("{}.{}", quoted(schema), quoted(table)),
-            None => quoted(table),
-        }
-    }
-
-    fn columns(&self) -> String {
-        let columns: Vec<_> = self.columns.iter().map(|column| quoted(column)).collect();
-        columns.join(", ")
-    }
-
-    /// Adds the values of a record, which must be as many as there are columns.
-    fn values(&self, record: &impl Parameters, values: &mut Vec<Value>) -> Result<(), WriteError> {
-        let before = values.len();
-        record.parameters(values);
-        let (given, columns) = (values.len() - before, self.columns.len());
-        if given == columns {
-            return Ok(());
-        }
-        let text = format!("a record has {given} values, and the sink {columns} columns");
-        Err(WriteError::Failed(Error::new(ErrorKind::Write, text)))
-    }
-}
-
-/// What both sinks can be told.
-macro_rules! settings {
-    () => {
-        /// What becomes of a batch whose outcome is unknown. Defaults to [`Delivery::ExactlyOnce`]; the others need no
-        /// table of keys.
-        #[must_use]
-        pub fn delivery(mut self, delivery: Delivery) -> Self {
-            self.keys.delivery = delivery;
-            self
-        }
-
-        /// The table that remembers the keys of written batches. Sinks may share it. Defaults to `winddown_batch`.
-        #[must_use]
-        pub fn key_table(mut self, table: impl Into<String>) -> Self {
-            self.keys.table = table.into().into();
-            self
-        }
-
-        /// For how long keys are remembered: a batch that is replayed later may be written twice. Defaults to 7 days.
-        ///
-        /// Older ones are deleted after the first batch, and after every thousandth.
-        #[must_use]
-        pub fn remember(mut self, remember: Duration) -> Self {
-            self.keys.remember = remember;
-            self
-        }
-    };
-}
-use settings;
 
 /// The server's numbers of errors that the sinks know by themselves; names in the servers' own words.
 mod number {

@@ -12,7 +12,8 @@ use std::{iter, sync::OnceLock};
 
 use deadpool_postgres::Client;
 use tokio_postgres::types::{ToSql, Type};
-use winddown_core::{Error, ErrorKind};
+use winddown_buffer::{sql, sql_tuples};
+use winddown_core::Error;
 
 use self::verdict::{without_records, write_error};
 pub use self::{copy::CopyIn, insert::Insert};
@@ -54,7 +55,6 @@ macro_rules! tuple {
     ($($value:ident)+) => {
         impl<$($value: ToSql + Send + Sync + 'static),+> Parameters for ($($value,)+) {
             fn parameters<'a>(&'a self, values: &mut Vec<&'a (dyn ToSql + Sync)>) {
-                #[expect(non_snake_case, reason = "one name for a type and for its value")]
                 let ($($value,)+) = self;
                 $(values.push($value);)+
             }
@@ -67,27 +67,12 @@ macro_rules! tuple {
     };
 }
 
-tuple!(A);
-tuple!(A B);
-tuple!(A B C);
-tuple!(A B C D);
-tuple!(A B C D E);
-tuple!(A B C D E F);
-tuple!(A B C D E F G);
-tuple!(A B C D E F G H);
-tuple!(A B C D E F G H I);
-tuple!(A B C D E F G H I J);
-tuple!(A B C D E F G H I J K);
-tuple!(A B C D E F G H I J K L);
+sql_tuples!(tuple);
 
-/// The table that rows go to, and those of its columns that a record has values for.
+/// The table that rows go to, and what inserts them.
 #[derive(Debug, Clone)]
 struct Table {
-    schema: Option<String>,
-    name: String,
-    /// The table, with its schema where one is set, as it is told.
-    target: String,
-    columns: Vec<String>,
+    at: sql::Table,
     on_conflict: String,
     /// What inserts one row, two, four, and so on: few that are prepared once, for batches of any size.
     inserts: Box<[OnceLock<String>; SIZES]>,
@@ -95,15 +80,11 @@ struct Table {
 
 impl Table {
     fn new<C: Into<String>>(name: impl Into<String>, columns: impl IntoIterator<Item = C>) -> Self {
-        let columns = columns.into_iter().map(Into::into).collect();
-        let name = name.into();
-        let target = name.clone();
-        Self { schema: None, name, target, columns, on_conflict: String::new(), inserts: Box::default() }
+        Self { at: sql::Table::new('"', name, columns), on_conflict: String::new(), inserts: Box::default() }
     }
 
     fn set_schema(&mut self, schema: String) {
-        self.target = format!("{schema}.{}", self.name);
-        self.schema = Some(schema);
+        self.at.set_schema(schema);
         *self.inserts = Default::default();
     }
 
@@ -112,43 +93,22 @@ impl Table {
         *self.inserts = Default::default();
     }
 
-    /// The table, as statements name it.
-    fn quoted(&self) -> String {
-        self.beside(&self.name)
-    }
-
-    fn target(&self) -> &str {
-        &self.target
-    }
-
-    /// Another table in the same schema.
-    fn beside(&self, name: &str) -> String {
-        match &self.schema {
-            Some(schema) => format!("{}.{}", quoted(schema), quoted(name)),
-            None => quoted(name),
-        }
-    }
-
-    fn quoted_columns(&self) -> String {
-        self.columns.iter().map(|column| quoted(column)).collect::<Vec<_>>().join(", ")
-    }
-
     /// Inserts so many rows, each value a parameter. The number is a power of two.
     fn insert(&self, rows: usize) -> &str {
         self.inserts[rows.ilog2() as usize].get_or_init(|| {
-            let columns = self.columns.len();
+            let columns = self.at.columns().len();
             let row = |row| {
                 let parameters: Vec<_> = (row * columns + 1..=(row + 1) * columns).map(|n| format!("${n}")).collect();
                 format!("({})", parameters.join(", "))
             };
             let rows = (0..rows).map(row).collect::<Vec<_>>().join(", ");
-            format!("INSERT INTO {} ({}) VALUES {rows}{}", self.quoted(), self.quoted_columns(), self.on_conflict)
+            format!("INSERT INTO {} ({}) VALUES {rows}{}", self.at.quoted(), self.at.quoted_columns(), self.on_conflict)
         })
     }
 
     /// How many rows each of the statements inserts that together insert so many.
     fn sizes(&self, rows: usize) -> impl Iterator<Item = usize> + use<> {
-        let most = (MOST_PARAMETERS / self.columns.len().max(1)).clamp(1, 1 << (SIZES - 1));
+        let most = (MOST_PARAMETERS / self.at.columns().len().max(1)).clamp(1, 1 << (SIZES - 1));
         let mut rest = rows;
         iter::from_fn(move || {
             let size = 1 << rest.min(most).checked_ilog2()?;
@@ -161,16 +121,8 @@ impl Table {
     fn values<'a>(&self, record: &'a impl Parameters, values: &mut Vec<&'a (dyn ToSql + Sync)>) -> Result<(), Error> {
         let before = values.len();
         record.parameters(values);
-        let (given, columns) = (values.len() - before, self.columns.len());
-        if given == columns {
-            return Ok(());
-        }
-        Err(Error::new(ErrorKind::Write, format!("a record has {given} values, and the sink {columns} columns")))
+        self.at.fits(values.len() - before)
     }
-}
-
-fn quoted(identifier: &str) -> String {
-    format!("\"{}\"", identifier.replace('"', "\"\""))
 }
 
 /// Prepares this statement anew when it is needed next, on every connection.
@@ -192,41 +144,7 @@ macro_rules! settings {
             self
         }
 
-        /// How often a record is in the table if the connection breaks while its batch is committed.
-        ///
-        /// Defaults to [`Delivery::ExactlyOnce`], for which the batches' keys are written too, in the same transaction.
-        /// The others write none.
-        #[must_use]
-        pub fn delivery(mut self, delivery: Delivery) -> Self {
-            self.keys.delivery = delivery;
-            self
-        }
-
-        /// The table that remembers which batches are written. Sinks may share one.
-        ///
-        /// It is made if it is missing, for which the user must be allowed to `CREATE` in its schema. Where somebody else
-        /// makes it, the user needs `INSERT` on it, and `SELECT` and `DELETE` for old keys to be deleted:
-        ///
-        /// ```sql
-        /// CREATE TABLE winddown_batch (key uuid PRIMARY KEY, written_at timestamptz NOT NULL DEFAULT now())
-        /// ```
-        ///
-        /// Defaults to `winddown_batch`.
-        #[must_use]
-        pub fn key_table(mut self, name: impl Into<String>) -> Self {
-            self.keys.table = name.into();
-            self
-        }
-
-        /// How long keys are kept: longer than anything keeps a batch that is written again, a file of a replay say. Older
-        /// ones are deleted behind the first batch that is written, and then once an hour.
-        ///
-        /// Defaults to 7 days.
-        #[must_use]
-        pub fn remember(mut self, time: Duration) -> Self {
-            self.keys.remember = time;
-            self
-        }
+        winddown_buffer::sql_settings!(keys.common);
     };
 }
 use settings;

@@ -2,32 +2,20 @@
 
 mod verdict;
 
-use std::{
-    borrow::Cow,
-    sync::{
-        Arc, Weak,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::{Duration, SystemTime},
-};
+use std::sync::{Arc, Weak};
 
 use deadpool_sqlite::{
     InteractError,
     rusqlite::{self, Params, Transaction, TransactionBehavior},
 };
-use winddown_buffer::{Batch, BatchKey, Delivery, Sink, WriteError};
+use winddown_buffer::{
+    Batch, BatchKey, Delivery, Sink, WriteError,
+    sql::{AT_ONCE, Keys, Table},
+};
 use winddown_core::{BoxError, Checkout, Error, ErrorKind};
 
 use self::verdict::{uncommitted, unwritten, without_records};
 use crate::Sqlite;
-
-const KEY_TABLE: &str = "winddown_batch";
-
-const REMEMBER: Duration = Duration::from_secs(7 * 24 * 60 * 60);
-
-/// Old keys are deleted after the first batch, and then after every so many; at most twice as many at a time, so that
-/// it takes milliseconds, and they are deleted more quickly than they come.
-const FORGET_EVERY: u64 = 1000;
 
 /// Inserts records as rows, each batch in one transaction.
 ///
@@ -52,46 +40,26 @@ const FORGET_EVERY: u64 = 1000;
 #[derive(Debug, Clone)]
 pub struct Insert {
     settings: Settings,
-    written: Arc<AtomicU64>,
 }
 
 /// Where the rows go, and the keys.
 #[derive(Debug, Clone)]
 struct Settings {
-    schema: Option<String>,
-    table: String,
-    /// The table, with its schema where one is set, as it is told.
-    target: String,
-    columns: Vec<String>,
+    table: Table,
     or: &'static str,
-    delivery: Delivery,
-    key_table: Cow<'static, str>,
-    remember: Duration,
+    keys: Keys,
 }
 
 impl Insert {
     /// Writes into these columns of this table. Names are taken as they are, and quoted.
     pub fn into(table: impl Into<String>, columns: impl IntoIterator<Item = impl Into<String>>) -> Self {
-        let table = table.into();
-        let settings = Settings {
-            schema: None,
-            target: table.clone(),
-            table,
-            columns: columns.into_iter().map(Into::into).collect(),
-            or: "",
-            delivery: Delivery::ExactlyOnce,
-            key_table: KEY_TABLE.into(),
-            remember: REMEMBER,
-        };
-        Self { settings, written: Arc::default() }
+        Self { settings: Settings { table: Table::new('"', table, columns), or: "", keys: Keys::default() } }
     }
 
     /// The table, and that of the keys, are in this attached database. Defaults to the first that has one of that name.
     #[must_use]
     pub fn schema(mut self, schema: impl Into<String>) -> Self {
-        let schema = schema.into();
-        self.settings.target = format!("{schema}.{}", self.settings.table);
-        self.settings.schema = Some(schema);
+        self.settings.table.set_schema(schema.into());
         self
     }
 
@@ -103,36 +71,14 @@ impl Insert {
         self
     }
 
-    /// What becomes of a batch whose outcome is unknown. Defaults to [`Delivery::ExactlyOnce`]; the others need no table
-    /// of keys.
-    #[must_use]
-    pub fn delivery(mut self, delivery: Delivery) -> Self {
-        self.settings.delivery = delivery;
-        self
-    }
-
-    /// The table that remembers the keys of written batches. Sinks may share it. Defaults to `winddown_batch`.
-    #[must_use]
-    pub fn key_table(mut self, table: impl Into<String>) -> Self {
-        self.settings.key_table = table.into().into();
-        self
-    }
-
-    /// For how long keys are remembered: a batch that is replayed later may be written twice. Defaults to 7 days.
-    ///
-    /// Older ones are deleted after the first batch, and after every thousandth.
-    #[must_use]
-    pub fn remember(mut self, remember: Duration) -> Self {
-        self.settings.remember = remember;
-        self
-    }
+    winddown_buffer::sql_settings!(settings.keys);
 }
 
 impl<T: Params + Clone + Send + Sync + 'static> Sink<T> for Insert {
     type Target = Sqlite;
 
     fn delivery(&self) -> Delivery {
-        self.settings.delivery
+        self.settings.keys.delivery
     }
 
     /// Tried again while another connection has the lock, while the disk is full, and where the drain interrupted it.
@@ -163,7 +109,7 @@ impl<T: Params + Clone + Send + Sync + 'static> Sink<T> for Insert {
     }
 
     fn target(&self) -> Option<&str> {
-        Some(&self.settings.target)
+        Some(self.settings.table.target())
     }
 }
 
@@ -180,18 +126,14 @@ impl Insert {
         }
         // Immediate: it waits for the lock here, and not after half of the records.
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(unwritten)?;
-        let remembers = self.settings.delivery == Delivery::ExactlyOnce;
-        if remembers && !self.settings.remember_key(&transaction, batch.key()).map_err(without_records)? {
+        if self.settings.keys.are_kept()
+            && !self.settings.remember_key(&transaction, batch.key()).map_err(without_records)?
+        {
             return Ok(());
         }
         self.settings.fill(&transaction, batch, waits)?;
         transaction.commit().map_err(uncommitted)?;
-        if remembers
-            && self.written.fetch_add(1, Ordering::Relaxed).is_multiple_of(FORGET_EVERY)
-            && let Err(error) = self.settings.forget(connection)
-        {
-            tracing::warn!("the keys of old batches stay in {}: {error}", self.settings.key_table);
-        }
+        self.settings.forget(connection);
         Ok(())
     }
 }
@@ -216,14 +158,13 @@ impl Settings {
     }
 
     fn insert(&self) -> String {
-        let columns: Vec<_> = self.columns.iter().map(|column| quoted(column)).collect();
-        let values = vec!["?"; columns.len()].join(", ");
-        let (or, table, columns) = (self.or, self.named(&self.table), columns.join(", "));
+        let values = vec!["?"; self.table.columns().len()].join(", ");
+        let (or, table, columns) = (self.or, self.table.quoted(), self.table.quoted_columns());
         format!("INSERT {or}INTO {table}({columns}) VALUES ({values})")
     }
 
     fn insert_key(&self) -> String {
-        format!("INSERT INTO {}(key) VALUES (?) ON CONFLICT (key) DO NOTHING", self.named(&self.key_table))
+        format!("INSERT INTO {}(key) VALUES (?) ON CONFLICT (key) DO NOTHING", self.table.beside(&self.keys.table))
     }
 
     /// Compiles what a batch is written with. Changes nothing.
@@ -236,20 +177,20 @@ impl Settings {
             }
         };
         let create = "create the table with these columns, or name others in the sink";
-        connection.prepare(&self.insert()).map_err(|error| refused(&self.target, error, create))?;
-        let schema = self.schema.as_deref().unwrap_or("main");
+        connection.prepare(&self.insert()).map_err(|error| refused(self.table.target(), error, create))?;
+        let schema = self.table.schema().unwrap_or("main");
         let is_read_only = connection.is_readonly(schema).and_then(|is_read_only| {
             let queries_only: bool = connection.pragma_query_value(None, "query_only", |row| row.get(0))?;
             Ok(is_read_only || queries_only)
         });
-        if is_read_only.map_err(|error| refused(&self.target, error, "see its database"))? {
+        if is_read_only.map_err(|error| refused(self.table.target(), error, "see its database"))? {
             let text = format!(
                 "{} cannot be written to, the database is read-only: make its file writable, and set no `query_only`",
-                self.target
+                self.table.target()
             );
             return Err(Error::new(ErrorKind::Config, text));
         }
-        if self.delivery != Delivery::ExactlyOnce {
+        if !self.keys.are_kept() {
             return Ok(());
         }
         match connection.prepare(&self.insert_key()) {
@@ -258,7 +199,7 @@ impl Settings {
             Err(_) if !self.has_key_table(connection).unwrap_or(true) => Ok(()),
             Err(error) => {
                 let advice = format!("it is for the keys of batches, make it by `{}`", self.create_keys());
-                Err(refused(&self.key_table, error, &advice))
+                Err(refused(&self.keys.table, error, &advice))
             }
         }
     }
@@ -266,7 +207,7 @@ impl Settings {
     fn has_key_table(&self, connection: &rusqlite::Connection) -> rusqlite::Result<bool> {
         let sql = "SELECT count(*) FROM pragma_table_info(?1, ?2)";
         connection
-            .query_row(sql, (&self.key_table, &self.schema), |row| row.get::<_, i64>(0))
+            .query_row(sql, (&self.keys.table, self.table.schema()), |row| row.get::<_, i64>(0))
             .map(|columns| columns > 0)
     }
 
@@ -276,7 +217,7 @@ impl Settings {
             "CREATE TABLE IF NOT EXISTS {}(\
                  key BLOB NOT NULL PRIMARY KEY, written_at TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP\
              ) WITHOUT ROWID",
-            self.named(&self.key_table)
+            self.table.beside(&self.keys.table)
         )
     }
 
@@ -287,25 +228,16 @@ impl Settings {
         Ok(insert.execute([key.as_bytes()])? == 1)
     }
 
-    /// One that is not old is never deleted, whatever the clock says.
-    fn forget(&self, connection: &rusqlite::Connection) -> rusqlite::Result<usize> {
-        let Some(since) = SystemTime::now().checked_sub(self.remember) else { return Ok(0) };
-        let table = self.named(&self.key_table);
-        let old = format!("SELECT key FROM {table} WHERE key < ?1 ORDER BY key LIMIT {}", 2 * FORGET_EVERY);
-        let mut delete = connection.prepare(&format!("DELETE FROM {table} WHERE key IN ({old})"))?;
-        delete.execute([BatchKey::first_at(since).as_bytes()])
-    }
-
-    fn named(&self, table: &str) -> String {
-        match &self.schema {
-            Some(schema) => format!("{}.{}", quoted(schema), quoted(table)),
-            None => quoted(table),
+    /// Deletes old keys if that is due. What becomes of it is no batch's business.
+    fn forget(&self, connection: &rusqlite::Connection) {
+        let Some(first) = self.keys.to_forget() else { return };
+        let table = self.table.beside(&self.keys.table);
+        let old = format!("SELECT key FROM {table} WHERE key < ?1 ORDER BY key LIMIT {AT_ONCE}");
+        match connection.execute(&format!("DELETE FROM {table} WHERE key IN ({old})"), [first.as_bytes()]) {
+            Ok(deleted) => self.keys.have_deleted(deleted as u64),
+            Err(error) => tracing::warn!("the keys of old batches stay in {table}: {error}"),
         }
     }
-}
-
-fn quoted(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 fn failed(source: impl Into<BoxError>) -> Error {

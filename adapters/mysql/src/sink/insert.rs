@@ -6,14 +6,13 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
 };
 
 use mysql_async::{Conn, Params, Transaction, Value, prelude::Queryable as _};
-use winddown_buffer::{Batch, Delivery, Sink, WriteError};
+use winddown_buffer::{Batch, Delivery, Sink, WriteError, sql::Table};
 use winddown_core::{Checkout, Error, ErrorKind};
 
-use super::{Parameters, Place, keys::Keys, look, seen, settings, unwritten, warnings};
+use super::{Parameters, keys::Keys, look, seen, unwritten, warnings};
 use crate::{Mysql, abandon};
 
 /// How many parameters a statement may have.
@@ -50,7 +49,7 @@ const MOST_BYTES: usize = 1 << 20;
 /// The user needs `INSERT` on it, and `SELECT` and `DELETE` for old keys to be forgotten.
 #[derive(Debug, Clone)]
 pub struct Insert {
-    place: Place,
+    table: Table,
     keys: Keys,
     ignore: &'static str,
     on_duplicate: String,
@@ -62,7 +61,7 @@ impl Insert {
     /// Writes into these columns of this table. Names are taken as they are, and quoted.
     pub fn into(table: impl Into<String>, columns: impl IntoIterator<Item = impl Into<String>>) -> Self {
         Self {
-            place: Place::new(table, columns),
+            table: Table::new('`', table, columns),
             keys: Keys::default(),
             ignore: "",
             on_duplicate: String::new(),
@@ -73,7 +72,7 @@ impl Insert {
     /// The table, and that of the keys, are in this database. Defaults to that of the connection.
     #[must_use]
     pub fn schema(mut self, schema: impl Into<String>) -> Self {
-        self.place.set_schema(schema.into());
+        self.table.set_schema(schema.into());
         self
     }
 
@@ -93,14 +92,14 @@ impl Insert {
         self
     }
 
-    settings!();
+    winddown_buffer::sql_settings!(keys.common);
 
     /// The statement for so many rows.
     fn sql(&self, rows: usize) -> String {
-        let Self { place, ignore, on_duplicate, .. } = self;
-        let row = format!("({})", vec!["?"; place.columns.len()].join(","));
-        let (table, columns, values) = (place.table(), place.columns(), vec![&*row; rows].join(","));
-        format!("INSERT {ignore}INTO {table}({columns}) VALUES {values}{on_duplicate}")
+        let Self { table, ignore, on_duplicate, .. } = self;
+        let row = format!("({})", vec!["?"; table.columns().len()].join(","));
+        let (into, columns, values) = (table.quoted(), table.quoted_columns(), vec![&*row; rows].join(","));
+        format!("INSERT {ignore}INTO {into}({columns}) VALUES {values}{on_duplicate}")
     }
 
     async fn fill<T: Parameters>(
@@ -111,13 +110,13 @@ impl Insert {
     ) -> Result<(), WriteError> {
         // With some room for what is not a value.
         let most_bytes = MOST_BYTES.min(max_packet / 8 * 7);
-        let columns = self.place.columns.len();
+        let columns = self.table.columns().len();
         let most = (MOST_PARAMETERS / columns.max(1)).clamp(1, MOST_ROWS);
         let mut values = Vec::with_capacity(most.min(batch.len()) * columns);
         let (mut rows, mut bytes) = (0, 0);
         for record in batch {
             let before = values.len();
-            self.place.values(record, &mut values)?;
+            super::values(&self.table, record, &mut values)?;
             let row: usize = values[before..].iter().map(size).sum();
             if row > most_bytes {
                 check_size(transaction, max_packet, row).await?;
@@ -138,10 +137,10 @@ impl Insert {
         max_packet: usize,
         batch: &Batch<T>,
     ) -> Result<(), WriteError> {
-        let Some(mut transaction) = self.keys.begin(conn, &self.place, batch.key()).await? else { return Ok(()) };
+        let Some(mut transaction) = self.keys.begin(conn, &self.table, batch.key()).await? else { return Ok(()) };
         let filled = self.fill(&mut transaction, max_packet, batch).await;
         self.keys.end(transaction, filled).await?;
-        self.keys.tidy(conn, &self.place).await;
+        self.keys.forget(conn, &self.table).await;
         Ok(())
     }
 
@@ -193,7 +192,7 @@ impl<T: Parameters> Sink<T> for Insert {
     type Target = Mysql;
 
     fn delivery(&self) -> Delivery {
-        self.keys.delivery
+        self.keys.common.delivery
     }
 
     /// Tried again while the server cannot be reached, is full, starts up or is no primary, and where the batch was rolled
@@ -206,8 +205,8 @@ impl<T: Parameters> Sink<T> for Insert {
 
     async fn check(&self, checkout: &mut Checkout<Mysql>) -> Result<(), Error> {
         let conn: &mut Conn = checkout;
-        look::at_target(conn, &self.place, &self.sql(1)).await?;
-        self.keys.check(conn, &self.place).await
+        look::at_target(conn, &self.table, &self.sql(1)).await?;
+        self.keys.check(conn, &self.table).await
     }
 
     /// The session is ended on the server over another one: that gives up the locks which the batch would wait for.
@@ -216,6 +215,6 @@ impl<T: Parameters> Sink<T> for Insert {
     }
 
     fn target(&self) -> Option<&str> {
-        Some(&self.place.name)
+        Some(self.table.target())
     }
 }

@@ -1,42 +1,20 @@
 //! The transaction of a batch, and the key in it.
 
-use std::{
-    borrow::Cow,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::{Duration, SystemTime},
-};
-
 use mysql_async::{Conn, Error as Failure, Transaction, TxOpts, prelude::Queryable as _};
-use winddown_buffer::{BatchKey, Delivery, WriteError, uuid::Uuid};
+use winddown_buffer::{
+    BatchKey, WriteError,
+    sql::{self, AT_ONCE, Table},
+    uuid::Uuid,
+};
 use winddown_core::{Error, ErrorKind};
 
-use super::{Place, look, number, uncommitted, without_records};
+use super::{look, number, uncommitted, without_records};
 use crate::watcher::rows;
 
-const TABLE: &str = "winddown_batch";
-
-const REMEMBER: Duration = Duration::from_secs(7 * 24 * 60 * 60);
-
-/// Old keys are deleted after the first batch, and then after every so many; at most twice as many at a time, so that
-/// it takes milliseconds, and they are deleted more quickly than they come.
-const FORGET_EVERY: u64 = 1000;
-
 /// How batches are remembered.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Keys {
-    pub(super) delivery: Delivery,
-    pub(super) table: Cow<'static, str>,
-    pub(super) remember: Duration,
-    written: Arc<AtomicU64>,
-}
-
-impl Default for Keys {
-    fn default() -> Self {
-        Self { delivery: Delivery::ExactlyOnce, table: TABLE.into(), remember: REMEMBER, written: Arc::default() }
-    }
+    pub(super) common: sql::Keys,
 }
 
 impl Keys {
@@ -45,14 +23,14 @@ impl Keys {
     pub(super) async fn begin<'a>(
         &self,
         conn: &'a mut Conn,
-        place: &Place,
+        at: &Table,
         key: BatchKey,
     ) -> Result<Option<Transaction<'a>>, WriteError> {
         let mut transaction = conn.start_transaction(TxOpts::default()).await.map_err(without_records)?;
-        if self.delivery != Delivery::ExactlyOnce {
+        if !self.common.are_kept() {
             return Ok(Some(transaction));
         }
-        match self.remember_key(&mut transaction, place, key).await {
+        match self.remember_key(&mut transaction, at, key).await {
             Ok(true) => Ok(Some(transaction)),
             Ok(false) => {
                 transaction.rollback().await.map_err(without_records)?;
@@ -69,10 +47,10 @@ impl Keys {
     async fn remember_key(
         &self,
         transaction: &mut Transaction<'_>,
-        place: &Place,
+        at: &Table,
         key: BatchKey,
     ) -> Result<bool, WriteError> {
-        let table = place.beside(&self.table);
+        let table = at.beside(&self.common.table);
         let insert = format!("INSERT INTO {table}(`key`) VALUES ({})", literal(key));
         match transaction.query_drop(&insert).await {
             Err(Failure::Server(error)) if error.code == number::NO_SUCH_TABLE => {}
@@ -93,14 +71,14 @@ impl Keys {
     }
 
     /// Whether the keys of batches can be remembered. The table may be missing where it can be created.
-    pub(super) async fn check(&self, conn: &mut Conn, place: &Place) -> Result<(), Error> {
-        if self.delivery != Delivery::ExactlyOnce {
+    pub(super) async fn check(&self, conn: &mut Conn, at: &Table) -> Result<(), Error> {
+        if !self.common.are_kept() {
             return Ok(());
         }
-        let (table, key) = (place.beside(&self.table), "x'00000000000000000000000000000000'");
+        let (table, key) = (at.beside(&self.common.table), "x'00000000000000000000000000000000'");
         let create = creating(&table);
         let failure = match look::prepared(conn, &format!("INSERT INTO {table}(`key`) VALUES ({key})")).await {
-            Ok(()) => return self.check_table(conn, place, &table).await,
+            Ok(()) => return self.check_table(conn, at, &table).await,
             Err(failure) if look::passes(&failure) => return Err(look::unanswered(failure)),
             Err(failure) => failure,
         };
@@ -125,8 +103,8 @@ impl Keys {
     }
 
     /// Whether the table keeps keys as they are, each once, in the transaction of the rows.
-    async fn check_table(&self, conn: &mut Conn, place: &Place, table: &str) -> Result<(), Error> {
-        let (schema, name) = (place.schema_in_sql(), look::literal(&self.table));
+    async fn check_table(&self, conn: &mut Conn, at: &Table, table: &str) -> Result<(), Error> {
+        let (schema, name) = (look::schema(at), look::literal(&self.common.table));
         let of_table = format!("TABLE_SCHEMA = {schema} AND TABLE_NAME = {name}");
         let lengths = format!(
             "SELECT CAST(COALESCE(CHARACTER_OCTET_LENGTH, 0) AS UNSIGNED) FROM information_schema.COLUMNS \
@@ -138,7 +116,7 @@ impl Keys {
              HAVING MAX(NON_UNIQUE) = 0 AND COUNT(*) = 1 AND MAX(COLUMN_NAME) = 'key'"
         );
         let unique: Vec<String> = rows(conn, &unique).await.map_err(look::unanswered)?;
-        let engine = look::engine(conn, place, &self.table).await?;
+        let engine = look::engine(conn, at, &self.common.table).await?;
         // What is not listed is no table, but a view of one.
         let is_too_short = lengths.first().is_some_and(|length| *length < 16);
         let is_good = engine.is_none_or(|engine| engine.has_transactions && !is_too_short && !unique.is_empty());
@@ -162,18 +140,14 @@ impl Keys {
         transaction.commit().await.map_err(uncommitted)
     }
 
-    /// Deletes old keys now and then.
-    pub(super) async fn tidy(&self, conn: &mut Conn, place: &Place) {
-        if self.delivery != Delivery::ExactlyOnce
-            || !self.written.fetch_add(1, Ordering::Relaxed).is_multiple_of(FORGET_EVERY)
-        {
-            return;
-        }
-        let Some(since) = SystemTime::now().checked_sub(self.remember) else { return };
-        let (table, first) = (place.beside(&self.table), literal(BatchKey::first_at(since)));
-        let delete = format!("DELETE FROM {table} WHERE `key` < {first} ORDER BY `key` LIMIT {}", 2 * FORGET_EVERY);
-        if let Err(error) = conn.query_drop(delete).await {
-            tracing::warn!("the keys of old batches stay in {table}: {error}");
+    /// Deletes old keys if that is due. What becomes of it is no batch's business.
+    pub(super) async fn forget(&self, conn: &mut Conn, at: &Table) {
+        let Some(first) = self.common.to_forget() else { return };
+        let (table, first) = (at.beside(&self.common.table), literal(first));
+        let delete = format!("DELETE FROM {table} WHERE `key` < {first} ORDER BY `key` LIMIT {AT_ONCE}");
+        match conn.query_drop(delete).await {
+            Ok(()) => self.common.have_deleted(conn.affected_rows()),
+            Err(error) => tracing::warn!("the keys of old batches stay in {table}: {error}"),
         }
     }
 }

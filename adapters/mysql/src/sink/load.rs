@@ -3,7 +3,6 @@
 use std::{
     mem,
     sync::{Arc, Mutex, OnceLock, PoisonError},
-    time::Duration,
 };
 
 use bytes::Bytes;
@@ -13,12 +12,10 @@ use mysql_async::{
     consts::{ColumnFlags, ColumnType},
     prelude::Queryable as _,
 };
-use winddown_buffer::{Batch, Delivery, Sink, WriteError};
+use winddown_buffer::{Batch, Delivery, Sink, WriteError, sql::Table};
 use winddown_core::{Checkout, Error, ErrorKind};
 
-use super::{
-    Parameters, Place, keys::Keys, look, number, rolled_back, seen, settings, unwritten, warnings, without_records,
-};
+use super::{Parameters, keys::Keys, look, number, rolled_back, seen, unwritten, warnings, without_records};
 use crate::{Mysql, abandon};
 
 /// How large the pieces are in which the rows go to the server: each is one packet.
@@ -51,7 +48,7 @@ const BINARY: u16 = 63;
 /// As with [`Insert`](super::Insert).
 #[derive(Debug, Clone)]
 pub struct LoadData {
-    place: Place,
+    table: Table,
     keys: Keys,
     /// Known once the server was asked.
     plan: Arc<OnceLock<Plan>>,
@@ -114,24 +111,24 @@ impl Form {
 impl LoadData {
     /// Writes into these columns of this table. Names are taken as they are, and quoted.
     pub fn into(table: impl Into<String>, columns: impl IntoIterator<Item = impl Into<String>>) -> Self {
-        Self { place: Place::new(table, columns), keys: Keys::default(), plan: Arc::default() }
+        Self { table: Table::new('`', table, columns), keys: Keys::default(), plan: Arc::default() }
     }
 
     /// The table, and that of the keys, are in this database. Defaults to that of the connection.
     #[must_use]
     pub fn schema(mut self, schema: impl Into<String>) -> Self {
-        self.place.set_schema(schema.into());
+        self.table.set_schema(schema.into());
         self.plan = Arc::default();
         self
     }
 
-    settings!();
+    winddown_buffer::sql_settings!(keys.common);
 
     async fn plan(&self, conn: &mut Conn) -> Result<&Plan, WriteError> {
         if let Some(plan) = self.plan.get() {
             return Ok(plan);
         }
-        let (table, columns) = (self.place.table(), self.place.columns());
+        let (table, columns) = (self.table.quoted(), self.table.quoted_columns());
         // Not prepared: the server has a limit for prepared statements.
         let select = format!("SELECT {columns} FROM {table} LIMIT 0");
         let answer = conn.query_iter(select).await.map_err(without_records)?;
@@ -142,8 +139,8 @@ impl LoadData {
 
     fn sql(&self, kinds: &[Kind]) -> String {
         let (mut into, mut set) = (Vec::new(), Vec::new());
-        for (index, (column, kind)) in self.place.columns.iter().zip(kinds).enumerate() {
-            let (column, variable) = (super::quoted(column), format!("@winddown_{index}"));
+        for (index, (column, kind)) in self.table.columns().iter().zip(kinds).enumerate() {
+            let (column, variable) = (self.table.quote(column), format!("@winddown_{index}"));
             let set_by = match kind.form {
                 Form::Text => {
                     into.push(column);
@@ -155,7 +152,7 @@ impl LoadData {
             into.push(variable);
             set.push(set_by);
         }
-        let (table, into) = (self.place.table(), into.join(", "));
+        let (table, into) = (self.table.quoted(), into.join(", "));
         let set = if set.is_empty() { String::new() } else { format!(" SET {}", set.join(", ")) };
         // In hexadecimal, since what a backslash in quotes means depends on the SQL mode.
         format!(
@@ -185,11 +182,11 @@ impl LoadData {
         let (mut pieces, mut piece, mut row) = (Vec::new(), Vec::new(), Vec::new());
         for record in batch {
             row.clear();
-            self.place.values(record, &mut row)?;
+            super::values(&self.table, record, &mut row)?;
             for (index, (value, kind)) in row.iter().zip(&plan.columns).enumerate() {
                 if kind.is_required && *value == Value::NULL {
                     // Not left to the server: of a table with triggers MySQL makes an empty value of it, without a warning.
-                    let text = format!("the column {} cannot be null", self.place.columns[index]);
+                    let text = format!("the column {} cannot be null", self.table.columns()[index]);
                     return Err(WriteError::Rejected(Error::new(ErrorKind::Write, text)));
                 }
                 if index > 0 {
@@ -261,7 +258,7 @@ impl<T: Parameters> Sink<T> for LoadData {
     type Target = Mysql;
 
     fn delivery(&self) -> Delivery {
-        self.keys.delivery
+        self.keys.common.delivery
     }
 
     /// Tried again, and of unknown outcome, where an insert is.
@@ -273,7 +270,7 @@ impl<T: Parameters> Sink<T> for LoadData {
         let written = self.write_offered(conn, plan, batch).await;
         offer.withdraw(conn).await;
         if written.is_ok() {
-            self.keys.tidy(conn, &self.place).await;
+            self.keys.forget(conn, &self.table).await;
         }
         seen(checkout, written)
     }
@@ -281,11 +278,11 @@ impl<T: Parameters> Sink<T> for LoadData {
     async fn check(&self, checkout: &mut Checkout<Mysql>) -> Result<(), Error> {
         let conn: &mut Conn = checkout;
         look::at_loading(conn).await?;
-        let (table, columns) = (self.place.table(), self.place.columns());
-        look::at_target(conn, &self.place, &format!("SELECT {columns} FROM {table}")).await?;
-        let values = vec!["?"; self.place.columns.len()].join(",");
-        look::at_target(conn, &self.place, &format!("INSERT INTO {table}({columns}) VALUES ({values})")).await?;
-        self.keys.check(conn, &self.place).await
+        let (table, columns) = (self.table.quoted(), self.table.quoted_columns());
+        look::at_target(conn, &self.table, &format!("SELECT {columns} FROM {table}")).await?;
+        let values = vec!["?"; self.table.columns().len()].join(",");
+        look::at_target(conn, &self.table, &format!("INSERT INTO {table}({columns}) VALUES ({values})")).await?;
+        self.keys.check(conn, &self.table).await
     }
 
     /// As an insert's.
@@ -294,7 +291,7 @@ impl<T: Parameters> Sink<T> for LoadData {
     }
 
     fn target(&self) -> Option<&str> {
-        Some(&self.place.name)
+        Some(self.table.target())
     }
 }
 
@@ -305,7 +302,7 @@ impl LoadData {
         plan: &Plan,
         batch: &Batch<T>,
     ) -> Result<(), WriteError> {
-        let Some(mut transaction) = self.keys.begin(conn, &self.place, batch.key()).await? else { return Ok(()) };
+        let Some(mut transaction) = self.keys.begin(conn, &self.table, batch.key()).await? else { return Ok(()) };
         let loaded = self.load(&mut transaction, plan, batch.len()).await;
         self.keys.end(transaction, loaded).await
     }

@@ -2,9 +2,10 @@
 //! privileges, and changes nothing.
 
 use mysql_async::{Conn, Error as Failure, prelude::Queryable as _};
+use winddown_buffer::sql::Table;
 use winddown_core::{Error, ErrorKind};
 
-use super::{Place, number};
+use super::number;
 use crate::{
     code::{self, Verdict},
     error,
@@ -12,13 +13,13 @@ use crate::{
 };
 
 /// Whether this statement, with a value for each column, would find what it needs.
-pub(super) async fn at_target(conn: &mut Conn, place: &Place, sql: &str) -> Result<(), Error> {
-    if place.columns.is_empty() {
+pub(super) async fn at_target(conn: &mut Conn, at: &Table, sql: &str) -> Result<(), Error> {
+    if at.columns().is_empty() {
         return Err(Error::new(ErrorKind::Config, "the sink has no columns: name those that the records go into"));
     }
-    let table = place.table();
+    let table = at.quoted();
     prepared(conn, sql).await.map_err(|failure| bad(failure, &table, sql))?;
-    let Some(found) = engine(conn, place, &place.table).await? else { return Ok(()) };
+    let Some(found) = engine(conn, at, at.name()).await? else { return Ok(()) };
     if found.has_transactions {
         return Ok(());
     }
@@ -88,8 +89,8 @@ pub(super) struct Engine {
 }
 
 /// That of this table beside the target; `None` where the server does not say: of a view, for one.
-pub(super) async fn engine(conn: &mut Conn, place: &Place, table: &str) -> Result<Option<Engine>, Error> {
-    let schema = place.schema_in_sql();
+pub(super) async fn engine(conn: &mut Conn, at: &Table, table: &str) -> Result<Option<Engine>, Error> {
+    let schema = schema(at);
     let sql = format!(
         "SELECT t.ENGINE, e.TRANSACTIONS FROM information_schema.TABLES AS t \
          JOIN information_schema.ENGINES AS e ON e.ENGINE = t.ENGINE \
@@ -109,9 +110,7 @@ pub(super) fn literal(text: &str) -> String {
     format!("CONVERT(x'{digits}' USING utf8mb4)")
 }
 
-impl Place {
-    /// The database of the target, as an expression.
-    pub(super) fn schema_in_sql(&self) -> String {
-        self.schema.as_deref().map_or_else(|| "DATABASE()".to_owned(), literal)
-    }
+/// The database of the target, as an expression.
+pub(super) fn schema(at: &Table) -> String {
+    at.schema().map_or_else(|| "DATABASE()".to_owned(), literal)
 }

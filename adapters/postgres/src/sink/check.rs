@@ -30,13 +30,14 @@ pub(super) async fn check<T: Parameters>(client: &Client, table: &Table, keys: &
         if way == Way::CopyIn {
             can_copy(client, table).await?;
         }
-        if keys.delivery == Delivery::ExactlyOnce {
+        if keys.common.delivery == Delivery::ExactlyOnce {
             can_remember(client, table, keys).await?;
         }
         Ok(())
     };
     timeout(PATIENCE, checked).await.unwrap_or_else(|_| {
-        let text = format!("whether {} can be written to was not answered in {} s", table.target(), PATIENCE.as_secs());
+        let text =
+            format!("whether {} can be written to was not answered in {} s", table.at.target(), PATIENCE.as_secs());
         Err(Error::new(ErrorKind::Timeout, text).retryable())
     })
 }
@@ -61,7 +62,7 @@ async fn columns(client: &Client, table: &Table) -> Result<Vec<Type>, Error> {
     // Not a cached one: the table may have been another when that was prepared.
     match client.prepare(insert).await {
         Ok(statement) => Ok(statement.params().to_vec()),
-        Err(error) => Err(refused(table.target(), &table.quoted(), error)),
+        Err(error) => Err(refused(table.at.target(), &table.at.quoted(), error)),
     }
 }
 
@@ -70,13 +71,13 @@ fn fit<T: Parameters>(table: &Table, types: &[Type]) -> Result<(), Error> {
     let bad = |text| Err(Error::new(ErrorKind::Config, text));
     if accepts.len() != types.len() {
         let (given, columns) = (accepts.len(), types.len());
-        return bad(format!("a record has {given} values, and the sink for {} {columns} columns", table.target()));
+        return bad(format!("a record has {given} values, and the sink for {} {columns} columns", table.at.target()));
     }
-    let misfit = table.columns.iter().zip(types).zip(accepts).find(|(_, accepts)| !accepts);
+    let misfit = table.at.columns().iter().zip(types).zip(accepts).find(|(_, accepts)| !accepts);
     match misfit {
         Some(((column, r#type), _)) => bad(format!(
             "the column {column} of {} is of type {type}, and the records' values for it are of another: change one of them",
-            table.target()
+            table.at.target()
         )),
         None => Ok(()),
     }
@@ -84,10 +85,10 @@ fn fit<T: Parameters>(table: &Table, types: &[Type]) -> Result<(), Error> {
 
 /// Plans the statement, for which the server looks at the permissions, what a view allows, and what a conflict is found by.
 async fn can_insert(client: &Client, table: &Table) -> Result<(), Error> {
-    let nothing = vec!["NULL"; table.columns.len()].join(", ");
-    let (name, columns) = (table.quoted(), table.quoted_columns());
+    let nothing = vec!["NULL"; table.at.columns().len()].join(", ");
+    let (name, columns) = (table.at.quoted(), table.at.quoted_columns());
     let explain = format!("EXPLAIN INSERT INTO {name} ({columns}) VALUES ({nothing}){}", table.on_conflict);
-    client.batch_execute(&explain).await.map_err(|error| refused(table.target(), &name, error))
+    client.batch_execute(&explain).await.map_err(|error| refused(table.at.target(), &name, error))
 }
 
 /// What `COPY` cannot do though `INSERT` can. PostgreSQL documentation, "COPY", "Notes".
@@ -96,9 +97,9 @@ async fn can_copy(client: &Client, table: &Table) -> Result<(), Error> {
                    SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid AND t.tgtype & 68 = 68 -- INSTEAD OF INSERT
                ), row_security_active(c.oid)
                FROM pg_class c WHERE c.oid = to_regclass($1)";
-    let rows = ask(client, sql, &[(&table.quoted(), Type::TEXT)]).await?;
+    let rows = ask(client, sql, &[(&table.at.quoted(), Type::TEXT)]).await?;
     let Some(row) = rows.first() else { return Ok(()) };
-    let target = table.target();
+    let target = table.at.target();
     let why = match (row.try_get(0), row.try_get(1)) {
         (Ok(true), _) => "is a view without an INSTEAD OF INSERT trigger",
         (_, Ok(true)) => "has policies for its rows",
@@ -110,21 +111,21 @@ async fn can_copy(client: &Client, table: &Table) -> Result<(), Error> {
 
 /// The table of keys: it is there and refuses a key that it has, or can be made.
 async fn can_remember(client: &Client, table: &Table, keys: &Keys) -> Result<(), Error> {
-    let (insert, name) = (keys.insert(table), table.beside(&keys.table));
+    let (insert, name) = (keys.insert(table), table.at.beside(&keys.common.table));
     let statement = match client.prepare(&insert).await {
         Err(error) if error.code() == Some(&SqlState::UNDEFINED_TABLE) => return can_create(client, table, keys).await,
-        prepared => prepared.map_err(|error| refused(&keys.table, &name, error))?,
+        prepared => prepared.map_err(|error| refused(&keys.common.table, &name, error))?,
     };
     let bad = |what: &str| {
         let create = keys.create(table);
-        let text = format!("the table {} for the keys of batches {what}: make it by `{create}`", keys.table);
+        let text = format!("the table {} for the keys of batches {what}: make it by `{create}`", keys.common.table);
         Err(Error::new(ErrorKind::Config, text))
     };
     if statement.params() != [Type::UUID] {
         return bad("has a key that is no uuid");
     }
     let explain = format!("EXPLAIN INSERT INTO {name} (key) VALUES (NULL)");
-    client.batch_execute(&explain).await.map_err(|error| refused(&keys.table, &name, error))?;
+    client.batch_execute(&explain).await.map_err(|error| refused(&keys.common.table, &name, error))?;
     let sql = "SELECT EXISTS (
                    SELECT FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
                    WHERE i.indrelid = to_regclass($1) AND a.attname = 'key' AND i.indnkeyatts = 1
@@ -138,7 +139,7 @@ async fn can_remember(client: &Client, table: &Table, keys: &Keys) -> Result<(),
 
 async fn can_create(client: &Client, table: &Table, keys: &Keys) -> Result<(), Error> {
     let sql = "SELECT coalesce(has_schema_privilege(coalesce($1, current_schema()), 'CREATE'), false)";
-    match ask(client, sql, &[(&table.schema, Type::TEXT)]).await?.first() {
+    match ask(client, sql, &[(&table.at.schema(), Type::TEXT)]).await?.first() {
         Some(row) if !row.try_get(0).unwrap_or(true) => Err(Error::new(ErrorKind::Config, keys.no_table(table))),
         _ => Ok(()),
     }

@@ -3,7 +3,6 @@
 use std::{
     future::ready,
     pin::{Pin, pin},
-    time::Duration,
 };
 
 use bytes::{BufMut as _, Bytes, BytesMut};
@@ -88,7 +87,7 @@ impl CopyIn {
             }
         };
         self.send(&mut rows, batch, types).await?;
-        if self.keys.delivery == Delivery::AtMostOnce {
+        if self.keys.common.delivery == Delivery::AtMostOnce {
             // So that only what is in doubt is said to be: nothing of it would be written again.
             rows.finish().await.map_err(write_error)?;
             return transaction.commit(ready(Ok(0)), key).await;
@@ -123,11 +122,11 @@ impl<T: Parameters> Sink<T> for CopyIn {
     type Target = Postgres;
 
     fn delivery(&self) -> Delivery {
-        self.keys.delivery
+        self.keys.common.delivery
     }
 
     fn target(&self) -> Option<&str> {
-        Some(self.table.target())
+        Some(self.table.at.target())
     }
 
     async fn check(&self, checkout: &mut Checkout<Postgres>) -> Result<(), Error> {
@@ -139,7 +138,8 @@ impl<T: Parameters> Sink<T> for CopyIn {
     }
 
     async fn write(&self, checkout: &mut Checkout<Postgres>, batch: &Batch<T>) -> Result<(), WriteError> {
-        let copy = format!("COPY {} ({}) FROM STDIN (FORMAT binary)", self.table.quoted(), self.table.quoted_columns());
+        let copy =
+            format!("COPY {} ({}) FROM STDIN (FORMAT binary)", self.table.at.quoted(), self.table.at.quoted_columns());
         let client = &mut **checkout;
         // A statement's parameters have the types of the columns that they go to; this one is not executed.
         let (key, columns, copy, ()) = tokio::join!(

@@ -1,6 +1,6 @@
 //! Batches as `INSERT` statements.
 
-use std::{future::ready, time::Duration};
+use std::future::ready;
 
 use futures_util::future::try_join_all;
 use winddown_buffer::{Batch, Delivery, Sink, WriteError};
@@ -11,7 +11,7 @@ use super::{
     check::{Way, check},
     hung::Backends,
     keys::Keys,
-    quoted, settings,
+    settings,
     transaction::Transaction,
     without_records, write_error,
 };
@@ -61,12 +61,12 @@ impl Insert {
     #[must_use]
     pub fn on_conflict_do_update<C: Into<String>>(mut self, columns: impl IntoIterator<Item = C>) -> Self {
         let unique: Vec<String> = columns.into_iter().map(Into::into).collect();
-        let updates = self.table.columns.iter().filter(|column| !unique.contains(column)).map(|column| {
-            let column = quoted(column);
+        let updates = self.table.at.columns().iter().filter(|column| !unique.contains(column)).map(|column| {
+            let column = self.table.at.quote(column);
             format!("{column} = EXCLUDED.{column}")
         });
         let updates: Vec<_> = updates.collect();
-        let unique: Vec<_> = unique.iter().map(|column| quoted(column)).collect();
+        let unique: Vec<_> = unique.iter().map(|column| self.table.at.quote(column)).collect();
         let (unique, updates) = (unique.join(", "), updates.join(", "));
         self.table.set_on_conflict(format!(" ON CONFLICT ({unique}) DO UPDATE SET {updates}"));
         self
@@ -77,11 +77,11 @@ impl<T: Parameters> Sink<T> for Insert {
     type Target = Postgres;
 
     fn delivery(&self) -> Delivery {
-        self.keys.delivery
+        self.keys.common.delivery
     }
 
     fn target(&self) -> Option<&str> {
-        Some(self.table.target())
+        Some(self.table.at.target())
     }
 
     async fn check(&self, checkout: &mut Checkout<Postgres>) -> Result<(), Error> {
@@ -94,7 +94,7 @@ impl<T: Parameters> Sink<T> for Insert {
 
     async fn write(&self, checkout: &mut Checkout<Postgres>, batch: &Batch<T>) -> Result<(), WriteError> {
         let client = &**checkout;
-        let mut values = Vec::with_capacity(batch.len() * self.table.columns.len());
+        let mut values = Vec::with_capacity(batch.len() * self.table.at.columns().len());
         for record in batch {
             self.table.values(record, &mut values).map_err(WriteError::Failed)?;
         }

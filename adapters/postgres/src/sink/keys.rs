@@ -3,12 +3,15 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant, SystemTime},
 };
 
 use deadpool_postgres::Client;
 use tokio_postgres::{Statement, error::SqlState, types::Type};
-use winddown_buffer::{BatchKey, Delivery, WriteError, uuid::Uuid};
+use winddown_buffer::{
+    BatchKey, WriteError,
+    sql::{self, AT_ONCE},
+    uuid::Uuid,
+};
 use winddown_core::{Error, ErrorKind};
 
 use super::{
@@ -19,28 +22,12 @@ use super::{
 };
 
 /// The keys of a sink's batches.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Keys {
-    pub(super) delivery: Delivery,
-    pub(super) table: String,
-    pub(super) remember: Duration,
-    /// When old ones are to be deleted next; at once if there is none. Clones share it.
-    due: Arc<Mutex<Option<Instant>>>,
+    pub(super) common: sql::Keys,
     /// Batches that were too large, with the error that ended their session: whether one is written already, over a connection
     /// that broke, could not be asked any more. Clones share it.
     unsettled: Arc<Mutex<HashMap<BatchKey, Error>>>,
-}
-
-impl Default for Keys {
-    fn default() -> Self {
-        Self {
-            delivery: Delivery::ExactlyOnce,
-            table: "winddown_batch".into(),
-            remember: Duration::from_secs(7 * 24 * 60 * 60),
-            due: Arc::default(),
-            unsettled: Arc::default(),
-        }
-    }
 }
 
 impl Keys {
@@ -51,7 +38,7 @@ impl Keys {
         table: &Table,
         key: BatchKey,
     ) -> Result<Option<Key>, WriteError> {
-        if self.delivery != Delivery::ExactlyOnce {
+        if !self.common.are_kept() {
             return Ok(None);
         }
         let statement = self.statement(client, table).await?;
@@ -144,51 +131,31 @@ impl Keys {
 
     /// What makes the table.
     pub(super) fn create(&self, table: &Table) -> String {
-        let keys = table.beside(&self.table);
+        let keys = table.at.beside(&self.common.table);
         format!(
             "CREATE TABLE IF NOT EXISTS {keys} (key uuid PRIMARY KEY, written_at timestamptz NOT NULL DEFAULT now())"
         )
     }
 
     pub(super) fn insert(&self, table: &Table) -> String {
-        format!("INSERT INTO {} (key) VALUES ($1)", table.beside(&self.table))
+        format!("INSERT INTO {} (key) VALUES ($1)", table.at.beside(&self.common.table))
     }
 
     /// Deletes old keys if that is due. What becomes of it is no batch's business.
     async fn forget(&self, client: &Client, table: &Table) {
-        if !self.is_due() {
-            return;
-        }
-        let Some(time) = SystemTime::now().checked_sub(self.remember) else { return };
-        let before = Uuid::from(BatchKey::first_at(time));
-        let keys = table.beside(&self.table);
+        let Some(before) = self.common.to_forget() else { return };
+        let before = Uuid::from(before);
+        let keys = table.at.beside(&self.common.table);
         let delete = format!("DELETE FROM {keys} WHERE key IN (SELECT key FROM {keys} WHERE key < $1 LIMIT {AT_ONCE})");
         match client.execute_typed(&delete, &[(&before, Type::UUID)]).await {
-            Ok(deleted) if deleted == AT_ONCE => *self.due.lock().unwrap_or_else(PoisonError::into_inner) = None,
-            Ok(_) => {}
+            Ok(deleted) => self.common.have_deleted(deleted),
             Err(error) => tracing::warn!(table = keys, %error, "old keys of batches were not deleted"),
         }
-    }
-
-    fn is_due(&self) -> bool {
-        let now = Instant::now();
-        let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_due = due.is_none_or(|due| due <= now);
-        if is_due {
-            *due = Some(now + EVERY);
-        }
-        is_due
     }
 }
 
 const THERE_ALREADY: [SqlState; 3] =
     [SqlState::UNIQUE_VIOLATION, SqlState::DUPLICATE_TABLE, SqlState::DUPLICATE_OBJECT];
 
-/// Seldom enough to cost nothing, and often enough for a process that lives long.
-const EVERY: Duration = Duration::from_secs(60 * 60);
-
 /// Far more than are written at once.
 const MOST_UNSETTLED: usize = 1024;
-
-/// Few enough not to hold up the batch that they are deleted behind, which may be a drain's; the rest goes behind the next.
-const AT_ONCE: u64 = 1000;
