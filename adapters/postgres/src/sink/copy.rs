@@ -49,6 +49,15 @@ use crate::Postgres;
 /// # }
 /// ```
 ///
+/// # Exactly once
+/// The key of each batch goes into a table of its own, in the transaction of the rows; a batch whose key is there is not written
+/// again. The table is created where it is missing and the user may `CREATE` in its schema. Where somebody else makes it, the
+/// user needs `INSERT` on it, and `SELECT` and `DELETE` for old keys to be deleted:
+///
+/// ```sql
+/// CREATE TABLE winddown_batch (key uuid PRIMARY KEY, written_at timestamptz NOT NULL DEFAULT now())
+/// ```
+///
 /// [`Insert`]: crate::Insert
 #[derive(Debug, Clone)]
 pub struct CopyIn {
