@@ -305,7 +305,9 @@ struct PoolState {
     /// How those that are not open any more have ended.
     ends: Ends,
     waiting: Vec<Waker>,
-    /// Nobody says goodbye any more: what comes back ends without one.
+    /// Somebody says goodbye on what comes back.
+    draining: bool,
+    /// Nobody does any more: what comes back ends without one.
     over: bool,
 }
 
@@ -353,13 +355,19 @@ impl MemoryPool {
             return;
         }
         state.idle.push(session);
+        if state.waiting.is_empty() && !state.draining {
+            return;
+        }
         // All of them: the first may belong to a caller that has given up.
-        let waiting = if state.waiting.is_empty() { Vec::new() } else { std::mem::take(&mut state.waiting) };
+        let waiting = std::mem::take(&mut state.waiting);
+        let draining = state.draining;
         drop(state);
         for waker in waiting {
             waker.wake();
         }
-        self.changed.notify_one();
+        if draining {
+            self.changed.notify_one();
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, PoolState> {
@@ -376,6 +384,7 @@ impl Source for MemoryPool {
 
     fn news(&self, drain: &Drain) -> News<MemorySession> {
         let mut state = self.state();
+        state.draining = true;
         let returned = std::mem::take(&mut state.idle);
         if !returned.is_empty() {
             state.graces.push(Instant::now() + drain.grace());
