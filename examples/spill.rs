@@ -2,7 +2,7 @@
 //! a spill file, and its replay.
 //!
 //! ```text
-//! cargo run --example spill --features sqlite
+//! cargo run --example spill --features sqlite,buffer
 //! ```
 
 use std::{path::Path, sync::Arc, time::Duration};

@@ -1,8 +1,8 @@
 // The README's example needs the features it shows.
-#![cfg_attr(all(feature = "lambda", feature = "sqlite"), doc = include_str!("../README.md"))]
+#![cfg_attr(all(feature = "buffer", feature = "lambda", feature = "sqlite"), doc = include_str!("../README.md"))]
 #![cfg_attr(
-    not(all(feature = "lambda", feature = "sqlite")),
-    doc = "Resources that are initialised once and drained on SIGTERM. The whole page is there with the features `lambda` and `sqlite`."
+    not(all(feature = "buffer", feature = "lambda", feature = "sqlite")),
+    doc = "Resources that are initialised once and drained on SIGTERM. The whole page is there with the features `buffer`, `lambda` and `sqlite`."
 )]
 
 pub use winddown_core::{

@@ -311,7 +311,8 @@ pub(crate) fn file_name(buffer: &str) -> String {
     let fit = |c: char| if c.is_alphanumeric() || c == '-' || c == '_' { c } else { '_' };
     // A file's name has 255 bytes at most, and a key and two extensions come behind this.
     let mut name: String = buffer.chars().map(fit).collect();
-    name.truncate(name.floor_char_boundary(150));
+    let ends = name.char_indices().map(|(at, c)| at + c.len_utf8());
+    name.truncate(ends.take_while(|end| *end <= 150).last().unwrap_or(0));
     name
 }
 

@@ -167,7 +167,7 @@ impl Drain {
         while let Some(asked) = asking.join_next().await {
             let panicked =
                 |error| Error::new(ErrorKind::Panicked, "cancelling a statement panicked").with_source(error);
-            match asked.map_err(panicked).flatten() {
+            match asked.unwrap_or_else(|error| Err(panicked(error))) {
                 Ok(()) => self.count_cancelled(1),
                 Err(error) => result = Err(error),
             }

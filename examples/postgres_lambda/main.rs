@@ -1,6 +1,6 @@
 //! A Lambda function with PostgreSQL, from cold start to SIGTERM, on this machine.
 //!
-//! `DATABASE_URL=postgres://... cargo run --example postgres_lambda --features postgres,lambda,sim`
+//! `DATABASE_URL=postgres://... cargo run --example postgres_lambda --features postgres,buffer,lambda,sim`
 //!
 //! Without the variable it starts PostgreSQL in a container (`cargo xtask images` makes the image). The function
 //! (`function.rs`) is this program again, started by the simulator: invocations with a query and three buffered audit

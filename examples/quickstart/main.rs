@@ -1,6 +1,6 @@
 //! A Lambda function from cold start to SIGTERM, with winddown and without, on this machine.
 //!
-//! `cargo run --example quickstart --features sqlite,lambda,sim`
+//! `cargo run --example quickstart --features sqlite,buffer,lambda,sim`
 //!
 //! The function (`function.rs`) and its twin without winddown (`bare.rs`) are this program again, started by the
 //! simulator: 200 invocations with three audit records each, a freeze in the middle, SIGTERM while records are still

@@ -2,6 +2,7 @@
 // They panic where the other end is closed: `winddown_core::adapter::write_line` does not.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
+#[cfg(feature = "tls")]
 mod der;
 mod handover;
 mod orphans;
@@ -10,6 +11,7 @@ mod socket;
 mod spare;
 pub mod tls;
 
+#[cfg(feature = "tls")]
 pub use rustls;
 
 pub use crate::{

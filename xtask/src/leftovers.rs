@@ -52,16 +52,20 @@ pub(crate) fn find(workspace: &Workspace) -> Result<Vec<Finding>> {
     Ok(findings)
 }
 
-/// The texts among the files that are part of the project or could become so, by their path from its root.
-fn texts(workspace: &Workspace) -> Result<BTreeMap<String, String>> {
+/// The files that are part of the project or could become so, by their path from its root.
+pub(crate) fn paths(workspace: &Workspace) -> Result<BTreeSet<String>> {
     let mut git = Command::new("git");
     git.current_dir(&workspace.root).args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"]);
     let paths = run::output(&mut git).context("git cannot list the project's files")?;
-    let paths: BTreeSet<_> = paths.split_terminator('\0').collect();
+    Ok(paths.split_terminator('\0').map(str::to_owned).collect())
+}
+
+/// The texts among them.
+fn texts(workspace: &Workspace) -> Result<BTreeMap<String, String>> {
     // what is no text, or was removed and not yet committed, is left out
-    let texts = paths.into_iter().filter_map(|path| {
-        let text = fs::read_to_string(workspace.root.join(path)).ok()?;
-        Some((path.to_owned(), text))
+    let texts = paths(workspace)?.into_iter().filter_map(|path| {
+        let text = fs::read_to_string(workspace.root.join(&path)).ok()?;
+        Some((path, text))
     });
     Ok(texts.collect())
 }

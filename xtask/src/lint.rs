@@ -5,7 +5,7 @@ use anyhow::Result;
 use crate::{
     deny,
     jobs::{self, Done, Job},
-    leftovers, run,
+    leftovers, run, rust_version,
     schedule::Class,
     summary::{Outcome, Summary},
     test::with_flags,
@@ -27,7 +27,8 @@ pub(crate) fn lint(workspace: &Workspace) -> Result<bool> {
 /// A job for each check.
 pub(crate) fn jobs(workspace: &Workspace) -> Vec<Job<'_>> {
     let mut jobs = vec![
-        Job::new("leftovers", Class::Works, |_| leftover(workspace)),
+        Job::new("leftovers", Class::Works, |_| found(leftovers::find(workspace))),
+        Job::new("rust versions", Class::Works, |_| found(rust_version::find(workspace))),
         component("format", Class::Works, "fmt", "rustfmt", workspace, &["--all", "--check"]),
         Job::new("dependencies", Class::Locks(DENY_LOCK), |progress| deny::check(workspace, progress)),
         Job::new("advisories", Class::Locks(DENY_LOCK), |progress| deny::advisories(workspace, progress)),
@@ -42,20 +43,23 @@ pub(crate) fn jobs(workspace: &Workspace) -> Vec<Job<'_>> {
     jobs
 }
 
-/// The facade with nothing and with each feature alone: all features together hide one that needs another, since each
+/// Each package with nothing and with each feature alone: all features together hide one that needs another, since each
 /// brings crates with features that the others then find. Clippy has seen the code itself.
 fn features_alone(workspace: &Workspace) -> impl Iterator<Item = Job<'_>> {
-    let alone = workspace.facade_features.iter().filter(|feature| *feature != "full").map(String::as_str);
-    std::iter::once("").chain(alone).map(|feature| {
-        let mut check = workspace.cargo_aside(["check", "--locked", "-p", "winddown", "--no-default-features"]);
-        check.args(["--features", feature]).env("RUSTFLAGS", with_flags("RUSTFLAGS", "-D warnings"));
-        let name = if feature.is_empty() { "no feature".to_owned() } else { format!("feature {feature} alone") };
-        Job::command(name, Class::Locks(CARGO_LOCK), check)
+    workspace.features.iter().flat_map(move |(package, features)| {
+        let alone = features.iter().filter(|feature| *feature != "full").map(String::as_str);
+        std::iter::once("").chain(alone).map(move |feature| {
+            let mut check = workspace.cargo_aside(["check", "--locked", "--no-default-features", "-p", package]);
+            check.args(["--features", feature]).env("RUSTFLAGS", with_flags("RUSTFLAGS", "-D warnings"));
+            let with = if feature.is_empty() { "no feature" } else { feature };
+            Job::command(format!("{package}, {with}"), Class::Locks(CARGO_LOCK), check)
+        })
     })
 }
 
-fn leftover(workspace: &Workspace) -> Done {
-    match leftovers::find(workspace) {
+/// Passed if there is nothing to say.
+fn found<T: ToString>(found: Result<Vec<T>>) -> Done {
+    match found {
         Err(error) => Done::failed(format!("{error:#}")),
         Ok(found) if found.is_empty() => Done::new(Outcome::Passed),
         Ok(found) => {

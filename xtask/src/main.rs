@@ -15,10 +15,12 @@ mod images;
 mod jobs;
 mod leftovers;
 mod lint;
+mod minimal_versions;
 mod process;
 mod python;
 mod rie;
 mod run;
+mod rust_version;
 mod schedule;
 mod summary;
 mod test;
@@ -51,6 +53,8 @@ enum Task {
     },
     /// Formatting, clippy, each feature alone, documentation, dependencies, leftovers such as links to nowhere
     Lint,
+    /// Whether it compiles with the lowest version of each dependency that it allows
+    MinimalVersions,
     /// Tests and lints, side by side where they are not in each other's way: what CI runs
     Ci,
     /// Benchmarks: all, or one
@@ -99,6 +103,7 @@ fn run(task: Task) -> Result<bool> {
         }
         Task::Ci => test::test(&workspace, Wanted { lint: true, ..Wanted::default() }),
         Task::Lint => lint::lint(&workspace),
+        Task::MinimalVersions => minimal_versions::check(&workspace).map(|()| true),
         Task::Bench { name, arguments } => bench::bench(&workspace, name.as_deref(), &arguments),
         Task::Soak => test::soak(&workspace),
         Task::Images { rebuild } => images::make(&workspace, rebuild).map(|()| true),

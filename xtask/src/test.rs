@@ -25,6 +25,9 @@ use crate::{
 /// What the names of the model checker's tests begin with.
 const MODELS: &str = "models::";
 
+/// What the names of the tests begin with that are for builds without TLS.
+const WITHOUT_TLS: &str = "without_tls";
+
 /// Which tests are wanted.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Wanted<'a> {
@@ -198,9 +201,19 @@ impl Run<'_> {
         let mut docs = self.workspace.cargo_aside(["test", "--locked", "--workspace", "--all-features", "--doc"]);
         docs.args(&filter).envs(self.env());
         let docs = binary::counted("doc tests", Class::Locks(CARGO_LOCK), docs, self.filter);
+        let mut jobs = vec![docs];
         // a name that nobody has is not worth a build
-        if self.size == Size::Quick || self.filter.is_some_and(|filter| !filter.contains(MODELS)) {
-            return vec![docs];
+        let wants = |names: &str| self.size != Size::Quick && self.filter.is_none_or(|filter| filter.contains(names));
+        if wants(WITHOUT_TLS) {
+            // all features together leave nothing of what is said without them
+            let lib = ["test", "--locked", "--no-default-features", "--lib"];
+            let mut without = self.workspace.cargo_aside(lib);
+            without.args(["-p", "winddown-mysql", "-p", "winddown-postgres", "-p", "winddown-redis"]);
+            without.arg(self.filter.unwrap_or(WITHOUT_TLS));
+            jobs.push(binary::counted("without TLS", Class::Locks(CARGO_LOCK), without, self.filter));
+        }
+        if !wants(MODELS) {
+            return jobs;
         }
 
         // loom replaces the types that are synchronised with: a build of its own, in a folder of its own so that the two
@@ -214,7 +227,8 @@ impl Run<'_> {
             // without a bound the search takes minutes; with fewer than four it misses a caller that resumes too late
             .env("LOOM_MAX_PREEMPTIONS", "5");
         let models = binary::counted("model checker", Class::Works, models, self.filter);
-        vec![docs, models]
+        jobs.push(models);
+        jobs
     }
 
     /// What the tests have to be told.

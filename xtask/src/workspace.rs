@@ -17,15 +17,15 @@ use crate::schedule::Class;
 /// What two of cargo's commands hold that build into the same folder.
 pub(crate) const CARGO_LOCK: &str = "cargo's build folder";
 
-/// Where things are, what its test binaries do, and which features the facade has.
+/// Where things are, what its test binaries do, and which features its packages have.
 #[derive(Debug)]
 pub(crate) struct Workspace {
     /// The workspace's folder; every command runs there.
     pub(crate) root: PathBuf,
     /// Where builds and fetched tools go; follows `CARGO_TARGET_DIR`.
     pub(crate) target: PathBuf,
-    /// The features of the package `winddown`, without `default`.
-    pub(crate) facade_features: Vec<String>,
+    /// The packages that have features, and those, without `default`.
+    pub(crate) features: Vec<(String, Vec<String>)>,
     /// What its packages depend on, their tests included.
     pub(crate) dependencies: BTreeSet<String>,
     members: BTreeMap<PackageId, Member>,
@@ -63,9 +63,11 @@ impl Workspace {
     /// Asks cargo.
     pub(crate) fn find() -> Result<Self> {
         let metadata = MetadataCommand::new().no_deps().exec().context("cargo could not read the workspace")?;
-        let facade = metadata.packages.iter().find(|package| package.name == "winddown").context("no winddown here")?;
-        let mut facade_features: Vec<_> = facade.features.keys().filter(|name| *name != "default").cloned().collect();
-        facade_features.sort();
+        let features = metadata.packages.iter().map(|package| {
+            let names = package.features.keys().filter(|name| *name != "default").cloned().collect();
+            (package.name.to_string(), names)
+        });
+        let features = features.filter(|(_, names): &(_, Vec<_>)| !names.is_empty()).collect();
         let members = metadata.packages.iter().map(|package| Ok((package.id.clone(), Member::read(package)?)));
         let members = members.collect::<Result<_>>()?;
         let dependencies = metadata.packages.iter().flat_map(|package| &package.dependencies);
@@ -73,7 +75,7 @@ impl Workspace {
         Ok(Self {
             root: metadata.workspace_root.into(),
             target: metadata.target_directory.into(),
-            facade_features,
+            features,
             dependencies,
             members,
         })

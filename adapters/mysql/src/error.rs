@@ -156,6 +156,7 @@ pub(crate) fn open(failure: mysql_async::Error) -> Error {
             _ if is_refusal(&failure) => "the server does not let this user in: see user, password and require_ssl",
             _ => return error(ErrorKind::Init, "cannot open a session", failure),
         },
+        #[cfg(feature = "tls")]
         mysql_async::Error::Io(IoError::Tls(_)) => {
             "no TLS session: see the server's certificate and the root certificates"
         }

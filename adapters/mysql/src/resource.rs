@@ -4,6 +4,7 @@ use std::{fmt, sync::Arc, time::Instant};
 
 use deadpool::Runtime;
 use mysql_async::{Opts, OptsBuilder, Pool as DriverPool, prelude::Queryable as _};
+#[cfg(feature = "tls")]
 use rustls::crypto::{CryptoProvider, ring};
 use winddown_core::{
     Capabilities, Checkouts, Error, ErrorKind, Resource,
@@ -63,6 +64,11 @@ impl Mysql {
         if pool.max_size == 0 {
             return Err(bad("a pool of 0 connections hands out nothing: set pool.max_size to 1 or more"));
         }
+        #[cfg(not(feature = "tls"))]
+        if driver.ssl_opts().is_some() {
+            return Err(bad(NO_TLS));
+        }
+        #[cfg(feature = "tls")]
         if driver.ssl_opts().is_some() && CryptoProvider::get_default().is_none() {
             // The driver asks for the process's default, and panics where there is none. An application that has its own
             // opinion has said so before.
@@ -82,6 +88,11 @@ impl Mysql {
         Ok(pool)
     }
 }
+
+/// What the driver would say is that the server does not offer it.
+#[cfg(not(feature = "tls"))]
+const NO_TLS: &str =
+    "sessions are to be encrypted, and TLS is not compiled in: turn on the feature tls, or do without require_ssl";
 
 /// By what name the server's performance schema lists the sessions, where nobody has given one.
 fn named(opts: &Opts) -> Opts {
@@ -176,5 +187,14 @@ mod tests {
         let of = |url: &str| Mysql::open(url).unwrap().address().unwrap();
         assert_eq!(of("mysql://app:secret@db.example:3307/orders"), "db.example:3307");
         assert_eq!(of("mysql://app:secret@localhost/orders?socket=%2Frun%2Fmysqld.sock"), "/run/mysqld.sock");
+    }
+
+    #[cfg(not(feature = "tls"))]
+    #[test]
+    fn without_tls_a_url_that_asks_for_it_says_which_feature_to_turn_on() {
+        let error = Mysql::open("mysql://app@one/orders?require_ssl=true").unwrap().open_pool().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Config);
+        assert!(error.to_string().contains("turn on the feature tls"), "{error}");
+        assert!(Mysql::open("mysql://app@one/orders").unwrap().open_pool().is_ok());
     }
 }

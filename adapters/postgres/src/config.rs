@@ -55,9 +55,10 @@ pub struct Config {
     /// Defaults to `None`: the system's, where the mode asks for any.
     pub roots: Option<Roots>,
     /// A configuration of rustls that takes the place of `roots` and of what the mode says about checking: for client
-    /// certificates, or another provider of cryptography.
+    /// certificates, or another provider of cryptography than the process's default.
     ///
     /// Defaults to `None`.
+    #[cfg(feature = "tls")]
     pub tls: Option<Arc<rustls::ClientConfig>>,
     /// Where user and password come from, if not from `driver`: see [`Config::credentials`].
     ///
@@ -133,6 +134,7 @@ impl From<tokio_postgres::Config> for Config {
             pool: PoolConfig::default(),
             recycling_method: RecyclingMethod::Fast,
             roots: None,
+            #[cfg(feature = "tls")]
             tls: None,
             credentials: None,
             connect_timeout: match driver_limit {
@@ -281,20 +283,23 @@ impl fmt::Debug for Config {
             recycling_method,
             ssl_mode,
             roots,
+            #[cfg(feature = "tls")]
             tls,
             credentials,
             connect_timeout,
             check_after,
             check_timeout,
         } = self;
-        f.debug_struct("Config")
+        let mut debug = f.debug_struct("Config");
+        #[cfg(feature = "tls")]
+        debug.field("tls", &tls.is_some());
+        debug
             // Leaves its password out.
             .field("driver", driver)
             .field("pool", pool)
             .field("recycling_method", recycling_method)
             .field("ssl_mode", ssl_mode)
             .field("roots", roots)
-            .field("tls", &tls.is_some())
             .field("credentials", &credentials.is_some())
             .field("connect_timeout", connect_timeout)
             .field("check_after", check_after)

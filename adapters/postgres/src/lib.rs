@@ -17,6 +17,7 @@ mod token;
 mod wrapped;
 
 pub use deadpool_postgres::{self, tokio_postgres};
+#[cfg(feature = "tls")]
 pub use rustls;
 pub use winddown_core::{Credentials, CredentialsFuture, CredentialsProvider};
 

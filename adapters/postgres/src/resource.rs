@@ -85,9 +85,10 @@ impl Postgres {
             driver,
             pool,
             recycling_method,
-            ssl_mode,
-            roots,
-            tls,
+            ssl_mode: _,
+            roots: _,
+            #[cfg(feature = "tls")]
+                tls: _,
             credentials,
             connect_timeout,
             check_after: _,
@@ -97,7 +98,7 @@ impl Postgres {
         if pool.max_size == 0 {
             return Err(bad("a pool of 0 connections hands out nothing: set pool.max_size to 1 or more"));
         }
-        let tls = Tls::new(*ssl_mode, driver.get_ssl_negotiation(), roots.as_ref(), tls.as_ref())?;
+        let tls = Tls::new(config)?;
         let sessions = Arc::clone(&self.sessions);
         let (credentials, limit) = (credentials.clone(), connect_timeout.unwrap_or(Duration::MAX));
         let connector = Connector { sessions: Arc::clone(&sessions), tls, credentials, limit };

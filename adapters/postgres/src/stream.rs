@@ -19,15 +19,14 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::Notify,
 };
-use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect, TlsStream};
-use tokio_postgres_rustls::MakeRustlsConnect;
+use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
 
 use winddown_core::adapter::Outdated;
 use winddown_net::Socket;
 
 use crate::read_only::Watch;
-
-type RustlsStream = <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream;
+#[cfg(feature = "tls")]
+use crate::tls::RustlsStream;
 
 /// What a session is doing, for others to see; and how they ask it to leave.
 #[derive(Debug)]
@@ -208,6 +207,7 @@ struct WireState {
 
 enum Kind {
     Plain(Socket),
+    #[cfg(feature = "tls")]
     Tls(Box<RustlsStream>),
     /// Why there is none. It is told to the driver when it begins to write, since there is no other way to make an
     /// error of the driver's type.
@@ -229,6 +229,7 @@ impl Stream {
         Self::new(Kind::Plain(socket))
     }
 
+    #[cfg(feature = "tls")]
     pub(crate) fn tls(stream: RustlsStream) -> Self {
         Self::new(Kind::Tls(Box::new(stream)))
     }
@@ -255,7 +256,7 @@ impl Stream {
     }
 
     pub(crate) fn is_tls(&self) -> bool {
-        matches!(self.wire.state().kind, Kind::Tls(_))
+        !matches!(self.wire.state().kind, Kind::Plain(_) | Kind::Failed(_))
     }
 
     /// Tells this when the server lets nobody write.
@@ -294,6 +295,7 @@ impl WireState {
     fn inner(&mut self) -> io::Result<Pin<&mut dyn Both>> {
         match &mut self.kind {
             Kind::Plain(socket) => Ok(Pin::new(socket)),
+            #[cfg(feature = "tls")]
             Kind::Tls(stream) => Ok(Pin::new(stream.as_mut())),
             Kind::Failed(error) => Err(error.take().unwrap_or_else(|| io::ErrorKind::NotConnected.into())),
         }
@@ -463,6 +465,7 @@ impl AsyncWrite for Stream {
 impl TlsStream for Stream {
     fn channel_binding(&self) -> ChannelBinding {
         match &self.wire.state().kind {
+            #[cfg(feature = "tls")]
             Kind::Tls(stream) => stream.channel_binding(),
             Kind::Plain(_) | Kind::Failed(_) => ChannelBinding::none(),
         }

@@ -2,20 +2,22 @@
 //!
 //! <https://www.postgresql.org/docs/current/libpq-ssl.html>
 
-use std::{fmt, io, str::FromStr, sync::Arc};
+#[cfg(feature = "tls")]
+mod encrypted;
 
-use rustls::ClientConfig;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio_postgres::{
-    config::SslNegotiation,
-    tls::{MakeTlsConnect, TlsConnect},
-};
-use tokio_postgres_rustls::MakeRustlsConnect;
+use std::{fmt, io, str::FromStr};
+
+use tokio_postgres::config::SslNegotiation;
 use winddown_core::{Error, ErrorKind};
 pub use winddown_net::tls::Roots;
-use winddown_net::{Socket, tls};
 
+#[cfg(feature = "tls")]
+pub(crate) use self::encrypted::{RustlsStream, unchecked};
+use crate::config::Config;
+#[cfg(not(feature = "tls"))]
 use crate::stream::Stream;
+#[cfg(not(feature = "tls"))]
+use winddown_net::Socket;
 
 /// Whether a session is encrypted and how its server is checked, as libpq's `sslmode` has it. Unix sockets are never
 /// encrypted, whatever the mode.
@@ -37,12 +39,11 @@ pub enum SslMode {
 }
 
 impl SslMode {
-    fn check(self, roots: Option<&Roots>) -> tls::Check {
+    /// Whether a session that is not encrypted is none.
+    fn always_encrypts(self) -> bool {
         match self {
-            Self::VerifyFull => tls::Check::Name,
-            Self::VerifyCa => tls::Check::Roots,
-            Self::Require if roots.is_some() => tls::Check::Roots,
-            Self::Disable | Self::Prefer | Self::Require => tls::Check::Nothing,
+            Self::Disable | Self::Prefer => false,
+            Self::Require | Self::VerifyCa | Self::VerifyFull => true,
         }
     }
 }
@@ -83,9 +84,11 @@ impl From<tokio_postgres::config::SslMode> for SslMode {
 #[derive(Clone)]
 pub(crate) struct Tls {
     mode: SslMode,
+    #[cfg(feature = "tls")]
     negotiation: SslNegotiation,
     /// `None` where the mode is never to encrypt.
-    connector: Option<MakeRustlsConnect>,
+    #[cfg(feature = "tls")]
+    connector: Option<tokio_postgres_rustls::MakeRustlsConnect>,
 }
 
 impl fmt::Debug for Tls {
@@ -94,75 +97,61 @@ impl fmt::Debug for Tls {
     }
 }
 
-/// What a client asks a server first that may or may not speak TLS: a length, and a number that is no version.
-const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
-
 impl Tls {
-    /// Reads the root certificates. `own` takes the place of everything but whether to encrypt.
-    pub(crate) fn new(
-        mode: SslMode,
-        negotiation: SslNegotiation,
-        roots: Option<&Roots>,
-        own: Option<&Arc<ClientConfig>>,
-    ) -> Result<Self, Error> {
-        let direct = negotiation == SslNegotiation::Direct;
-        if direct && matches!(mode, SslMode::Disable | SslMode::Prefer) {
+    /// Reads the root certificates. A configuration of the application's own takes the place of everything but whether to
+    /// encrypt.
+    pub(crate) fn new(config: &Config) -> Result<Self, Error> {
+        let (mode, negotiation) = (config.ssl_mode, config.driver.get_ssl_negotiation());
+        if negotiation == SslNegotiation::Direct && !mode.always_encrypts() {
             let text =
                 "sslnegotiation=direct needs an sslmode that always encrypts: set require, verify-ca or verify-full";
             return Err(Error::new(ErrorKind::Config, text));
         }
-        let config = match (mode, own) {
-            (SslMode::Disable, _) => None,
-            (_, Some(own)) => Some(own.as_ref().clone()),
-            (_, None) => Some(tls::client_config(mode.check(roots), roots, "sslrootcert")?),
-        };
-        let connector = config.map(|mut config| {
-            if direct {
-                // The server refuses TLS from the first byte without it.
-                config.alpn_protocols = vec![b"postgresql".to_vec()];
-            }
-            MakeRustlsConnect::new(config)
-        });
-        Ok(Self { mode, negotiation, connector })
+        Self::with(mode, negotiation, config)
     }
 
-    pub(crate) fn connector(&self) -> Option<&MakeRustlsConnect> {
-        self.connector.as_ref()
-    }
-
-    /// Makes the stream of a session of a connected socket. `host` is `None` for a Unix socket.
-    pub(crate) async fn negotiate(&self, mut socket: Socket, host: Option<&str>) -> io::Result<Stream> {
-        let (Some(connector), Some(host)) = (&self.connector, host) else { return Ok(Stream::plain(socket)) };
-        if self.negotiation != SslNegotiation::Direct {
-            socket.write_all(&SSL_REQUEST).await?;
-            match (socket.read_u8().await?, self.mode) {
-                (b'S', _) => {}
-                (b'N', SslMode::Prefer) => return Ok(Stream::plain(socket)),
-                (b'N', _) => {
-                    let text = "the server does not offer TLS: configure it there, or set sslmode to prefer or disable";
-                    return Err(refused(Error::new(ErrorKind::Config, text)));
-                }
-                // Its message cannot be trusted: it is not encrypted.
-                _ => {
-                    let text = "the server answers the question for TLS with an error";
-                    return Err(refused(Error::new(ErrorKind::Init, text).retryable()));
-                }
-            }
+    #[cfg(not(feature = "tls"))]
+    fn with(mode: SslMode, _: SslNegotiation, _: &Config) -> Result<Self, Error> {
+        if mode.always_encrypts() {
+            let text = "this sslmode encrypts, and TLS is not compiled in: turn on the feature tls, or set sslmode to prefer or \
+                        disable";
+            return Err(Error::new(ErrorKind::Config, text));
         }
-        let mut connector = connector.clone();
-        let Ok(connect) = MakeTlsConnect::<Socket>::make_tls_connect(&mut connector, host);
-        connect.connect(socket).await.map(Stream::tls).map_err(|error| match error.kind() {
-            // What rustls says of a certificate or of the protocol.
-            io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput => {
-                let text = "no TLS session: see the server's certificate, the root certificates and sslmode";
-                refused(Error::new(ErrorKind::Config, text).with_source(error))
-            }
-            _ => error,
-        })
+        Ok(Self { mode })
     }
+
+    /// Makes the stream of a session of a connected socket: a plain one.
+    #[cfg(not(feature = "tls"))]
+    pub(crate) async fn negotiate(&self, socket: Socket, _: Option<&str>) -> io::Result<Stream> {
+        Ok(Stream::plain(socket))
+    }
+}
+
+/// How a request is sent of which nobody checks whom it reaches.
+#[cfg(not(feature = "tls"))]
+pub(crate) fn unchecked() -> Result<tokio_postgres::NoTls, Error> {
+    Ok(tokio_postgres::NoTls)
 }
 
 /// One of our errors on its way through the driver's.
 pub(crate) fn refused(error: Error) -> io::Error {
     io::Error::other(error)
+}
+
+#[cfg(all(test, not(feature = "tls")))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_tls_a_mode_that_always_encrypts_says_which_feature_to_turn_on() {
+        let of = |mode: &str| Tls::new(&format!("postgres://app@one/orders?sslmode={mode}").parse().unwrap());
+        for mode in ["require", "verify-ca", "verify-full"] {
+            let error = of(mode).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Config);
+            assert!(error.to_string().contains("turn on the feature tls"), "{error}");
+        }
+        for mode in ["disable", "prefer"] {
+            assert!(of(mode).is_ok());
+        }
+    }
 }

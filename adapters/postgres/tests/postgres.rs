@@ -69,6 +69,9 @@ fn main() -> ExitCode {
     if let Some(ended) = soak::program() {
         return ended;
     }
+    if let Some(ended) = tls::program() {
+        return ended;
+    }
     let left_out = containers::skipped();
     let suite =
         Suite::new().harness::<PostgreSql<Seventeen>>().harness::<PostgreSql<Eighteen>>().harness::<PgBouncer>();
@@ -149,6 +152,7 @@ fn main() -> ExitCode {
                 an_expired_certificate_is_refused_wherever_roots_count
                 a_certificate_of_the_first_version_is_taken_where_nobody_checks_it
                 a_client_may_log_in_with_a_certificate
+                the_cryptography_is_that_which_the_process_has_installed
                 a_server_without_tls_is_used_by_prefer_alone
                 a_user_who_must_encrypt_is_told_so
                 tls_can_be_negotiated_directly

@@ -12,7 +12,7 @@ use crate::cluster::Nodes;
 use crate::{
     connect::Login,
     sentinel,
-    tls::{Roots, Tls},
+    tls::{self, Roots, Tls},
 };
 
 /// The environment variable with the URL of the server, see [`Redis::from_env`](crate::Redis::from_env).
@@ -95,9 +95,10 @@ pub struct Config {
     /// Defaults to `None`: the system's, where the URL asks for TLS.
     pub roots: Option<Roots>,
     /// A configuration of rustls that takes the place of `roots`: for client certificates, or another provider of
-    /// cryptography.
+    /// cryptography than the process's default.
     ///
     /// Defaults to `None`.
+    #[cfg(feature = "tls")]
     pub tls: Option<Arc<rustls::ClientConfig>>,
     /// Where user and password come from, if not from `driver`: see [`Config::credentials`].
     ///
@@ -231,7 +232,7 @@ impl Config {
             ConnectionAddr::TcpTls { .. } => Some(Check::Name),
             _ => None,
         };
-        Tls::new(check, self.roots.as_ref(), self.tls.as_ref())
+        Tls::new(check, self)
     }
 
     pub(crate) fn options(&self) -> Options {
@@ -282,6 +283,7 @@ impl From<ConnectionInfo> for Config {
             push_sender: None,
             listening_check: Some(Duration::from_secs(10)),
             roots: None,
+            #[cfg(feature = "tls")]
             tls: None,
             credentials: None,
             check_after: Duration::from_secs(1),
@@ -299,6 +301,9 @@ impl FromStr for Config {
     type Err = Error;
 
     fn from_str(url: &str) -> Result<Self, Error> {
+        if let Some(error) = tls::unusable(url) {
+            return Err(error);
+        }
         // Without the driver's error: it may quote a part of the URL.
         let driver = url.into_connection_info().map_err(|_| {
             let text = "this is no URL of a server, or an option in it has a value that cannot be: give \
@@ -323,6 +328,7 @@ impl fmt::Debug for Config {
             push_sender,
             listening_check,
             roots,
+            #[cfg(feature = "tls")]
             tls,
             credentials,
             check_after,
@@ -334,6 +340,8 @@ impl fmt::Debug for Config {
         debug.field("driver", driver).field("sentinels", sentinels);
         #[cfg(feature = "cluster")]
         debug.field("cluster", cluster);
+        #[cfg(feature = "tls")]
+        debug.field("tls", &tls.is_some());
         debug
             .field("pool", pool)
             .field("client_name", client_name)
@@ -342,7 +350,6 @@ impl fmt::Debug for Config {
             .field("push_sender", &push_sender.is_some())
             .field("listening_check", listening_check)
             .field("roots", roots)
-            .field("tls", &tls.is_some())
             .field("credentials", &credentials.is_some())
             .field("check_after", check_after)
             .field("check_timeout", check_timeout)
@@ -392,6 +399,21 @@ mod tests {
             let error = bad.parse::<Config>().unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Config);
             assert!(!error.to_string().contains("s3cret"), "{error}");
+        }
+    }
+
+    #[cfg(not(feature = "tls"))]
+    #[test]
+    fn without_tls_a_url_that_asks_for_it_says_which_feature_to_turn_on() {
+        for url in ["rediss://app:s3cret@one", "valkeys://one"] {
+            for parsed in
+                [url.parse::<Config>(), Config::sentinel([url], "orders"), Config::sentinel(["redis://one"], url)]
+            {
+                let error = parsed.unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::Config);
+                let text = error.to_string();
+                assert!(text.contains("turn on the feature tls") && !text.contains("s3cret"), "{text}");
+            }
         }
     }
 }

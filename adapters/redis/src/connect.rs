@@ -393,7 +393,7 @@ impl Dialogue {
         self.0.send(packed).await?;
         let mut answers = Vec::with_capacity(commands.len());
         while answers.len() < commands.len() {
-            match self.0.next().await.ok_or_else(closed).flatten() {
+            match self.0.next().await.unwrap_or_else(|| Err(closed())) {
                 // Is no answer to anything.
                 Ok(Value::Push { .. }) => {}
                 Ok(answer) => answers.push(answer),

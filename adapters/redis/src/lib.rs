@@ -29,6 +29,7 @@ mod wrapped;
 
 pub use deadpool;
 pub use redis;
+#[cfg(feature = "tls")]
 pub use rustls;
 pub use winddown_core::{Credentials, CredentialsFuture, CredentialsProvider};
 

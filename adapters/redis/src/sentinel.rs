@@ -13,7 +13,7 @@ use crate::{
     connect::{Connector, Endpoint, Login, Server, addresses},
     error::error,
     sessions::ask_on,
-    tls::Tls,
+    tls::{self, Tls},
 };
 
 /// One that may be asked.
@@ -78,6 +78,9 @@ pub(crate) fn described(url: &str) -> Result<ConnectionInfo, Error> {
                     in it percent-encoded";
         Error::new(ErrorKind::Config, text)
     };
+    if let Some(error) = tls::unusable(url) {
+        return Err(error);
+    }
     let mut url = redis::parse_redis_url(url).ok_or_else(bad)?;
     if url.port().is_none() {
         // An URL without a host has none, and is refused below.

@@ -15,6 +15,7 @@ use std::{
 };
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+#[cfg(feature = "tls")]
 use tokio_rustls::client::TlsStream;
 use winddown_net::Socket;
 
@@ -59,6 +60,7 @@ pub(crate) struct Stream {
 #[derive(Debug)]
 enum Kind {
     Plain(Socket),
+    #[cfg(feature = "tls")]
     Tls(Box<TlsStream<Socket>>),
 }
 
@@ -67,6 +69,7 @@ impl Stream {
         Self::new(Kind::Plain(socket))
     }
 
+    #[cfg(feature = "tls")]
     pub(crate) fn tls(stream: TlsStream<Socket>) -> Self {
         Self::new(Kind::Tls(Box::new(stream)))
     }
@@ -82,6 +85,7 @@ impl Stream {
     fn inner(&mut self) -> Pin<&mut dyn Both> {
         match &mut self.kind {
             Kind::Plain(socket) => Pin::new(socket),
+            #[cfg(feature = "tls")]
             Kind::Tls(stream) => Pin::new(stream.as_mut()),
         }
     }

@@ -2,13 +2,16 @@
 
 use std::{
     ffi::OsStr,
-    fs::{self, DirBuilder, File, Permissions, TryLockError},
+    fs::{self, DirBuilder, File, Permissions},
     io::{self, Write as _},
     os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
-use rustix::fs::{AtFlags, Mode, OFlags, openat, renameat, statat, unlinkat};
+use rustix::{
+    fs::{AtFlags, FlockOperation, Mode, OFlags, flock, openat, renameat, statat, unlinkat},
+    io::Errno,
+};
 
 /// A directory, held open: a name in it is what it was, whatever becomes of the path.
 #[derive(Debug)]
@@ -55,7 +58,7 @@ impl Folder {
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| match error {
-            rustix::io::Errno::NOTDIR | rustix::io::Errno::LOOP => io::Error::new(
+            Errno::NOTDIR | Errno::LOOP => io::Error::new(
                 io::ErrorKind::NotADirectory,
                 "it is no directory, or a symbolic link to one: give the directory itself",
             ),
@@ -100,7 +103,7 @@ impl Folder {
     /// Whether this name still is this file, and not gone or another one.
     pub(crate) fn is(&self, name: &OsStr, file: &File) -> io::Result<bool> {
         let there = match statat(&self.file, name, AtFlags::SYMLINK_NOFOLLOW) {
-            Err(rustix::io::Errno::NOENT) => return Ok(false),
+            Err(Errno::NOENT) => return Ok(false),
             there => there?,
         };
         let open = rustix::fs::fstat(file)?;
@@ -119,10 +122,10 @@ pub(crate) fn parent(path: &Path) -> PathBuf {
 /// Whether nobody else holds this file, who will let go of it when its process ends. An error where the file system has no
 /// locks.
 pub(crate) fn claim(file: &File) -> io::Result<bool> {
-    match file.try_lock() {
+    match flock(file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(true),
-        Err(TryLockError::WouldBlock) => Ok(false),
-        Err(TryLockError::Error(error)) => Err(error),
+        Err(Errno::WOULDBLOCK) => Ok(false),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -153,7 +156,7 @@ pub(crate) trait Disk: Send + Sync + 'static {
     /// Removes a file; it need not be there.
     fn remove(&self, folder: &Folder, name: &OsStr) -> io::Result<()> {
         match unlinkat(&folder.file, name, AtFlags::empty()) {
-            Err(rustix::io::Errno::NOENT) => Ok(()),
+            Err(Errno::NOENT) => Ok(()),
             removed => Ok(removed?),
         }
     }

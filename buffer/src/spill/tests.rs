@@ -15,7 +15,7 @@ use tokio::{
 };
 use winddown_core::{Checkout, Error, ErrorKind, Lifecycle, Outcome, Records, Report};
 
-use super::{Disk, Folder, RealDisk, Spill, Writing, write_to_log};
+use super::{Disk, Folder, RealDisk, Spill, Writing, file_name, write_to_log};
 use crate::{Batch, BatchWriter, Delivery, Push as _, WriteError, WriteWith};
 
 /// Drains have 900 ms of it, and the pool keeps the last 50 ms of these and 25 ms for the buffer's answer.
@@ -185,4 +185,12 @@ fn what_a_log_took_counts_and_what_it_did_not_take_is_named() {
         expected.sort_unstable();
         assert_eq!(named, expected, "{room}");
     }
+}
+
+#[test]
+fn a_long_name_of_a_buffer_is_cut_between_characters() {
+    assert_eq!(file_name(&"é".repeat(100)), "é".repeat(75));
+    assert_eq!(file_name(&format!("x{}", "é".repeat(100))), format!("x{}", "é".repeat(74)));
+    assert_eq!(file_name("orders/a"), "orders_a");
+    assert_eq!(file_name(""), "");
 }

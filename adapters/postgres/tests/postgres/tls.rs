@@ -1,21 +1,22 @@
 //! Encryption, and who the server is.
 
-use std::sync::Arc;
+use std::{env, process::ExitCode, sync::Arc};
 
 use tempfile::TempDir;
-use tokio::{io::AsyncReadExt as _, net::TcpListener};
+use tokio::{io::AsyncReadExt as _, net::TcpListener, runtime::Builder};
 use winddown_core::{BoxError, Error, ErrorKind};
 use winddown_postgres::{
     Config, Postgres,
     rustls::{
         ClientConfig, RootCertStore,
-        crypto::ring,
+        crypto::{CryptoProvider, ring},
         pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
     },
 };
 use winddown_testkit::{
     Harness as _, ServerUse, Servers,
     certificates::{Authority, NAME},
+    child::{self, Child},
     containers,
     proxy::Proxy,
 };
@@ -272,6 +273,51 @@ pub(crate) async fn a_client_may_log_in_with_a_certificate() {
     }
     assert_nothing_left(&server).await;
     server.execute("DROP ROLE certified").await.unwrap();
+    server.end().await.unwrap();
+}
+
+/// The program that prints how its session is encrypted.
+const CIPHER: &str = "cipher";
+
+/// Where it finds the URL, and whether it is to have cryptography of its own.
+const CIPHER_URL: &str = "WINDDOWN_TEST_CIPHER_URL";
+const CIPHER_OWN: &str = "WINDDOWN_TEST_CIPHER_OWN";
+
+/// What is process-wide is had in a process of its own.
+pub(crate) fn program() -> Option<ExitCode> {
+    (child::role()? == CIPHER).then(|| child::run(&mut Builder::new_current_thread(), print_cipher()))
+}
+
+async fn print_cipher() -> Result<(), BoxError> {
+    if env::var(CIPHER_OWN)? == "true" {
+        let ring = ring::default_provider();
+        let only = vec![ring::cipher_suite::TLS13_CHACHA20_POLY1305_SHA256];
+        CryptoProvider { cipher_suites: only, ..ring }.install_default().map_err(|_| "there is another one")?;
+    }
+    let scene = Scene::new(Postgres::open(&env::var(CIPHER_URL)?)?);
+    let client = scene.db.get().await?;
+    println!("{}", text(&client, "SELECT cipher FROM pg_stat_ssl WHERE pid = pg_backend_pid()").await);
+    drop(client);
+    scene.drain().await.assert_clean(1);
+    // Nothing was installed for others.
+    println!("{}", CryptoProvider::get_default().is_some());
+    Ok(())
+}
+
+pub(crate) async fn the_cryptography_is_that_which_the_process_has_installed() {
+    let server = start::<Encrypted>().await;
+    let (_directory, ours, _) = roots();
+    for options in ["sslmode=require".to_owned(), format!("sslmode=verify-full&sslrootcert={ours}")] {
+        let url = at(&server, &options);
+        for (own, printed) in
+            [("false", "TLS_AES_256_GCM_SHA384\nfalse\n"), ("true", "TLS_CHACHA20_POLY1305_SHA256\ntrue\n")]
+        {
+            let ended = Child::start_with(CIPHER, &[(CIPHER_URL, url.as_str()), (CIPHER_OWN, own)]).end();
+            assert_eq!(ended.stdout, printed, "{options}, {own}: {}", ended.stderr);
+            assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        }
+    }
+    assert_nothing_left(&server).await;
     server.end().await.unwrap();
 }
 
