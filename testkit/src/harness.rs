@@ -248,6 +248,10 @@ pub enum Need {
     CloseIdle,
     /// [`Setup::wrong_password`] and [`Harness::secret`].
     Password,
+    /// What the server has closed is replaced when it is used next. A connection that its application has opened once is not.
+    Replaces,
+    /// It sees every session that its driver opens when it sends again what a server that is gone has not answered.
+    SeesAll,
     /// [`Setup::size`] is a limit: who asks for one more waits. Clients that share one connection have none.
     Slots,
 }
@@ -262,6 +266,8 @@ impl fmt::Display for Need {
             Self::Full => "full",
             Self::CloseIdle => "close idle",
             Self::Password => "password",
+            Self::Replaces => "replaces",
+            Self::SeesAll => "sees all",
             Self::Slots => "slots",
         })
     }

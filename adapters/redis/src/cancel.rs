@@ -28,6 +28,9 @@ use crate::{
 /// Between two questions. Nobody tells when the next command of a session begins to wait.
 const PAUSE: Duration = Duration::from_millis(2);
 
+/// The same where it takes long.
+const LONGEST_PAUSE: Duration = Duration::from_millis(16);
+
 /// How long a server may take to close its side of a connection with which something was ended before its drain.
 const MOMENT: Duration = Duration::from_secs(1);
 
@@ -71,7 +74,8 @@ struct Open {
 }
 
 /// What a server says of a session.
-enum Asked {
+#[derive(Debug)]
+pub(crate) enum Asked {
     Answers(Vec<Value>),
     /// It is not listed any more.
     Gone,
@@ -223,7 +227,7 @@ fn cannot_ask(source: RedisError) -> Error {
 
 const CANNOT: &str = "cannot end a command that waits at the server";
 
-fn unproven(endpoint: &Endpoint, why: &str) -> Error {
+pub(crate) fn unproven(endpoint: &Endpoint, why: &str) -> Error {
     let text = format!("{CANNOT} {}: the session there is not proven to be ours, since {why}", endpoint.server);
     Error::new(ErrorKind::Incomplete, text)
 }
@@ -252,7 +256,11 @@ impl Prepared {
         self.unproven.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn ask(
+    /// Asks a server about these sessions: only about those that are proven to be ours.
+    ///
+    /// # Errors
+    /// When it cannot be asked.
+    pub(crate) async fn ask(
         &self,
         endpoint: &Endpoint,
         whom: &[Identity],
@@ -336,17 +344,27 @@ impl Prepared {
             return Ok(());
         }
         let servers = by_server(busy(sessions));
-        let stopping = servers.values().map(|sessions| self.stop_at(sessions, &stopped));
+        let stopping = servers.values().map(|sessions| {
+            let identities = |sessions: &[Arc<Session>]| {
+                busy(sessions.to_vec()).iter().filter_map(|session| session.part().identity().cloned()).collect()
+            };
+            self.stop_at(&sessions[0].part().endpoint, move || identities(sessions), &stopped)
+        });
         join_all(stopping).await.into_iter().collect()
     }
 
-    async fn stop_at(&self, sessions: &[Arc<Session>], stopped: &(impl Fn(usize) + Send + Sync)) -> Result<(), Error> {
-        let endpoint = &sessions[0].part().endpoint;
+    /// The same for the sessions of one server that are busy, as long as they are.
+    pub(crate) async fn stop_at(
+        &self,
+        endpoint: &Endpoint,
+        busy: impl Fn() -> Vec<Identity> + Send + Sync,
+        stopped: &(impl Fn(usize) + Send + Sync),
+    ) -> Result<(), Error> {
         let (mut left_alone, mut failed) = (HashSet::new(), Ok(()));
+        let mut pause = PAUSE;
         loop {
-            let busy = sessions.iter().filter(|session| session.part().is_busy() && !session.is_over());
-            let busy = busy.filter_map(|session| session.part().identity());
-            let busy: Vec<_> = busy.filter(|session| !left_alone.contains(&session.id)).cloned().collect();
+            let mut busy = busy();
+            busy.retain(|session| !left_alone.contains(&session.id));
             if busy.is_empty() {
                 return failed;
             }
@@ -355,7 +373,10 @@ impl Prepared {
             for (session, asked) in busy.into_iter().zip(answers) {
                 let answers = match asked {
                     Asked::Answers(answers) => answers,
-                    Asked::Gone => continue,
+                    Asked::Gone => {
+                        left_alone.insert(session.id);
+                        continue;
+                    }
                     Asked::Unproven(why) => {
                         left_alone.insert(session.id);
                         failed = Err(unproven(endpoint, why));
@@ -374,7 +395,8 @@ impl Prepared {
             let answers = self.ask(endpoint, &waiting, |id| vec![kill(id)]).await?;
             let killed = |asked: &&Asked| matches!(asked, Asked::Answers(answers) if answers[..] == [Value::Int(1)]);
             stopped(answers.iter().filter(killed).count());
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
 
@@ -446,11 +468,11 @@ fn unblock(id: i64) -> Cmd {
     cmd("CLIENT").arg("UNBLOCK").arg(id).arg("ERROR").take()
 }
 
-fn list(id: i64) -> Cmd {
+pub(crate) fn list(id: i64) -> Cmd {
     cmd("CLIENT").arg("LIST").arg("ID").arg(id).take()
 }
 
-fn kill(id: i64) -> Cmd {
+pub(crate) fn kill(id: i64) -> Cmd {
     cmd("CLIENT").arg("KILL").arg("ID").arg(id).take()
 }
 

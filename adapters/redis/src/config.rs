@@ -3,7 +3,7 @@
 use std::{env, fmt, str::FromStr, sync::Arc, time::Duration};
 
 use deadpool::managed::PoolConfig;
-use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, aio::AsyncPushSender};
+use redis::{Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, aio::AsyncPushSender};
 use winddown_core::{CredentialsProvider, Error, ErrorKind, adapter::client_name};
 use winddown_net::{Options, tls::Check};
 
@@ -269,6 +269,12 @@ fn listable(name: String) -> String {
 }
 
 /// The defaults for a server that is described in the driver's own words.
+impl From<Client> for Config {
+    fn from(client: Client) -> Self {
+        client.get_connection_info().clone().into()
+    }
+}
+
 impl From<ConnectionInfo> for Config {
     fn from(driver: ConnectionInfo) -> Self {
         Self {

@@ -3,7 +3,6 @@
 use std::{fmt, ops::Deref, sync::Arc};
 
 use deadpool::managed::Object;
-use redis::aio::ConnectionManager;
 use redis::{
     Cmd, Pipeline, RedisFuture, RedisResult, ToRedisArgs, Value,
     aio::{ConnectionLike, MultiplexedConnection},
@@ -14,6 +13,7 @@ use crate::cluster::ClusterConnection;
 use crate::{
     handle::Handle,
     pool::{Opener, SharedHandle},
+    wrapped::{Borrowed, Wrapped},
 };
 
 /// A connection, for everything that the driver does with one: commands, pipelines, transactions, scripts.
@@ -38,7 +38,7 @@ enum Kind {
     Single(Single),
     #[cfg(feature = "cluster")]
     Cluster(ClusterConnection),
-    Wrapped(ConnectionManager),
+    Wrapped(Borrowed),
 }
 
 /// A connection with one server.
@@ -99,8 +99,8 @@ impl Connection {
         Self { kind: Kind::Cluster(connection) }
     }
 
-    pub(crate) fn wrapped(manager: ConnectionManager) -> Self {
-        Self { kind: Kind::Wrapped(manager) }
+    pub(crate) fn wrapped(wrapped: Arc<Wrapped>) -> Self {
+        Self { kind: Kind::Wrapped(Borrowed::of(wrapped)) }
     }
 
     /// Something on it hung: if it is its caller's own it leaves the pool and is closed, and if it is shared it is looked at
@@ -141,7 +141,7 @@ impl Connection {
             Kind::Single(single) => single.with(|mut driver| async move { driver.subscribe(channels).await }).await,
             #[cfg(feature = "cluster")]
             Kind::Cluster(connection) => connection.subscribe(channels).await,
-            Kind::Wrapped(manager) => manager.subscribe(channels).await,
+            Kind::Wrapped(borrowed) => borrowed.subscribe(channels).await,
         }
     }
 
@@ -155,7 +155,7 @@ impl Connection {
             Kind::Single(single) => single.with(|mut driver| async move { driver.unsubscribe(channels).await }).await,
             #[cfg(feature = "cluster")]
             Kind::Cluster(connection) => connection.unsubscribe(channels).await,
-            Kind::Wrapped(manager) => manager.unsubscribe(channels).await,
+            Kind::Wrapped(borrowed) => borrowed.unsubscribe(channels).await,
         }
     }
 
@@ -169,7 +169,7 @@ impl Connection {
             Kind::Single(single) => single.with(|mut driver| async move { driver.psubscribe(patterns).await }).await,
             #[cfg(feature = "cluster")]
             Kind::Cluster(connection) => connection.psubscribe(patterns).await,
-            Kind::Wrapped(manager) => manager.psubscribe(patterns).await,
+            Kind::Wrapped(borrowed) => borrowed.psubscribe(patterns).await,
         }
     }
 
@@ -183,7 +183,7 @@ impl Connection {
             Kind::Single(single) => single.with(|mut driver| async move { driver.punsubscribe(patterns).await }).await,
             #[cfg(feature = "cluster")]
             Kind::Cluster(connection) => connection.punsubscribe(patterns).await,
-            Kind::Wrapped(manager) => manager.punsubscribe(patterns).await,
+            Kind::Wrapped(borrowed) => borrowed.punsubscribe(patterns).await,
         }
     }
 }
@@ -194,7 +194,7 @@ impl ConnectionLike for Connection {
             Kind::Single(single) => Box::pin(async move { single.handle().await?.command(command).await }),
             #[cfg(feature = "cluster")]
             Kind::Cluster(connection) => connection.req_packed_command(command),
-            Kind::Wrapped(manager) => manager.req_packed_command(command),
+            Kind::Wrapped(borrowed) => Box::pin(borrowed.command(command)),
         }
     }
 
@@ -210,7 +210,7 @@ impl ConnectionLike for Connection {
             }
             #[cfg(feature = "cluster")]
             Kind::Cluster(connection) => connection.req_packed_commands(pipeline, offset, count),
-            Kind::Wrapped(manager) => manager.req_packed_commands(pipeline, offset, count),
+            Kind::Wrapped(borrowed) => Box::pin(borrowed.pipeline(pipeline, offset, count)),
         }
     }
 
@@ -220,7 +220,7 @@ impl ConnectionLike for Connection {
             Kind::Single(Single::Own(handle)) => handle.database(),
             #[cfg(feature = "cluster")]
             Kind::Cluster(connection) => connection.get_db(),
-            Kind::Wrapped(manager) => manager.get_db(),
+            Kind::Wrapped(borrowed) => borrowed.database(),
         }
     }
 }

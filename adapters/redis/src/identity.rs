@@ -62,7 +62,8 @@ impl Identity {
     }
 }
 
-fn text(value: &Value) -> String {
+/// What a server answered, where that is a text.
+pub(crate) fn text(value: &Value) -> String {
     from_redis_value_ref(value).unwrap_or_default()
 }
 

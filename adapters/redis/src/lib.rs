@@ -43,4 +43,5 @@ pub use crate::{
     pool::Pool,
     resource::Redis,
     tls::Roots,
+    wrapped::Existing,
 };

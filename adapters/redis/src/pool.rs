@@ -11,7 +11,6 @@ use deadpool::{
     Runtime,
     managed::{self, Metrics, PoolConfig, RecycleError, RecycleResult, Status},
 };
-use redis::aio::ConnectionManager;
 use tokio::{sync::Mutex as AsyncMutex, time::timeout};
 use winddown_core::{Error, ErrorKind, adapter::IdleCheck};
 
@@ -22,6 +21,7 @@ use crate::{
     connection::{Connection, Own, Single},
     handle::Handle,
     together::Failures,
+    wrapped::{Existing, Wrapped},
 };
 
 /// The pool of a [`Redis`](crate::Redis): one connection that all checkouts share, or one for each of them.
@@ -34,7 +34,7 @@ enum Source {
     Own(managed::Pool<Opener>),
     #[cfg(feature = "cluster")]
     Cluster(Cluster),
-    Wrapped(ConnectionManager),
+    Wrapped(Arc<Wrapped>),
 }
 
 impl Pool {
@@ -60,8 +60,8 @@ impl Pool {
         Ok(Self { source })
     }
 
-    pub(crate) fn wrapped(manager: ConnectionManager) -> Self {
-        Self { source: Source::Wrapped(manager) }
+    pub(crate) fn wrapped(wrapped: Arc<Wrapped>) -> Self {
+        Self { source: Source::Wrapped(wrapped) }
     }
 
     /// A connection that no guard counts.
@@ -84,7 +84,10 @@ impl Pool {
             },
             #[cfg(feature = "cluster")]
             Source::Cluster(cluster) => cluster.get().await.map(Connection::cluster),
-            Source::Wrapped(manager) => Ok(Connection::wrapped(manager.clone())),
+            Source::Wrapped(wrapped) => {
+                wrapped.checked().await;
+                Ok(Connection::wrapped(Arc::clone(wrapped)))
+            }
         }
     }
 
@@ -107,6 +110,14 @@ impl Pool {
             #[cfg(feature = "cluster")]
             Source::Cluster(_) => None,
             Source::Wrapped(_) => None,
+        }
+    }
+
+    /// A clone of the connection that the application built, where that was [wrapped](crate::Redis::wrap), until its drain is over.
+    pub fn existing(&self) -> Option<Existing> {
+        match &self.source {
+            Source::Wrapped(wrapped) => wrapped.existing().ok(),
+            _ => None,
         }
     }
 
@@ -143,7 +154,7 @@ impl fmt::Debug for Pool {
             Source::Own(pool) => f.debug_tuple("Pool").field(&pool.status()).finish(),
             #[cfg(feature = "cluster")]
             Source::Cluster(cluster) => f.debug_tuple("Pool").field(cluster).finish(),
-            Source::Wrapped(_) => f.debug_tuple("Pool").field(&"ConnectionManager").finish(),
+            Source::Wrapped(wrapped) => f.debug_tuple("Pool").field(wrapped).finish(),
         }
     }
 }

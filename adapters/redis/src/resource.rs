@@ -2,7 +2,6 @@
 
 use std::{fmt, pin::pin, sync::Arc, time::Instant};
 
-use redis::aio::ConnectionManager;
 use winddown_core::{
     Capabilities, Checkouts, Error, ErrorKind, Resource,
     adapter::{Accounting, Drain, Latency, LedgerSlot, Size},
@@ -18,7 +17,7 @@ use crate::{
     sentinel::Sentinel,
     sessions::{Part, Session, Sessions},
     waits::Waits,
-    wrapped,
+    wrapped::{Existing, Wrapped},
 };
 
 /// A Redis or Valkey server as a resource.
@@ -34,7 +33,7 @@ pub struct Redis {
 
 enum Source {
     Config(Box<Config>),
-    Wrapped(ConnectionManager),
+    Wrapped(Arc<Wrapped>),
 }
 
 impl Redis {
@@ -81,13 +80,42 @@ impl Redis {
         Config::from_env().map(Self::new)
     }
 
-    /// A connection manager that the application built. It is drained even if it was never used through the guard.
+    /// A connection that the application built: the driver's `ConnectionManager`, its `MultiplexedConnection`, or with the feature
+    /// `cluster` its `ClusterConnection`. It is drained even if it was never used through the guard, with all that the
+    /// application sends over its own clones.
     ///
-    /// Everything that was sent through it is executed before the drain ends, if the server answers in time; but how many commands
-    /// were not is not counted. The driver says no goodbye and cannot be kept from connecting anew, so its connection is
-    /// called unconfirmed. Use [`Redis::new`] where you can.
-    pub fn wrap(manager: ConnectionManager) -> Self {
-        Self::of(Source::Wrapped(manager))
+    /// Everything that was sent over it is executed before the drain ends, if the server answers in time, and then the server is told
+    /// `QUIT`; but how many commands were not executed is not counted. Nothing can be asked about it, since the driver does not say
+    /// where its server is: what waits there is not ended, and of a manager and of a cluster the end is not seen.
+    /// [`Redis::wrap_with`] can do all of that.
+    ///
+    /// A `ConnectionManager` that speaks the third version of the protocol connects anew as soon as the server has closed it,
+    /// whoever closes it and why: it is told no `QUIT`, ends with the process, and is called unconfirmed.
+    pub fn wrap(existing: impl Into<Existing>) -> Self {
+        Self::of(Source::Wrapped(Wrapped::new(existing.into(), None).wrapped()))
+    }
+
+    /// A connection that the application built, and what it was opened with: the driver's `Client` or `ConnectionInfo`, or a [`Config`]
+    /// where it needs roots of its own or a credentials provider; of a cluster, what any of its nodes is opened with.
+    ///
+    /// While draining, a session of its own asks the server: `CLIENT LIST` shows that it lists the connection no more, and what waits
+    /// there (`BLPOP`, `XREAD BLOCK`) is ended, also what the application has sent behind the guard's back. Once every
+    /// checkout is back, whatever still waits is ended at once.
+    ///
+    /// ```
+    /// use redis::aio::{ConnectionManager, ConnectionManagerConfig};
+    /// use winddown_redis::{Redis, redis};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> redis::RedisResult<()> {
+    /// let client = redis::Client::open("redis://cache.example.com")?;
+    /// let manager = ConnectionManager::new_lazy_with_config(client.clone(), ConnectionManagerConfig::new())?;
+    /// let cache = Redis::wrap_with(manager.clone(), client);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn wrap_with(existing: impl Into<Existing>, opened_with: impl Into<Config>) -> Self {
+        Self::of(Source::Wrapped(Wrapped::new(existing.into(), Some(opened_with.into())).wrapped()))
     }
 
     fn open_pool(&self, config: &Config) -> Result<Pool, Error> {
@@ -111,7 +139,7 @@ impl Resource for Redis {
     async fn init(&self) -> Result<Pool, Error> {
         let config = match &self.source {
             Source::Config(config) => config,
-            Source::Wrapped(manager) => return Ok(Pool::wrapped(manager.clone())),
+            Source::Wrapped(wrapped) => return Ok(Pool::wrapped(Arc::clone(wrapped))),
         };
         self.sessions.restart();
         self.waits.restart();
@@ -136,7 +164,7 @@ impl Resource for Redis {
     fn opened(&self) -> Option<Pool> {
         match &self.source {
             Source::Config(_) => None,
-            Source::Wrapped(manager) => Some(Pool::wrapped(manager.clone())),
+            Source::Wrapped(wrapped) => Some(Pool::wrapped(Arc::clone(wrapped))),
         }
     }
 
@@ -145,8 +173,8 @@ impl Resource for Redis {
     }
 
     async fn goodbye(&self, pool: &Pool, drain: &Drain) -> Result<(), Error> {
-        if let Source::Wrapped(manager) = &self.source {
-            return wrapped::goodbye(manager, drain).await;
+        if let Source::Wrapped(wrapped) = &self.source {
+            return wrapped.goodbye(&self.prepared, drain).await;
         }
         let _left_behind = self.prepared.count_left_behind(drain);
         let _reported = self.waits.report_to(drain);
@@ -175,6 +203,9 @@ impl Resource for Redis {
     }
 
     async fn cancel(&self, _: &Pool, drain: &Drain) -> Result<(), Error> {
+        if let Source::Wrapped(wrapped) = &self.source {
+            return wrapped.stop(&self.prepared, drain).await;
+        }
         self.prepared.stop(self.sessions.open(), |commands| drain.count_cancelled(commands)).await?;
         // The goodbye may have closed what it had before this has asked.
         self.prepared.close(Some(drain)).await;
@@ -185,9 +216,7 @@ impl Resource for Redis {
         match &self.source {
             Source::Config(_) if self.prepared.can_stop() => Capabilities::ALL,
             Source::Config(_) => Capabilities::ALL.without_cancel(),
-            Source::Wrapped(_) => {
-                Capabilities::ALL.without_goodbye().without_confirmed_end().without_cancel().without_all_sessions()
-            }
+            Source::Wrapped(wrapped) => wrapped.capabilities(),
         }
     }
 
@@ -196,7 +225,10 @@ impl Resource for Redis {
     }
 
     fn address(&self) -> Option<String> {
-        let Source::Config(config) = &self.source else { return None };
+        let config = match &self.source {
+            Source::Config(config) => config,
+            Source::Wrapped(wrapped) => wrapped.opened_with()?,
+        };
         // Sentinels say where the server is.
         let asked = if config.sentinels.is_empty() { std::slice::from_ref(&config.driver) } else { &config.sentinels };
         Some(asked.iter().map(|server| server.addr().to_string()).collect::<Vec<_>>().join(", "))
@@ -244,7 +276,7 @@ impl fmt::Debug for Redis {
         let mut debug = f.debug_struct("Redis");
         match &self.source {
             Source::Config(config) => debug.field("config", config).field("sessions", &self.sessions),
-            Source::Wrapped(_) => debug.field("wrapped", &"ConnectionManager"),
+            Source::Wrapped(wrapped) => debug.field("wrapped", wrapped),
         };
         debug.finish()
     }

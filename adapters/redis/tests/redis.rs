@@ -70,6 +70,11 @@ mod tls;
 mod unix;
 #[path = "redis/wrapped.rs"]
 mod wrapped;
+#[cfg(feature = "buffer")]
+#[path = "redis/wrapped_signals.rs"]
+mod wrapped_signals;
+#[path = "conformance/wrapped.rs"]
+mod wraps;
 
 use std::process::ExitCode;
 
@@ -80,6 +85,7 @@ use crate::cluster::RedisCluster;
 use crate::{
     sentinel::RedisSentinel,
     server::{OfItsOwn, Redis8, RedisServer, SharedByAll, Valkey8},
+    wraps::{Manager, Multiplexed, Wrapped},
 };
 
 fn main() -> ExitCode {
@@ -93,9 +99,11 @@ fn main() -> ExitCode {
         .harness::<RedisServer<Redis8, SharedByAll>>()
         .harness::<RedisServer<Valkey8, OfItsOwn>>()
         .harness::<RedisServer<Valkey8, SharedByAll>>()
-        .harness::<RedisSentinel>();
+        .harness::<RedisSentinel>()
+        .harness::<Wrapped<Manager>>()
+        .harness::<Wrapped<Multiplexed>>();
     #[cfg(feature = "cluster")]
-    let suite = suite.harness::<RedisCluster>();
+    let suite = suite.harness::<RedisCluster>().harness::<Wrapped<wraps::Cluster>>();
     let suite = suite.tests(
         left_out,
         trials! {
@@ -192,6 +200,7 @@ fn main() -> ExitCode {
                 who_subscribes_to_nothing_is_not_asked;
             strangers:
                 s7_a_stranger_who_has_our_number_after_a_restart_is_left_alone
+                s7_a_stranger_who_has_the_number_of_what_was_wrapped_is_left_alone
                 s7_what_the_server_does_not_prove_to_be_ours_is_not_ended_there;
             tls:
                 the_scheme_says_whether_a_session_is_encrypted
@@ -203,8 +212,15 @@ fn main() -> ExitCode {
                 sessions_over_a_socket_file_say_goodbye
                 a_command_that_waits_is_ended_over_a_socket_file;
             wrapped:
-                what_was_sent_through_a_manager_is_executed_before_the_drain_ends
-                a_manager_whose_server_does_not_answer_does_not_hold_up_the_drain;
+                what_was_sent_is_executed_before_the_drain_ends_in_every_form
+                one_whose_server_does_not_answer_does_not_hold_up_the_drain
+                a_pop_behind_the_guard_s_back_is_ended_when_draining_begins
+                one_that_was_opened_anew_behind_the_guard_s_back_is_ended
+                a_manager_that_connects_anew_by_itself_is_told_no_goodbye
+                a_user_who_may_not_ask_about_clients_is_drained_and_nothing_is_claimed
+                one_whose_runtime_is_gone_is_drained
+                one_whose_runtime_is_not_polled_is_ended_on_the_server
+                what_was_checked_out_sends_nothing_after_the_goodbye;
         },
     );
     #[cfg(feature = "cluster")]

@@ -166,7 +166,7 @@ impl RedisCluster {
         Ok(Self { watch, cluster, proxies, home, feeder })
     }
 
-    fn config(&self, setup: &Setup) -> Config {
+    pub(crate) fn config(&self, setup: &Setup) -> Config {
         let direct = self.watch.group.servers.iter().map(|node| node.address);
         let addresses: Vec<_> = match &self.proxies[..] {
             [] => direct.collect(),

@@ -18,7 +18,7 @@ use winddown_testkit::{
 
 use crate::{
     server::{self, Listed, OfItsOwn, Redis8, RedisServer, Valkey8, Version},
-    signals,
+    signals, wrapped_signals,
 };
 
 type Server = RedisServer<Redis8, OfItsOwn>;
@@ -69,16 +69,19 @@ pub(crate) fn program() -> Option<ExitCode> {
         .or_else(chaos::program::<DurableServer>)
         .or_else(frozen::program::<DurableServer>)
         .or_else(starved::program::<Server>)
+        .or_else(wrapped_signals::program)
         .or_else(signals::program)
 }
 
 pub(crate) fn trials() -> Vec<Trial> {
     let mut trials = soak::trials::<Server>();
-    let signals: [(&str, soak::Claim<Server>); 4] = [
+    let signals: [(&str, soak::Claim<Server>); 6] = [
         ("s5_a_signal_loses_no_reply_command_on_one_thread", |s| Box::pin(signals::healthy(s, "one_thread"))),
         ("s5_a_signal_loses_no_reply_command_on_two_threads", |s| Box::pin(signals::healthy(s, "two_threads"))),
         ("s5_abandoned_commands_and_pipelines_are_executed", |s| Box::pin(signals::abandoned(s))),
         ("s5_what_a_stopped_server_does_not_get_is_reported", |s| Box::pin(signals::stopped(s))),
+        ("s6_nothing_of_a_wrapped_manager_is_left_by_a_signal", |s| Box::pin(wrapped_signals::managers(s))),
+        ("a_process_with_what_was_wrapped_exits_with_0_in_every_form", |s| Box::pin(wrapped_signals::others(s))),
     ];
     trials.extend(signals.map(|(name, claim)| soak::trial(name, ServerUse::Own, claim)));
     trials.extend(buffered::trials::<DurableServer>());
