@@ -17,15 +17,15 @@ use crate::{Case, Harness, case};
 pub fn all<H: Harness>() -> Vec<Case<H>> {
     vec![
         // init
-        case!(s1_a_hundred_concurrent_first_uses_initialise_once, Shared, []),
-        case!(s1_a_failed_init_reaches_all_who_waited_and_can_be_tried_again, Shared, []),
-        case!(s1_a_cancelled_caller_neither_cancels_nor_repeats_an_init, Shared, []),
-        case!(an_init_that_fails_for_now_is_tried_again, Shared, []),
-        case!(a_wrong_password_is_an_error_at_once, Shared, [Password]),
-        case!(a_full_server_is_asked_again_until_it_has_room, Own, [Full]),
-        case!(s3_one_that_was_never_used_opens_nothing_and_is_not_drained, Shared, []),
-        case!(s3_an_init_under_way_when_draining_begins_is_drained_too, Shared, []),
-        case!(an_init_that_hangs_is_given_up_and_leaves_no_session, Own, [Pause]),
+        case!(s1_a_hundred_concurrent_first_uses_initialise_once, Shared, [Init]),
+        case!(s1_a_failed_init_reaches_all_who_waited_and_can_be_tried_again, Shared, [Init]),
+        case!(s1_a_cancelled_caller_neither_cancels_nor_repeats_an_init, Shared, [Init]),
+        case!(an_init_that_fails_for_now_is_tried_again, Shared, [Init]),
+        case!(a_wrong_password_is_an_error_at_once, Shared, [Init, Password]),
+        case!(a_full_server_is_asked_again_until_it_has_room, Own, [Init, Full]),
+        case!(s3_one_that_was_never_used_opens_nothing_and_is_not_drained, Shared, [Init]),
+        case!(s3_an_init_under_way_when_draining_begins_is_drained_too, Shared, [Init]),
+        case!(an_init_that_hangs_is_given_up_and_leaves_no_session, Own, [Init, Pause]),
         // refuse
         case!(s2_after_the_drain_began_nothing_is_handed_out, Shared, []),
         case!(s2_a_waiter_is_woken_by_the_refusal, Shared, [Slots]),

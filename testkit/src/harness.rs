@@ -252,6 +252,9 @@ pub enum Need {
     Replaces,
     /// It sees every session that its driver opens when it sends again what a server that is gone has not answered.
     SeesAll,
+    /// The resource is initialised, and opens its first session then. A pool that the application has built is open already, and is
+    /// drained though nobody used it.
+    Init,
     /// [`Setup::size`] is a limit: who asks for one more waits. Clients that share one connection have none.
     Slots,
 }
@@ -268,6 +271,7 @@ impl fmt::Display for Need {
             Self::Password => "password",
             Self::Replaces => "replaces",
             Self::SeesAll => "sees all",
+            Self::Init => "init",
             Self::Slots => "slots",
         })
     }

@@ -38,7 +38,7 @@ pub struct Postgres {
 
 enum Source {
     Config { config: Box<Config>, idle_check: Arc<IdleCheck<StatementCache>>, pooled: Arc<Pooled> },
-    Wrapped(Wrapped),
+    Wrapped(Box<Wrapped>),
 }
 
 impl Postgres {
@@ -68,11 +68,13 @@ impl Postgres {
 
     /// A pool that the application built. It is drained even if it was never used through the guard.
     ///
-    /// The driver of such a pool says no goodbye, so its sessions are closed without one, and nobody sees them end: the report
-    /// calls them unconfirmed. Statements of checkouts that the guard has handed out, and of idle connections, are cancelled.
-    /// Use [`Postgres::new`] where you can: it takes the same configuration.
+    /// Its sessions say goodbye and are seen to end, and what they run is cancelled, also those that the application took from its own
+    /// clone of the pool, as far as they are proven to be the pool's: the README says where that is. Their driver runs on the
+    /// application's runtime: where that is blocked they are cut. [`Postgres::new`] takes the same configuration, and depends on
+    /// neither.
     pub fn wrap(pool: Pool) -> Self {
-        Self { source: Source::Wrapped(Wrapped::new(pool)), sessions: Arc::default() }
+        let sessions: Arc<Sessions> = Arc::default();
+        Self { source: Source::Wrapped(Box::new(Wrapped::new(pool, Arc::clone(sessions.latency())))), sessions }
     }
 
     fn open_pool(
@@ -221,7 +223,8 @@ impl Resource for Postgres {
 
     async fn cancel(&self, _: &Pool, drain: &Drain) -> Result<(), Error> {
         if let Source::Wrapped(wrapped) = &self.source {
-            return wrapped.cancel(drain).await;
+            wrapped.cancel();
+            return Ok(());
         }
         let mut asking = JoinSet::new();
         for session in self.sessions.open() {
@@ -265,7 +268,7 @@ impl Resource for Postgres {
     fn capabilities(&self) -> Capabilities {
         match &self.source {
             Source::Config { .. } => Capabilities::ALL,
-            Source::Wrapped(_) => Capabilities::ALL.without_goodbye().without_confirmed_end().without_all_sessions(),
+            Source::Wrapped(_) => Capabilities::ALL.without_all_sessions(),
         }
     }
 

@@ -33,7 +33,6 @@ impl CancelKey {
         self.0 == [0; 8]
     }
 
-    #[cfg(feature = "buffer")]
     pub(crate) fn process_id(self) -> i32 {
         let [a, b, c, d, ..] = self.0;
         i32::from_be_bytes([a, b, c, d])

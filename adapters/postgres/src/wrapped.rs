@@ -1,46 +1,133 @@
-//! A pool that the application built: what can be done for it from outside.
+//! A pool that the application built: what it hands out is known from here on, and what can be done for it from outside.
+
+mod goodbye;
+mod leave;
+mod server;
+mod sockets;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
+    time::Instant,
 };
 
-use deadpool_postgres::{Client, ClientWrapper, Pool};
-use tokio::{sync::Notify, task::JoinSet};
-use tokio_postgres::CancelToken;
-use winddown_core::{Error, ErrorKind, adapter::Drain};
+use deadpool_postgres::{Client, ClientWrapper, Pool, StatementCache};
+use futures_util::{FutureExt as _, TryStreamExt as _};
+use tokio::{runtime::Handle, sync::Notify};
+use tokio_postgres::{CancelToken, SimpleQueryMessage};
+use winddown_core::{
+    Error,
+    adapter::{Drain, Latency},
+};
 
-use crate::{error::error, pooled::send, tls};
+use crate::{
+    pooled::send,
+    token::CancelKey,
+    wrapped::{
+        goodbye::Goodbye,
+        server::{Listed, SessionId},
+    },
+};
 
 type Id = deadpool_postgres::ObjectId;
 
 pub(crate) struct Wrapped {
     pool: Pool,
-    state: Arc<Mutex<State>>,
-    came_back: Notify,
+    state: Mutex<State>,
+    /// A checkout came back, or cancelling has begun.
+    changed: Notify,
+    latency: Arc<Latency>,
 }
 
 #[derive(Default)]
 struct State {
-    draining: bool,
-    /// How to cancel what runs on those that are out, or idle and not known to be at rest.
-    tokens: HashMap<Key, CancelToken>,
+    phase: Phase,
+    /// What runs is to be stopped.
+    is_cancelling: bool,
+    /// Every connection that the guard has handed out once, by the address of its cache. As long as one is in here nothing else has
+    /// that.
+    known: HashMap<usize, Known>,
+    /// Those that the guard has handed out, and that are not back.
+    out: HashSet<Id>,
     /// Those that came back and carry nothing, by how often they had been handed out by then, whoever asked for them.
     clean: HashMap<Id, usize>,
     returned: Vec<ClientWrapper>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Key {
-    Out(Id),
-    /// Taken out of the pool by the drain.
-    Idle(usize),
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    #[default]
+    Open,
+    /// Draining: what comes back is taken over.
+    Draining,
+    /// Draining: what comes back to the pool is taken from there, with what others have from it.
+    Collecting,
+    /// Drained: what comes back is closed as it is.
+    Over,
+}
+
+/// What is known of a connection.
+#[derive(Clone)]
+struct Known {
+    /// There while the connection is.
+    cache: Weak<StatementCache>,
+    token: CancelToken,
+    /// What the server says which one it is, once it has.
+    session: Arc<OnceLock<Session>>,
+}
+
+/// Which session it is.
+#[derive(Debug, Clone, Copy)]
+enum Session {
+    /// The server gave it this name.
+    Direct(Listed),
+    /// A pooler has it, and tells nobody which session of the server's it uses.
+    Pooled,
+    /// The server does not say.
+    Unknown,
+}
+
+impl Session {
+    /// Of what a connection with this token has answered.
+    fn of(token: &CancelToken, answer: &[SimpleQueryMessage]) -> Self {
+        let Some(listed) = answer.iter().find_map(server::listed) else { return Self::Unknown };
+        // A pooler makes up numbers of its own for its clients.
+        let is_direct = CancelKey::of(token).is_some_and(|key| key.process_id() == listed.id.pid);
+        if is_direct { Self::Direct(listed) } else { Self::Pooled }
+    }
+
+    fn id(&self) -> Option<SessionId> {
+        match self {
+            Self::Direct(listed) => Some(listed.id),
+            Self::Pooled | Self::Unknown => None,
+        }
+    }
+}
+
+impl Known {
+    fn of(client: &ClientWrapper) -> Self {
+        let cache = Arc::downgrade(&client.statement_cache);
+        Self { cache, token: client.cancel_token(), session: Arc::default() }
+    }
+
+    fn id(&self) -> Option<SessionId> {
+        self.session.get().and_then(Session::id)
+    }
+
+    /// What the server has called it. Others may be called so later.
+    fn pid(&self) -> Option<i32> {
+        CancelKey::of(&self.token).map(CancelKey::process_id)
+    }
+}
+
+fn key(client: &ClientWrapper) -> usize {
+    Arc::as_ptr(&client.statement_cache).addr()
 }
 
 impl Wrapped {
-    pub(crate) fn new(pool: Pool) -> Self {
-        Self { pool, state: Arc::default(), came_back: Notify::new() }
+    pub(crate) fn new(pool: Pool, latency: Arc<Latency>) -> Self {
+        Self { pool, state: Mutex::default(), changed: Notify::new(), latency }
     }
 
     pub(crate) fn pool(&self) -> &Pool {
@@ -48,19 +135,46 @@ impl Wrapped {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        lock(&self.state)
+        // Each change is complete before anything can panic.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn hands_out(&self, client: &Client) {
         let (id, times) = (Client::id(client), Client::metrics(client).recycle_count);
-        let clean = {
+        let (clean, is_new) = {
             let mut state = self.state();
-            state.tokens.insert(Key::Out(id), client.cancel_token());
-            state.clean.remove(&id)
+            state.out.insert(id);
+            (state.clean.remove(&id), !state.known.contains_key(&key(client)))
         };
         // It is new, or nobody has had it since it came back here.
         if times > 0 && clean != Some(times - 1) {
             roll_back(client);
+        }
+        if is_new {
+            self.gets_to_know(client);
+        }
+    }
+
+    /// Asks the server which session this is, in front of what its user asks, and waits for nothing: a drain may find it busy, and
+    /// has to tell it from others then.
+    fn gets_to_know(&self, client: &ClientWrapper) {
+        let known = Known::of(client);
+        let (token, session) = (known.token.clone(), Arc::clone(&known.session));
+        {
+            let mut state = self.state();
+            state.known.retain(|_, known| known.cache.strong_count() > 0);
+            state.known.insert(key(client), known);
+        }
+        let Ok(runtime) = Handle::try_current() else { return };
+        if let Some(Ok(answer)) = client.simple_query_raw(&server::own()).now_or_never() {
+            let (latency, asked) = (Arc::clone(&self.latency), Instant::now());
+            runtime.spawn(async move {
+                if let Ok(answer) = answer.try_collect::<Vec<_>>().await {
+                    latency.saw(asked.elapsed());
+                    // Set once, here, unless the drain was sooner.
+                    let _ = session.set(Session::of(&token, &answer));
+                }
+            });
         }
     }
 
@@ -75,80 +189,35 @@ impl Wrapped {
             state.clean.clear();
         }
         state.clean.insert(id, times);
-        state.tokens.remove(&Key::Out(id));
-        if state.draining {
-            state.returned.push(Client::take(client));
-            drop(state);
-            self.came_back.notify_one();
+        state.out.remove(&id);
+        let phase = state.phase;
+        drop(state);
+        if phase == Phase::Draining {
+            let client = Client::take(client);
+            self.state().returned.push(client);
+        } else {
+            drop(client);
         }
+        self.changed.notify_one();
     }
 
     /// Closes the connection as it is.
     #[cfg(feature = "buffer")]
     pub(crate) fn abandon(&self, client: Client) {
-        self.state().tokens.remove(&Key::Out(Client::id(&client)));
+        self.state().out.remove(&Client::id(&client));
         drop(Client::take(client));
-        self.came_back.notify_one();
+        self.changed.notify_one();
     }
 
-    /// Closes every connection when its statement is over. The driver says no goodbye and sees no end, so what ended in time is
-    /// unconfirmed.
+    /// Has every connection say goodbye when its statement is over, and asks the server until it lists none of them.
     pub(crate) async fn goodbye(&self, drain: &Drain) -> Result<(), Error> {
-        self.state().draining = true;
-        let idle = self.pool.retain(|_, _| false).removed;
-        self.pool.close();
-        self.state().returned.extend(idle);
-
-        let mut closing = JoinSet::new();
-        let mut last = 0;
-        let mut settled = false;
-        loop {
-            let returned = std::mem::take(&mut self.state().returned);
-            for client in returned {
-                last += 1;
-                let key = Key::Idle(last);
-                self.state().tokens.insert(key, client.cancel_token());
-                let state = Arc::clone(&self.state);
-                closing.spawn(async move {
-                    // Answered when all that runs on it is over. An error says that it is closed already.
-                    let _ = client.simple_query("").await;
-                    lock(&state).tokens.remove(&key);
-                });
-            }
-            // Those that were taken from the pool directly tell nobody when they come back.
-            if settled && closing.is_empty() && self.pool.status().size == 0 {
-                return Ok(());
-            }
-            tokio::select! {
-                Some(_) = closing.join_next() => drain.count_unconfirmed(1),
-                () = self.came_back.notified() => {}
-                () = drain.until_returned(), if !settled => settled = true,
-                () = drain.until_cut() => {
-                    drain.count_cut(closing.len() + self.pool.status().size);
-                    return Ok(());
-                }
-            }
-        }
+        Goodbye::new(self, drain).say().await
     }
 
-    /// Asks the server to stop whatever runs. The request goes as the driver sends it: what is between us and the server
-    /// may lose it (PgBouncer does), since nobody waits for an answer.
-    pub(crate) async fn cancel(&self, drain: &Drain) -> Result<(), Error> {
-        // Only a number that is worth nothing once the session has ended goes this way, so nobody checks whom it reaches;
-        // whether it is encrypted is for the pool's own configuration to say.
-        let connector = tls::unchecked()?;
-        let mut asking = JoinSet::new();
-        let tokens: Vec<CancelToken> = self.state().tokens.values().cloned().collect();
-        for token in tokens {
-            let connector = connector.clone();
-            asking.spawn(async move {
-                let failed = |failure: tokio_postgres::Error| {
-                    error(ErrorKind::Incomplete, "cannot cancel a statement", failure.into())
-                };
-                token.cancel_query(connector).await.map_err(failed)
-            });
-        }
-        drain.await_cancels(asking).await
+    /// Has what runs stopped, by whoever says the goodbyes.
+    pub(crate) fn cancel(&self) {
+        self.state().is_cancelling = true;
+        self.changed.notify_one();
     }
 }
 
@@ -158,13 +227,9 @@ const MOST_CLEAN: usize = 1024;
 /// Ends a transaction, if there is one, without waiting for the answers. The driver of such a pool does not say whether there is,
 /// and a server writes to its log that it was told to end none; so one is begun first, which is an error or a warning only where
 /// there is one.
-fn roll_back(client: &Client) {
+fn roll_back(client: &ClientWrapper) {
     send(client.batch_execute("BEGIN"));
     send(client.batch_execute("ROLLBACK"));
-}
-
-fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
-    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl fmt::Debug for Wrapped {

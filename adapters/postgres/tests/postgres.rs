@@ -54,6 +54,11 @@ mod tls;
 mod unix;
 #[path = "postgres/wrapped.rs"]
 mod wrapped;
+#[path = "conformance/wrapped.rs"]
+mod wrapped_pool;
+#[cfg(feature = "buffer")]
+#[path = "postgres/wrapped_soak.rs"]
+mod wrapped_soak;
 
 use std::process::ExitCode;
 
@@ -62,19 +67,26 @@ use winddown_testkit::{Suite, containers, trials};
 use crate::{
     pgbouncer::PgBouncer,
     server::{Eighteen, PostgreSql, Seventeen},
+    wrapped_pool::WrappedPool,
 };
 
 fn main() -> ExitCode {
     #[cfg(feature = "buffer")]
-    if let Some(ended) = soak::program() {
+    if let Some(ended) = soak::program().or_else(wrapped_soak::program) {
+        return ended;
+    }
+    if let Some(ended) = wrapped::program() {
         return ended;
     }
     if let Some(ended) = tls::program() {
         return ended;
     }
     let left_out = containers::skipped();
-    let suite =
-        Suite::new().harness::<PostgreSql<Seventeen>>().harness::<PostgreSql<Eighteen>>().harness::<PgBouncer>();
+    let suite = Suite::new()
+        .harness::<PostgreSql<Seventeen>>()
+        .harness::<PostgreSql<Eighteen>>()
+        .harness::<PgBouncer>()
+        .harness::<WrappedPool>();
     let suite = suite.tests(
         left_out,
         trials! {
@@ -165,12 +177,22 @@ fn main() -> ExitCode {
             wrapped:
                 a_pool_is_drained_though_it_was_never_used_through_the_guard
                 a_statement_of_a_checkout_is_cancelled
+                only_what_runs_is_cancelled
                 a_statement_that_nobody_waits_for_is_cancelled
-                a_client_that_was_taken_from_the_pool_directly_does_not_hold_up_the_drain;
+                what_was_taken_from_the_pool_directly_is_cancelled_and_says_goodbye
+                what_comes_back_to_the_pool_directly_says_goodbye
+                what_is_not_proven_to_be_the_pools_is_left_alone
+                a_stranger_is_left_alone_where_ours_are_known
+                where_the_runtime_is_blocked_what_runs_is_cancelled_and_the_deadline_holds
+                where_the_runtime_is_gone_nothing_is_claimed
+                over_tls_sessions_say_goodbye_and_statements_are_cancelled_as_the_pool_is_encrypted
+                where_the_server_sees_another_client_the_others_are_asked_about_and_the_last_is_unconfirmed
+                behind_a_pooler_sessions_say_goodbye_and_are_unconfirmed
+                where_the_server_is_full_and_all_are_busy_what_runs_is_cancelled_unseen;
         },
     );
     #[cfg(feature = "buffer")]
-    let suite = suite.tests(left_out, soak::trials()).tests(
+    let suite = suite.tests(left_out, soak::trials()).tests(left_out, vec![wrapped_soak::trial()]).tests(
         left_out,
         trials! {
             carried:

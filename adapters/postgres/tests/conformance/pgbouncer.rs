@@ -8,7 +8,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::sync::Mutex;
 use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 use winddown_core::BoxError;
-use winddown_postgres::Postgres;
+use winddown_postgres::{Config, Postgres};
 use winddown_testkit::{
     CheckoutOf, Harness, Leasable, Leased, ServerUse, Servers, Setup, Stranger, containers, containers::Container,
     gone, proxy::Proxy,
@@ -127,8 +127,12 @@ impl PgBouncer {
 impl PgBouncer {
     /// Its address, and the resource there, without a proxy.
     pub(crate) fn direct(&self) -> (SocketAddr, Postgres) {
-        let address = self.bouncer.address;
-        (address, Postgres::new(self.tenant.config(address, &Setup::default())))
+        (self.bouncer.address, Postgres::new(self.config()))
+    }
+
+    /// The configuration of that.
+    pub(crate) fn config(&self) -> Config {
+        self.tenant.config(self.bouncer.address, &Setup::default())
     }
 }
 

@@ -1,51 +1,73 @@
-//! Pools that the application has built.
+//! Pools that the application has built, and uses also without the guard.
 
-use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
+use std::{net::SocketAddr, process::ExitCode, sync::Arc, thread};
+
+use deadpool_postgres::{Client, Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
+use tokio::{runtime::Builder, task::JoinHandle};
+use tokio_postgres_rustls::MakeRustlsConnect;
 use winddown_core::Outcome;
-use winddown_postgres::{Postgres, tokio_postgres::NoTls};
-use winddown_testkit::Harness as _;
-
-use crate::{
-    scene::{
-        ENDLESS, QUICK, Scene, Speaks, abandon_statement, config, drain_under_a_statement, ping, seventeen, until,
-        until_running,
-    },
-    server::{PostgreSql, Seventeen, run},
+use winddown_postgres::{
+    Postgres,
+    rustls::{ClientConfig, RootCertStore, crypto::ring, pki_types::CertificateDer, pki_types::pem::PemObject as _},
+};
+use winddown_testkit::{
+    Harness as _,
+    certificates::Authority,
+    child::{self, Child},
+    proxy::Proxy,
 };
 
-pub(crate) fn pool(server: &PostgreSql<Seventeen>) -> Pool {
-    let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
-    let manager = Manager::from_config(config(server).driver, NoTls, recycling);
-    Pool::builder(manager).max_size(4).runtime(Runtime::Tokio1).build().unwrap()
+use crate::{
+    pgbouncer::PgBouncer,
+    scene::{
+        ENDLESS, QUICK, Scene, Speaks, abandon_statement, assert_nothing_left, config, config_at,
+        drain_under_a_statement, in_full, is_encrypted, ping, seventeen, start, until, until_running,
+    },
+    server::{PostgreSql, Seventeen, Version, run},
+    tls::Encrypted,
+    wrapped_pool,
+};
+
+pub(crate) fn pool<V: Version>(server: &PostgreSql<V>) -> Pool {
+    wrapped_pool::pool(config(server), RecyclingMethod::Fast)
 }
 
-/// What was cut needs a moment to end at the server, and is not in the report.
-async fn until_gone(server: &PostgreSql<Seventeen>) {
-    until("all are gone", || async { server.sessions().await.unwrap() == 0 }).await;
+/// So many idle ones, which nobody has had from the guard.
+async fn idle(pool: &Pool, count: usize) {
+    let mut clients = Vec::new();
+    for _ in 0..count {
+        let client = pool.get().await.unwrap();
+        ping(&client).await;
+        clients.push(client);
+    }
+}
+
+/// A statement that does not end, on a connection that the pool gave to somebody else than the guard; what became of it.
+async fn run_behind(server: &PostgreSql<impl Version>, client: Client) -> JoinHandle<Result<(), String>> {
+    let statement = tokio::spawn(async move { run(&client, ENDLESS).await.map_err(|error| in_full(error.as_ref())) });
+    until_running(server, 1).await;
+    statement
+}
+
+fn assert_cancelled(result: Result<(), String>) {
+    let error = result.unwrap_err();
+    assert!(error.contains("due to user request"), "{error}");
 }
 
 pub(crate) async fn a_pool_is_drained_though_it_was_never_used_through_the_guard() {
     let server = seventeen().await;
     let pool = pool(&server);
-    let clients = (pool.get().await.unwrap(), pool.get().await.unwrap(), pool.get().await.unwrap());
-    ping(&clients.0).await;
-    drop(clients);
-    assert_eq!(server.sessions().await.unwrap(), 3);
-
-    let scene = Scene::new(Postgres::wrap(pool.clone()));
-    let drained = scene.drain().await;
-    let row = drained.row();
-    assert_eq!(
-        (row.outcome, drained.ended(), row.sessions.unconfirmed),
-        (Outcome::Drained, (0, 0), 3),
-        "{}",
-        drained.report
-    );
-    assert_eq!(row.cannot, ["say goodbye", "see the server's end", "see every session"]);
-    assert!(drained.report.to_string().contains("say goodbye"), "{}", drained.report);
-    assert!(drained.took < QUICK, "{:?}", drained.took);
-    assert!(pool.is_closed());
-    until_gone(&server).await;
+    for count in [1, 3] {
+        let pool = if count == 1 { pool.clone() } else { self::pool(&server) };
+        idle(&pool, count).await;
+        assert_eq!(server.sessions().await.unwrap(), count);
+        let drained = Scene::new(Postgres::wrap(pool.clone())).drain().await;
+        drained.assert_clean(count as u64);
+        assert_nothing_left(&server).await;
+        assert_eq!(drained.row().sessions.unconfirmed, 0, "{}", drained.report);
+        assert_eq!(drained.row().cannot, ["see every session"]);
+        assert!(pool.is_closed());
+    }
     server.end().await.unwrap();
 }
 
@@ -53,44 +75,297 @@ pub(crate) async fn a_statement_of_a_checkout_is_cancelled() {
     let server = seventeen().await;
     let scene = Scene::patient(Postgres::wrap(pool(&server)));
     let (result, drained) = drain_under_a_statement(&server, &scene).await;
-    let error = result.unwrap_err();
-    assert!(error.contains("due to user request"), "{error}");
+    assert_cancelled(result);
     drained.assert_in_time();
-    let sessions = drained.row().sessions;
-    assert_eq!((sessions.cancelled, sessions.unconfirmed, drained.ended()), (1, 1, (0, 0)), "{}", drained.report);
-    until_gone(&server).await;
+    assert_nothing_left(&server).await;
+    assert_eq!((drained.row().sessions.cancelled, drained.ended()), (1, (1, 0)), "{}", drained.report);
     assert_eq!(server.rows().await.unwrap(), 0);
+    server.end().await.unwrap();
+}
+
+pub(crate) async fn only_what_runs_is_cancelled() {
+    let server = seventeen().await;
+    let scene = Scene::patient(Postgres::wrap(pool(&server)));
+    let held = scene.out(2).await;
+    let (result, drained) = drain_under_a_statement(&server, &scene).await;
+    assert_cancelled(result);
+    let sessions = drained.row().sessions;
+    // Two are held, and nothing runs on them.
+    assert_eq!((sessions.cancelled, drained.ended(), sessions.left_behind), (1, (1, 2), 0), "{}", drained.report);
+    drop(held);
+    until("those that were held are gone", || async { server.sessions().await.unwrap() == 0 }).await;
     server.end().await.unwrap();
 }
 
 pub(crate) async fn a_statement_that_nobody_waits_for_is_cancelled() {
     let server = seventeen().await;
-    let scene = Scene::patient(Postgres::wrap(pool(&server)));
+    let scene = Scene::new(Postgres::wrap(pool(&server)));
     abandon_statement(&server, &scene.db).await;
     let drained = scene.drain().await;
-    drained.assert_in_time();
-    let sessions = drained.row().sessions;
-    assert_eq!((sessions.cancelled, sessions.unconfirmed, drained.ended()), (1, 1, (0, 0)), "{}", drained.report);
-    until_gone(&server).await;
+    drained.assert_clean(1);
+    assert_nothing_left(&server).await;
+    assert_eq!(drained.row().sessions.cancelled, 1, "{}", drained.report);
     assert_eq!(server.rows().await.unwrap(), 0);
     server.end().await.unwrap();
 }
 
-pub(crate) async fn a_client_that_was_taken_from_the_pool_directly_does_not_hold_up_the_drain() {
+pub(crate) async fn what_was_taken_from_the_pool_directly_is_cancelled_and_says_goodbye() {
     let server = seventeen().await;
-    let scene = Scene::patient(Postgres::wrap(pool(&server)));
-    drop(scene.out(2).await);
-    let taken = scene.db.pool().await.unwrap().get().await.unwrap();
-    let statement = tokio::spawn(async move { run(&taken, ENDLESS).await.map_err(|error| error.to_string()) });
-    until_running(&server, 1).await;
+    // Whether the guard had handed the connection out before, and how many more are idle.
+    for (is_known, others) in [(true, 1), (false, 0), (false, 2), (false, 3)] {
+        let pool = pool(&server);
+        let scene = Scene::patient(Postgres::wrap(pool.clone()));
+        if is_known {
+            drop(scene.out(1 + others).await);
+        } else {
+            idle(&pool, 1 + others).await;
+        }
+        let statement = run_behind(&server, pool.get().await.unwrap()).await;
+        let drained = scene.drain().await;
+        drained.assert_in_time();
+        assert_nothing_left(&server).await;
+        assert_cancelled(statement.await.unwrap());
+        let sessions = drained.row().sessions;
+        let ended = (drained.row().outcome, drained.ended(), sessions.cancelled, sessions.left_behind);
+        assert_eq!(ended, (Outcome::Drained, (1 + others as u64, 0), 1, 0), "{is_known} {others} {}", drained.report);
+        assert!(pool.is_closed());
+    }
+    assert_eq!(server.rows().await.unwrap(), 0);
+    server.end().await.unwrap();
+}
+
+pub(crate) async fn what_comes_back_to_the_pool_directly_says_goodbye() {
+    let server = seventeen().await;
+    // All that the pool may have are out, or there is room for more.
+    for out in [4, 2] {
+        let pool = pool(&server);
+        let scene = Scene::new(Postgres::wrap(pool.clone()));
+        idle(&pool, out).await;
+        let by_guard = scene.get().await;
+        let mut clients = Vec::new();
+        for _ in 1..out {
+            clients.push(pool.get().await.unwrap());
+        }
+        // In a transaction that has failed, for one.
+        clients[0].batch_execute("BEGIN; SELECT 1/0").await.unwrap_err();
+        let (drained, ()) = tokio::join!(scene.drain(), async {
+            scene.lifecycle.draining().await;
+            ping(&by_guard).await;
+            drop(by_guard);
+            for client in clients {
+                drop(client);
+                tokio::task::yield_now().await;
+            }
+        });
+        drained.assert_clean(out as u64);
+        assert_nothing_left(&server).await;
+        assert_eq!(drained.row().sessions.unconfirmed, 0, "{}", drained.report);
+    }
+    server.end().await.unwrap();
+}
+
+pub(crate) async fn what_is_not_proven_to_be_the_pools_is_left_alone() {
+    let server = seventeen().await;
+    let pool = pool(&server);
+    let scene = Scene::patient(Postgres::wrap(pool.clone()));
+    // In this process, with the same user and the same database.
+    let stranger = server.stranger().await.unwrap();
+    let statement = run_behind(&server, pool.get().await.unwrap()).await;
     let drained = scene.drain().await;
     drained.assert_in_time();
-    // The other one was ended, as far as its driver can tell.
-    assert_eq!((drained.row().sessions.unconfirmed, drained.ended()), (1, (0, 1)), "{}", drained.report);
-    assert_eq!(drained.row().outcome, Outcome::Incomplete, "{}", drained.report);
-    // Nobody knows of it but its owner.
+    stranger.untouched().await.unwrap();
+    let row = drained.row();
+    assert_eq!((row.outcome, row.sessions.cancelled, drained.ended()), (Outcome::Incomplete, 0, (0, 1)));
+    let reasons = row.reasons.join("; ");
+    assert!(reasons.contains("left alone"), "{}", drained.report);
     assert_eq!(server.running().await.unwrap(), 1);
     server.end_all().await.unwrap();
     assert!(statement.await.unwrap().is_err());
+    server.end().await.unwrap();
+}
+
+pub(crate) async fn a_stranger_is_left_alone_where_ours_are_known() {
+    let server = seventeen().await;
+    let scene = Scene::patient(Postgres::wrap(pool(&server)));
+    let stranger = server.stranger().await.unwrap();
+    let (result, drained) = drain_under_a_statement(&server, &scene).await;
+    assert_cancelled(result);
+    assert_eq!((drained.row().sessions.cancelled, drained.ended()), (1, (1, 0)), "{}", drained.report);
+    stranger.untouched().await.unwrap();
+    assert_nothing_left(&server).await;
+    server.end().await.unwrap();
+}
+
+/// Two idle sessions and one with a statement that nobody waits for, on a runtime with which this is done then.
+async fn drain_beside(
+    server: &Arc<PostgreSql<Seventeen>>,
+    then: impl FnOnce(tokio::runtime::Runtime, std::sync::mpsc::Receiver<()>) + Send + 'static,
+) -> winddown_testkit::scene::Drained {
+    let scene = Scene::patient(Postgres::wrap(pool(server)));
+    let (opened, ready) = tokio::sync::oneshot::channel();
+    let (over, wait) = std::sync::mpsc::channel();
+    let begins = Arc::clone(server);
+    let application = thread::spawn(move || {
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        let scene = runtime.block_on(async {
+            drop(scene.out(3).await);
+            abandon_statement(&begins, &scene.db).await;
+            scene
+        });
+        opened.send(scene).ok();
+        then(runtime, wait);
+    });
+    let scene = ready.await.unwrap();
+    let drained = scene.drain().await;
+    drained.assert_in_time();
+    drop(over);
+    application.join().unwrap();
+    drop(scene);
+    drained
+}
+
+pub(crate) async fn where_the_runtime_is_blocked_what_runs_is_cancelled_and_the_deadline_holds() {
+    let server = Arc::new(seventeen().await);
+    let asks = Arc::clone(&server);
+    let drained = drain_beside(&server, move |runtime, over| {
+        runtime.block_on(async move {
+            let _ = over.recv();
+        });
+        drop((runtime, asks));
+    })
+    .await;
+    let row = drained.row();
+    // Their driver is not polled any more: none of them can say anything.
+    assert_eq!((row.outcome, drained.ended()), (Outcome::Incomplete, (0, 3)), "{}", drained.report);
+    assert_eq!((row.sessions.cancelled, row.sessions.left_behind), (1, 0), "{}", drained.report);
+    assert_eq!((server.running().await.unwrap(), server.rows().await.unwrap()), (0, 0));
+    until("what was cut is gone", || async { server.sessions().await.unwrap() == 0 }).await;
+    Arc::into_inner(server).unwrap().end().await.unwrap();
+}
+
+pub(crate) async fn where_the_runtime_is_gone_nothing_is_claimed() {
+    let server = Arc::new(seventeen().await);
+    let drained = drain_beside(&server, |runtime, _| drop(runtime)).await;
+    // Their driver has closed them with its runtime.
+    assert_eq!(drained.ended(), (0, 0), "{}", drained.report);
+    assert!(drained.took < QUICK, "{:?}", drained.took);
+    server.end_all().await.unwrap();
+    Arc::into_inner(server).unwrap().end().await.unwrap();
+}
+
+pub(crate) async fn over_tls_sessions_say_goodbye_and_statements_are_cancelled_as_the_pool_is_encrypted() {
+    let server = start::<Encrypted>().await;
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(Authority::ours().pem().as_bytes()).unwrap()).unwrap();
+    let tls = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let mut driver = tokio_postgres::Config::new();
+    let (tenant, address) = (&server.tenant, server.server.address);
+    driver.host(winddown_testkit::certificates::NAME).hostaddr(address.ip()).port(address.port());
+    driver.user(&tenant.name).password(&tenant.password).dbname(&tenant.name);
+    driver.ssl_mode(tokio_postgres::config::SslMode::Require);
+    let manager = Manager::from_config(driver, MakeRustlsConnect::new(tls), ManagerConfig::default());
+    let pool = Pool::builder(manager).max_size(10).runtime(Runtime::Tokio1).build().unwrap();
+    let scene = Scene::patient(Postgres::wrap(pool));
+    for client in scene.out(10).await {
+        assert!(is_encrypted(&client).await);
+    }
+    let before = requests(&server).await;
+    let (result, drained) = drain_under_a_statement(&server, &scene).await;
+    assert_cancelled(result);
+    assert_nothing_left(&server).await;
+    assert_eq!((drained.row().sessions.cancelled, drained.ended()), (1, (10, 0)), "{}", drained.report);
+    // It came on a session that is encrypted as the others are.
+    assert_eq!(requests(&server).await, before);
+    server.end().await.unwrap();
+}
+
+/// Requests to cancel that the server has processed: each has come on a connection of its own.
+async fn requests<V: Version>(server: &PostgreSql<V>) -> usize {
+    let log = server.server.container.lock().await.logs().await.unwrap();
+    log.lines().filter(|line| line.contains("processing cancel request")).count()
+}
+
+pub(crate) async fn where_the_server_sees_another_client_the_others_are_asked_about_and_the_last_is_unconfirmed() {
+    let server = seventeen().await;
+    let mut relay = Child::start_with(RELAY, &[(RELAY_TO, server.server.address.to_string())]);
+    let address: SocketAddr = relay.line().trim().parse().unwrap();
+    let pool = || wrapped_pool::pool(config_at(&server, address), RecyclingMethod::Fast);
+    let drained = {
+        let pool = pool();
+        idle(&pool, 4).await;
+        Scene::new(Postgres::wrap(pool)).drain().await
+    };
+    until("the last is gone", || async { server.sessions().await.unwrap() == 0 }).await;
+    assert_nothing_left(&server).await;
+    drained.assert_clean(3);
+    assert_eq!(drained.row().sessions.unconfirmed, 1, "{}", drained.report);
+
+    let scene = Scene::patient(Postgres::wrap(pool()));
+    drop(scene.out(1).await);
+    let (result, drained) = drain_under_a_statement(&server, &scene).await;
+    assert_cancelled(result);
+    let sessions = drained.row().sessions;
+    let ended = (sessions.cancelled, drained.ended(), sessions.unconfirmed, sessions.left_behind);
+    assert_eq!(ended, (1, (0, 0), 1, 0), "{}", drained.report);
+    until("the last is gone", || async { server.sessions().await.unwrap() == 0 }).await;
+    assert_nothing_left(&server).await;
+    drop(relay);
+    server.end().await.unwrap();
+}
+
+const RELAY: &str = "relay";
+const RELAY_TO: &str = "WINDDOWN_TEST_RELAY_TO";
+
+/// A process of its own between a pool and its server, whose sockets the server sees.
+pub(crate) fn program() -> Option<ExitCode> {
+    child::role().filter(|role| role == RELAY)?;
+    Some(child::run(&mut Builder::new_current_thread(), async {
+        let proxy = Proxy::start(std::env::var(RELAY_TO)?.parse()?).await?;
+        println!("{}", proxy.address());
+        std::future::pending().await
+    }))
+}
+
+pub(crate) async fn behind_a_pooler_sessions_say_goodbye_and_are_unconfirmed() {
+    let server = PgBouncer::start(winddown_testkit::ServerUse::Shared).await.unwrap();
+    let pool = wrapped_pool::pool(server.config(), RecyclingMethod::Fast);
+    idle(&pool, 3).await;
+    let scene = Scene::new(Postgres::wrap(pool));
+    drop(scene.out(4).await);
+    let drained = scene.drain().await;
+    let row = drained.row();
+    assert_eq!(
+        (row.outcome, drained.ended(), row.sessions.unconfirmed),
+        (Outcome::Drained, (0, 0), 4),
+        "{}",
+        drained.report
+    );
+    until("all are gone", || async { server.sessions().await.unwrap() == 0 }).await;
+    let complaints = server.complaints().await.unwrap();
+    assert!(complaints.is_empty(), "{complaints:#?}");
+    server.end().await.unwrap();
+}
+
+pub(crate) async fn where_the_server_is_full_and_all_are_busy_what_runs_is_cancelled_unseen() {
+    let server = seventeen().await;
+    let scene = Scene::patient(Postgres::wrap(pool(&server)));
+    drop(scene.out(1).await);
+    server.full(true).await.unwrap();
+    let (result, drained) = drain_under_a_statement(&server, &scene).await;
+    assert_cancelled(result);
+    drained.assert_in_time();
+    assert_nothing_left(&server).await;
+    // Nobody has seen it run.
+    assert_eq!((drained.row().sessions.cancelled, drained.ended()), (0, (1, 0)), "{}", drained.report);
+    assert!(
+        drained.row().error.as_ref().is_some_and(|error| error.contains("could not be asked")),
+        "{}",
+        drained.report
+    );
+    server.full(false).await.unwrap();
     server.end().await.unwrap();
 }

@@ -1,0 +1,119 @@
+//! A pool that the application has built, on PostgreSQL, as a harness.
+
+use std::time::Duration;
+
+use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
+use tokio::sync::Mutex;
+use winddown_core::{BoxError, Error};
+use winddown_postgres::{Config, Postgres, tokio_postgres::NoTls};
+use winddown_testkit::{
+    CheckoutOf, Harness, InProcess, Need, ServerUse, Setup, Stranger, containers::Container, proxy::Proxy,
+};
+
+use crate::server::{PostgreSql, Seventeen};
+
+/// The pool as an application builds it, of this configuration.
+pub(crate) fn pool(config: Config, recycling_method: RecyclingMethod) -> Pool {
+    let manager = Manager::from_config(config.driver, NoTls, ManagerConfig { recycling_method });
+    Pool::builder(manager).max_size(config.pool.max_size).runtime(Runtime::Tokio1).build().unwrap()
+}
+
+pub(crate) struct WrappedPool(pub(crate) PostgreSql<Seventeen>);
+
+impl Harness for WrappedPool {
+    type Resource = Postgres;
+
+    const NAME: &'static str = "postgres_wrapped";
+
+    const LACKS: &'static [(Need, &'static str)] = &[(Need::Init, "the application has built the pool")];
+
+    const CUTS_HOLDERS: bool = false;
+
+    fn skipped() -> Option<String> {
+        PostgreSql::<Seventeen>::skipped()
+    }
+
+    async fn start(use_of_it: ServerUse) -> Result<Self, BoxError> {
+        PostgreSql::start(use_of_it).await.map(Self)
+    }
+
+    fn resource(&self, setup: &Setup) -> Postgres {
+        // What is checked after a rest by a pool of the adapter's own is checked always where the application wants that.
+        let recycling = setup.check_after_idle.map_or(RecyclingMethod::Fast, |_| RecyclingMethod::Verified);
+        Postgres::wrap(pool(self.0.tenant.config(self.0.address(), setup), recycling))
+    }
+
+    async fn run(&self, client: &mut CheckoutOf<Self>, takes: Duration) -> Result<(), BoxError> {
+        self.0.run(client, takes).await
+    }
+
+    async fn ping(&self, client: &mut CheckoutOf<Self>) -> Result<(), BoxError> {
+        self.0.ping(client).await
+    }
+
+    async fn stranger(&self) -> Result<Stranger, BoxError> {
+        self.0.stranger().await
+    }
+
+    async fn rows(&self) -> Result<usize, BoxError> {
+        self.0.rows().await
+    }
+
+    async fn sessions(&self) -> Result<usize, BoxError> {
+        self.0.sessions().await
+    }
+
+    async fn running(&self) -> Result<usize, BoxError> {
+        self.0.running().await
+    }
+
+    fn container(&self) -> Option<&Mutex<Container>> {
+        self.0.container()
+    }
+
+    fn proxy(&self) -> Option<&Proxy> {
+        self.0.proxy()
+    }
+
+    async fn ask_anew(&self) -> Result<(), BoxError> {
+        self.0.ask_anew().await
+    }
+
+    async fn full(&self, full: bool) -> Result<(), BoxError> {
+        self.0.full(full).await
+    }
+
+    async fn close_idle(&self) -> Result<(), BoxError> {
+        self.0.close_idle().await
+    }
+
+    async fn complaints(&self) -> Result<Vec<String>, BoxError> {
+        self.0.complaints().await
+    }
+
+    fn secret(&self) -> Option<&str> {
+        self.0.secret()
+    }
+
+    async fn end(self) -> Result<(), BoxError> {
+        self.0.end().await
+    }
+}
+
+#[cfg(feature = "buffer")]
+impl InProcess for WrappedPool {
+    fn environment(&self) -> Vec<(&'static str, String)> {
+        self.0.environment()
+    }
+
+    fn from_env() -> Result<Postgres, Error> {
+        Ok(Postgres::wrap(from_env(Config::from_env()?)))
+    }
+}
+
+/// One with room for more than the tests open.
+#[cfg(feature = "buffer")]
+pub(crate) fn from_env(mut config: Config) -> Pool {
+    config.pool.max_size = 16;
+    pool(config, RecyclingMethod::Fast)
+}
