@@ -405,9 +405,10 @@ async fn operator<H: Buffered>(harness: &H) -> Result<String, BoxError> {
 async fn spill(directory: &Path, count: i64) -> Result<(), BoxError> {
     let lifecycle = lifecycle(Duration::from_secs(2));
     let nowhere = lifecycle.guard(winddown_core::Client::opened("nowhere", ()));
-    let away = WriteWith::new(Delivery::ExactlyOnce, |_: &mut Checkout<winddown_core::Client<()>>, _: &Batch<Record>| {
-        Box::pin(async { Err(WriteError::Failed(Error::new(ErrorKind::Write, "there is no such table"))) })
-    });
+    let away =
+        WriteWith::new(Delivery::ExactlyOnce, |_: &mut Checkout<winddown_core::Client<()>>, _: &Batch<Record>| {
+            Box::pin(async { Err(WriteError::Failed(Error::new(ErrorKind::Write, "there is no such table"))) })
+        });
     let writer = BatchWriter::new(&nowhere, away).name("audit").spill(Spill::directory(directory));
     // So large that all are in one file.
     let buffer = lifecycle.guard(writer.batch_size(count as usize).max_age(Duration::MAX));
