@@ -1,14 +1,15 @@
-//! The least that a harness is: four methods, and a server that can only be asked.
+//! The least that a harness is: four methods, and a server that can only be asked. The same for a resource that hides its sockets.
 
 use winddown_core::{
-    BoxError,
-    memory::{Memory, MemorySession, Server},
+    BoxError, Error,
+    adapter::{Capabilities, Checkouts, Drain, Resource},
+    memory::{Memory, MemoryPool, MemorySession, Server},
 };
-use winddown_testkit::{Harness, ServerUse, Setup};
+use winddown_testkit::{CheckoutOf, Harness, ServerUse, Setup};
 
-struct Mine(Server);
+struct Minimal(Server);
 
-impl Harness for Mine {
+impl Harness for Minimal {
     type Resource = Memory;
 
     const NAME: &'static str = "minimal";
@@ -18,7 +19,7 @@ impl Harness for Mine {
     }
 
     fn resource(&self, setup: &Setup) -> Memory {
-        Memory::on(&self.0, "mine").size(setup.size)
+        Memory::on(&self.0, "minimal").size(setup.size)
     }
 
     async fn ping(&self, session: &mut MemorySession) -> Result<(), BoxError> {
@@ -30,4 +31,64 @@ impl Harness for Mine {
     }
 }
 
-winddown_testkit::conformance!(Mine);
+/// Does not see the server's end.
+#[derive(Debug)]
+struct Blind(Memory);
+
+impl Resource for Blind {
+    type Pool = MemoryPool;
+
+    fn name(&self) -> &str {
+        self.0.name()
+    }
+
+    async fn init(&self) -> Result<MemoryPool, Error> {
+        self.0.init().await
+    }
+
+    async fn goodbye(&self, pool: &MemoryPool, drain: &Drain) -> Result<(), Error> {
+        self.0.goodbye(pool, drain).await
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.0.capabilities().without_confirmed_end()
+    }
+}
+
+impl Checkouts for Blind {
+    type Checkout = MemorySession;
+
+    async fn checkout(&self, pool: &MemoryPool) -> Result<MemorySession, Error> {
+        self.0.checkout(pool).await
+    }
+
+    fn give_back(&self, pool: &MemoryPool, session: MemorySession) {
+        self.0.give_back(pool, session);
+    }
+}
+
+struct Unconfirmed(Minimal);
+
+impl Harness for Unconfirmed {
+    type Resource = Blind;
+
+    const NAME: &'static str = "unconfirmed";
+
+    async fn start(server: ServerUse) -> Result<Self, BoxError> {
+        Minimal::start(server).await.map(Self)
+    }
+
+    fn resource(&self, setup: &Setup) -> Blind {
+        Blind(self.0.resource(setup))
+    }
+
+    async fn ping(&self, session: &mut CheckoutOf<Self>) -> Result<(), BoxError> {
+        self.0.ping(session).await
+    }
+
+    async fn sessions(&self) -> Result<usize, BoxError> {
+        self.0.sessions().await
+    }
+}
+
+winddown_testkit::conformance!(Minimal, Unconfirmed);

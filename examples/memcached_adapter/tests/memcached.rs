@@ -16,7 +16,7 @@ use crate::harness::Memcached16;
 fn main() -> ExitCode {
     Suite::new()
         .harness::<Memcached16>()
-        .tests(None, trials!(guide: every_snippet_is_code_of_this_crate;))
+        .tests(None, trials!(guide: its_snippets_are_this_crate;))
         .tests(containers::skipped(), trials!(adapter: values_are_stored_and_found;))
         .run()
 }

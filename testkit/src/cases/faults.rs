@@ -44,7 +44,7 @@ pub async fn l1_a_server_paused_while_settling_is_left_by_the_deadline<H: Harnes
     drained.assert_in_time();
     let (report, row) = (&drained.report, drained.row());
     assert_eq!(row.outcome, Outcome::Incomplete, "{report}");
-    assert_eq!(row.sessions.closed + row.sessions.cut, listed as u64, "{report}");
+    assert_eq!(drained.closed() + row.sessions.cut, listed as u64, "{report}");
     assert!(row.sessions.cut >= 1, "nobody answered the last goodbyes: {report}");
     until("what was cut ends when the server is back", || async { sessions(harness).await == 0 }).await;
 }
@@ -281,7 +281,7 @@ pub async fn sessions_that_were_ended_while_the_process_stood_still_are_replaced
         });
         let rests = Instant::now();
         let listed = sessions(harness).await;
-        assert!((1..=idle).contains(&listed), "{listed} sessions");
+        assert!(listed >= 1 && (listed == idle || H::lacks(Need::Slots)), "{listed} sessions");
         ok(harness.close_idle().await);
         sleep(AFTER.saturating_sub(rests.elapsed())).await;
         // The first thing that runs, and then as many at once as there were.
@@ -289,7 +289,8 @@ pub async fn sessions_that_were_ended_while_the_process_stood_still_are_replaced
             drop(scene.out(harness, 1).await);
             drop(scene.out(harness, idle).await);
         });
-        assert_eq!(sessions(harness).await, listed, "all of them were replaced");
+        let listed = sessions(harness).await;
+        assert!(listed >= 1 && (listed == idle || H::lacks(Need::Slots)), "{listed} were replaced");
         // And frozen again: the drain needs nothing of it.
         scene.drain(harness).await.assert_clean(listed);
         application.run(async { drop(scene) });

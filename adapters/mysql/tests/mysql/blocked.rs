@@ -7,7 +7,7 @@ use winddown_mysql::Mysql;
 use winddown_testkit::Harness as _;
 
 use crate::{
-    scene::{Drained, Scene, Speaks, assert_nothing_left, config, mysql},
+    scene::{Drained, Scene, Speaks, config, mysql},
     server::{MySql, Tenancy},
 };
 

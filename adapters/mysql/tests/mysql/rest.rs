@@ -2,12 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use tokio::{runtime::Builder, task::spawn_blocking, time::timeout};
+use tokio::time::timeout;
 use winddown_mysql::Mysql;
 use winddown_testkit::{Harness as _, proxy::Proxy, wire::Wire};
 
 use crate::{
-    scene::{QUICK, Scene, Speaks, assert_nothing_left, config, config_at, mysql, until},
+    scene::{QUICK, Scene, Speaks, assert_nothing_left, config_at, mysql, until},
     server::{MySql, Tenancy},
 };
 

@@ -6,7 +6,7 @@ use tokio::{runtime::Builder, task::spawn_blocking, time::timeout};
 use winddown_postgres::Postgres;
 use winddown_testkit::{Harness as _, proxy::Proxy, wire::Wire};
 
-use crate::scene::{QUICK, Scene, Speaks, abandon_statement, assert_nothing_left, config, config_at, seventeen, until};
+use crate::scene::{QUICK, Scene, Speaks, abandon_statement, config_at, seventeen, until};
 
 pub(crate) async fn a_checkout_without_a_rest_makes_no_round_trip() {
     let server = seventeen().await;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use tokio::{runtime::Builder, task::spawn_blocking, time::timeout};
+use tokio::time::timeout;
 use winddown_redis::{Config, Redis};
 use winddown_testkit::{Harness as _, Setup, proxy::Proxy, wire::Wire};
 
