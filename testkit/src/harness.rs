@@ -2,10 +2,13 @@
 
 use std::{fmt, future::Future, time::Duration};
 
+#[cfg(feature = "containers")]
 use tokio::sync::{Mutex, MutexGuard};
 use winddown_core::{BoxError, Checkouts, Error};
 
-use crate::{Stranger, containers::Container, proxy::Proxy};
+#[cfg(feature = "containers")]
+use crate::containers::Container;
+use crate::{Stranger, gone, proxy::Proxy};
 
 /// What a checkout of this harness's resource derefs to.
 pub type CheckoutOf<H> = <<H as Harness>::Resource as Checkouts>::Checkout;
@@ -15,8 +18,12 @@ pub type CheckoutOf<H> = <<H as Harness>::Resource as Checkouts>::Checkout;
 /// Each case starts a harness of its own and [ends](Self::end) it. What the suite asserts is what the *server* lists,
 /// asked for on a connection of the harness's own, never what the driver believes.
 ///
-/// Implement the methods as `async fn`. Those that break the server do so to its [`container`](Self::container), if there
-/// is one, and fail otherwise; a harness either implements one, or says in [`LACKS`](Self::LACKS) why it cannot. An error that a method returns fails the case.
+/// Four methods are required: [`start`](Self::start), [`resource`](Self::resource), [`ping`](Self::ping) and
+/// [`sessions`](Self::sessions). With these the cases run that need nothing else, against any server that can list its
+/// sessions. Each of the others lets more of them apply: implement it, and take its [`Need`] out of [`LACKS`](Self::LACKS).
+///
+/// Implement the methods as `async fn`. Those that break the server do so to its `container`, if there is one, and fail
+/// otherwise. An error that a method returns fails the case.
 pub trait Harness: Send + Sync + Sized + 'static {
     /// The resource under test.
     type Resource: Checkouts + fmt::Debug;
@@ -26,7 +33,10 @@ pub trait Harness: Send + Sync + Sized + 'static {
 
     /// What this backend cannot do, and why. A case that needs it does not apply: it is no test, and the reason is
     /// printed.
-    const LACKS: &'static [(Need, &'static str)] = &[];
+    ///
+    /// By default all that a harness must [bring](Need::BROUGHT_BY_NOBODY) itself. Whoever brings something writes a list
+    /// of what is left.
+    const LACKS: &'static [(Need, &'static str)] = Need::BROUGHT_BY_NOBODY;
 
     /// The faults that end what others do on the server too, without anybody touching them. A case with one of them has no
     /// [stranger](Self::stranger) from its beginning.
@@ -58,7 +68,10 @@ pub trait Harness: Send + Sync + Sized + 'static {
         &self,
         checkout: &mut CheckoutOf<Self>,
         takes: Duration,
-    ) -> impl Future<Output = Result<(), BoxError>> + Send;
+    ) -> impl Future<Output = Result<(), BoxError>> + Send {
+        let _ = (checkout, takes);
+        std::future::ready(Err(not_implemented::<Self>(Need::Statements)))
+    }
 
     /// One round trip. Uses the checkout and nothing else.
     fn ping(&self, checkout: &mut CheckoutOf<Self>) -> impl Future<Output = Result<(), BoxError>> + Send;
@@ -68,24 +81,32 @@ pub trait Harness: Send + Sync + Sized + 'static {
     ///
     /// Every case has one, but those with a fault that [ends all](Self::ENDS_ALL): where the server is there again, they make theirs
     /// then.
-    fn stranger(&self) -> impl Future<Output = Result<Stranger, BoxError>> + Send;
+    fn stranger(&self) -> impl Future<Output = Result<Stranger, BoxError>> + Send {
+        std::future::ready(Err(not_implemented::<Self>(Need::Strangers)))
+    }
 
     /// How many rows [`run`](Self::run) has left, in all cases of this harness value.
-    fn rows(&self) -> impl Future<Output = Result<usize, BoxError>> + Send;
+    fn rows(&self) -> impl Future<Output = Result<usize, BoxError>> + Send {
+        std::future::ready(Err(not_implemented::<Self>(Need::Statements)))
+    }
 
     /// How many sessions of this harness's resources the server lists at this moment, without the harness's own.
     fn sessions(&self) -> impl Future<Output = Result<usize, BoxError>> + Send;
 
     /// How many of them are inside of the statement of [`run`](Self::run). Best by something that only this one does: a
     /// server may list for a moment as busy who has answered already.
-    fn running(&self) -> impl Future<Output = Result<usize, BoxError>> + Send;
+    fn running(&self) -> impl Future<Output = Result<usize, BoxError>> + Send {
+        let lacks = Self::lacks(Need::Statements);
+        std::future::ready(if lacks { Ok(0) } else { Err(not_implemented::<Self>(Need::Statements)) })
+    }
 
     /// The container of the server, for the faults below; `None` where the harness brings faults of its own.
+    #[cfg(feature = "containers")]
     fn container(&self) -> Option<&Mutex<Container>> {
         None
     }
 
-    /// What is between the resource and a server of its own, to be [slow](Self::slow).
+    /// What is between the resource and a server of its own, to be [slow](Self::slow), and to count what travels.
     fn proxy(&self) -> Option<&Proxy> {
         None
     }
@@ -97,36 +118,36 @@ pub trait Harness: Send + Sync + Sized + 'static {
 
     /// The server answers nothing any more, and its connections stay open: a stopped process.
     fn pause(&self) -> impl Future<Output = Result<(), BoxError>> + Send {
-        async { Ok(contained(self, Need::Pause).await?.pause().await?) }
+        async { contained(self, Need::Pause, Fault::Pause).await }
     }
 
     /// The end of [`pause`](Self::pause).
     fn resume(&self) -> impl Future<Output = Result<(), BoxError>> + Send {
-        async { Ok(contained(self, Need::Pause).await?.resume().await?) }
+        async { contained(self, Need::Pause, Fault::Resume).await }
     }
 
     /// The server is gone at once, without a goodbye: SIGKILL.
     fn kill(&self) -> impl Future<Output = Result<(), BoxError>> + Send {
-        async { Ok(contained(self, Need::Kill).await?.kill().await?) }
+        async { contained(self, Need::Kill, Fault::Kill).await }
     }
 
     /// The server is there again after [`kill`](Self::kill), under the same address.
     fn start_again(&self) -> impl Future<Output = Result<(), BoxError>> + Send {
         async {
-            contained(self, Need::Kill).await?.start_again().await?;
+            contained(self, Need::Kill, Fault::StartAgain).await?;
             self.ask_anew().await
         }
     }
 
     /// Packets between the resource and the server are lost, both ways, without FIN or RST.
     fn partition(&self) -> impl Future<Output = Result<(), BoxError>> + Send {
-        async { Ok(contained(self, Need::Partition).await?.partition().await?) }
+        async { contained(self, Need::Partition, Fault::Partition).await }
     }
 
     /// The end of [`partition`](Self::partition).
     fn heal(&self) -> impl Future<Output = Result<(), BoxError>> + Send {
         async {
-            contained(self, Need::Partition).await?.heal().await?;
+            contained(self, Need::Partition, Fault::Heal).await?;
             self.ask_anew().await
         }
     }
@@ -165,11 +186,23 @@ pub trait Harness: Send + Sync + Sized + 'static {
         None
     }
 
-    /// Gives back what [`start`](Self::start) took, whatever became of the case.
+    /// Gives back what [`start`](Self::start) took, whatever became of the case. By default there is nothing.
     ///
     /// # Errors
     /// When the server still lists a session of this harness value, once those that were cut have had a moment to end.
-    fn end(self) -> impl Future<Output = Result<(), BoxError>> + Send;
+    fn end(self) -> impl Future<Output = Result<(), BoxError>> + Send {
+        async move {
+            match gone(|| self.sessions()).await? {
+                0 => Ok(()),
+                listed => Err(format!("the server still lists {listed} sessions").into()),
+            }
+        }
+    }
+
+    /// Whether it [lacks](Self::LACKS) this.
+    fn lacks(need: Need) -> bool {
+        Self::LACKS.iter().any(|(lacked, _)| *lacked == need)
+    }
 }
 
 /// A harness whose resource can also be used in a process of its own, which finds the same server.
@@ -184,11 +217,37 @@ pub trait InProcess: Harness {
     fn from_env() -> Result<Self::Resource, Error>;
 }
 
-async fn contained<H: Harness>(harness: &H, need: Need) -> Result<MutexGuard<'_, Container>, BoxError> {
-    match harness.container() {
-        Some(container) => Ok(container.lock().await),
-        None => Err(not_implemented::<H>(need)),
-    }
+/// What is done to a container.
+#[derive(Debug, Clone, Copy)]
+enum Fault {
+    Pause,
+    Resume,
+    Kill,
+    StartAgain,
+    Partition,
+    Heal,
+}
+
+#[cfg(feature = "containers")]
+async fn contained<H: Harness>(harness: &H, need: Need, fault: Fault) -> Result<(), BoxError> {
+    let mut container: MutexGuard<'_, Container> = match harness.container() {
+        Some(container) => container.lock().await,
+        None => return Err(not_implemented::<H>(need)),
+    };
+    let done = match fault {
+        Fault::Pause => container.pause().await,
+        Fault::Resume => container.resume().await,
+        Fault::Kill => container.kill().await,
+        Fault::StartAgain => container.start_again().await,
+        Fault::Partition => container.partition().await,
+        Fault::Heal => container.heal().await,
+    };
+    Ok(done?)
+}
+
+#[cfg(not(feature = "containers"))]
+async fn contained<H: Harness>(_: &H, need: Need, _: Fault) -> Result<(), BoxError> {
+    Err(not_implemented::<H>(need))
 }
 
 fn not_implemented<H: Harness>(need: Need) -> BoxError {
@@ -257,7 +316,35 @@ pub enum Need {
     Init,
     /// [`Setup::size`] is a limit: who asks for one more waits. Clients that share one connection have none.
     Slots,
+    /// [`Harness::run`], [`Harness::rows`] and [`Harness::running`]: the server has statements that take time.
+    Statements,
+    /// The resource stops what runs on the server: [`Capabilities::cancel`](winddown_core::Capabilities::cancel).
+    Cancel,
+    /// [`Harness::stranger`].
+    Strangers,
+    /// [`Harness::proxy`].
+    Proxy,
+    /// The resource's sessions outlive the runtime on which they were opened.
+    OutlivesRuntime,
 }
+
+impl Need {
+    /// All that a harness has to implement, and nothing of what is a matter of its resource.
+    pub const BROUGHT_BY_NOBODY: &'static [(Self, &'static str)] = &[
+        (Self::Pause, NOT_BROUGHT),
+        (Self::Kill, NOT_BROUGHT),
+        (Self::Partition, NOT_BROUGHT),
+        (Self::Slow, NOT_BROUGHT),
+        (Self::Full, NOT_BROUGHT),
+        (Self::CloseIdle, NOT_BROUGHT),
+        (Self::Password, NOT_BROUGHT),
+        (Self::Statements, NOT_BROUGHT),
+        (Self::Strangers, NOT_BROUGHT),
+        (Self::Proxy, NOT_BROUGHT),
+    ];
+}
+
+const NOT_BROUGHT: &str = "the harness does not bring it";
 
 impl fmt::Display for Need {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -273,6 +360,11 @@ impl fmt::Display for Need {
             Self::SeesAll => "sees all",
             Self::Init => "init",
             Self::Slots => "slots",
+            Self::Statements => "statements",
+            Self::Cancel => "cancel",
+            Self::Strangers => "strangers",
+            Self::Proxy => "a proxy",
+            Self::OutlivesRuntime => "outlives its runtime",
         })
     }
 }

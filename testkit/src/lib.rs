@@ -1,12 +1,18 @@
 #![doc = include_str!("../README.md")]
 
+#[cfg(feature = "load")]
 pub mod buffered;
 pub mod cases;
+#[cfg(feature = "certificates")]
 pub mod certificates;
+#[cfg(feature = "load")]
 pub mod chaos;
+#[cfg(feature = "load")]
 pub mod child;
+#[cfg(feature = "containers")]
 pub mod containers;
 mod directed;
+#[cfg(feature = "load")]
 pub mod frozen;
 mod harness;
 mod limit;
@@ -14,8 +20,12 @@ mod logs;
 pub mod proxy;
 pub mod scene;
 mod servers;
+mod size;
+#[cfg(feature = "load")]
 pub mod slow;
+#[cfg(feature = "load")]
 pub mod soak;
+#[cfg(feature = "load")]
 pub mod starved;
 mod stranger;
 mod suite;

@@ -20,7 +20,7 @@ use tokio::{
 };
 use winddown_core::BoxError;
 
-use crate::{ServerUse, limit::Waiting, scene::in_full, soak};
+use crate::{ServerUse, limit::Waiting, scene::in_full, size};
 
 /// What a server may take to start, on a machine that starts others at the same time.
 const START_LIMIT: Duration = Duration::from_secs(180);
@@ -140,7 +140,7 @@ impl<S: Leasable> Servers<S> {
     /// Tests have limits of their own, so this is only for those that block their thread for ever. At full size a soak may
     /// take an hour.
     fn wait_limit(&self) -> Duration {
-        Duration::from_secs(60 * soak::rounds(600, 20) as u64)
+        Duration::from_secs(60 * size::rounds(600, 20) as u64)
     }
 
     async fn start<F>(&self, start: impl FnOnce() -> F + Send) -> Result<S, BoxError>

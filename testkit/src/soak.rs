@@ -27,11 +27,8 @@ use crate::{
     gone,
     limit::{Clock, within},
     scene::{SLACK, in_full, lifecycle, until},
-    slow,
+    size, slow,
 };
-
-/// Set to anything: full size.
-const VARIABLE: &str = "WINDDOWN_SOAK";
 
 /// One claim: what it returns are its figures, in words.
 pub type Claim<H> = for<'a> fn(&'a H) -> Pin<Box<dyn Future<Output = Result<String, BoxError>> + Send + 'a>>;
@@ -39,12 +36,7 @@ pub type Claim<H> = for<'a> fn(&'a H) -> Pin<Box<dyn Future<Output = Result<Stri
 /// How many rounds there are: so many at full size, so many else.
 #[must_use]
 pub fn rounds(full: usize, small: usize) -> usize {
-    if is_full_size() { full } else { small }
-}
-
-/// Whether this is a run at full size.
-pub(crate) fn is_full_size() -> bool {
-    env::var_os(VARIABLE).is_some()
+    size::rounds(full, small)
 }
 
 /// The claims that are the same for every server: idle sessions, also on busy cores, a statement that runs, a network that is

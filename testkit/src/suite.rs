@@ -24,7 +24,7 @@ use crate::{
     cases::{self, FrozenClient, STRANGERS},
     limit::{self, Clock},
     scene::in_full,
-    servers, soak,
+    servers, size,
 };
 
 /// No case takes that long; one that does hangs. None of these limits counts the wait for a server.
@@ -128,7 +128,7 @@ impl<H: Harness> Case<H> {
         };
         // S7: whatever the case is about, nobody else on the server notices.
         let count = match server {
-            _ if self.needs.iter().any(|need| H::ENDS_ALL.contains(need)) => 0,
+            _ if H::lacks(Need::Strangers) || self.needs.iter().any(|need| H::ENDS_ALL.contains(need)) => 0,
             ServerIs::Restarted => STRANGERS,
             ServerIs::AsItWas => 1,
         };
@@ -170,13 +170,17 @@ enum ServerIs {
 /// S7, in every case: all of them one after the other, each on a server that was restarted. Not at full size, one of them.
 /// `None` where there is no server to restart.
 fn on_restarted_servers<H: Harness>(cases: Vec<Case<H>>) -> Option<Trial> {
-    const FOREMOST: &str = "a_statement_whose_future_was_dropped_is_stopped_on_the_server";
-    if H::LACKS.iter().any(|(need, _)| *need == Need::Kill) {
+    if H::lacks(Need::Kill) || H::lacks(Need::Strangers) {
         return None;
     }
+    let foremost = if H::lacks(Need::Statements) {
+        "s6_l3_idle_sessions_are_gone_when_drain_returns"
+    } else {
+        "a_statement_whose_future_was_dropped_is_stopped_on_the_server"
+    };
     let name = format!("soak_{}_s7_in_every_case_nobody_else_is_touched_on_a_server_that_was_restarted", H::NAME);
     Some(Trial::test(name.clone(), move || {
-        let is_chosen = |case: &Case<H>| soak::is_full_size() || case.name == FOREMOST;
+        let is_chosen = |case: &Case<H>| size::is_full_size() || case.name == foremost;
         let (mut count, mut failures) = (0, Vec::new());
         for case in cases.into_iter().filter(is_chosen) {
             count += 1;
@@ -185,7 +189,7 @@ fn on_restarted_servers<H: Harness>(cases: Vec<Case<H>>) -> Option<Trial> {
             }
         }
         if count == 0 {
-            return Err(format!("there is no case {FOREMOST}").into());
+            return Err(format!("there is no case {foremost}").into());
         }
         if !failures.is_empty() {
             return Err(format!("{} of {count} cases failed:\n{}", failures.len(), failures.join("\n")).into());
@@ -279,7 +283,7 @@ impl Suite {
         self
     }
 
-    /// Other tests, see [`trials`](mod@crate::trials) and [`soak`](mod@crate::soak). If there is a reason to leave them out
+    /// Other tests, see [`trials`](mod@crate::trials). If there is a reason to leave them out
     /// they are listed as ignored, and it is printed.
     pub fn tests(mut self, left_out: Option<&str>, tests: Vec<Trial>) -> Self {
         if let Some(why) = left_out {
@@ -300,7 +304,7 @@ impl Suite {
     /// those of a machine that does nothing else.
     pub fn run(self) -> ExitCode {
         let mut arguments = Arguments::from_args();
-        arguments.test_threads.get_or_insert_with(|| soak::rounds(1, AT_ONCE));
+        arguments.test_threads.get_or_insert_with(|| size::rounds(1, AT_ONCE));
         let conclusion = libtest_mimic::run(&arguments, mixed(self.groups));
         if arguments.list {
             return conclusion.exit_code();

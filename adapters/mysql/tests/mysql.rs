@@ -77,8 +77,6 @@ fn main() -> ExitCode {
         left_out,
         trials! {
             blocked:
-                sessions_say_goodbye_when_the_runtime_is_not_polled_any_more
-                sessions_say_goodbye_when_the_runtime_is_blocked
                 sessions_are_gone_when_the_runtime_goes_as_the_drain_begins;
             cancelled:
                 a_statement_whose_session_was_replaced_is_stopped_by_the_drain
@@ -105,7 +103,6 @@ fn main() -> ExitCode {
                 a_session_that_is_idle_cancels_where_there_is_no_room_for_another
                 an_abandoned_statement_is_cancelled_though_the_limit_is_reached;
             gone:
-                a_checkout_that_was_dropped_while_connecting_leaves_no_session
                 a_server_that_never_speaks_does_not_hold_up_the_drain
                 a_server_that_is_full_lets_the_drain_ask_once_sessions_have_ended
                 sessions_that_were_abandoned_are_forgotten_when_they_are_over;
@@ -128,7 +125,6 @@ fn main() -> ExitCode {
             rest:
                 a_checkout_without_a_rest_makes_no_round_trip
                 a_checkout_after_a_rest_makes_one_round_trip
-                sessions_that_were_ended_while_the_process_stood_still_are_replaced
                 a_network_that_is_cut_holds_a_checkout_up_for_the_check_timeout
                 a_caller_that_goes_during_the_check_costs_no_goodbye
                 an_answer_that_comes_too_late_costs_no_goodbye

@@ -1,8 +1,6 @@
 //! PostgreSQL in containers, directly and through PgBouncer: the conformance suite, what only this adapter promises, and what
 //! is claimed about many drains. All of it is one binary, so that each server is started once.
 
-#[path = "postgres/blocked.rs"]
-mod blocked;
 #[path = "postgres/cancelled.rs"]
 mod cancelled;
 #[path = "postgres/carried.rs"]
@@ -15,8 +13,6 @@ mod driver;
 mod errors;
 #[path = "postgres/failover.rs"]
 mod failover;
-#[path = "postgres/gone.rs"]
-mod gone;
 #[path = "postgres/held.rs"]
 mod held;
 #[path = "postgres/hosts.rs"]
@@ -90,10 +86,6 @@ fn main() -> ExitCode {
     let suite = suite.tests(
         left_out,
         trials! {
-            blocked:
-                sessions_say_goodbye_when_the_runtime_is_not_polled_any_more
-                sessions_say_goodbye_when_the_runtime_is_blocked
-                sessions_say_goodbye_when_the_runtime_is_gone;
             cancelled:
                 a_statement_whose_session_was_replaced_is_stopped_before_it_is_forgotten
                 a_statement_that_could_not_be_stopped_before_the_drain_is_in_its_report
@@ -127,8 +119,6 @@ fn main() -> ExitCode {
                 one_refused_write_replaces_all_sessions_and_the_address_is_asked_anew
                 a_transaction_that_is_read_only_by_itself_replaces_nothing
                 who_wants_a_read_only_server_keeps_the_session;
-            gone:
-                a_checkout_that_was_dropped_while_connecting_leaves_no_session;
             held:
                 a_checkout_without_a_statement_is_ended_with_a_goodbye
                 a_statement_that_begins_after_the_cancelling_is_cancelled_too
@@ -149,7 +139,6 @@ fn main() -> ExitCode {
             rest:
                 a_checkout_without_a_rest_makes_no_round_trip
                 a_checkout_after_a_rest_makes_one_round_trip
-                sessions_that_were_ended_while_the_process_stood_still_are_replaced
                 a_statement_whose_connection_broke_while_the_process_stood_still_is_stopped
                 a_network_that_is_cut_holds_a_checkout_up_for_the_check_timeout
                 one_connection_that_does_not_answer_speaks_for_all_of_its_age;

@@ -20,8 +20,6 @@ mod credentials;
 mod driver;
 #[path = "redis/errors.rs"]
 mod errors;
-#[path = "redis/gone.rs"]
-mod gone;
 #[path = "conformance/group.rs"]
 mod group;
 #[path = "redis/held.rs"]
@@ -113,9 +111,9 @@ fn main() -> ExitCode {
                 a_server_that_does_not_know_hello_is_logged_on_to_as_of_old
                 a_server_that_knows_no_client_commands_works_without_cancelling;
             blocked:
-                sessions_say_goodbye_when_the_runtime_is_not_polled_any_more
-                sessions_say_goodbye_when_the_runtime_is_blocked
-                sessions_say_goodbye_when_the_runtime_is_gone;
+                what_nobody_waits_for_is_executed_when_the_runtime_is_not_polled_any_more
+                what_nobody_waits_for_is_executed_when_the_runtime_is_blocked
+                what_nobody_waits_for_is_executed_when_the_runtime_is_gone;
             carried:
                 s8_a_watch_that_was_left_does_not_abort_the_next_transaction
                 s8_a_transaction_that_was_left_open_swallows_no_command
@@ -139,8 +137,6 @@ fn main() -> ExitCode {
                 what_the_server_refuses_says_what_to_do
                 what_cannot_be_reached_is_worth_another_try
                 a_server_that_is_full_is_worth_another_try;
-            gone:
-                a_checkout_that_was_dropped_while_connecting_leaves_no_session;
             held:
                 a_checkout_that_does_nothing_is_ended_with_a_goodbye
                 whatever_waits_is_ended_and_counted
@@ -174,7 +170,6 @@ fn main() -> ExitCode {
             rest:
                 a_checkout_without_a_rest_makes_no_round_trip
                 a_checkout_after_a_rest_makes_one_round_trip
-                sessions_that_were_ended_while_the_process_stood_still_are_replaced
                 a_network_that_is_cut_holds_a_checkout_up_for_the_check_timeout
                 a_session_that_is_still_busy_is_not_handed_out_again
                 one_connection_that_does_not_answer_speaks_for_all_of_its_age;

@@ -75,7 +75,7 @@ pub async fn a_checkout_held_past_settling_is_ended_and_its_site_named<H: Harnes
     drained.assert_in_time();
     let (report, row) = (&drained.report, drained.row());
     assert_eq!((row.outcome, row.left_out), (Outcome::Incomplete, 1), "{report}");
-    assert_eq!((row.sessions.closed + row.sessions.cut, row.sessions.cancelled), (listed as u64, 0), "{report}");
+    assert_eq!((drained.closed() + row.sessions.cut, row.sessions.cancelled), (listed as u64, 0), "{report}");
     // An adapter that can says goodbye over the holder's head; but only what it calls cut may be listed.
     assert!(row.sessions.cut <= 1 && drained.listed <= row.sessions.cut as usize, "{} are: {report}", drained.listed);
     let sites: Vec<_> = row.stragglers.iter().map(|straggler| (straggler.site.as_str(), straggler.count)).collect();
@@ -116,7 +116,7 @@ pub async fn a_straggler_s_statement_is_stopped_on_the_server<H: Harness>(harnes
         assert_eq!((drained.listed, drained.running), (0, 0), "{report}");
         assert!(matches!(result, Some(Err(_))), "its holder is told: {result:?}");
         assert_eq!((row.outcome, row.sessions.cancelled), (Outcome::Drained, 1), "{report}");
-        assert_eq!((row.sessions.closed, row.sessions.cut), (listed as u64, 0), "{report}");
+        assert_eq!((drained.closed(), row.sessions.cut), (listed as u64, 0), "{report}");
     } else {
         assert_eq!((row.outcome, row.sessions.cut), (Outcome::Incomplete, 1), "{report}");
     }
@@ -138,7 +138,7 @@ pub async fn a_statement_whose_future_was_dropped_is_stopped_on_the_server<H: Ha
     if can.cancel {
         assert_eq!((drained.listed, drained.running), (0, 0), "{report}");
         assert_eq!((row.outcome, row.sessions.cancelled), (Outcome::Drained, 1), "{report}");
-        assert_eq!((row.sessions.closed, row.sessions.cut), (listed as u64, 0), "{report}");
+        assert_eq!((drained.closed(), row.sessions.cut), (listed as u64, 0), "{report}");
     } else {
         assert_eq!((row.outcome, row.sessions.cut), (Outcome::Incomplete, 1), "{report}");
     }
@@ -202,7 +202,7 @@ pub async fn s6_the_numbers_of_the_report_are_the_server_s<H: Harness>(harness: 
     let (_, (listed, drained)) = while_running(harness, straggler, ENDLESS, both_run).await;
     drained.assert_in_time();
     let (report, row) = (&drained.report, drained.row());
-    assert_eq!(row.sessions.closed + row.sessions.cut, listed as u64, "the server listed {listed}: {report}");
+    assert_eq!(drained.closed() + row.sessions.cut, listed as u64, "the server listed {listed}: {report}");
     assert!(
         drained.listed as u64 <= row.sessions.cut + row.sessions.left_behind,
         "the server still lists {}: {report}",
@@ -297,7 +297,7 @@ pub async fn s6_l2_a_frozen_application_does_not_make_the_report_untrue<H: Harne
         "the server still lists {}: {report}",
         drained.listed
     );
-    assert_eq!(row.sessions.closed + row.sessions.cut, listed as u64, "{report}");
+    assert_eq!(drained.closed() + row.sessions.cut, listed as u64, "{report}");
     application.run(async { drop(scene) });
 }
 

@@ -1,8 +1,9 @@
 //! The drain of a server that does not answer, is gone, or cannot be reached. Each lasts by the deadline at most, and the
 //! report claims nothing that is not so.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use tokio::time::sleep;
 use winddown_core::Outcome;
 
 use super::{
@@ -33,7 +34,7 @@ pub async fn l1_a_server_paused_while_settling_is_left_by_the_deadline<H: Harnes
     let (drained, ()) = tokio::join!(scene.drain_blindly(), async {
         scene.lifecycle.draining().await;
         // Where sessions are shared, none ends before all are back.
-        let shared = H::LACKS.iter().any(|(need, _)| *need == Need::Slots);
+        let shared = H::lacks(Need::Slots);
         let left = held.len();
         until("the idle one said goodbye", || async { shared || sessions(harness).await <= left }).await;
         ok(harness.pause().await);
@@ -43,7 +44,7 @@ pub async fn l1_a_server_paused_while_settling_is_left_by_the_deadline<H: Harnes
     drained.assert_in_time();
     let (report, row) = (&drained.report, drained.row());
     assert_eq!(row.outcome, Outcome::Incomplete, "{report}");
-    assert_eq!(row.sessions.closed + row.sessions.cut, listed as u64, "{report}");
+    assert_eq!(drained.closed() + row.sessions.cut, listed as u64, "{report}");
     assert!(row.sessions.cut >= 1, "nobody answered the last goodbyes: {report}");
     until("what was cut ends when the server is back", || async { sessions(harness).await == 0 }).await;
 }
@@ -133,7 +134,8 @@ async fn restart<H: Harness>(harness: &H) -> Vec<Stranger> {
     ok(harness.kill().await);
     ok(harness.start_again().await);
     let mut strangers = Vec::new();
-    for _ in 0..STRANGERS {
+    let count = if H::lacks(Need::Strangers) { 0 } else { STRANGERS };
+    for _ in 0..count {
         strangers.push(ok(harness.stranger().await));
     }
     strangers
@@ -262,6 +264,37 @@ pub async fn after_a_thaw_the_first_use_gets_a_session_that_works<H: Harness>(ha
     let drained = application.run(scene.drain(harness));
     drained.assert_clean(listed);
     application.run(async { drop(scene) });
+}
+
+/// The same with a check only after a rest, one session and twenty, and what was given back at once or a moment before.
+pub async fn sessions_that_were_ended_while_the_process_stood_still_are_replaced<H: Harness>(harness: &H) {
+    const AFTER: Duration = Duration::from_millis(100);
+    for (idle, has_settled) in [(1, true), (20, false)] {
+        let application = Application::new();
+        let setup = Setup { size: idle, check_after_idle: Some(AFTER), ..Setup::default() };
+        let scene = Scene::with(harness, BUDGET, &setup);
+        application.run(async {
+            drop(scene.out(harness, idle).await);
+            if has_settled {
+                sleep(AFTER).await;
+            }
+        });
+        let rests = Instant::now();
+        let listed = sessions(harness).await;
+        assert!(listed >= 1 && (listed == idle || H::lacks(Need::Slots)), "{listed} sessions");
+        ok(harness.close_idle().await);
+        sleep(AFTER.saturating_sub(rests.elapsed())).await;
+        // The first thing that runs, and then as many at once as there were.
+        application.run(async {
+            drop(scene.out(harness, 1).await);
+            drop(scene.out(harness, idle).await);
+        });
+        let listed = sessions(harness).await;
+        assert!(listed >= 1 && (listed == idle || H::lacks(Need::Slots)), "{listed} were replaced");
+        // And frozen again: the drain needs nothing of it.
+        scene.drain(harness).await.assert_clean(listed);
+        application.run(async { drop(scene) });
+    }
 }
 
 /// They are gone already, and the report claims no more than that.

@@ -12,7 +12,7 @@ use winddown_core::{Checkouts as _, Outcome, Resource as _};
 
 use super::{
     init::is_pending,
-    scene::{BUDGET, QUICK, Scene, assert_no_complaints, ok, sessions},
+    scene::{BUDGET, QUICK, Scene, assert_no_complaints, ok, sessions, until},
 };
 use crate::{Harness, Setup};
 
@@ -227,4 +227,50 @@ pub async fn a_cancelled_checkout_leaks_nothing<H: Harness>(harness: &H) {
     assert_eq!(scene.db.out(), 0);
     let drained = scene.drain(harness).await;
     assert_eq!((drained.listed, drained.row().outcome), (0, Outcome::Drained), "{}", drained.report);
+}
+
+/// Callers that give up at each stage of the log-in: what the proxy has seen by then. They leave no session and keep no slot.
+pub async fn a_checkout_that_was_dropped_while_connecting_leaves_no_session<H: Harness>(harness: &H) {
+    let proxy = harness.proxy().expect("a harness that does not lack it has one");
+    let setup = Setup { size: 3, ..Setup::default() };
+    let scene = Scene::with(harness, BUDGET, &setup);
+    let first = scene.out(harness, 1).await;
+    let before = proxy.accepted();
+
+    ok(harness.slow(Duration::from_millis(50)).await);
+    let mut begun = 0;
+    loop {
+        let (accepted, sent, answered) = (proxy.accepted(), proxy.bytes_up(), proxy.round_trips());
+        let has_come_that_far = async || {
+            proxy.accepted() > accepted
+                && match begun {
+                    0 => true,
+                    1 => proxy.bytes_up() > sent,
+                    round_trips => proxy.round_trips() > answered + round_trips - 2,
+                }
+        };
+        let is_over = tokio::select! {
+            biased;
+            checkout = scene.get() => {
+                // It is not to be had again by the next one.
+                drop(checkout);
+                true
+            }
+            () = until("the log-in has come that far", has_come_that_far) => false,
+        };
+        if is_over {
+            break;
+        }
+        begun += 1;
+    }
+    ok(harness.slow(Duration::ZERO).await);
+    assert!(begun >= 2, "it logs in, at the least with one question: {begun}");
+    assert!(proxy.accepted() > before + begun, "each of the {begun} had begun");
+    drop(first);
+    let others = tokio::time::timeout(QUICK, scene.out(harness, setup.size)).await;
+    let others = others.expect("a slot of a caller that gave up is not there any more");
+    until("those that gave up are gone", || async { sessions(harness).await == setup.size }).await;
+    proxy.wait_for_connections(setup.size).await;
+    drop(others);
+    scene.drain(harness).await.assert_clean(setup.size);
 }

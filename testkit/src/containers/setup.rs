@@ -5,9 +5,10 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use testcontainers::{
     ContainerAsync, ContainerRequest, CopyTargetOptions, GenericImage, ImageExt,
-    bollard::{Docker, errors::Error},
+    bollard::{Docker, errors::Error, query_parameters::CreateImageOptionsBuilder},
     runners::AsyncRunner,
 };
+use tokio_stream::StreamExt;
 
 use super::{container::Container, engine, network::Network};
 
@@ -32,12 +33,12 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// One of the images that `cargo xtask images` makes, by the name and version in `images/images.toml`:
-    /// `postgres:17`.
+    /// An image by its official name, `postgres:17`. Where there is one that winddown's `cargo xtask images` has made of
+    /// that name, it is that; else it is the official one, which the engine fetches if it is not there.
     pub fn image(image: &str) -> Self {
-        let (image, version) = image.split_once(':').unwrap_or((image, "latest"));
+        let (image, version) = image.rsplit_once(':').unwrap_or((image, "latest"));
         Self {
-            image: format!("{REPOSITORY}/{image}"),
+            image: image.to_owned(),
             version: version.to_owned(),
             env: Vec::new(),
             args: Vec::new(),
@@ -59,6 +60,11 @@ impl Setup {
     pub fn mysql(version: &str) -> Self {
         // It is ready once before, without a port, while it sets its database up.
         Self::image(&format!("mysql:{version}")).ready(["mysqld.sock'  port: 3306"])
+    }
+
+    /// Memcached of this version, which is ready when it takes connections. It says so, and much more, with `-vv`.
+    pub fn memcached(version: &str) -> Self {
+        Self::image(&format!("memcached:{version}")).args(["-vv"]).ready(["server listening"])
     }
 
     /// Redis of this version, which is ready when it takes connections.
@@ -115,13 +121,13 @@ impl Setup {
     pub async fn start(self) -> Result<Container> {
         engine::run(async move {
             let docker = engine::connect().await?;
-            self.check_image(&docker).await?;
+            let image = self.find_image(&docker).await?;
             let network = match &self.network {
                 Some(network) => network.clone(),
                 None => Network::make(&docker).await?,
             };
-            let name = format!("{}:{}", self.image, self.version);
-            let starting = async { Ok(self.request(&network).start().await?) };
+            let name = format!("{image}:{}", self.version);
+            let starting = async { Ok(self.request(&image, &network).start().await?) };
             let started = network.enter("start a container", starting).await;
             let started: ContainerAsync<GenericImage> = started.with_context(|| format!("cannot start {name}"))?;
             let container = Container::new(started, docker, network, self.ready, self.limit).await?;
@@ -131,21 +137,37 @@ impl Setup {
         .await
     }
 
-    /// testcontainers would look for a missing image in a registry, and tell of that.
-    async fn check_image(&self, docker: &Docker) -> Result<()> {
-        let name = format!("{}:{}", self.image, self.version);
-        match docker.inspect_image(&name).await {
-            Ok(_) => Ok(()),
-            Err(Error::DockerResponseServerError { status_code: 404, .. }) => {
-                anyhow::bail!("there is no image {name}: run `cargo xtask images`")
+    /// What its image is called here.
+    async fn find_image(&self, docker: &Docker) -> Result<String> {
+        let Self { image, version, .. } = self;
+        let own = format!("{REPOSITORY}/{image}");
+        let is_here = async |name: &str| {
+            let name = format!("{name}:{version}");
+            match docker.inspect_image(&name).await {
+                Ok(_) => Ok(true),
+                Err(Error::DockerResponseServerError { status_code: 404, .. }) => Ok(false),
+                Err(error) => Err(error).with_context(|| format!("cannot look for the image {name}")),
             }
-            Err(error) => Err(error).with_context(|| format!("cannot look for the image {name}")),
+        };
+        if is_here(&own).await? {
+            return Ok(own);
         }
+        if !is_here(image).await? {
+            // Not by testcontainers, whose error would not say what else there is.
+            let options = CreateImageOptionsBuilder::new().from_image(image).tag(version).build();
+            let mut fetching = docker.create_image(Some(options), None, None);
+            while let Some(step) = fetching.next().await {
+                step.with_context(|| {
+                    format!("there is no image {own}:{version}, which winddown's `cargo xtask images` makes, and {image}:{version} cannot be fetched")
+                })?;
+            }
+        }
+        Ok(image.clone())
     }
 
-    fn request(&self, network: &Network) -> ContainerRequest<GenericImage> {
+    fn request(&self, image: &str, network: &Network) -> ContainerRequest<GenericImage> {
         // without a condition of testcontainers: its error would come without the container's log
-        let mut request = GenericImage::new(self.image.clone(), self.version.clone())
+        let mut request = GenericImage::new(image, self.version.as_str())
             .with_network(network.name())
             .with_labels(engine::labels())
             .with_startup_timeout(self.limit)

@@ -34,7 +34,8 @@ impl Harness for InMemory {
     type Resource = Memory;
 
     const NAME: &'static str = "memory";
-    const LACKS: &'static [(Need, &'static str)] = &[(Need::Password, "nobody logs in")];
+    const LACKS: &'static [(Need, &'static str)] =
+        &[(Need::Password, "nobody logs in"), (Need::Proxy, "there is no network")];
 
     async fn start(_: ServerUse) -> Result<Self, BoxError> {
         Ok(Self { server: Server::new(), strangers: Arc::default() })

@@ -19,8 +19,8 @@ use winddown_mysql::{
     mysql_async::{self, Conn, IoError, OptsBuilder, Row, prelude::Queryable},
 };
 use winddown_testkit::{
-    CheckoutOf, Harness, Leasable, Leased, ServerUse, Servers, Setup, Stranger, containers, containers::Container,
-    gone, proxy::Proxy, scene::until,
+    CheckoutOf, Harness, Leasable, Leased, Need, ServerUse, Servers, Setup, Stranger, containers,
+    containers::Container, gone, proxy::Proxy, scene::until,
 };
 
 /// A server there is an image of.
@@ -298,6 +298,10 @@ impl<V: Version> Harness for Tenancy<V> {
     type Resource = Mysql;
 
     const NAME: &'static str = V::NAME;
+    const LACKS: &'static [(Need, &'static str)] = &[(
+        Need::OutlivesRuntime,
+        "the driver's sockets belong to the runtime: what becomes of them is in tests/mysql/blocked.rs",
+    )];
     // What is cut stays with its holder where the server cannot be told.
     const CUTS_HOLDERS: bool = false;
 

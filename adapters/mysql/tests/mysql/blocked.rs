@@ -7,7 +7,7 @@ use winddown_mysql::Mysql;
 use winddown_testkit::Harness as _;
 
 use crate::{
-    scene::{Drained, Scene, Speaks, assert_nothing_left, config, mysql},
+    scene::{Drained, Scene, Speaks, config, mysql},
     server::{MySql, Tenancy},
 };
 
@@ -34,29 +34,6 @@ async fn drain_beside(then: impl FnOnce(Runtime, mpsc::Receiver<()>) + Send + 's
     drop(over);
     application.join().unwrap();
     (server, drained)
-}
-
-pub(crate) async fn sessions_say_goodbye_when_the_runtime_is_not_polled_any_more() {
-    let (server, drained) = drain_beside(|runtime, over| {
-        let _ = over.recv();
-        drop(runtime);
-    })
-    .await;
-    drained.assert_clean(5);
-    assert_nothing_left(&server).await;
-    server.end().await.unwrap();
-}
-
-pub(crate) async fn sessions_say_goodbye_when_the_runtime_is_blocked() {
-    let (server, drained) = drain_beside(|runtime, over| {
-        runtime.block_on(async move {
-            let _ = over.recv();
-        });
-    })
-    .await;
-    drained.assert_clean(5);
-    assert_nothing_left(&server).await;
-    server.end().await.unwrap();
 }
 
 /// The driver's sockets are the runtime's, and nothing can be said on them without it: some say goodbye before, some are in the

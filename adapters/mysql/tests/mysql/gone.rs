@@ -12,40 +12,6 @@ use crate::{
     server::{MariaDb, Tenancy},
 };
 
-pub(crate) async fn a_checkout_that_was_dropped_while_connecting_leaves_no_session() {
-    let server = mysql().await;
-    let proxy = Proxy::start(server.server.address).await.unwrap();
-    let mut config = config_at(&server, proxy.address());
-    config.pool.max_size = 3;
-    let scene = Scene::new(Mysql::new(config));
-    let first = scene.get().await;
-
-    // Given up on at each stage of the log-in: the round trips that the proxy has seen by then.
-    proxy.set_delay(Duration::from_millis(20));
-    for stage in 0..3 {
-        let seen = proxy.round_trips();
-        let accepted = proxy.accepted();
-        tokio::select! {
-            got = scene.db.get() => panic!("it was quicker than the proxy: {got:?}"),
-            () = until("the log-in has come that far", || async {
-                proxy.accepted() > accepted && proxy.round_trips() >= seen + stage
-            }) => {}
-        }
-    }
-    proxy.set_delay(Duration::ZERO);
-    until("only the first is listed", || async { server.sessions().await.unwrap() == 1 }).await;
-    proxy.wait_for_connections(1).await;
-    assert_eq!(proxy.accepted(), 4, "each of the three had begun");
-
-    // Neither are their places lost.
-    let others = scene.out(2).await;
-    assert_eq!(server.sessions().await.unwrap(), 3);
-    drop((first, others));
-    scene.drain().await.assert_clean(3);
-    assert_nothing_left(&server).await;
-    server.end().await.unwrap();
-}
-
 pub(crate) async fn a_server_that_never_speaks_does_not_hold_up_the_drain() {
     // In the first session, which is the initialisation.
     let mute = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -10,8 +10,8 @@ use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 use winddown_core::BoxError;
 use winddown_postgres::{Config, Postgres};
 use winddown_testkit::{
-    CheckoutOf, Harness, Leasable, Leased, ServerUse, Servers, Setup, Stranger, containers, containers::Container,
-    gone, proxy::Proxy,
+    CheckoutOf, Harness, Leasable, Leased, Need, ServerUse, Servers, Setup, Stranger, containers,
+    containers::Container, gone, proxy::Proxy,
 };
 
 use crate::server::{PASSWORD, STRANGER, Server, Seventeen, Tenant, connect, run, stranger};
@@ -140,6 +140,7 @@ impl Harness for PgBouncer {
     type Resource = Postgres;
 
     const NAME: &'static str = "pgbouncer";
+    const LACKS: &'static [(Need, &'static str)] = &[];
 
     fn skipped() -> Option<String> {
         containers::skipped().map(Into::into)

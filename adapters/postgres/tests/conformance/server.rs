@@ -17,8 +17,8 @@ use tokio_postgres::{Client, NoTls};
 use winddown_core::BoxError;
 use winddown_postgres::{Config, Postgres, SslMode};
 use winddown_testkit::{
-    CheckoutOf, Harness, Leasable, Leased, ServerUse, Servers, Setup, Stranger, containers, containers::Container,
-    gone, proxy::Proxy, scene::until,
+    CheckoutOf, Harness, Leasable, Leased, Need, ServerUse, Servers, Setup, Stranger, containers,
+    containers::Container, gone, proxy::Proxy, scene::until,
 };
 
 /// A version of PostgreSQL there is an image of.
@@ -324,6 +324,7 @@ impl<V: Version> Harness for PostgreSql<V> {
     type Resource = Postgres;
 
     const NAME: &'static str = V::NAME;
+    const LACKS: &'static [(Need, &'static str)] = &[];
 
     fn skipped() -> Option<String> {
         containers::skipped().map(Into::into)

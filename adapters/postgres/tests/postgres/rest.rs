@@ -6,7 +6,7 @@ use tokio::{runtime::Builder, task::spawn_blocking, time::timeout};
 use winddown_postgres::Postgres;
 use winddown_testkit::{Harness as _, proxy::Proxy, wire::Wire};
 
-use crate::scene::{QUICK, Scene, Speaks, abandon_statement, assert_nothing_left, config, config_at, seventeen, until};
+use crate::scene::{QUICK, Scene, Speaks, abandon_statement, config_at, seventeen, until};
 
 pub(crate) async fn a_checkout_without_a_rest_makes_no_round_trip() {
     let server = seventeen().await;
@@ -52,45 +52,6 @@ pub(crate) async fn a_checkout_after_a_rest_makes_one_round_trip() {
     }
     scene.drain().await.assert_clean(1);
     server.end().await.unwrap();
-}
-
-pub(crate) async fn sessions_that_were_ended_while_the_process_stood_still_are_replaced() {
-    const AFTER: Duration = Duration::from_millis(100);
-    for idle in [1_usize, 20] {
-        let server = seventeen().await;
-        let mut config = config(&server);
-        config.pool.max_size = idle;
-        config.check_after = AFTER;
-        let scene = Scene::new(Postgres::new(config));
-        // Stands still whenever nobody is in `block_on`.
-        let application = Builder::new_current_thread().enable_all().build().unwrap();
-        let (application, scene) = spawn_blocking(move || {
-            application.block_on(async { drop(scene.out(idle).await) });
-            (application, scene)
-        })
-        .await
-        .unwrap();
-        let rests = Instant::now();
-        assert_eq!(server.sessions().await.unwrap(), idle);
-        server.close_idle().await.unwrap();
-        tokio::time::sleep(AFTER.saturating_sub(rests.elapsed())).await;
-
-        let (application, scene) = spawn_blocking(move || {
-            application.block_on(async {
-                // The first thing it does, and then as many at once as there were.
-                scene.ping().await;
-                drop(scene.out(idle).await);
-            });
-            (application, scene)
-        })
-        .await
-        .unwrap();
-        assert_eq!(server.sessions().await.unwrap(), idle);
-        scene.drain().await.assert_clean(idle as u64);
-        assert_nothing_left(&server).await;
-        spawn_blocking(|| drop(application)).await.unwrap();
-        server.end().await.unwrap();
-    }
 }
 
 /// The kernel knows first that the connections are gone, and a session that is known to be gone is forgotten.

@@ -185,8 +185,10 @@ impl Harness for RedisCluster {
     type Resource = Redis;
 
     const NAME: &'static str = "redis_cluster";
-    const LACKS: &'static [(Need, &'static str)] =
-        &[(Need::Slots, "all checkouts share one connection with each node")];
+    const LACKS: &'static [(Need, &'static str)] = &[
+        (Need::Slots, "all checkouts share one connection with each node"),
+        (Need::OutlivesRuntime, "the driver's cluster client is a task, and its connections end with its runtime"),
+    ];
     // Nodes that do not see each other refuse everybody.
     const ENDS_ALL: &'static [Need] = &[Need::Kill, Need::Partition];
 

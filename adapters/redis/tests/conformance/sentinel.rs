@@ -176,12 +176,13 @@ impl RedisSentinel {
     }
 }
 
+const NO_PROXY: &str = "sentinels tell the primary's own address, and no proxy stands there";
+
 impl Harness for RedisSentinel {
     type Resource = Redis;
 
     const NAME: &'static str = "redis_sentinel";
-    const LACKS: &'static [(Need, &'static str)] =
-        &[(Need::Slow, "sentinels tell the primary's own address, and no proxy stands there")];
+    const LACKS: &'static [(Need, &'static str)] = &[(Need::Slow, NO_PROXY), (Need::Proxy, NO_PROXY)];
 
     fn skipped() -> Option<String> {
         containers::skipped().map(Into::into)

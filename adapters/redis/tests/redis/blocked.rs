@@ -51,7 +51,7 @@ async fn drain_beside(then: impl FnOnce(Runtime, mpsc::Receiver<()>) + Send + 's
     server.end().await.unwrap();
 }
 
-pub(crate) async fn sessions_say_goodbye_when_the_runtime_is_not_polled_any_more() {
+pub(crate) async fn what_nobody_waits_for_is_executed_when_the_runtime_is_not_polled_any_more() {
     drain_beside(|runtime, over| {
         let _ = over.recv();
         drop(runtime);
@@ -59,7 +59,7 @@ pub(crate) async fn sessions_say_goodbye_when_the_runtime_is_not_polled_any_more
     .await;
 }
 
-pub(crate) async fn sessions_say_goodbye_when_the_runtime_is_blocked() {
+pub(crate) async fn what_nobody_waits_for_is_executed_when_the_runtime_is_blocked() {
     drain_beside(|runtime, over| {
         runtime.block_on(async move {
             let _ = over.recv();
@@ -68,6 +68,6 @@ pub(crate) async fn sessions_say_goodbye_when_the_runtime_is_blocked() {
     .await;
 }
 
-pub(crate) async fn sessions_say_goodbye_when_the_runtime_is_gone() {
+pub(crate) async fn what_nobody_waits_for_is_executed_when_the_runtime_is_gone() {
     drain_beside(|runtime, _| drop(runtime)).await;
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use tokio::{runtime::Builder, task::spawn_blocking, time::timeout};
+use tokio::time::timeout;
 use winddown_redis::{Config, Redis};
 use winddown_testkit::{Harness as _, Setup, proxy::Proxy, wire::Wire};
 
@@ -59,44 +59,6 @@ pub(crate) async fn a_checkout_after_a_rest_makes_one_round_trip() {
         scene.drain().await.assert_clean(1);
     }
     server.end().await.unwrap();
-}
-
-pub(crate) async fn sessions_that_were_ended_while_the_process_stood_still_are_replaced() {
-    const AFTER: Duration = Duration::from_millis(100);
-    for idle in [1_usize, 20] {
-        let server = redis_8().await;
-        let mut config = config(&server).pooled(idle);
-        config.check_after = AFTER;
-        let scene = Scene::new(Redis::new(config));
-        // Stands still whenever nobody is in `block_on`.
-        let application = Builder::new_current_thread().enable_all().build().unwrap();
-        let (application, scene) = spawn_blocking(move || {
-            application.block_on(async { drop(scene.out(idle).await) });
-            (application, scene)
-        })
-        .await
-        .unwrap();
-        let rests = Instant::now();
-        assert_eq!(server.sessions().await.unwrap(), idle);
-        server.close_idle().await.unwrap();
-        tokio::time::sleep(AFTER.saturating_sub(rests.elapsed())).await;
-
-        let (application, scene) = spawn_blocking(move || {
-            application.block_on(async {
-                // The first thing it does, and then as many at once as there were.
-                scene.ping().await;
-                drop(scene.out(idle).await);
-            });
-            (application, scene)
-        })
-        .await
-        .unwrap();
-        assert_eq!(server.sessions().await.unwrap(), idle);
-        scene.drain().await.assert_clean(idle as u64);
-        assert_nothing_left(&server).await;
-        spawn_blocking(|| drop(application)).await.unwrap();
-        server.end().await.unwrap();
-    }
 }
 
 pub(crate) async fn a_network_that_is_cut_holds_a_checkout_up_for_the_check_timeout() {

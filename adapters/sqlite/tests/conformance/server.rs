@@ -70,6 +70,7 @@ impl Harness for Embedded {
         (Need::Kill, NO_SERVER),
         (Need::Partition, "there is no network"),
         (Need::Slow, "there is no network"),
+        (Need::Proxy, "there is no network"),
         (Need::Full, "a file has room for all; that it is locked is in tests/sqlite.rs"),
         (Need::CloseIdle, NO_SERVER),
         (Need::Password, "nobody logs in"),
