@@ -54,9 +54,9 @@ pub fn all<H: Harness>() -> Vec<Case<H>> {
         case!(c3_goodbyes_run_concurrently, Own, [Slow, Slots]),
         case!(s6_l2_a_frozen_application_does_not_make_the_report_untrue, Shared, []),
         // the application
-        case!(idle_sessions_say_goodbye_when_the_runtime_is_not_polled_any_more, Shared, []),
-        case!(idle_sessions_say_goodbye_when_the_runtime_is_blocked, Shared, []),
-        case!(idle_sessions_say_goodbye_when_the_runtime_is_gone, Shared, [OutlivesRuntime]),
+        case!(idle_sessions_say_goodbye_when_the_runtime_is_not_polled_any_more, Shared, [DrivesItself]),
+        case!(idle_sessions_say_goodbye_when_the_runtime_is_blocked, Shared, [DrivesItself]),
+        case!(idle_sessions_say_goodbye_when_the_runtime_is_gone, Shared, [DrivesItself, OutlivesRuntime]),
         // faults
         case!(l1_a_server_paused_before_the_drain_is_left_by_the_deadline, Own, [Pause]),
         case!(l1_a_server_paused_while_settling_is_left_by_the_deadline, Own, [Pause]),

@@ -324,6 +324,9 @@ pub enum Need {
     Strangers,
     /// [`Harness::proxy`].
     Proxy,
+    /// Its sessions say goodbye whatever the application's runtime does: where tasks of the driver have to be polled there for
+    /// that, one that is blocked keeps them from it.
+    DrivesItself,
     /// The resource's sessions outlive the runtime on which they were opened.
     OutlivesRuntime,
 }
@@ -364,6 +367,7 @@ impl fmt::Display for Need {
             Self::Cancel => "cancel",
             Self::Strangers => "strangers",
             Self::Proxy => "a proxy",
+            Self::DrivesItself => "drives itself",
             Self::OutlivesRuntime => "outlives its runtime",
         })
     }

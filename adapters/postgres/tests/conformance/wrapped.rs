@@ -25,7 +25,10 @@ impl Harness for WrappedPool {
 
     const NAME: &'static str = "postgres_wrapped";
 
-    const LACKS: &'static [(Need, &'static str)] = &[(Need::Init, "the application has built the pool")];
+    const LACKS: &'static [(Need, &'static str)] = &[
+        (Need::Init, "the application has built the pool"),
+        (Need::DrivesItself, "its driver's tasks are on the application's runtime"),
+    ];
 
     const CUTS_HOLDERS: bool = false;
 

@@ -39,6 +39,8 @@ pub(crate) trait Form: fmt::Debug + Send + Sync + 'static {
 /// How long the driver may take to connect.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+const TASK: (Need, &str) = (Need::DrivesItself, "its driver's task is on the application's runtime");
+
 const SHARED: (Need, &str) = (Need::Slots, "all checkouts share one connection");
 
 /// Over the driver's `ConnectionManager`.
@@ -47,7 +49,7 @@ pub(crate) struct Manager;
 
 impl Form for Manager {
     const NAME: &'static str = "redis_8_wrapped_manager";
-    const LACKS: &'static [(Need, &'static str)] = &[SHARED];
+    const LACKS: &'static [(Need, &'static str)] = &[SHARED, TASK];
 
     type Server = RedisServer<Redis8, OfItsOwn>;
 
@@ -72,7 +74,7 @@ pub(crate) struct Multiplexed;
 impl Form for Multiplexed {
     const NAME: &'static str = "redis_8_wrapped_multiplexed";
     const LACKS: &'static [(Need, &'static str)] =
-        &[SHARED, (Need::Replaces, "its driver opens it once: closed, it stays so")];
+        &[SHARED, TASK, (Need::Replaces, "its driver opens it once: closed, it stays so")];
 
     type Server = RedisServer<Redis8, OfItsOwn>;
 
@@ -97,6 +99,7 @@ impl Form for Cluster {
     const NAME: &'static str = "redis_cluster_wrapped";
     const LACKS: &'static [(Need, &'static str)] = &[
         (Need::Slots, "all checkouts share one connection with each node"),
+        TASK,
         (
             Need::SeesAll,
             "the driver's client sends again by itself, and tells nobody of the sessions that it opens for that",
