@@ -1,8 +1,11 @@
 // The README's example needs the features it shows.
-#![cfg_attr(all(feature = "buffer", feature = "lambda", feature = "sqlite"), doc = include_str!("../README.md"))]
 #![cfg_attr(
-    not(all(feature = "buffer", feature = "lambda", feature = "sqlite")),
-    doc = "Resources that are initialised once and drained on SIGTERM. The whole page is there with the features `buffer`, `lambda` and `sqlite`."
+    all(feature = "buffer", feature = "lambda", feature = "postgres", feature = "sqlite"),
+    doc = include_str!("../README.md")
+)]
+#![cfg_attr(
+    not(all(feature = "buffer", feature = "lambda", feature = "postgres", feature = "sqlite")),
+    doc = "Resources that are initialised once and drained on SIGTERM. The whole page is there with the features `buffer`, `lambda`, `postgres` and `sqlite`."
 )]
 
 pub use winddown_core::{

@@ -1,4 +1,4 @@
-//! Which connections have idle_check for so long that they must be looked at before somebody gets them.
+//! Which connections have been idle for so long that they must be looked at before somebody gets them.
 
 use std::{
     collections::VecDeque,
@@ -10,7 +10,7 @@ use std::{
 };
 
 /// Says which connections of a pool an adapter must check before it hands them out: the server may have closed them while
-/// they idle_check.
+/// they were idle.
 ///
 /// A connection's rest is the time since it was last handed out, by the server's clock: that which a steady clock has
 /// measured, and that for which the process was frozen meanwhile, when such a clock may have stood still. Freezes add up:
@@ -37,7 +37,7 @@ struct Clocks {
     steady: Instant,
     wall: SystemTime,
     /// The freezes that were seen, the newest last. No more than it takes for [`IdleCheck::after`]: what was handed out before
-    /// those has idle_check anyway.
+    /// those has been idle anyway.
     freezes: VecDeque<Freeze>,
     /// How long all of these lasted.
     frozen: Duration,
@@ -54,7 +54,7 @@ struct Freeze {
 const PARTS: u32 = 64;
 
 impl<T> IdleCheck<T> {
-    /// Connections that were not handed out for this long have idle_check.
+    /// Connections that were not handed out for this long have been idle.
     pub fn new(after: Duration) -> Self {
         Self::at(after, Instant::now(), SystemTime::now())
     }
@@ -121,7 +121,7 @@ impl Clocks {
     fn keep(&mut self, freeze: Freeze, after: Duration) {
         self.frozen = self.frozen.saturating_add(freeze.lasted);
         self.freezes.push_back(freeze);
-        // What was handed out before the oldest of these has idle_check, whatever that one adds.
+        // What was handed out before the oldest of these has been idle, whatever that one adds.
         while let Some(oldest) = self.freezes.front().map(|freeze| freeze.lasted)
             && self.frozen.saturating_sub(oldest) >= after
         {
@@ -221,7 +221,7 @@ mod tests {
         for freeze in 1..=200 {
             world.is_frozen(AFTER - 100 * MS);
             world.runs(MS);
-            assert!(!world.is_suspect(warm), "freeze {freeze}: it has idle_check for 4.9 s");
+            assert!(!world.is_suspect(warm), "freeze {freeze}: it has been idle for 4.9 s");
             warm = world.uses();
             world.runs(MS);
             if freeze > 1 {

@@ -156,7 +156,7 @@ async fn in_a_row<H: Frozen>(harness: &H) -> Result<String, BoxError> {
     let mut since = Instant::now();
     for _ in 0..CHECKOUTS {
         let mut checkout = scene.get().await;
-        // On a machine that is busy one may have idle_check for too long: then it is checked.
+        // On a machine that is busy one may have been idle for too long: then it is checked.
         rests += u64::from(since.elapsed() >= WARM);
         harness.ping(&mut checkout).await?;
         since = Instant::now();

@@ -44,15 +44,16 @@ pub(crate) fn jobs(workspace: &Workspace) -> Vec<Job<'_>> {
 }
 
 /// Each package with nothing and with each feature alone: all features together hide one that needs another, since each
-/// brings crates with features that the others then find. Clippy has seen the code itself.
+/// brings crates with features that the others then find. By clippy, for which dependencies are compiled already: a check that
+/// denies warnings by a flag compiles them once more.
 fn features_alone(workspace: &Workspace) -> impl Iterator<Item = Job<'_>> {
     workspace.features.iter().flat_map(move |(package, features)| {
         let alone = features.iter().filter(|feature| *feature != "full").map(String::as_str);
         std::iter::once("").chain(alone).map(move |feature| {
-            let mut check = workspace.cargo_aside(["check", "--locked", "--no-default-features", "-p", package]);
-            check.args(["--features", feature]).env("RUSTFLAGS", with_flags("RUSTFLAGS", "-D warnings"));
+            let mut clippy = workspace.cargo_aside(["clippy", "--locked", "--no-default-features", "-p", package]);
+            clippy.args(["--features", feature, "--", "-D", "warnings"]);
             let with = if feature.is_empty() { "no feature" } else { feature };
-            Job::command(format!("{package}, {with}"), Class::Locks(CARGO_LOCK), check)
+            Job::command(format!("{package}, {with}"), Class::Locks(CARGO_LOCK), clippy)
         })
     })
 }

@@ -56,7 +56,7 @@ pub struct Config {
     pub connect_timeout: Option<Duration>,
     /// A connection that was not used for longer is checked before it is handed out, and replaced if the server has
     /// closed it; also after the process was frozen for longer. What is used again sooner costs no round trip. One that does
-    /// not answer speaks for all that have idle_check since it was used: they are replaced, too.
+    /// not answer speaks for all that have been idle since it was used: they are replaced, too.
     ///
     /// Defaults to 1 s.
     pub check_after: Duration,

@@ -35,6 +35,11 @@ use crate::{
 ///     }
 /// }
 /// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no record of this sink: it has no values for the columns",
+    note = "a record is a tuple of values that the driver can send, one for each column: `(7_i64, \"signed in\".to_owned())`",
+    note = "a type of your own implements `Parameters`"
+)]
 pub trait Parameters: Send + Sync + 'static {
     /// Adds the record's values, one for each column of the sink, in their order.
     fn parameters(&self, values: &mut Vec<Value>);

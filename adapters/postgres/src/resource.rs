@@ -276,6 +276,13 @@ impl Resource for Postgres {
         Some(Arc::clone(self.sessions.latency()))
     }
 
+    fn reserve(&self, _: &Pool) -> Duration {
+        match &self.source {
+            Source::Config { .. } => RESERVE,
+            Source::Wrapped(_) => WRAPPED_RESERVE,
+        }
+    }
+
     fn address(&self) -> Option<String> {
         match &self.source {
             Source::Config { config, .. } => hosts(&config.driver),
@@ -337,6 +344,13 @@ impl Checkouts for Postgres {
         Some(Size { open: status.size, idle: Some(status.available) })
     }
 }
+
+/// What a request to cancel and the last goodbyes need at the least; what the server's answers need comes on top.
+const RESERVE: Duration = Duration::from_millis(50);
+
+/// For a pool that the application built somebody is opened first who can ask what runs, and leaves last: some eight steps, one after
+/// the other.
+const WRAPPED_RESERVE: Duration = Duration::from_secs(1);
 
 impl fmt::Debug for Postgres {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

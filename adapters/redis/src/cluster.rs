@@ -236,7 +236,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// The connection; its sessions are looked at if it has idle_check.
+    /// The connection; its sessions are looked at if it has been idle.
     pub(crate) async fn get(&self) -> Result<ClusterConnection, Error> {
         let gone = || Error::new(ErrorKind::ShuttingDown, "shutting down: the connection is let go");
         let mut connection = self.connection().clone().ok_or_else(gone)?;

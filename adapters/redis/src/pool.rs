@@ -159,7 +159,7 @@ impl fmt::Debug for Pool {
     }
 }
 
-/// Opens connections, and looks at those that have idle_check.
+/// Opens connections, and looks at those that have been idle.
 pub(crate) struct Opener {
     connector: Connector,
     server: Server,
@@ -344,7 +344,7 @@ impl SharedHandle {
         }
     }
 
-    /// Sees to it that a connection is there, and works if it has idle_check. One that was opened just now is not looked at.
+    /// Sees to it that a connection is there, and works if it has been idle. One that was opened just now is not looked at.
     async fn checked(&self) -> Result<(), Error> {
         let slot = self.slot()?;
         if let Some(handle) = slot.get() {

@@ -10,6 +10,8 @@ mod server;
 mod soak;
 #[path = "sqlite/transactions.rs"]
 mod transactions;
+#[path = "conformance/wrapped.rs"]
+mod wrapped_pool;
 
 use std::{
     error::Error as _,
@@ -43,7 +45,7 @@ fn main() -> ExitCode {
     if let Some(ended) = soak::program() {
         return ended;
     }
-    let suite = Suite::new().harness::<Embedded>().tests(
+    let suite = Suite::new().harness::<Embedded>().harness::<wrapped_pool::WrappedPool>().tests(
         None,
         trials! {
             nothing_is_opened_and_no_file_is_made_before_first_use

@@ -68,7 +68,7 @@ async fn hung_by<V: Version>(sink: impl Sink<Record, Target = Mysql>) {
     let written = timeout(Duration::from_secs(20), scene.write(&sink, &again)).await;
     written.expect("no lock is in its way").unwrap();
     assert_eq!(scene.ids().await, [1, 4, 5, 6]);
-    // Whatever idle_check on the dead wire is told to end now.
+    // Whatever is idle on the dead wire is told to end now.
     scene.lifecycle.drain().await;
     assert_eq!(scene.server.sessions().await.unwrap(), 0);
     scene.server.end().await.unwrap();

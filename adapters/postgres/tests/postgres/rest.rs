@@ -1,4 +1,4 @@
-//! Connections that have idle_check, and what may have become of them meanwhile.
+//! Connections that have been idle, and what may have become of them meanwhile.
 
 use std::time::{Duration, Instant};
 
@@ -45,7 +45,7 @@ pub(crate) async fn a_checkout_after_a_rest_makes_one_round_trip() {
         let before = proxy.round_trips();
         drop(scene.get().await);
         assert_eq!(proxy.round_trips(), before + 1);
-        // It has not idle_check since.
+        // It has not been idle since.
         let began = Instant::now();
         drop(scene.get().await);
         assert!(began.elapsed() >= AFTER || proxy.round_trips() == before + 1);

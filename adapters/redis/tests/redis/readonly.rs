@@ -70,7 +70,7 @@ async fn exists(server: &Server, key: &str) -> bool {
     cmd("EXISTS").arg(key).query_async(&mut server.superuser().await).await.unwrap()
 }
 
-/// Neither looks at a connection because it has idle_check.
+/// Neither looks at a connection because it has been idle.
 fn both(config: Config) -> [Config; 2] {
     let mut config = config;
     config.check_after = Duration::from_secs(600);
