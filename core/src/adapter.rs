@@ -6,6 +6,7 @@
 
 pub use crate::{
     capabilities::Capabilities,
+    credentials::credentials,
     dependent::with_dependent_access,
     descriptors::{SpareDescriptors, is_out_of_descriptors, out_of_descriptors},
     drain::{Drain, End, Ends, News, Source},

@@ -2,7 +2,7 @@
 
 use std::{fmt, future::Future, pin::Pin};
 
-use crate::BoxError;
+use crate::{BoxError, Error, ErrorKind};
 
 /// A user, or the configured one, and a password. `Debug` leaves the password out.
 #[derive(Clone)]
@@ -45,6 +45,20 @@ pub trait CredentialsProvider: Send + Sync + 'static {
     /// # Errors
     /// Anything; it becomes the source of the checkout's error, so it must not hold a secret.
     fn credentials(&self) -> CredentialsFuture<'_>;
+}
+
+/// Asks for the credentials of a new session, where somebody is to be asked.
+///
+/// # Cancel safety
+/// That of the provider.
+///
+/// # Errors
+/// [`ErrorKind::Init`], [`retryable`](Error::retryable), with the provider's error as the source.
+pub async fn credentials(provider: Option<&dyn CredentialsProvider>) -> Result<Option<Credentials>, Error> {
+    let Some(provider) = provider else { return Ok(None) };
+    let failed =
+        |source| Error::new(ErrorKind::Init, "the credentials provider has none").with_source(source).retryable();
+    provider.credentials().await.map(Some).map_err(failed)
 }
 
 /// What [`CredentialsProvider::credentials`] returns.

@@ -11,7 +11,7 @@ use crate::{Error, ErrorKind};
 ///
 /// ```
 /// # use std::{io, time::Duration};
-/// # use winddown_core::Opening;
+/// # use winddown_core::adapter::Opening;
 /// # async fn open() -> Result<(), Box<dyn std::error::Error>> {
 /// # async fn connect() -> io::Result<()> { Ok(()) }
 /// # async fn log_in(_: ()) -> io::Result<()> { Ok(()) }

@@ -4,6 +4,7 @@
 
 #[cfg(feature = "tls")]
 mod der;
+mod endpoint;
 mod handover;
 mod orphans;
 pub mod sessions;
@@ -15,7 +16,8 @@ pub mod tls;
 pub use rustls;
 
 pub use crate::{
+    endpoint::{Endpoint, lookup},
     orphans::{run_apart, runtime_is_ending},
     sessions::{Draining, Driver, Held, Session, Sessions, Stop},
-    socket::{Address, Link, Options, Socket, dial, dial_anyway},
+    socket::{Address, Link, Options, Socket, dial},
 };

@@ -63,7 +63,7 @@ pub async fn dial(address: &Address, options: &Options) -> io::Result<Socket> {
 ///
 /// # Cancel safety
 /// Dropping the future leaves nothing behind.
-pub async fn dial_anyway(address: &Address, options: &Options) -> io::Result<Socket> {
+pub(crate) async fn dial_anyway(address: &Address, options: &Options) -> io::Result<Socket> {
     let error = match dial(address, options).await {
         Err(error) if is_out_of_descriptors(&error) => error,
         dialled => return dialled,

@@ -19,7 +19,7 @@ use mysql_async::{Conn, Opts, OptsBuilder, consts::StatusFlags, prelude::Queryab
 use tokio::{net::lookup_host, runtime::Handle, sync::oneshot, time::timeout};
 use winddown_core::{
     CredentialsProvider, Error, ErrorKind,
-    adapter::{IdleCheck, Outdated},
+    adapter::{IdleCheck, Outdated, credentials},
 };
 
 use crate::{
@@ -118,11 +118,7 @@ impl Connector {
 
     /// The options, with the credentials for a new session in them.
     pub(crate) async fn login(&self) -> Result<Opts, Error> {
-        let Some(provider) = &self.credentials else { return Ok(self.opts.clone()) };
-        let credentials = provider.credentials().await.map_err(|source| {
-            let text = "the credentials provider has none";
-            Error::new(ErrorKind::Init, text).with_source(source).retryable()
-        })?;
+        let Some(credentials) = credentials(self.credentials.as_deref()).await? else { return Ok(self.opts.clone()) };
         let (user, password) = credentials.into_parts();
         let builder = OptsBuilder::from_opts(self.opts.clone()).pass(Some(password));
         Ok(match user {

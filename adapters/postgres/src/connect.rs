@@ -4,13 +4,13 @@ use std::{future::Future, io, path::Path, pin::Pin, sync::Arc, time::Duration};
 
 use deadpool_postgres::Connect;
 use socket2::TcpKeepalive;
-use tokio::{net::lookup_host, task::JoinHandle};
+use tokio::task::JoinHandle;
 use tokio_postgres::{
     Client,
     config::{Host, LoadBalanceHosts},
 };
-use winddown_core::{CredentialsProvider, Error, ErrorKind, adapter::Opening};
-use winddown_net::{Address, Options};
+use winddown_core::{CredentialsProvider, Error, ErrorKind, adapter::credentials};
+use winddown_net::{Address, Options, lookup};
 
 use crate::{
     sessions::{Endpoint, Sessions, driver_error, open_on},
@@ -36,21 +36,16 @@ impl Connect for Connector {
 
 impl Connector {
     async fn open(&self, mut config: tokio_postgres::Config) -> Connected {
-        if let Some(provider) = &self.credentials {
-            match provider.credentials().await {
-                Ok(credentials) => {
-                    let (user, password) = credentials.into_parts();
-                    if let Some(user) = user {
-                        config.user(user);
-                    }
-                    config.password(password);
+        match credentials(self.credentials.as_deref()).await {
+            Ok(None) => {}
+            Ok(Some(credentials)) => {
+                let (user, password) = credentials.into_parts();
+                if let Some(user) = user {
+                    config.user(user);
                 }
-                Err(source) => {
-                    let text = "the credentials provider has none";
-                    let error = Error::new(ErrorKind::Init, text).with_source(source).retryable();
-                    return Err(driver_error(refused(error)).await);
-                }
+                config.password(password);
             }
+            Err(error) => return Err(driver_error(refused(error)).await),
         }
         let candidates = match candidates(&config) {
             Ok(candidates) => candidates,
@@ -68,11 +63,12 @@ impl Connector {
             };
             for address in addresses {
                 let (options, tls) = (options.clone(), self.tls.clone());
-                let endpoint = Endpoint { address, host: name.clone(), options, tls, limit: self.limit };
-                let opening = endpoint.opening();
-                let opened = match endpoint.dial(&opening).await {
+                let at = winddown_net::Endpoint { address, host: name.clone(), options, limit: self.limit };
+                let endpoint = Endpoint { at, tls };
+                let opening = endpoint.at.opening();
+                let opened = match endpoint.at.dial(&opening).await {
                     Ok(socket) => open_on(&self.sessions, socket, endpoint, &opening, config.clone()).await,
-                    Err(error) => Err(driver_error(error).await),
+                    Err(error) => Err(driver_error(refused(error)).await),
                 };
                 match opened {
                     Ok(opened) => return Ok(opened),
@@ -135,13 +131,7 @@ fn candidates(config: &tokio_postgres::Config) -> Result<Vec<(Host, Option<Strin
 async fn addresses(host: &Host, port: u16, balance: LoadBalanceHosts, limit: Duration) -> io::Result<Vec<Address>> {
     match host {
         Host::Tcp(host) => {
-            let looking = lookup_host((host.as_str(), port));
-            let found = Opening::of(host, limit).step("looking the host up", looking).await.map_err(refused)?;
-            let found = found.map_err(|source| {
-                let text = format!("cannot look up the host {host}");
-                refused(Error::new(ErrorKind::Init, text).with_source(source).retryable())
-            })?;
-            let mut found: Vec<Address> = found.map(Address::Tcp).collect();
+            let mut found = lookup(host, port, limit).await.map_err(refused)?;
             if balance == LoadBalanceHosts::Random {
                 fastrand::shuffle(&mut found);
             }

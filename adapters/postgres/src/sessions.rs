@@ -26,7 +26,7 @@ use winddown_core::{
     Error, ErrorKind,
     adapter::{End, Opening, Outdated},
 };
-use winddown_net::{Address, Held, Options, Socket, dial, dial_anyway, run_apart, runtime_is_ending};
+use winddown_net::{Held, Socket, run_apart, runtime_is_ending};
 
 use crate::{
     error::Failure,
@@ -66,50 +66,8 @@ impl fmt::Debug for Opened {
 /// How to reach the server of a session once more, to cancel what it runs.
 #[derive(Debug, Clone)]
 pub(crate) struct Endpoint {
-    pub(crate) address: Address,
-    /// The host as it was asked for; none for a Unix socket.
-    pub(crate) host: Option<String>,
-    pub(crate) options: Options,
+    pub(crate) at: winddown_net::Endpoint,
     pub(crate) tls: Tls,
-    /// How long all that opens a session with it may take.
-    pub(crate) limit: Duration,
-}
-
-impl fmt::Display for Endpoint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (&self.address, &self.host) {
-            (Address::Tcp(address), Some(host)) => write!(f, "{host} at {address}"),
-            (Address::Tcp(address), None) => write!(f, "{address}"),
-            (Address::Unix(path), _) => write!(f, "{}", path.display()),
-        }
-    }
-}
-
-impl Endpoint {
-    /// Begins to open a session.
-    pub(crate) fn opening(&self) -> Opening {
-        Opening::of(self, self.limit)
-    }
-
-    pub(crate) async fn dial(&self, opening: &Opening) -> io::Result<Socket> {
-        self.reached(opening, dial(&self.address, &self.options)).await
-    }
-
-    /// The same where the process may have no descriptor left.
-    async fn dial_anyway(&self, opening: &Opening) -> io::Result<Socket> {
-        self.reached(opening, dial_anyway(&self.address, &self.options)).await
-    }
-
-    async fn reached(
-        &self,
-        opening: &Opening,
-        dialling: impl Future<Output = io::Result<Socket>>,
-    ) -> io::Result<Socket> {
-        opening.step("connecting", dialling).await.map_err(refused)?.map_err(|source| {
-            let text = format!("cannot reach {self}");
-            refused(Error::new(ErrorKind::Init, text).with_source(source).retryable())
-        })
-    }
 }
 
 /// Who waits for a session that is being opened, step by step.
@@ -313,14 +271,14 @@ impl Part {
         let Some(Opened { token, activity }) = self.opened.get() else { return Ok(()) };
         activity.throw_away();
         if CancelKey::of(token).is_some_and(CancelKey::is_missing) {
-            let text = format!("{} gave no key to stop a statement with, which may run on", self.endpoint);
+            let text = format!("{} gave no key to stop a statement with, which may run on", self.endpoint.at);
             return Err(NotAsked { error: Error::new(ErrorKind::Incomplete, text), is_refused: false });
         }
         let in_time = |error| self.not_asked(Failure::Ours(error));
-        let opening = self.endpoint.opening();
-        let stream = match self.endpoint.dial_anyway(&opening).await {
+        let opening = self.endpoint.at.opening();
+        let stream = match self.endpoint.at.dial_anyway(&opening).await.map_err(refused) {
             Ok(socket) => {
-                let negotiating = self.endpoint.tls.negotiate(socket, self.endpoint.host.as_deref());
+                let negotiating = self.endpoint.tls.negotiate(socket, self.endpoint.at.host.as_deref());
                 opening.step("TLS", negotiating).await.map_err(in_time)?
             }
             Err(error) => Err(error),
@@ -337,13 +295,13 @@ impl Part {
 
     fn not_asked(&self, failure: Failure) -> NotAsked {
         let is_refused = failure.is_refused_connection();
-        let text = format!("cannot ask {} to stop a statement, which may run on", self.endpoint);
+        let text = format!("cannot ask {} to stop a statement, which may run on", self.endpoint.at);
         NotAsked { error: crate::error::error(ErrorKind::Incomplete, text, failure), is_refused }
     }
 
     /// The server was asked to stop a statement, and nobody has seen that it did.
     pub(crate) fn unseen(&self) -> Error {
-        let whom = &self.endpoint;
+        let whom = &self.endpoint.at;
         let text = format!("{whom} was asked to stop a statement, and nobody has seen it end: it may run on");
         Error::new(ErrorKind::Incomplete, text)
     }
@@ -358,7 +316,7 @@ async fn live(
     caller: Caller,
     outdated: Arc<Outdated>,
 ) -> End {
-    let stream = endpoint.tls.negotiate(socket, endpoint.host.as_deref()).await.unwrap_or_else(Stream::failed);
+    let stream = endpoint.tls.negotiate(socket, endpoint.at.host.as_deref()).await.unwrap_or_else(Stream::failed);
     if config.get_target_session_attrs() != TargetSessionAttrs::ReadOnly {
         stream.watched_for(&outdated);
     }

@@ -266,7 +266,7 @@ impl Prepared {
         whom: &[Identity],
         questions: impl Fn(i64) -> Vec<Cmd> + Send + Sync,
     ) -> Result<Vec<Asked>, Error> {
-        let line = self.line(&endpoint.address);
+        let line = self.line(&endpoint.at.address);
         let mut line = line.lock().await;
         line.ask(endpoint, &self.unseen, whom, questions).await
     }
@@ -448,7 +448,7 @@ impl Prepared {
 fn by_server(sessions: Vec<Arc<Session>>) -> HashMap<Address, Vec<Arc<Session>>> {
     let mut servers: HashMap<Address, Vec<Arc<Session>>> = HashMap::new();
     for session in sessions {
-        servers.entry(session.part().endpoint.address.clone()).or_default().push(session);
+        servers.entry(session.part().endpoint.at.address.clone()).or_default().push(session);
     }
     servers
 }

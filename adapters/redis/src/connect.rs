@@ -7,13 +7,13 @@ use redis::{
     AsyncConnectionConfig, Cmd, ConnectionAddr, ConnectionInfo, ProtocolVersion, RedisResult, Value, ValueCodec, cmd,
     from_redis_value,
 };
-use tokio::{io::AsyncWriteExt as _, net::lookup_host};
+use tokio::io::AsyncWriteExt as _;
 use tokio_util::codec::Framed;
 use winddown_core::{
     Credentials, Error, ErrorKind,
-    adapter::{Ledger, Opening, Outdated},
+    adapter::{Ledger, Opening, Outdated, credentials},
 };
-use winddown_net::{Address, Options, Socket, dial, dial_anyway};
+use winddown_net::{Address, Socket, lookup};
 
 use crate::{
     config::Config,
@@ -75,13 +75,10 @@ impl fmt::Display for Server {
 /// How to reach the server of a session once more, to stop what it runs.
 #[derive(Debug, Clone)]
 pub(crate) struct Endpoint {
-    pub(crate) address: Address,
+    pub(crate) at: winddown_net::Endpoint,
     pub(crate) server: Server,
-    pub(crate) options: Options,
     pub(crate) tls: Tls,
     pub(crate) login: Login,
-    /// How long all that opens a session with it may take.
-    pub(crate) limit: Duration,
 }
 
 /// Who logs on, and what for.
@@ -145,20 +142,15 @@ impl Connector {
     pub(crate) async fn open_with(&self, server: &Server, config: AsyncConnectionConfig) -> Result<Handle, Error> {
         self.is_wanted()?;
         let mut login = self.config.login();
-        if let Some(provider) = &self.config.credentials {
-            let credentials = provider.credentials().await.map_err(|source| {
-                let text = "the credentials provider has none";
-                Error::new(ErrorKind::Init, text).with_source(source).retryable()
-            })?;
+        if let Some(credentials) = credentials(self.config.credentials.as_deref()).await? {
             login.is(credentials);
         }
         let mut last = None;
         for address in addresses(server, self.config.limit()).await? {
-            let (options, tls, login) = (self.config.options(), self.tls.clone(), login.clone());
-            let limit = self.config.limit();
-            let endpoint = Endpoint { address, server: server.clone(), options, tls, login, limit };
-            let opening = endpoint.opening();
-            let opened = match endpoint.dial(&opening).await {
+            let (tls, login) = (self.tls.clone(), login.clone());
+            let endpoint = Endpoint::new(address, server, &self.config, tls, login);
+            let opening = endpoint.at.opening();
+            let opened = match endpoint.at.dial(&opening).await {
                 Ok(socket) => open_on(self, socket, endpoint, opening, config.clone()).await,
                 Err(error) => Err(error),
             };
@@ -173,54 +165,24 @@ impl Connector {
 
 pub(crate) async fn addresses(server: &Server, limit: Duration) -> Result<Vec<Address>, Error> {
     match server {
-        Server::Tcp(host, port) => {
-            let looking = lookup_host((host.as_str(), *port));
-            let found = Opening::of(host, limit).step("looking the host up", looking).await?.map_err(|source| {
-                let text = format!("cannot look up the host {host}");
-                Error::new(ErrorKind::Init, text).with_source(source).retryable()
-            })?;
-            Ok(found.map(Address::Tcp).collect())
-        }
+        Server::Tcp(host, port) => lookup(host, *port, limit).await,
         Server::Unix(path) => Ok(vec![Address::Unix(path.clone())]),
     }
 }
 
-impl fmt::Display for Endpoint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (&self.address, &self.server) {
-            (Address::Tcp(address), Server::Tcp(host, _)) => write!(f, "{host} at {address}"),
-            (_, server) => write!(f, "{server}"),
-        }
-    }
-}
-
 impl Endpoint {
-    /// Begins to open a session.
-    pub(crate) fn opening(&self) -> Opening {
-        Opening::of(self, self.limit)
-    }
-
-    pub(crate) async fn dial(&self, opening: &Opening) -> Result<Socket, Error> {
-        self.reached(opening, dial(&self.address, &self.options)).await
-    }
-
-    async fn reached(
-        &self,
-        opening: &Opening,
-        dialling: impl Future<Output = std::io::Result<Socket>>,
-    ) -> Result<Socket, Error> {
-        opening.step("connecting", dialling).await?.map_err(|source| {
-            let text = format!("cannot reach {self}");
-            Error::new(ErrorKind::Init, text).with_source(source).retryable()
-        })
+    pub(crate) fn new(address: Address, server: &Server, config: &Config, tls: Tls, login: Login) -> Self {
+        let host = match server {
+            Server::Tcp(host, _) => Some(host.clone()),
+            Server::Unix(_) => None,
+        };
+        let at = winddown_net::Endpoint { address, host, options: config.options(), limit: config.limit() };
+        Self { at, server: server.clone(), tls, login }
     }
 
     /// Logs on over a connected socket. Returns the stream, and how the server knows the session, if it tells.
     pub(crate) async fn log_in(&self, opening: &Opening, socket: Socket) -> Result<(Stream, Option<Identity>), Error> {
-        let host = match &self.server {
-            Server::Tcp(host, _) => Some(host.as_str()),
-            Server::Unix(_) => None,
-        };
+        let host = self.at.host.as_deref();
         let mut dialogue = Dialogue::new(opening.step("TLS", self.tls.negotiate(socket, host)).await??);
         let identity = opening.step("the login", self.login.open(&mut dialogue)).await??;
         Ok((dialogue.into_stream(), identity))
@@ -228,8 +190,8 @@ impl Endpoint {
 
     /// A session of ours alone, that is in no book: also where the process has no descriptor left.
     pub(crate) async fn dialogue(&self) -> Result<(Dialogue, Option<Identity>), Error> {
-        let opening = self.opening();
-        let socket = self.reached(&opening, dial_anyway(&self.address, &self.options)).await?;
+        let opening = self.at.opening();
+        let socket = self.at.dial_anyway(&opening).await?;
         let (stream, identity) = self.log_in(&opening, socket).await?;
         Ok((Dialogue::new(stream), identity))
     }

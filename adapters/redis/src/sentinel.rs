@@ -42,13 +42,12 @@ impl Sentinel {
     /// Where it says that this primary is; `None` if it knows none of that name.
     async fn primary(&self, connector: &Connector, name: &str) -> Result<Option<Server>, Error> {
         let mut last = None;
-        let limit = connector.config.limit();
-        for address in addresses(&self.server, limit).await? {
-            let (server, tls, login) = (self.server.clone(), self.tls.clone(), self.login.clone());
-            let endpoint = Endpoint { address, server, options: connector.config.options(), tls, login, limit };
+        for address in addresses(&self.server, connector.config.limit()).await? {
+            let (tls, login) = (self.tls.clone(), self.login.clone());
+            let endpoint = Endpoint::new(address, &self.server, &connector.config, tls, login);
             let question = cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(name).take();
-            let opening = endpoint.opening();
-            let answer = match endpoint.dial(&opening).await {
+            let opening = endpoint.at.opening();
+            let answer = match endpoint.at.dial(&opening).await {
                 Ok(socket) => ask_on(&connector.sessions, socket, endpoint, opening, question).await,
                 Err(error) => Err(error),
             };

@@ -31,7 +31,7 @@ use tokio::{
 };
 use winddown_core::{
     Capabilities, Error, ErrorKind,
-    adapter::{Drain, End, Ends, IdleCheck},
+    adapter::{Drain, End, Ends, IdleCheck, credentials},
 };
 
 use crate::{
@@ -317,22 +317,12 @@ impl Wrapped {
         };
         let mut login = config.login();
         login.writes = false;
-        if let Some(provider) = &config.credentials {
-            let credentials = provider.credentials().await.map_err(|source| {
-                Error::new(ErrorKind::Incomplete, "the credentials provider has none").with_source(source)
-            })?;
+        if let Some(credentials) = credentials(config.credentials.as_deref()).await? {
             login.is(credentials);
         }
-        let (tls, limit) = (config.tls_of(&config.driver)?, config.limit());
-        let at = addresses(&server, limit).await?.into_iter().map(|address| Endpoint {
-            address,
-            server: server.clone(),
-            options: config.options(),
-            tls: tls.clone(),
-            login: login.clone(),
-            limit,
-        });
-        Ok(at.collect())
+        let tls = config.tls_of(&config.driver)?;
+        let addresses = addresses(&server, config.limit()).await?.into_iter();
+        Ok(addresses.map(|address| Endpoint::new(address, &server, config, tls.clone(), login.clone())).collect())
     }
 
     /// The server that knows this session, and what it says of it. None where it cannot be asked, and that is no error.
