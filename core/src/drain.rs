@@ -179,7 +179,8 @@ impl Drain {
 impl Drain {
     /// Steps 2, 3 and 5 of the drain protocol for a pool whose sessions can be taken out one by one: each is told to
     /// [close](Source::close) when nobody has it any more, beside the others, until every checkout is back and none is open.
-    /// Whether that was so before what is left must be [cut](Self::until_cut): cutting is the adapter's then.
+    /// Whether that was so before what is left must be [cut](Self::until_cut): cutting is the adapter's then. What closes a session is
+    /// not waited for once that is in no count of the open ones.
     ///
     /// # Cancel safety
     /// What closes is aborted when it is dropped; what was counted stands.
@@ -190,6 +191,7 @@ impl Drain {
         let mut closing = JoinSet::new();
         let mut are_returned = false;
         let mut result = Ok(());
+        let panicked = |error| Error::new(ErrorKind::Panicked, "closing a session panicked").with_source(error);
         loop {
             let News { returned, ends, open } = source.news(self);
             let again = source.stop_abandoned(self);
@@ -198,12 +200,15 @@ impl Drain {
                 closing.spawn(source.close(session));
             }
             // A caller that was connecting may open one more session until it has left.
-            if are_returned && open == 0 && closing.is_empty() {
+            if are_returned && open == 0 {
+                // Each has ended, though who closes one need not have heard of it.
+                while let Some(closed) = closing.try_join_next() {
+                    result = result.and_then(|()| closed.map_err(panicked));
+                }
                 return result.map(|()| true);
             }
             tokio::select! {
                 Some(closed) = closing.join_next() => {
-                    let panicked = |error| Error::new(ErrorKind::Panicked, "closing a session panicked").with_source(error);
                     result = result.and_then(|()| closed.map_err(panicked));
                 }
                 () = source.changed() => {}

@@ -141,7 +141,11 @@ impl<P: Send + Sync + 'static> Sessions<P> {
         let mut state = self.state();
         state.phase = Phase::Draining;
         state.ended = Ends { error: state.runs_on.take(), ..Ends::default() };
-        state.fresh = state.open.values().cloned().collect();
+        let open: Vec<_> = state.open.values().cloned().collect();
+        state.fresh.clone_from(&open);
+        drop(state);
+        // At once, and not when the drain first polls it: who lets go of one meanwhile would end it in no count.
+        open.iter().for_each(|session| session.driver.take_over());
         Draining(self)
     }
 
@@ -305,7 +309,8 @@ impl<P: Send + Sync + 'static, F: Fn() + Sync> Source for Book<'_, P, F> {
     }
 
     fn close(&self, session: Arc<Session<P>>) -> impl Future<Output = ()> + Send + 'static {
-        session.take_over()
+        session.driver.take_over();
+        session.go_on()
     }
 
     fn all_returned(&self) {
@@ -630,8 +635,7 @@ impl<P: Send + Sync + 'static> Session<P> {
     }
 
     /// Goes on with the session on this runtime, to its end.
-    async fn take_over(self: Arc<Self>) {
-        self.driver.take_over();
+    async fn go_on(self: Arc<Self>) {
         self.stop_task();
         if let Some(link) = self.link.upgrade() {
             link.move_to(&Handle::current());

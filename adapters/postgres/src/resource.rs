@@ -348,9 +348,9 @@ impl Checkouts for Postgres {
 /// What a request to cancel and the last goodbyes need at the least; what the server's answers need comes on top.
 const RESERVE: Duration = Duration::from_millis(50);
 
-/// For a pool that the application built somebody is opened first who can ask what runs, and leaves last: some eight steps, one after
-/// the other.
-const WRAPPED_RESERVE: Duration = Duration::from_secs(1);
+/// For a pool that the application built somebody asks what runs, has it stopped, and leaves last: some eight steps, one after the
+/// other, each of which waits for the server or looks through the sockets of the machine.
+const WRAPPED_RESERVE: Duration = Duration::from_secs(3);
 
 impl fmt::Debug for Postgres {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

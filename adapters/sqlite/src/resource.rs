@@ -7,6 +7,7 @@ use std::{
     future::Future,
     mem,
     ops::Deref,
+    panic::resume_unwind,
     path::PathBuf,
     sync::{
         Arc,
@@ -191,8 +192,7 @@ impl Resource for Sqlite {
         pool.close();
         sessions.state().returned.extend(idle);
 
-        let is_wrapped = self.is_wrapped();
-        let closing = Closing { sessions, pool, is_wrapped, began: Instant::now(), under_way: Arc::default() };
+        let closing = Closing { sessions, pool, began: Instant::now(), under_way: Arc::default() };
         let all_ended = drain.sessions(&closing).await?;
         if !all_ended {
             // One that was between two statements when it was cancelled may be in the next by now. On a thread of its own: it may
@@ -282,11 +282,30 @@ impl Checkouts for Sqlite {
     }
 }
 
+/// One connection that is being closed, to the end of that.
+struct UnderWay {
+    sessions: Arc<Sessions>,
+    count: Arc<AtomicUsize>,
+}
+
+impl UnderWay {
+    fn begin(sessions: &Arc<Sessions>, count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::SeqCst);
+        Self { sessions: Arc::clone(sessions), count: Arc::clone(count) }
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.count.fetch_sub(1, Ordering::SeqCst);
+        self.sessions.changed.notify_one();
+    }
+}
+
 /// The connections as a drain closes them, on threads that may block.
 struct Closing<'a> {
     sessions: &'a Arc<Sessions>,
     pool: &'a Pool,
-    is_wrapped: bool,
     began: Instant,
     /// How many are being closed.
     under_way: Arc<AtomicUsize>,
@@ -300,8 +319,7 @@ impl winddown_core::adapter::Source for Closing<'_> {
         let (returned, ends) = (mem::take(&mut state.returned), mem::take(&mut state.ends));
         // Those that the guard never saw have no witness; the pool counts them until they are taken out of it.
         let taken_out = returned.len() + self.under_way.load(Ordering::SeqCst);
-        let counted = self.pool.status().size + if self.is_wrapped { taken_out } else { 0 };
-        News { open: state.open.len().max(counted), returned, ends }
+        News { open: state.open.len().max(self.pool.status().size + taken_out), returned, ends }
     }
 
     async fn changed(&self) {
@@ -309,21 +327,18 @@ impl winddown_core::adapter::Source for Closing<'_> {
     }
 
     fn close(&self, session: Session) -> impl Future<Output = ()> + Send + 'static {
-        let (sessions, under_way) = (Arc::clone(self.sessions), Arc::clone(&self.under_way));
-        under_way.fetch_add(1, Ordering::SeqCst);
-        let closing = spawn_blocking({
-            let sessions = Arc::clone(&sessions);
-            move || {
-                let closed = sessions.close(&session);
-                under_way.fetch_sub(1, Ordering::SeqCst);
-                closed
+        let under_way = UnderWay::begin(self.sessions, &self.under_way);
+        let closing = spawn_blocking(move || {
+            let sessions = &under_way.sessions;
+            if let Err(failed) = sessions.close(&session) {
+                sessions.state().failed.get_or_insert(failed);
             }
         });
         async move {
-            let panicked =
-                |error| Err(Error::new(ErrorKind::Panicked, "closing a connection panicked").with_source(error));
-            if let Err(failed) = closing.await.unwrap_or_else(panicked) {
-                sessions.state().failed.get_or_insert(failed);
+            if let Err(error) = closing.await
+                && let Ok(panic) = error.try_into_panic()
+            {
+                resume_unwind(panic);
             }
         }
     }

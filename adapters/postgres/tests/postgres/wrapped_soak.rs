@@ -22,7 +22,7 @@ const PROGRAM: &str = "wrapped";
 const RUNS: &str = "WINDDOWN_TEST_RUNS";
 /// How many sessions the process has.
 const SESSIONS: u64 = 10;
-const BUDGET: Duration = Duration::from_secs(4);
+const BUDGET: Duration = Duration::from_secs(8);
 
 pub(crate) fn program() -> Option<ExitCode> {
     child::role().filter(|role| role == PROGRAM)?;
