@@ -173,8 +173,9 @@ impl<R: Checkouts> ShutdownGuard<R> {
         let slot = self.slot.now();
         let size = slot.pool().and_then(|pool| slot.resource().size(pool));
         let (size, idle) = size.map_or((None, None), |size| (Some(size.open), size.idle));
-        let (out, waiting) = (slot.gate().out(), slot.gate().waiting());
-        Status { size, idle, out, waiting }
+        // An initialisation that is under way waits inside too, and is nobody's call.
+        let waiting = slot.gate().waiting().saturating_sub(usize::from(slot.is_trying()));
+        Status { size, idle, out: slot.gate().out(), waiting }
     }
 }
 

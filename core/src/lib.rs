@@ -1,5 +1,5 @@
 #![doc = include_str!("../README.md")]
-// They panic where the other end is closed: `winddown_core::write_line` does not.
+// They panic where the other end is closed: `winddown_core::adapter::write_line` does not.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
 // What an application uses.

@@ -260,6 +260,11 @@ impl<R: Resource> Slot<R> {
         self.unfinished().map(|unfinished| unfinished.error).or_else(|| self.trying().failed.clone())
     }
 
+    /// Whether an initialisation is under way.
+    pub(crate) fn is_trying(&self) -> bool {
+        self.trying().since.is_some()
+    }
+
     fn trying(&self) -> MutexGuard<'_, Trying> {
         // No foreign code runs under it, and it is whole at every unlock.
         self.trying.lock().unwrap_or_else(PoisonError::into_inner)

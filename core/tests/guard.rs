@@ -202,3 +202,19 @@ async fn a_guard_tells_how_its_pool_stands() {
     drop(waits.await.unwrap());
     assert_eq!(stands(), (Some(2), Some(2), 0, 0));
 }
+
+#[tokio::test]
+async fn who_waits_for_the_initialisation_is_counted_and_that_itself_is_not() {
+    let lifecycle = lifecycle();
+    let server = Server::new();
+    server.pause();
+    let db = lifecycle.guard(Memory::on(&server, "db"));
+    let mut waits = std::pin::pin!(db.get());
+    assert!(waits.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop())).is_pending());
+    tokio::task::yield_now().await;
+    let status = db.status();
+    assert_eq!((status.waiting, status.out), (1, 0));
+    server.resume();
+    drop(waits.await.unwrap());
+    assert_eq!((db.status().waiting, db.status().out), (0, 0));
+}

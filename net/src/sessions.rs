@@ -661,9 +661,10 @@ impl<P: Send + Sync + 'static> Session<P> {
         self.cut_with(self.driver.end());
     }
 
-    /// Nobody polls this driver any more, if it was not over before.
+    /// Nobody polls this driver any more, if it was not over before. Of one that was open a drain counts it, whoever cut it.
     fn cut_with(&self, driver: Option<Driver>) {
-        self.end_driver(driver, End::Uncounted);
+        let is_counted = self.opened.load(Ordering::SeqCst) && self.is_draining();
+        self.end_driver(driver, if is_counted { End::Cut(None) } else { End::Uncounted });
     }
 
     fn end_driver(&self, driver: Option<Driver>, end: End) {

@@ -343,6 +343,12 @@ impl winddown_core::adapter::Source for Closing<'_> {
         }
     }
 
+    fn all_returned(&self) {
+        // A caller that gave up while it waited may have left a connection in the closed pool.
+        let left = self.pool.retain(|_, _| false).removed;
+        self.sessions.state().returned.extend(left);
+    }
+
     fn stop_abandoned(&self, drain: &Drain) -> Option<tokio::time::Instant> {
         let Abandoned { interrupts, fresh, next } = self.sessions.abandoned(self.began, drain.grace());
         drain.count_cancelled(fresh);

@@ -98,7 +98,7 @@ impl Resource for Memcached {
         // From now on the pool drops what it has and what comes back.
         pool.close();
         // Ends each session when nobody has it any more, until all are over or the time is.
-        drain.sessions(pool.manager()).await?;
+        drain.sessions(&Draining(pool)).await?;
         drain.count(pool.manager().book.close(), 0);
         Ok(())
     }
@@ -133,18 +133,32 @@ fn failed(kind: ErrorKind, error: PoolError<io::Error>) -> Error {
     if is_passing { failed.retryable() } else { failed }
 }
 
-impl Source for Sessions {
+/// The sessions of a pool, as a drain ends them.
+struct Draining<'a>(&'a Pool<Sessions>);
+
+impl Draining<'_> {
+    fn book(&self) -> &Book {
+        &self.0.manager().book
+    }
+}
+
+impl Source for Draining<'_> {
     type Session = Session;
 
     fn news(&self, _: &Drain) -> News<Session> {
-        self.book.news()
+        self.book().news()
     }
 
     async fn changed(&self) {
-        self.book.changed.notified().await;
+        self.book().changed.notified().await;
     }
 
     fn close(&self, session: Session) -> impl Future<Output = ()> + Send + 'static {
         session.goodbye()
+    }
+
+    fn all_returned(&self) {
+        // A caller that gave up while it waited may have left a session in the closed pool.
+        drop(self.0.retain(|_, _| false));
     }
 }
