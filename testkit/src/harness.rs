@@ -372,3 +372,86 @@ impl fmt::Display for Need {
         })
     }
 }
+
+/// What a harness has in common with another one, which has the server: all but what is about the resource itself, and its [`secret`](Harness::secret).
+///
+/// `harness_of!(0);` inside of `impl Harness for Wrapped`, where the field `0` is the other harness, whose checkouts are the same.
+#[macro_export]
+macro_rules! harness_of {
+    ($field:tt) => {
+        async fn run(&self, checkout: &mut $crate::CheckoutOf<Self>, takes: ::std::time::Duration) -> $crate::Outcome {
+            self.$field.run(checkout, takes).await
+        }
+
+        async fn ping(&self, checkout: &mut $crate::CheckoutOf<Self>) -> $crate::Outcome {
+            self.$field.ping(checkout).await
+        }
+
+        async fn stranger(&self) -> $crate::Outcome<$crate::Stranger> {
+            self.$field.stranger().await
+        }
+
+        async fn rows(&self) -> $crate::Outcome<usize> {
+            self.$field.rows().await
+        }
+
+        async fn sessions(&self) -> $crate::Outcome<usize> {
+            self.$field.sessions().await
+        }
+
+        async fn running(&self) -> $crate::Outcome<usize> {
+            self.$field.running().await
+        }
+
+        async fn ask_anew(&self) -> $crate::Outcome {
+            self.$field.ask_anew().await
+        }
+
+        async fn pause(&self) -> $crate::Outcome {
+            self.$field.pause().await
+        }
+
+        async fn resume(&self) -> $crate::Outcome {
+            self.$field.resume().await
+        }
+
+        async fn kill(&self) -> $crate::Outcome {
+            self.$field.kill().await
+        }
+
+        async fn start_again(&self) -> $crate::Outcome {
+            self.$field.start_again().await
+        }
+
+        async fn partition(&self) -> $crate::Outcome {
+            self.$field.partition().await
+        }
+
+        async fn heal(&self) -> $crate::Outcome {
+            self.$field.heal().await
+        }
+
+        async fn slow(&self, by: ::std::time::Duration) -> $crate::Outcome {
+            self.$field.slow(by).await
+        }
+
+        async fn full(&self, full: bool) -> $crate::Outcome {
+            self.$field.full(full).await
+        }
+
+        async fn close_idle(&self) -> $crate::Outcome {
+            self.$field.close_idle().await
+        }
+
+        async fn complaints(&self) -> $crate::Outcome<::std::vec::Vec<::std::string::String>> {
+            self.$field.complaints().await
+        }
+
+        async fn end(self) -> $crate::Outcome {
+            self.$field.end().await
+        }
+    };
+}
+
+/// What a harness's methods return.
+pub type Outcome<T = ()> = Result<T, BoxError>;

@@ -37,7 +37,7 @@ pub use winddown_core;
 
 pub use crate::{
     directed::{Directed, Director, Point},
-    harness::{CheckoutOf, Harness, InProcess, Need, ServerUse, Setup},
+    harness::{CheckoutOf, Harness, InProcess, Need, Outcome, ServerUse, Setup},
     logs::LogSearch,
     servers::{Leasable, Leased, Servers, gone},
     stranger::Stranger,

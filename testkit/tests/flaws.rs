@@ -18,7 +18,7 @@ use winddown_core::{
     adapter::Drain,
     memory::{Memory, MemoryPool, MemorySession},
 };
-use winddown_testkit::{Case, Harness, Need, ServerUse, Setup, Stranger, Suite, cases, scene::QUICK};
+use winddown_testkit::{Case, Harness, Need, ServerUse, Setup, Suite, cases, scene::QUICK};
 
 /// What is wrong with an [`Account`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -334,77 +334,11 @@ impl<const FLAW: u8> Harness for With<FLAW> {
         account
     }
 
-    async fn run(&self, session: &mut MemorySession, takes: Duration) -> Result<(), BoxError> {
-        self.0.run(session, takes).await
-    }
-
-    async fn ping(&self, session: &mut MemorySession) -> Result<(), BoxError> {
-        self.0.ping(session).await
-    }
-
-    async fn stranger(&self) -> Result<Stranger, BoxError> {
-        self.0.stranger().await
-    }
-
-    async fn rows(&self) -> Result<usize, BoxError> {
-        self.0.rows().await
-    }
-
-    async fn sessions(&self) -> Result<usize, BoxError> {
-        self.0.sessions().await
-    }
-
-    async fn running(&self) -> Result<usize, BoxError> {
-        self.0.running().await
-    }
-
-    async fn pause(&self) -> Result<(), BoxError> {
-        self.0.pause().await
-    }
-
-    async fn resume(&self) -> Result<(), BoxError> {
-        self.0.resume().await
-    }
-
-    async fn kill(&self) -> Result<(), BoxError> {
-        self.0.kill().await
-    }
-
-    async fn start_again(&self) -> Result<(), BoxError> {
-        self.0.start_again().await
-    }
-
-    async fn partition(&self) -> Result<(), BoxError> {
-        self.0.partition().await
-    }
-
-    async fn heal(&self) -> Result<(), BoxError> {
-        self.0.heal().await
-    }
-
-    async fn slow(&self, by: Duration) -> Result<(), BoxError> {
-        self.0.slow(by).await
-    }
-
-    async fn full(&self, full: bool) -> Result<(), BoxError> {
-        self.0.full(full).await
-    }
-
-    async fn close_idle(&self) -> Result<(), BoxError> {
-        self.0.close_idle().await
-    }
-
-    async fn complaints(&self) -> Result<Vec<String>, BoxError> {
-        self.0.complaints().await
-    }
-
     fn secret(&self) -> Option<&str> {
         Some(PASSWORD)
     }
 
-    async fn end(self) -> Result<(), BoxError> {
-        self.0.end().await
-    }
+    winddown_testkit::harness_of!(0);
 }
 
 fn case<const FLAW: u8>(name: &str) -> Case<With<FLAW>> {

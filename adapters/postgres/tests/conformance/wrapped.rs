@@ -1,14 +1,10 @@
 //! A pool that the application has built, on PostgreSQL, as a harness.
 
-use std::time::Duration;
-
 use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
 use tokio::sync::Mutex;
 use winddown_core::{BoxError, Error};
 use winddown_postgres::{Config, Postgres, tokio_postgres::NoTls};
-use winddown_testkit::{
-    CheckoutOf, Harness, InProcess, Need, ServerUse, Setup, Stranger, containers::Container, proxy::Proxy,
-};
+use winddown_testkit::{Harness, InProcess, Need, ServerUse, Setup, containers::Container, proxy::Proxy};
 
 use crate::server::{PostgreSql, Seventeen};
 
@@ -46,30 +42,6 @@ impl Harness for WrappedPool {
         Postgres::wrap(pool(self.0.tenant.config(self.0.address(), setup), recycling))
     }
 
-    async fn run(&self, client: &mut CheckoutOf<Self>, takes: Duration) -> Result<(), BoxError> {
-        self.0.run(client, takes).await
-    }
-
-    async fn ping(&self, client: &mut CheckoutOf<Self>) -> Result<(), BoxError> {
-        self.0.ping(client).await
-    }
-
-    async fn stranger(&self) -> Result<Stranger, BoxError> {
-        self.0.stranger().await
-    }
-
-    async fn rows(&self) -> Result<usize, BoxError> {
-        self.0.rows().await
-    }
-
-    async fn sessions(&self) -> Result<usize, BoxError> {
-        self.0.sessions().await
-    }
-
-    async fn running(&self) -> Result<usize, BoxError> {
-        self.0.running().await
-    }
-
     fn container(&self) -> Option<&Mutex<Container>> {
         self.0.container()
     }
@@ -78,29 +50,11 @@ impl Harness for WrappedPool {
         self.0.proxy()
     }
 
-    async fn ask_anew(&self) -> Result<(), BoxError> {
-        self.0.ask_anew().await
-    }
-
-    async fn full(&self, full: bool) -> Result<(), BoxError> {
-        self.0.full(full).await
-    }
-
-    async fn close_idle(&self) -> Result<(), BoxError> {
-        self.0.close_idle().await
-    }
-
-    async fn complaints(&self) -> Result<Vec<String>, BoxError> {
-        self.0.complaints().await
-    }
-
     fn secret(&self) -> Option<&str> {
         self.0.secret()
     }
 
-    async fn end(self) -> Result<(), BoxError> {
-        self.0.end().await
-    }
+    winddown_testkit::harness_of!(0);
 }
 
 #[cfg(feature = "buffer")]

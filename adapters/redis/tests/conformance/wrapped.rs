@@ -18,7 +18,7 @@ use winddown_core::{
     adapter::{Drain, Latency},
 };
 use winddown_redis::{Config, Connection, Existing, Pool, Redis, redis};
-use winddown_testkit::{CheckoutOf, Harness, Need, ServerUse, Setup, Stranger};
+use winddown_testkit::{Harness, Need, ServerUse, Setup};
 
 #[cfg(feature = "cluster")]
 use crate::cluster::RedisCluster;
@@ -217,75 +217,9 @@ impl<F: Form> Harness for Wrapped<F> {
         Built::new(F::config(&self.0, setup))
     }
 
-    async fn run(&self, connection: &mut CheckoutOf<Self>, takes: Duration) -> Result<(), BoxError> {
-        self.0.run(connection, takes).await
-    }
-
-    async fn ping(&self, connection: &mut CheckoutOf<Self>) -> Result<(), BoxError> {
-        self.0.ping(connection).await
-    }
-
-    async fn stranger(&self) -> Result<Stranger, BoxError> {
-        self.0.stranger().await
-    }
-
-    async fn rows(&self) -> Result<usize, BoxError> {
-        self.0.rows().await
-    }
-
-    async fn sessions(&self) -> Result<usize, BoxError> {
-        self.0.sessions().await
-    }
-
-    async fn running(&self) -> Result<usize, BoxError> {
-        self.0.running().await
-    }
-
-    async fn ask_anew(&self) -> Result<(), BoxError> {
-        self.0.ask_anew().await
-    }
-
-    async fn pause(&self) -> Result<(), BoxError> {
-        self.0.pause().await
-    }
-
-    async fn resume(&self) -> Result<(), BoxError> {
-        self.0.resume().await
-    }
-
-    async fn kill(&self) -> Result<(), BoxError> {
-        self.0.kill().await
-    }
-
-    async fn start_again(&self) -> Result<(), BoxError> {
-        self.0.start_again().await
-    }
-
-    async fn partition(&self) -> Result<(), BoxError> {
-        self.0.partition().await
-    }
-
-    async fn heal(&self) -> Result<(), BoxError> {
-        self.0.heal().await
-    }
-
-    async fn slow(&self, by: Duration) -> Result<(), BoxError> {
-        self.0.slow(by).await
-    }
-
-    async fn full(&self, full: bool) -> Result<(), BoxError> {
-        self.0.full(full).await
-    }
-
-    async fn close_idle(&self) -> Result<(), BoxError> {
-        self.0.close_idle().await
-    }
-
     fn secret(&self) -> Option<&str> {
         self.0.secret()
     }
 
-    async fn end(self) -> Result<(), BoxError> {
-        self.0.end().await
-    }
+    winddown_testkit::harness_of!(0);
 }

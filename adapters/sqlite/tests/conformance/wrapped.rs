@@ -1,13 +1,11 @@
 //! A pool that the application has built as a harness, on the same file.
 
-use std::time::Duration;
-
 use winddown_core::BoxError;
 use winddown_sqlite::{
-    Connection, Sqlite,
+    Sqlite,
     deadpool_sqlite::{Config, Runtime},
 };
-use winddown_testkit::{Harness, Need, ServerUse, Setup, Stranger};
+use winddown_testkit::{Harness, Need, ServerUse, Setup};
 
 use crate::server::Embedded;
 
@@ -43,35 +41,5 @@ impl Harness for WrappedPool {
         Sqlite::wrap(config.create_pool(Runtime::Tokio1).expect("the configuration is one"))
     }
 
-    async fn run(&self, connection: &mut Connection, takes: Duration) -> Result<(), BoxError> {
-        self.0.run(connection, takes).await
-    }
-
-    async fn ping(&self, connection: &mut Connection) -> Result<(), BoxError> {
-        self.0.ping(connection).await
-    }
-
-    async fn stranger(&self) -> Result<Stranger, BoxError> {
-        self.0.stranger().await
-    }
-
-    async fn rows(&self) -> Result<usize, BoxError> {
-        self.0.rows().await
-    }
-
-    async fn sessions(&self) -> Result<usize, BoxError> {
-        self.0.sessions().await
-    }
-
-    async fn running(&self) -> Result<usize, BoxError> {
-        self.0.running().await
-    }
-
-    async fn complaints(&self) -> Result<Vec<String>, BoxError> {
-        self.0.complaints().await
-    }
-
-    async fn end(self) -> Result<(), BoxError> {
-        self.0.end().await
-    }
+    winddown_testkit::harness_of!(0);
 }
