@@ -661,10 +661,9 @@ impl<P: Send + Sync + 'static> Session<P> {
         self.cut_with(self.driver.end());
     }
 
-    /// Nobody polls this driver any more, if it was not over before. Of one that was open a drain counts it, whoever cut it.
+    /// Nobody polls this driver any more, if it was not over before.
     fn cut_with(&self, driver: Option<Driver>) {
-        let is_counted = self.opened.load(Ordering::SeqCst) && self.is_draining();
-        self.end_driver(driver, if is_counted { End::Cut(None) } else { End::Uncounted });
+        self.end_driver(driver, End::Uncounted);
     }
 
     fn end_driver(&self, driver: Option<Driver>, end: End) {
