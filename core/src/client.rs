@@ -7,7 +7,12 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use crate::{Checkouts, Error, ErrorKind, Resource, drain::Drain, error::BoxError, resource::Size};
+use crate::{
+    Checkouts, Error, ErrorKind, Resource,
+    drain::{Drain, Ends},
+    error::BoxError,
+    resource::Size,
+};
 
 type Running<T> = Pin<Box<dyn Future<Output = Result<T, BoxError>> + Send>>;
 type Call<C> = Box<dyn Fn(C) -> Running<()> + Send + Sync>;
@@ -192,8 +197,7 @@ impl<C: Clone + Send + Sync + 'static, K: Send + Sync + 'static> Resource for Cl
         let Some(close) = &self.close else {
             self.flush(client).await?;
             // Nobody says goodbye for it. It ends with the process, and is no failure of the drain.
-            drain.count_unconfirmed(open().unwrap_or(1));
-            drain.set_open(0);
+            drain.count(Ends { unconfirmed: open().unwrap_or(1), ..Ends::default() }, 0);
             return Ok(());
         };
         let is_closed = AtomicBool::new(false);

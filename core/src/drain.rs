@@ -153,27 +153,6 @@ impl Drain {
     pub fn count_cancelled(&self, statements: usize) {
         self.tally.change(|known| known.sessions.cancelled += statements as u64);
     }
-
-    /// Waits for all of these, each of which asks the server to stop one statement, and counts those that succeed when
-    /// they do.
-    ///
-    /// # Cancel safety
-    /// Those that are not over are aborted when it is dropped; what was counted stands.
-    ///
-    /// # Errors
-    /// The error of the last one that failed.
-    pub async fn await_cancels(&self, mut asking: JoinSet<Result<(), Error>>) -> Result<(), Error> {
-        let mut result = Ok(());
-        while let Some(asked) = asking.join_next().await {
-            let panicked =
-                |error| Error::new(ErrorKind::Panicked, "cancelling a statement panicked").with_source(error);
-            match asked.unwrap_or_else(|error| Err(panicked(error))) {
-                Ok(()) => self.count_cancelled(1),
-                Err(error) => result = Err(error),
-            }
-        }
-        result
-    }
 }
 
 impl Drain {

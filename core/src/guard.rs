@@ -155,11 +155,9 @@ impl<R: Checkouts> ShutdownGuard<R> {
     #[track_caller]
     pub fn try_get(&self) -> Result<Option<Checkout<R>>, Error> {
         let slot = self.slot.now();
-        let Some(pool) = slot.pool() else {
+        let idle = |pool| slot.resource().size(pool).and_then(|size| size.idle);
+        if slot.pool().is_none_or(|pool| idle(pool) == Some(0)) {
             // Refused all the same once it drains.
-            return Ticket::of_checkout(slot, Location::caller()).map(|_| None);
-        };
-        if slot.resource().size(pool).and_then(|size| size.idle) == Some(0) {
             return Ticket::of_checkout(slot, Location::caller()).map(|_| None);
         }
         match pin!(self.get()).poll(&mut Context::from_waker(Waker::noop())) {

@@ -11,7 +11,7 @@ use std::{
 };
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
-use winddown_core::{Client, ErrorKind, Lifecycle, Outcome, Retry};
+use winddown_core::{Checkouts, Client, ErrorKind, Lifecycle, Outcome, Retry, ShutdownGuard};
 
 /// A pool as drivers have them: closing waits for what is out, and has no limit.
 #[derive(Clone)]
@@ -45,14 +45,19 @@ fn lifecycle() -> Lifecycle {
     Lifecycle::builder().signals(false).budget(Duration::from_secs(2)).retry(Retry::never()).build().unwrap()
 }
 
-#[tokio::test]
-async fn s6_what_it_closes_is_called_unconfirmed_and_is_no_failure() {
-    let lifecycle = lifecycle();
+/// A pool with all that can be said of it.
+fn orders(lifecycle: &Lifecycle) -> ShutdownGuard<impl Checkouts<Checkout = OwnedSemaphorePermit> + use<>> {
     let client = Client::new("orders", Pool::connect)
         .checkout(|pool| async move { pool.acquire().await })
         .open(Pool::size)
         .close(|pool| async move { pool.close().await });
-    let orders = lifecycle.guard(client);
+    lifecycle.guard(client)
+}
+
+#[tokio::test]
+async fn s6_what_it_closes_is_called_unconfirmed_and_is_no_failure() {
+    let lifecycle = lifecycle();
+    let orders = orders(&lifecycle);
     drop(orders.get().await.unwrap());
     assert_eq!(orders.status().size, Some(3));
     let report = lifecycle.drain().await;
@@ -66,11 +71,7 @@ async fn s6_what_it_closes_is_called_unconfirmed_and_is_no_failure() {
 #[tokio::test]
 async fn l1_what_does_not_close_is_cut_by_the_deadline() {
     let lifecycle = lifecycle();
-    let client = Client::new("orders", Pool::connect)
-        .checkout(|pool| async move { pool.acquire().await })
-        .open(Pool::size)
-        .close(|pool| async move { pool.close().await });
-    let orders = lifecycle.guard(client);
+    let orders = orders(&lifecycle);
     let held = orders.get().await.unwrap();
     let report = lifecycle.drain().await;
     assert!(report.took < report.budget, "{report}");
@@ -83,11 +84,7 @@ async fn l1_what_does_not_close_is_cut_by_the_deadline() {
 #[tokio::test]
 async fn l3_it_is_closed_as_soon_as_its_last_checkout_is_back() {
     let lifecycle = lifecycle();
-    let client = Client::new("orders", Pool::connect)
-        .checkout(|pool| async move { pool.acquire().await })
-        .open(Pool::size)
-        .close(|pool| async move { pool.close().await });
-    let orders = lifecycle.guard(client);
+    let orders = orders(&lifecycle);
     let held = orders.get().await.unwrap();
     lifecycle.begin_drain();
     drop(held);

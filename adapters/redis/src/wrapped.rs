@@ -419,8 +419,7 @@ impl Wrapped {
         let stays_closed = |session: &Known| session.is_resp2.unwrap_or_else(|| self.is_resp2());
         let stay_closed = if sessions.is_empty() { self.is_resp2() } else { sessions.iter().all(stays_closed) };
         if self.form != Form::Multiplexed && !stay_closed {
-            drain.set_open(0);
-            drain.count_unconfirmed(count);
+            drain.count(Ends { unconfirmed: count, ..Ends::default() }, 0);
             let text =
                 "its driver would connect anew at once if the server were told goodbye: it ends with the process";
             drain.reason(text.to_owned());
@@ -442,8 +441,7 @@ impl Wrapped {
             ends.record(if is_closed { End::Closed } else { End::Unconfirmed });
             drain.count(ends, left);
         }
-        drain.set_open(0);
-        drain.count_unconfirmed(left);
+        drain.count(Ends { unconfirmed: left, ..Ends::default() }, 0);
     }
 
     /// Whether the server is seen to list this session no more.
@@ -506,11 +504,12 @@ impl Wrapped {
             Silent::Late => drain.note(&Error::new(ErrorKind::Incomplete, format!("{unknown}: no answer in time"))),
         }
         if sessions.is_empty() {
-            drain.set_open(0);
-            match silent {
-                Silent::Over(_) => drain.count_unconfirmed(1),
-                Silent::Late => drain.count_cut(1),
-            }
+            let mut ends = Ends::default();
+            ends.record(match silent {
+                Silent::Over(_) => End::Unconfirmed,
+                Silent::Late => End::Cut(None),
+            });
+            drain.count(ends, 0);
             return;
         }
         let ending = async {
