@@ -11,13 +11,15 @@ pub mod sessions;
 mod socket;
 mod spare;
 pub mod tls;
+mod transport;
 
 #[cfg(feature = "tls")]
 pub use rustls;
 
 pub use crate::{
-    endpoint::{Endpoint, lookup},
+    endpoint::{Connector, Endpoint, Server},
     orphans::{run_apart, runtime_is_ending},
     sessions::{Draining, Driver, Held, Session, Sessions, Stop},
     socket::{Address, Link, Options, Socket, dial},
+    transport::Transport,
 };

@@ -4,7 +4,7 @@
 //! another runtime while a connection is using it.
 
 use std::{
-    io,
+    fmt, io,
     mem::{self, MaybeUninit},
     net::{Shutdown, SocketAddr},
     path::PathBuf,
@@ -31,6 +31,15 @@ pub enum Address {
     Tcp(SocketAddr),
     /// The socket's path.
     Unix(PathBuf),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => fmt::Display::fmt(address, f),
+            Self::Unix(path) => fmt::Display::fmt(&path.display(), f),
+        }
+    }
 }
 
 /// How a socket is set up.

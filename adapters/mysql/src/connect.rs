@@ -4,7 +4,6 @@ use std::{
     fmt,
     future::ready,
     io,
-    net::SocketAddr,
     ops::{Deref, DerefMut},
     pin::pin,
     sync::{
@@ -16,18 +15,19 @@ use std::{
 
 use deadpool::managed::{self, Metrics, Object, RecycleError, RecycleResult};
 use mysql_async::{Conn, Opts, OptsBuilder, consts::StatusFlags, prelude::Queryable as _};
-use tokio::{net::lookup_host, runtime::Handle, sync::oneshot, time::timeout};
+use tokio::{runtime::Handle, sync::oneshot, time::timeout};
 use winddown_core::{
     CredentialsProvider, Error, ErrorKind,
-    adapter::{IdleCheck, Outdated, credentials},
+    adapter::{IdleCheck, Opening, Outdated, credentials},
 };
+use winddown_net::{Address, Endpoint, Options, Server};
 
 use crate::{
     error,
     home::{self, Home, Separately},
     origin::introduce,
     runtimes::{self, Life, Runtimes},
-    sessions::{Key, LEAVE_PATIENCE, Opening, Sessions},
+    sessions::{BeingOpened, Key, LEAVE_PATIENCE, Sessions},
     watcher::{self, Sight},
 };
 
@@ -48,51 +48,22 @@ const REOPEN_PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::f
 /// goodbye to, one that is mute is not.
 const LATE_PATIENCE: Duration = Duration::from_secs(3);
 
-/// Where a server listens.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Address {
-    Tcp(SocketAddr),
-    /// The socket's path.
-    Unix(String),
-}
-
-impl fmt::Display for Address {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tcp(address) => fmt::Display::fmt(address, f),
-            Self::Unix(path) => f.write_str(path),
-        }
-    }
-}
-
-/// What all steps of opening one session may take together, if there is a limit.
-pub(crate) struct Limit(Option<winddown_core::adapter::Opening>);
-
-impl Limit {
-    /// Begins now, with this address, for errors.
-    pub(crate) fn of(whom: impl fmt::Display, limit: Option<Duration>) -> Self {
-        Self(limit.map(|limit| winddown_core::adapter::Opening::of(whom, limit)))
-    }
-
-    /// Does one step. Its error where the limit was there first is that of a connection: another address may do.
-    pub(crate) async fn step<T, E: From<io::Error>>(
-        &self,
-        step: &str,
-        doing: impl Future<Output = Result<T, E>>,
-    ) -> Result<T, E> {
-        let Some(opening) = &self.0 else { return doing.await };
-        match opening.step(step, doing).await {
-            Ok(result) => result,
-            Err(late) => Err(io::Error::new(io::ErrorKind::TimedOut, late).into()),
-        }
-    }
+/// Does one step of opening a session. Its error where the limit was there first is that of a connection: another address may do.
+pub(crate) async fn in_time<T, E: From<io::Error>>(
+    limit: &Opening,
+    step: &str,
+    doing: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    let late = |late| Err(io::Error::new(io::ErrorKind::TimedOut, late).into());
+    limit.step(step, doing).await.unwrap_or_else(late)
 }
 
 /// Opens sessions and enters them in the book.
 pub(crate) struct Connector {
     pub(crate) sessions: Arc<Sessions>,
     pub(crate) opts: Opts,
-    pub(crate) connect_timeout: Option<Duration>,
+    /// How long opening a session with one address may take.
+    pub(crate) limit: Duration,
     /// Which sessions are to be replaced without being asked.
     pub(crate) outdated: Outdated,
     pub(crate) runtimes: Runtimes,
@@ -111,9 +82,10 @@ impl Connector {
         credentials: Option<Arc<dyn CredentialsProvider>>,
         connect_timeout: Option<Duration>,
     ) -> Self {
+        let limit = connect_timeout.unwrap_or(Duration::MAX);
         let (outdated, took_writes) = (Outdated::default(), AtomicBool::new(false));
         let (max_packet, runtimes, separately) = (AtomicUsize::new(0), Runtimes::default(), Separately::default());
-        Self { sessions, opts, connect_timeout, outdated, runtimes, separately, credentials, took_writes, max_packet }
+        Self { sessions, opts, limit, outdated, runtimes, separately, credentials, took_writes, max_packet }
     }
 
     /// The options, with the credentials for a new session in them.
@@ -157,54 +129,42 @@ impl Connector {
             .unwrap_or_else(|_| Err(Error::new(ErrorKind::Init, "the runtime ended while a session was opened")))
     }
 
-    /// Tries each address of the host.
-    async fn connect(self: &Arc<Self>, opening: &Opening, opts: &Opts) -> Result<Session, Error> {
-        let mut last = None;
-        for address in self.addresses(opts).await? {
-            match self.connect_to(&address, opening, opts).await {
-                Ok(session) => return Ok(session),
-                Err(failure) if error::is_connection(&failure) => last = Some((address, failure)),
-                Err(failure) => {
-                    if error::is_full(&failure) {
-                        self.sessions.found_full(None);
-                    }
-                    return Err(error::open(failure));
-                }
-            }
-        }
-        Err(match last {
-            Some((address, failure)) => error::late(&failure)
-                .cloned()
-                .unwrap_or_else(|| error::error(ErrorKind::Init, format!("cannot reach {address}"), failure)),
-            None => Error::new(ErrorKind::Init, "the host's name has no address").retryable(),
-        })
+    /// How the server is reached, by the driver's own sockets.
+    fn kit(&self) -> winddown_net::Connector {
+        winddown_net::Connector { options: Options::default(), limit: self.limit, shuffles: false }
     }
 
-    async fn addresses(&self, opts: &Opts) -> Result<Vec<Address>, Error> {
-        let limit = Limit::of(opts.ip_or_hostname(), self.connect_timeout);
-        let found = limit.step("looking up the host", addresses(opts)).await;
-        found.map_err(|source| {
-            let late = source.get_ref().and_then(|late| late.downcast_ref::<Error>()).cloned();
-            late.unwrap_or_else(|| {
-                let text = format!("cannot look up the host {}", opts.ip_or_hostname());
-                Error::new(ErrorKind::Init, text).with_source(source).retryable()
-            })
-        })
+    /// Tries each address of the host.
+    async fn connect(self: &Arc<Self>, opening: &BeingOpened, opts: &Opts) -> Result<Session, Error> {
+        let opening = async |at: Endpoint| match self.connect_to(&at.address, opening, opts).await {
+            Ok(session) => Ok(Ok(session)),
+            Err(failure) if error::is_connection(&failure) => Err(error::late(&failure)
+                .cloned()
+                .unwrap_or_else(|| error::error(ErrorKind::Init, format!("cannot reach {at}"), failure))),
+            // It was reached, and has answered.
+            Err(failure) => {
+                if error::is_full(&failure) {
+                    self.sessions.found_full(None);
+                }
+                Ok(Err(error::open(failure)))
+            }
+        };
+        self.kit().open([server(opts)], opening).await?
     }
 
     async fn connect_to(
         self: &Arc<Self>,
         address: &Address,
-        opening: &Opening,
+        opening: &BeingOpened,
         opts: &Opts,
     ) -> Result<Session, mysql_async::Error> {
-        let limit = Limit::of(address, self.connect_timeout);
+        let limit = Opening::of(address, self.limit);
         let max_packet = self.max_packet.load(Ordering::Relaxed);
         let mut builder = at(address, opts);
         if max_packet > 0 && opts.max_allowed_packet().is_none() {
             builder = builder.max_allowed_packet(Some(max_packet));
         }
-        let conn = limit.step("connecting, up to the end of the login,", Conn::new(builder)).await?;
+        let conn = in_time(&limit, "connecting, up to the end of the login,", Conn::new(builder)).await?;
         let key = opening.enter(address, opts, conn.id());
         tracing::debug!(session = key.id, %address, "opened a session");
         let mut session = Session {
@@ -217,9 +177,9 @@ impl Connector {
             home: Arc::new(Home::by(opts)),
             connector: Arc::clone(self),
         };
-        limit.step("setting the session up", home::set_up(&mut session, opts)).await?;
-        limit.step("asking the server which one it is", self.identify(opening, key, &mut session)).await?;
-        let home = limit.step("asking for the database and the roles", Home::of(&mut session)).await?;
+        in_time(&limit, "setting the session up", home::set_up(&mut session, opts)).await?;
+        in_time(&limit, "asking the server which one it is", self.identify(opening, key, &mut session)).await?;
+        let home = in_time(&limit, "asking for the database and the roles", Home::of(&mut session)).await?;
         self.took_writes.fetch_or(!home.is_read_only, Ordering::Relaxed);
         session.home = Arc::new(home);
         let known = Some(self.max_packet.load(Ordering::Relaxed)).filter(|known| *known > 0);
@@ -228,7 +188,7 @@ impl Connector {
     }
 
     /// Whose number it is: behind one address there may be several servers, and a proxy has numbers of its own.
-    async fn identify(&self, opening: &Opening, key: Key, conn: &mut Conn) -> Result<(), mysql_async::Error> {
+    async fn identify(&self, opening: &BeingOpened, key: Key, conn: &mut Conn) -> Result<(), mysql_async::Error> {
         let introduced = introduce(conn).await?;
         if let Some(max_packet) = introduced.max_packet {
             self.max_packet.store(max_packet, Ordering::Relaxed);
@@ -252,8 +212,8 @@ impl Connector {
             return Ok(());
         }
         let Some(opening) = self.sessions.begin_opening() else { return Ok(()) };
-        let Some(address) = self.addresses(&self.opts).await?.into_iter().next() else { return Ok(()) };
-        let key = opening.enter(&address, &self.opts, conn.id());
+        let Some(at) = self.kit().endpoints(&server(&self.opts)).await?.into_iter().next() else { return Ok(()) };
+        let key = opening.enter(&at.address, &self.opts, conn.id());
         let failed = |failure| error::error(ErrorKind::Checkout, "the connection does not answer", failure);
         self.identify(&opening, key, conn).await.map_err(failed)
     }
@@ -275,20 +235,17 @@ pub(crate) fn at(address: &Address, opts: &Opts) -> OptsBuilder {
             let host = opts.ip_or_hostname().trim_matches(['[', ']']).to_owned();
             builder.ip_or_hostname(host).resolved_ips(Some(vec![address.ip()])).tcp_port(address.port())
         }
-        Address::Unix(path) => builder.socket(Some(path.clone())),
+        Address::Unix(path) => builder.socket(Some(path.to_string_lossy())),
     }
 }
 
-async fn addresses(opts: &Opts) -> io::Result<Vec<Address>> {
+/// The one that the options name.
+fn server(opts: &Opts) -> Server {
     if let Some(path) = opts.socket() {
-        return Ok(vec![Address::Unix(path.to_owned())]);
+        return Server::Unix(path.into());
     }
-    let port = opts.tcp_port();
-    if let Some(resolved) = opts.resolved_ips() {
-        return Ok(resolved.iter().map(|ip| Address::Tcp((*ip, port).into())).collect());
-    }
-    let host = opts.ip_or_hostname().trim_matches(['[', ']']);
-    Ok(lookup_host((host, port)).await?.map(Address::Tcp).collect())
+    let host = opts.ip_or_hostname().trim_matches(['[', ']']).to_owned();
+    Server::Tcp { host, port: opts.tcp_port(), at: opts.resolved_ips().clone().unwrap_or_default() }
 }
 
 /// What the pool asks for connections.

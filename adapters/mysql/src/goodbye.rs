@@ -381,7 +381,7 @@ impl<'a> Way<'a> {
             connector.sessions.spare.let_go();
         }
         loop {
-            match Watcher::open(&server.address, opts, connector.connect_timeout).await {
+            match Watcher::open(&server.address, opts, connector.limit).await {
                 // Sessions that end give theirs back.
                 Err(failure) if error::is_out_of_descriptors(&failure) && is_draining && !wanted.borrow().cut => {
                     sleep(FULL_PAUSE).await;

@@ -11,7 +11,9 @@ use tokio::{
     task::JoinHandle,
 };
 
-use crate::connect::{Address, at};
+use winddown_net::Address;
+
+use crate::connect::at;
 
 /// Carries what goes between the driver and the server, until both have closed.
 pub(crate) struct Relay {
@@ -43,7 +45,7 @@ impl Relay {
                 let near = std::env::temp_dir().join(format!("winddown-{:016x}.sock", fastrand::u64(..)));
                 let listener = UnixListener::bind(&near)?;
                 let file = File(near);
-                let near = Address::Unix(file.0.to_string_lossy().into_owned());
+                let near = Address::Unix(file.0.clone());
                 let relay = Self::start(far, async move {
                     let (near, _) = listener.accept().await?;
                     drop(file);

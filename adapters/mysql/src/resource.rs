@@ -8,12 +8,12 @@ use mysql_async::{Opts, OptsBuilder, Pool as DriverPool, prelude::Queryable as _
 use rustls::crypto::{CryptoProvider, ring};
 use winddown_core::{
     Capabilities, Checkouts, Error, ErrorKind, Resource,
-    adapter::{Drain, IdleCheck, Latency, Size, client_name},
+    adapter::{Drain, IdleCheck, Latency, Opening, Size, client_name},
 };
 
 use crate::{
     config::Config,
-    connect::{Connection, Connector, Limit, Manager, Pool},
+    connect::{Connection, Connector, Manager, Pool, in_time},
     error, goodbye,
     sessions::Sessions,
     wrapped::Wrapped,
@@ -117,8 +117,8 @@ impl Resource for Mysql {
         let pool = self.open_pool()?;
         let mut connection = pool.get().await.map_err(error::first)?;
         let asked = Instant::now();
-        let limit = Limit::of(self.address().unwrap_or_default(), self.config.connect_timeout);
-        limit.step("the first answer", connection.ping()).await.map_err(error::open)?;
+        let limit = Opening::of(self.address().unwrap_or_default(), pool.manager().connector.limit);
+        in_time(&limit, "the first answer", connection.ping()).await.map_err(error::open)?;
         self.sessions.latency.saw(asked.elapsed());
         connection.is_as_opened();
         Ok(pool)

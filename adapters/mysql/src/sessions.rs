@@ -26,9 +26,10 @@ use winddown_core::{
     Error, ErrorKind,
     adapter::{End, Ends, Latency, SpareDescriptors},
 };
+use winddown_net::Address;
 
 use crate::{
-    connect::{Address, Connection},
+    connect::Connection,
     error,
     origin::{Origin, Relation},
     watcher::Listed,
@@ -250,7 +251,7 @@ impl Sessions {
     }
 
     /// A session is about to be opened; `None` when it is too late for that.
-    pub(crate) fn begin_opening(self: &Arc<Self>) -> Option<Opening> {
+    pub(crate) fn begin_opening(self: &Arc<Self>) -> Option<BeingOpened> {
         if self.is_open() {
             self.spare.keep();
         }
@@ -259,7 +260,7 @@ impl Sessions {
             return None;
         }
         state.opening += 1;
-        Some(Opening { began: Instant::now(), sessions: Arc::clone(self), has_entered: AtomicBool::new(false) })
+        Some(BeingOpened { began: Instant::now(), sessions: Arc::clone(self), has_entered: AtomicBool::new(false) })
     }
 
     /// The sessions that the driver has dropped from this server, if they are so many that it should be asked which of
@@ -688,13 +689,13 @@ fn ended_by_server() -> Error {
 }
 
 /// A session that is being opened.
-pub(crate) struct Opening {
+pub(crate) struct BeingOpened {
     began: Instant,
     sessions: Arc<Sessions>,
     has_entered: AtomicBool,
 }
 
-impl Opening {
+impl BeingOpened {
     /// Whether its session is in the book.
     pub(crate) fn has_entered(&self) -> bool {
         // Relaxed: only who enters it asks.
@@ -740,7 +741,7 @@ impl Opening {
     }
 }
 
-impl Drop for Opening {
+impl Drop for BeingOpened {
     fn drop(&mut self) {
         self.sessions.state().opening -= 1;
         self.sessions.changed.notify_one();

@@ -10,10 +10,11 @@ use mysql_async::{
     prelude::{FromRow, Queryable},
 };
 use tokio::time::sleep;
-use winddown_core::{Error, ErrorKind};
+use winddown_core::{Error, ErrorKind, adapter::Opening};
+use winddown_net::Address;
 
 use crate::{
-    connect::{Address, Limit},
+    connect::in_time,
     error::{self, error},
     origin::{Origin, Relation, introduce},
     relay::Relay,
@@ -140,14 +141,10 @@ pub(crate) struct Watcher {
 }
 
 impl Watcher {
-    pub(crate) async fn open(
-        address: &Address,
-        opts: &Opts,
-        limit: Option<Duration>,
-    ) -> Result<Self, mysql_async::Error> {
+    pub(crate) async fn open(address: &Address, opts: &Opts, limit: Duration) -> Result<Self, mysql_async::Error> {
         // What comes then has the limit of whoever asks, a drain for one: a server that is slow is worth the time that is there.
-        let connecting = Limit::of(address, limit);
-        let (builder, mut relay) = connecting.step("connecting", Relay::to(address, opts)).await?;
+        let connecting = Opening::of(address, limit);
+        let (builder, mut relay) = in_time(&connecting, "connecting", Relay::to(address, opts)).await?;
         let builder = builder.db_name(None::<String>).compression(None).max_allowed_packet(Some(16 * 1024 * 1024));
         let mut conn =
             Conn::new(builder).await.map_err(|failure| relay.failure().map_or(failure, mysql_async::Error::from))?;

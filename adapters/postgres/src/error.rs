@@ -6,6 +6,8 @@ use deadpool_postgres::PoolError;
 use tokio_postgres::error::SqlState;
 use winddown_core::{BoxError, Error, ErrorKind};
 
+use crate::{sessions::driver_error, tls::refused};
+
 /// The error of this kind and message, with the driver's as its source. Worth another try where
 /// the server is full, starts or stops, or cannot be reached.
 pub(crate) fn error(kind: ErrorKind, message: impl Into<Cow<'static, str>>, source: Failure) -> Error {
@@ -73,6 +75,15 @@ impl Failure {
         }
     }
 
+    /// As the driver's pool wants it.
+    pub(crate) async fn into_driver(self) -> tokio_postgres::Error {
+        match self {
+            Self::Postgres(error) => error,
+            Self::Ours(error) => driver_error(refused(error)).await,
+            Self::Other(error) => driver_error(io::Error::other(error)).await,
+        }
+    }
+
     fn into_source(self) -> BoxError {
         match self {
             Self::Postgres(error) => error.into(),
@@ -95,6 +106,12 @@ impl From<tokio_postgres::Error> for Failure {
             Some(ours) => Self::Ours(ours.clone()),
             None => Self::Postgres(error),
         }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Ours(error)
     }
 }
 

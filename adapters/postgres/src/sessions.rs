@@ -86,7 +86,7 @@ pub(crate) async fn open_on(
     endpoint: Endpoint,
     opening: &Opening,
     config: tokio_postgres::Config,
-) -> Result<(Client, JoinHandle<()>), tokio_postgres::Error> {
+) -> Result<(Client, JoinHandle<()>), Failure> {
     let (says_negotiated, negotiated) = oneshot::channel();
     let (give, opened) = oneshot::channel();
     let caller = Caller { negotiated: says_negotiated, opened: give };
@@ -96,31 +96,26 @@ pub(crate) async fn open_on(
     let life = |session| Box::pin(live(socket, endpoint, config, session, caller, outdated)) as _;
     let entered = sessions.enter(&link, part, life);
     let Some(session) = entered else {
-        let error = Error::new(ErrorKind::ShuttingDown, "shutting down: nothing is opened any more");
-        return Err(driver_error(refused(error)).await);
+        return Err(Error::new(ErrorKind::ShuttingDown, "shutting down: nothing is opened any more").into());
     };
     session.is_stopped_by(|session| Box::pin(give_up(session)));
     let task = session.run();
     // Where it is not, what has opened instead says why.
-    if let Err(error) = session.opening(opening, "TLS", negotiated).await {
-        return Err(driver_error(refused(error)).await);
-    }
-    match session.opening(opening, "the login", opened).await {
-        Err(error) => Err(driver_error(refused(error)).await),
-        Ok(Ok(opened)) => opened.map(|client| {
-            session.is_open();
-            pooled::is_next(Arc::clone(&session));
-            // The driver's pool aborts this task when it lets go of the client, and tells nobody else.
-            let holder = Holder { session, task: Some(task) };
-            let held = async move {
-                let _holder = holder;
-                pending().await
-            };
-            (client, tokio::spawn(held))
-        }),
+    let _ = session.opening(opening, "TLS", negotiated).await?;
+    let Ok(opened) = session.opening(opening, "the login", opened).await? else {
         // Cut while it was being opened.
-        Ok(Err(_)) => Err(driver_error(io::ErrorKind::ConnectionAborted.into()).await),
-    }
+        return Err(driver_error(io::ErrorKind::ConnectionAborted.into()).await.into());
+    };
+    let client = opened?;
+    session.is_open();
+    pooled::is_next(Arc::clone(&session));
+    // The driver's pool aborts this task when it lets go of the client, and tells nobody else.
+    let holder = Holder { session, task: Some(task) };
+    let held = async move {
+        let _holder = holder;
+        pending().await
+    };
+    Ok((client, tokio::spawn(held)))
 }
 
 /// Stands for whoever has the client of a session.
@@ -276,14 +271,14 @@ impl Part {
         }
         let in_time = |error| self.not_asked(Failure::Ours(error));
         let opening = self.endpoint.at.opening();
-        let stream = match self.endpoint.at.dial_anyway(&opening).await.map_err(refused) {
+        let transport = match self.endpoint.at.dial_anyway(&opening).await.map_err(refused) {
             Ok(socket) => {
                 let negotiating = self.endpoint.tls.negotiate(socket, self.endpoint.at.host.as_deref());
                 opening.step("TLS", negotiating).await.map_err(in_time)?
             }
             Err(error) => Err(error),
         };
-        let asking = token.cancel_query_raw(stream.unwrap_or_else(Stream::failed), Negotiated);
+        let asking = token.cancel_query_raw(transport.map_or_else(Stream::failed, Stream::over), Negotiated);
         let asked = opening.step("the request to cancel", asking).await.map_err(in_time)?;
         asked.map_err(|error| self.not_asked(error.into()))
     }
@@ -316,7 +311,8 @@ async fn live(
     caller: Caller,
     outdated: Arc<Outdated>,
 ) -> End {
-    let stream = endpoint.tls.negotiate(socket, endpoint.at.host.as_deref()).await.unwrap_or_else(Stream::failed);
+    let stream =
+        endpoint.tls.negotiate(socket, endpoint.at.host.as_deref()).await.map_or_else(Stream::failed, Stream::over);
     if config.get_target_session_attrs() != TargetSessionAttrs::ReadOnly {
         stream.watched_for(&outdated);
     }

@@ -20,13 +20,17 @@ use tokio::{
     sync::Notify,
 };
 use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
-
 use winddown_core::adapter::Outdated;
-use winddown_net::Socket;
+use winddown_net::Transport;
 
 use crate::read_only::Watch;
+
+/// What encrypts: nothing where TLS is not compiled in.
 #[cfg(feature = "tls")]
-use crate::tls::RustlsStream;
+pub(crate) type Encrypted =
+    <tokio_postgres_rustls::MakeRustlsConnect as tokio_postgres::tls::MakeTlsConnect<winddown_net::Socket>>::Stream;
+#[cfg(not(feature = "tls"))]
+pub(crate) type Encrypted = winddown_net::Socket;
 
 /// What a session is doing, for others to see; and how they ask it to leave.
 #[derive(Debug)]
@@ -189,7 +193,8 @@ pub(crate) struct Stream {
 pub(crate) struct Wire(Arc<Mutex<WireState>>);
 
 struct WireState {
-    kind: Kind,
+    /// Or why there is none.
+    transport: io::Result<Transport<Encrypted>>,
     activity: Arc<Activity>,
     sent: Messages,
     received: Messages,
@@ -205,15 +210,6 @@ struct WireState {
     said: usize,
 }
 
-enum Kind {
-    Plain(Socket),
-    #[cfg(feature = "tls")]
-    Tls(Box<RustlsStream>),
-    /// Why there is none. It is told to the driver when it begins to write, since there is no other way to make an
-    /// error of the driver's type.
-    Failed(Option<io::Error>),
-}
-
 /// Terminate: its type, and its length without the type.
 const TERMINATE: [u8; 5] = [b'X', 0, 0, 0, 4];
 
@@ -225,23 +221,20 @@ impl Drop for WireState {
 }
 
 impl Stream {
-    pub(crate) fn plain(socket: Socket) -> Self {
-        Self::new(Kind::Plain(socket))
+    pub(crate) fn over(transport: Transport<Encrypted>) -> Self {
+        Self::new(Ok(transport))
     }
 
-    #[cfg(feature = "tls")]
-    pub(crate) fn tls(stream: RustlsStream) -> Self {
-        Self::new(Kind::Tls(Box::new(stream)))
-    }
-
+    /// None, for this reason: told to the driver when it begins to write, since there is no other way to make an error of the
+    /// driver's type.
     pub(crate) fn failed(error: io::Error) -> Self {
-        Self::new(Kind::Failed(Some(error)))
+        Self::new(Err(error))
     }
 
-    fn new(kind: Kind) -> Self {
+    fn new(transport: io::Result<Transport<Encrypted>>) -> Self {
         let activity = Arc::default();
         let state = WireState {
-            kind,
+            transport,
             activity: Arc::clone(&activity),
             // The first message of a client has no type.
             sent: Messages::default(),
@@ -256,7 +249,7 @@ impl Stream {
     }
 
     pub(crate) fn is_tls(&self) -> bool {
-        !matches!(self.wire.state().kind, Kind::Plain(_) | Kind::Failed(_))
+        matches!(self.wire.state().transport, Ok(Transport::Tls(_)))
     }
 
     /// Tells this when the server lets nobody write.
@@ -292,12 +285,10 @@ impl Wire {
 }
 
 impl WireState {
-    fn inner(&mut self) -> io::Result<Pin<&mut dyn Both>> {
-        match &mut self.kind {
-            Kind::Plain(socket) => Ok(Pin::new(socket)),
-            #[cfg(feature = "tls")]
-            Kind::Tls(stream) => Ok(Pin::new(stream.as_mut())),
-            Kind::Failed(error) => Err(error.take().unwrap_or_else(|| io::ErrorKind::NotConnected.into())),
+    fn inner(&mut self) -> io::Result<Pin<&mut Transport<Encrypted>>> {
+        match &mut self.transport {
+            Ok(transport) => Ok(Pin::new(transport)),
+            Err(error) => Err(mem::replace(error, io::ErrorKind::NotConnected.into())),
         }
     }
 
@@ -424,10 +415,6 @@ impl WireState {
     }
 }
 
-trait Both: AsyncRead + AsyncWrite + Unpin + Send {}
-
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> Both for T {}
-
 impl AsyncRead for Stream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let mut state = self.wire.state();
@@ -464,10 +451,10 @@ impl AsyncWrite for Stream {
 
 impl TlsStream for Stream {
     fn channel_binding(&self) -> ChannelBinding {
-        match &self.wire.state().kind {
+        match &self.wire.state().transport {
             #[cfg(feature = "tls")]
-            Kind::Tls(stream) => stream.channel_binding(),
-            Kind::Plain(_) | Kind::Failed(_) => ChannelBinding::none(),
+            Ok(Transport::Tls(stream)) => stream.channel_binding(),
+            _ => ChannelBinding::none(),
         }
     }
 }

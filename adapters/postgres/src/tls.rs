@@ -12,12 +12,13 @@ use winddown_core::{Error, ErrorKind};
 pub use winddown_net::tls::Roots;
 
 #[cfg(feature = "tls")]
-pub(crate) use self::encrypted::{RustlsStream, unchecked};
+pub(crate) use self::encrypted::unchecked;
 use crate::config::Config;
 #[cfg(not(feature = "tls"))]
-use crate::stream::Stream;
-#[cfg(not(feature = "tls"))]
-use winddown_net::Socket;
+use {
+    crate::stream::Encrypted,
+    winddown_net::{Socket, Transport},
+};
 
 /// Whether a session is encrypted and how its server is checked, as libpq's `sslmode` has it. Unix sockets are never
 /// encrypted, whatever the mode.
@@ -120,10 +121,10 @@ impl Tls {
         Ok(Self { mode })
     }
 
-    /// Makes the stream of a session of a connected socket: a plain one.
+    /// What carries a session over a connected socket: that alone.
     #[cfg(not(feature = "tls"))]
-    pub(crate) async fn negotiate(&self, socket: Socket, _: Option<&str>) -> io::Result<Stream> {
-        Ok(Stream::plain(socket))
+    pub(crate) async fn negotiate(&self, socket: Socket, _: Option<&str>) -> io::Result<Transport<Encrypted>> {
+        Ok(Transport::Plain(socket))
     }
 }
 

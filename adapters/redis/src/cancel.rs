@@ -489,7 +489,7 @@ mod tests {
 
     use tokio::{io::AsyncReadExt as _, net::TcpListener, sync::Notify};
     use winddown_core::{Checkouts, Lifecycle, Resource};
-    use winddown_net::{Options, dial};
+    use winddown_net::{Options, Transport, dial};
 
     use super::*;
     use crate::stream::Stream;
@@ -516,7 +516,7 @@ mod tests {
             let _left_behind = self.prepared.count_left_behind(drain);
             let session = Unseen::begin(&self.prepared.unseen);
             let socket = dial(&self.server, &Options::default()).await.unwrap();
-            let dialogue = Dialogue::new(Stream::plain(socket));
+            let dialogue = Dialogue::new(Stream::over(Transport::Plain(socket)));
             let (identity, proven) = (Some(Identity::new(1, None)), HashSet::new());
             let open = Some(Open { dialogue, session, identity, proven });
             self.prepared.line(&self.server).lock().await.open = open;

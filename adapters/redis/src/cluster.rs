@@ -24,10 +24,11 @@ use redis::{
 };
 use tokio::time::timeout;
 use winddown_core::{Error, ErrorKind, adapter::IdleCheck};
+use winddown_net::Server;
 
 use crate::{
     config::Config,
-    connect::{Connector, Server},
+    connect::Connector,
     error::{closed, error, refused},
     handle::Handle,
 };
@@ -124,7 +125,7 @@ impl Opener {
             // The client has refused every other address.
             return Err(closed());
         };
-        let server = Server::Tcp(host.clone(), *port);
+        let server = Server::tcp(host, *port);
         if self.is_closed() || self.gone().as_ref().is_some_and(|gone| gone.contains(&server)) {
             return Err(closed());
         }

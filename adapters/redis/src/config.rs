@@ -5,7 +5,7 @@ use std::{env, fmt, str::FromStr, sync::Arc, time::Duration};
 use deadpool::managed::PoolConfig;
 use redis::{Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, aio::AsyncPushSender};
 use winddown_core::{CredentialsProvider, Error, ErrorKind, adapter::client_name};
-use winddown_net::{Options, tls::Check};
+use winddown_net::{Connector, Options, tls::Check};
 
 #[cfg(feature = "cluster")]
 use crate::cluster::Nodes;
@@ -235,14 +235,11 @@ impl Config {
         Tls::new(check, self)
     }
 
-    pub(crate) fn options(&self) -> Options {
+    /// How a server is reached.
+    pub(crate) fn connector(&self) -> Connector {
         let settings = self.driver.tcp_settings();
-        Options { tcp_user_timeout: settings.user_timeout(), keepalive: settings.keepalive().cloned() }
-    }
-
-    /// How long opening a session with one address may take.
-    pub(crate) fn limit(&self) -> Duration {
-        self.connect_timeout.unwrap_or(Duration::MAX)
+        let options = Options { tcp_user_timeout: settings.user_timeout(), keepalive: settings.keepalive().cloned() };
+        Connector { options, limit: self.connect_timeout.unwrap_or(Duration::MAX), shuffles: false }
     }
 
     pub(crate) fn login(&self) -> Login {
@@ -367,7 +364,9 @@ impl fmt::Debug for Config {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::connect::Server;
+    use winddown_net::Server;
+
+    use crate::connect::server;
 
     #[test]
     fn an_unset_or_empty_variable_is_an_error_that_says_what_to_set() {
@@ -382,13 +381,13 @@ mod tests {
     #[test]
     fn a_url_says_where_the_server_is_and_who_logs_on() {
         let config: Config = "redis://app:s%20cret@one:7000/3?protocol=resp3".parse().unwrap();
-        assert_eq!(Server::of(&config.driver).unwrap(), Server::Tcp("one".into(), 7000));
+        assert_eq!(server(&config.driver).unwrap(), Server::tcp("one", 7000));
         let Login { user, password, database, protocol, .. } = config.login();
         assert_eq!((user.as_deref(), password.as_deref(), database), (Some("app"), Some("s cret"), 3));
         assert!(protocol.supports_resp3());
         assert!(!format!("{config:?} {:?}", config.login()).contains("s cret"));
         let config: Config = "redis+unix:///run/redis.sock?db=2&user=app&pass=x".parse().unwrap();
-        assert_eq!(Server::of(&config.driver).unwrap(), Server::Unix("/run/redis.sock".into()));
+        assert_eq!(server(&config.driver).unwrap(), Server::Unix("/run/redis.sock".into()));
         assert_eq!(config.login().database, 2);
     }
 

@@ -1,6 +1,6 @@
 //! How a server is reached and logged on to.
 
-use std::{collections::HashMap, fmt, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::HashMap, fmt, sync::Arc};
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use redis::{
@@ -13,7 +13,7 @@ use winddown_core::{
     Credentials, Error, ErrorKind,
     adapter::{Ledger, Opening, Outdated, credentials},
 };
-use winddown_net::{Address, Socket, lookup};
+use winddown_net::{Server, Socket};
 
 use crate::{
     config::Config,
@@ -42,33 +42,12 @@ pub(crate) struct Connector {
     pub(crate) sentinels: Vec<Sentinel>,
 }
 
-/// A server, as it was asked for.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) enum Server {
-    /// Its host and port.
-    Tcp(String, u16),
-    /// Its socket's path.
-    Unix(PathBuf),
-}
-
-impl Server {
-    pub(crate) fn of(info: &ConnectionInfo) -> Result<Self, Error> {
-        match info.addr() {
-            ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
-                Ok(Self::Tcp(host.clone(), *port))
-            }
-            ConnectionAddr::Unix(path) => Ok(Self::Unix(path.clone())),
-            other => Err(Error::new(ErrorKind::Config, format!("the driver's address {other} is of no known kind"))),
-        }
-    }
-}
-
-impl fmt::Display for Server {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tcp(host, port) => write!(f, "{host}:{port}"),
-            Self::Unix(path) => write!(f, "{}", path.display()),
-        }
+/// The server of this URL.
+pub(crate) fn server(info: &ConnectionInfo) -> Result<Server, Error> {
+    match info.addr() {
+        ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => Ok(Server::tcp(host, *port)),
+        ConnectionAddr::Unix(path) => Ok(Server::Unix(path.clone())),
+        other => Err(Error::new(ErrorKind::Config, format!("the driver's address {other} is of no known kind"))),
     }
 }
 
@@ -114,8 +93,8 @@ impl Connector {
             config = config.set_push_sender(listener.pushes());
         }
         let handle = match server {
-            Server::Tcp(name, _) if !self.sentinels.is_empty() => {
-                let primary = self.primary(name).await?;
+            Server::Tcp { host, .. } if !self.sentinels.is_empty() => {
+                let primary = self.primary(host).await?;
                 self.open_with(&primary, config).await
             }
             server => self.open_with(server, config).await,
@@ -145,45 +124,22 @@ impl Connector {
         if let Some(credentials) = credentials(self.config.credentials.as_deref()).await? {
             login.is(credentials);
         }
-        let mut last = None;
-        for address in addresses(server, self.config.limit()).await? {
-            let (tls, login) = (self.tls.clone(), login.clone());
-            let endpoint = Endpoint::new(address, server, &self.config, tls, login);
-            let opening = endpoint.at.opening();
-            let opened = match endpoint.at.dial(&opening).await {
-                Ok(socket) => open_on(self, socket, endpoint, opening, config.clone()).await,
-                Err(error) => Err(error),
-            };
-            match opened {
-                Ok(handle) => return Ok(handle),
-                Err(error) => last = Some(error),
-            }
-        }
-        Err(last.unwrap_or_else(|| Error::new(ErrorKind::Init, format!("the host of {server} has no address"))))
-    }
-}
-
-pub(crate) async fn addresses(server: &Server, limit: Duration) -> Result<Vec<Address>, Error> {
-    match server {
-        Server::Tcp(host, port) => lookup(host, *port, limit).await,
-        Server::Unix(path) => Ok(vec![Address::Unix(path.clone())]),
+        let opening = async |at: winddown_net::Endpoint| {
+            let opening = at.opening();
+            let socket = at.dial(&opening).await?;
+            let endpoint = Endpoint { at, server: server.clone(), tls: self.tls.clone(), login: login.clone() };
+            open_on(self, socket, endpoint, opening, config.clone()).await
+        };
+        self.config.connector().open([server.clone()], opening).await
     }
 }
 
 impl Endpoint {
-    pub(crate) fn new(address: Address, server: &Server, config: &Config, tls: Tls, login: Login) -> Self {
-        let host = match server {
-            Server::Tcp(host, _) => Some(host.clone()),
-            Server::Unix(_) => None,
-        };
-        let at = winddown_net::Endpoint { address, host, options: config.options(), limit: config.limit() };
-        Self { at, server: server.clone(), tls, login }
-    }
-
     /// Logs on over a connected socket. Returns the stream, and how the server knows the session, if it tells.
     pub(crate) async fn log_in(&self, opening: &Opening, socket: Socket) -> Result<(Stream, Option<Identity>), Error> {
         let host = self.at.host.as_deref();
-        let mut dialogue = Dialogue::new(opening.step("TLS", self.tls.negotiate(socket, host)).await??);
+        let transport = opening.step("TLS", self.tls.negotiate(socket, host)).await??;
+        let mut dialogue = Dialogue::new(Stream::over(transport));
         let identity = opening.step("the login", self.login.open(&mut dialogue)).await??;
         Ok((dialogue.into_stream(), identity))
     }

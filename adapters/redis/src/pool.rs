@@ -13,11 +13,12 @@ use deadpool::{
 };
 use tokio::{sync::Mutex as AsyncMutex, time::timeout};
 use winddown_core::{Error, ErrorKind, adapter::IdleCheck};
+use winddown_net::Server;
 
 #[cfg(feature = "cluster")]
 use crate::cluster::Cluster;
 use crate::{
-    connect::{Connector, Server},
+    connect::{Connector, server},
     connection::{Connection, Own, Single},
     handle::Handle,
     together::Failures,
@@ -169,7 +170,7 @@ pub(crate) struct Opener {
 
 impl Opener {
     fn new(connector: Connector) -> Result<Self, Error> {
-        let server = Server::of(&connector.config.driver)?;
+        let server = server(&connector.config.driver)?;
         let idle_check = IdleCheck::new(connector.config.check_after);
         Ok(Self { connector, server, idle_check, failures: Failures::default() })
     }

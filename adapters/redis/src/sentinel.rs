@@ -7,10 +7,11 @@
 
 use redis::{ConnectionInfo, IntoConnectionInfo as _, Value, cmd, from_redis_value};
 use winddown_core::{Error, ErrorKind};
+use winddown_net::Server;
 
 use crate::{
     config::Config,
-    connect::{Connector, Endpoint, Login, Server, addresses},
+    connect::{Connector, Endpoint, Login, server},
     error::error,
     sessions::ask_on,
     tls::{self, Tls},
@@ -36,27 +37,20 @@ impl Sentinel {
             protocol: redis::ProtocolVersion::RESP2,
             ..config.login()
         };
-        Ok(Self { server: Server::of(info)?, tls: config.tls_of(info)?, login })
+        Ok(Self { server: server(info)?, tls: config.tls_of(info)?, login })
     }
 
     /// Where it says that this primary is; `None` if it knows none of that name.
     async fn primary(&self, connector: &Connector, name: &str) -> Result<Option<Server>, Error> {
-        let mut last = None;
-        for address in addresses(&self.server, connector.config.limit()).await? {
-            let (tls, login) = (self.tls.clone(), self.login.clone());
-            let endpoint = Endpoint::new(address, &self.server, &connector.config, tls, login);
+        let asking = async |at: winddown_net::Endpoint| {
             let question = cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(name).take();
-            let opening = endpoint.at.opening();
-            let answer = match endpoint.at.dial(&opening).await {
-                Ok(socket) => ask_on(&connector.sessions, socket, endpoint, opening, question).await,
-                Err(error) => Err(error),
-            };
-            match answer {
-                Ok(answer) => return read(answer),
-                Err(error) => last = Some(error),
-            }
-        }
-        Err(last.unwrap_or_else(|| Error::new(ErrorKind::Init, format!("the host of {} has no address", self.server))))
+            let opening = at.opening();
+            let socket = at.dial(&opening).await?;
+            let endpoint =
+                Endpoint { at, server: self.server.clone(), tls: self.tls.clone(), login: self.login.clone() };
+            ask_on(&connector.sessions, socket, endpoint, opening, question).await
+        };
+        read(connector.config.connector().open([self.server.clone()], asking).await?)
     }
 }
 
@@ -64,7 +58,7 @@ fn read(answer: Value) -> Result<Option<Server>, Error> {
     let unclear = |source| error(ErrorKind::Config, "the sentinel has no answer: is it one?", source);
     let answer = answer.extract_error().map_err(unclear)?;
     let place: Option<(String, u16)> = from_redis_value(answer).map_err(|source| unclear(source.into()))?;
-    Ok(place.map(|(host, port)| Server::Tcp(host, port)))
+    Ok(place.map(|(host, port)| Server::tcp(host, port)))
 }
 
 /// Where a sentinel listens if nothing else is said.

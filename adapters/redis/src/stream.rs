@@ -15,9 +15,13 @@ use std::{
 };
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use winddown_net::Transport;
+
+/// What encrypts: nothing where TLS is not compiled in.
 #[cfg(feature = "tls")]
-use tokio_rustls::client::TlsStream;
-use winddown_net::Socket;
+pub(crate) type Encrypted = tokio_rustls::client::TlsStream<winddown_net::Socket>;
+#[cfg(not(feature = "tls"))]
+pub(crate) type Encrypted = winddown_net::Socket;
 
 /// What is known of a stream from outside, and how it is told to leave.
 #[derive(Debug, Default)]
@@ -52,48 +56,20 @@ impl Activity {
 /// The stream of one session.
 #[derive(Debug)]
 pub(crate) struct Stream {
-    kind: Kind,
+    transport: Transport<Encrypted>,
     activity: Arc<Activity>,
     requests: Requests,
 }
 
-#[derive(Debug)]
-enum Kind {
-    Plain(Socket),
-    #[cfg(feature = "tls")]
-    Tls(Box<TlsStream<Socket>>),
-}
-
 impl Stream {
-    pub(crate) fn plain(socket: Socket) -> Self {
-        Self::new(Kind::Plain(socket))
-    }
-
-    #[cfg(feature = "tls")]
-    pub(crate) fn tls(stream: TlsStream<Socket>) -> Self {
-        Self::new(Kind::Tls(Box::new(stream)))
-    }
-
-    fn new(kind: Kind) -> Self {
-        Self { kind, activity: Arc::default(), requests: Requests::default() }
+    pub(crate) fn over(transport: Transport<Encrypted>) -> Self {
+        Self { transport, activity: Arc::default(), requests: Requests::default() }
     }
 
     pub(crate) fn activity(&self) -> &Arc<Activity> {
         &self.activity
     }
-
-    fn inner(&mut self) -> Pin<&mut dyn Both> {
-        match &mut self.kind {
-            Kind::Plain(socket) => Pin::new(socket),
-            #[cfg(feature = "tls")]
-            Kind::Tls(stream) => Pin::new(stream.as_mut()),
-        }
-    }
 }
-
-trait Both: AsyncRead + AsyncWrite + Unpin {}
-
-impl<T: AsyncRead + AsyncWrite + Unpin> Both for T {}
 
 impl AsyncRead for Stream {
     /// At its end once it was told to leave and the server has closed its side.
@@ -102,7 +78,7 @@ impl AsyncRead for Stream {
             return self.poll_shutdown(cx);
         }
         let before = buf.filled().len();
-        ready!(self.inner().poll_read(cx, buf))?;
+        ready!(Pin::new(&mut self.transport).poll_read(cx, buf))?;
         if buf.filled().len() == before {
             self.activity.ended.store(true, Ordering::Relaxed);
         }
@@ -112,20 +88,20 @@ impl AsyncRead for Stream {
 
 impl AsyncWrite for Stream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let written = ready!(self.inner().poll_write(cx, buf))?;
+        let written = ready!(Pin::new(&mut self.transport).poll_write(cx, buf))?;
         let whole = self.requests.read(&buf[..written]);
         self.activity.sent.fetch_add(whole, Ordering::Relaxed);
         Poll::Ready(Ok(written))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.inner().poll_flush(cx)
+        Pin::new(&mut self.transport).poll_flush(cx)
     }
 
     /// Says that nothing more comes, and waits until the server has closed its side.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !self.activity.has_ended() {
-            ready!(self.inner().poll_shutdown(cx))?;
+            ready!(Pin::new(&mut self.transport).poll_shutdown(cx))?;
             self.activity.ended.store(true, Ordering::Relaxed);
         }
         Poll::Ready(Ok(()))

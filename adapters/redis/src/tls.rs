@@ -9,9 +9,9 @@ use winddown_core::Error;
 pub use winddown_net::tls::Roots;
 #[cfg(not(feature = "tls"))]
 use {
-    crate::{config::Config, stream::Stream},
+    crate::{config::Config, stream::Encrypted},
     winddown_core::ErrorKind,
-    winddown_net::{Socket, tls::Check},
+    winddown_net::{Socket, Transport, tls::Check},
 };
 
 /// How the sessions of one pool are encrypted.
@@ -37,9 +37,9 @@ impl Tls {
         if check.is_some() { Err(missing()) } else { Ok(Self {}) }
     }
 
-    /// Makes the stream of a session of a connected socket: a plain one.
-    pub(crate) async fn negotiate(&self, socket: Socket, _: Option<&str>) -> Result<Stream, Error> {
-        Ok(Stream::plain(socket))
+    /// What carries a session over a connected socket: that alone.
+    pub(crate) async fn negotiate(&self, socket: Socket, _: Option<&str>) -> Result<Transport<Encrypted>, Error> {
+        Ok(Transport::Plain(socket))
     }
 }
 

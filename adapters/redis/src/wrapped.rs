@@ -33,11 +33,12 @@ use winddown_core::{
     Capabilities, Error, ErrorKind,
     adapter::{Drain, End, Ends, IdleCheck, credentials},
 };
+use winddown_net::Server;
 
 use crate::{
     cancel::{Asked, Prepared, kill, list, unproven},
     config::Config,
-    connect::{Endpoint, Server, addresses},
+    connect::{Endpoint, server},
     error::{closed, error},
     identity::{Identity, text},
 };
@@ -312,8 +313,8 @@ impl Wrapped {
     async fn endpoints(&self, node: Option<&str>) -> Result<Vec<Endpoint>, Error> {
         let Some(config) = &self.opened_with else { return Ok(Vec::new()) };
         let server = match node.and_then(|node| node.rsplit_once(':')) {
-            Some((host, port)) => Server::Tcp(host.to_owned(), port.parse().unwrap_or_default()),
-            None => Server::of(&config.driver)?,
+            Some((host, port)) => Server::tcp(host, port.parse().unwrap_or_default()),
+            None => server(&config.driver)?,
         };
         let mut login = config.login();
         login.writes = false;
@@ -321,8 +322,9 @@ impl Wrapped {
             login.is(credentials);
         }
         let tls = config.tls_of(&config.driver)?;
-        let addresses = addresses(&server, config.limit()).await?.into_iter();
-        Ok(addresses.map(|address| Endpoint::new(address, &server, config, tls.clone(), login.clone())).collect())
+        let found = config.connector().endpoints(&server).await?;
+        let endpoint = |at| Endpoint { at, server: server.clone(), tls: tls.clone(), login: login.clone() };
+        Ok(found.into_iter().map(endpoint).collect())
     }
 
     /// The server that knows this session, and what it says of it. None where it cannot be asked, and that is no error.

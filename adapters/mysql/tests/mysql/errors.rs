@@ -55,7 +55,7 @@ pub(crate) async fn what_cannot_be_reached_is_worth_another_try() {
     // Nobody listens where somebody has just stopped.
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let error = refusal(&format!("mysql://app:s3cret@{address}/orders")).await;
-    assert_is(&error, ErrorKind::Init, true, &[&format!("cannot reach {address}"), "refused"]);
+    assert_is(&error, ErrorKind::Init, true, &[&format!("cannot reach 127.0.0.1 at {address}"), "refused"]);
 
     let error = refusal("mysql://app:s3cret@db.invalid/orders").await;
     assert_is(&error, ErrorKind::Init, true, &["cannot look up the host db.invalid"]);

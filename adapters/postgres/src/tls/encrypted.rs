@@ -10,14 +10,12 @@ use tokio_postgres::{
 use tokio_postgres_rustls::MakeRustlsConnect;
 use winddown_core::{Error, ErrorKind};
 use winddown_net::{
-    Socket,
+    Socket, Transport,
     tls::{Check, Roots, client_config},
 };
 
 use super::{SslMode, Tls, refused};
-use crate::{config::Config, stream::Stream};
-
-pub(crate) type RustlsStream = <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream;
+use crate::{config::Config, stream::Encrypted};
 
 /// What a client asks a server first that may or may not speak TLS: a length, and a number that is no version.
 const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
@@ -51,14 +49,14 @@ impl Tls {
         Ok(Self { mode, negotiation, connector })
     }
 
-    /// Makes the stream of a session of a connected socket. `host` is `None` for a Unix socket.
-    pub(crate) async fn negotiate(&self, mut socket: Socket, host: Option<&str>) -> io::Result<Stream> {
-        let (Some(connector), Some(host)) = (&self.connector, host) else { return Ok(Stream::plain(socket)) };
+    /// What carries a session with this host over a connected socket. `host` is `None` for a Unix socket.
+    pub(crate) async fn negotiate(&self, mut socket: Socket, host: Option<&str>) -> io::Result<Transport<Encrypted>> {
+        let (Some(connector), Some(host)) = (&self.connector, host) else { return Ok(Transport::Plain(socket)) };
         if self.negotiation != SslNegotiation::Direct {
             socket.write_all(&SSL_REQUEST).await?;
             match (socket.read_u8().await?, self.mode) {
                 (b'S', _) => {}
-                (b'N', SslMode::Prefer) => return Ok(Stream::plain(socket)),
+                (b'N', SslMode::Prefer) => return Ok(Transport::Plain(socket)),
                 (b'N', _) => {
                     let text = "the server does not offer TLS: configure it there, or set sslmode to prefer or disable";
                     return Err(refused(Error::new(ErrorKind::Config, text)));
@@ -72,13 +70,15 @@ impl Tls {
         }
         let mut connector = connector.clone();
         let Ok(connect) = MakeTlsConnect::<Socket>::make_tls_connect(&mut connector, host);
-        connect.connect(socket).await.map(Stream::tls).map_err(|error| match error.kind() {
-            // What rustls says of a certificate or of the protocol.
-            io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput => {
-                let text = "no TLS session: see the server's certificate, the root certificates and sslmode";
-                refused(Error::new(ErrorKind::Config, text).with_source(error))
+        connect.connect(socket).await.map(|stream| Transport::Tls(Box::new(stream))).map_err(|error| {
+            match error.kind() {
+                // What rustls says of a certificate or of the protocol.
+                io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput => {
+                    let text = "no TLS session: see the server's certificate, the root certificates and sslmode";
+                    refused(Error::new(ErrorKind::Config, text).with_source(error))
+                }
+                _ => error,
             }
-            _ => error,
         })
     }
 }
