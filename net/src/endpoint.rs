@@ -111,7 +111,7 @@ pub struct Connector {
     pub options: Options,
     /// How long opening a session may take at each address, and looking a host up.
     pub limit: Duration,
-    /// The addresses of a host are tried in any order, and not in that in which the system has them.
+    /// Servers, and the addresses of each, are tried in any order, and not in their own.
     pub shuffles: bool,
 }
 
@@ -133,6 +133,10 @@ impl Connector {
         E: From<Error>,
         F: Future<Output = Result<T, E>>,
     {
+        let mut servers: Vec<_> = servers.into_iter().collect();
+        if self.shuffles {
+            fastrand::shuffle(&mut servers);
+        }
         let mut last = None;
         for server in servers {
             let endpoints = match self.endpoints(&server).await {

@@ -54,10 +54,7 @@ impl Connector {
             config.password(password);
         }
         let shuffles = config.get_load_balance_hosts() == LoadBalanceHosts::Random;
-        let mut servers = servers(&config)?;
-        if shuffles {
-            fastrand::shuffle(&mut servers);
-        }
+        let servers = servers(&config)?;
         let connector = winddown_net::Connector { options: options(&config), limit: self.limit, shuffles };
         let opening = async |at: winddown_net::Endpoint| {
             let opening = at.opening();
