@@ -5,6 +5,7 @@
 //! `docs/adapter-guide.md` leads through one.
 
 pub use crate::{
+    accounting::{Accounting, Ledger, LedgerSlot},
     capabilities::Capabilities,
     credentials::credentials,
     dependent::with_dependent_access,
@@ -17,7 +18,6 @@ pub use crate::{
     opening::Opening,
     outdated::Outdated,
     panics::panic_message,
-    report::{Accounting, Ledger, LedgerSlot},
     resource::{Checkouts, Resource, ResourceId, Size},
     standard_error::write_line,
 };

@@ -15,7 +15,8 @@ use tokio::{
 use crate::{
     Error, ErrorKind,
     gate::Gate,
-    report::{AtCut, Step, Tally},
+    report::Step,
+    tally::{AtCut, Tally},
 };
 
 /// One drain of one resource, as its adapter sees it: the instants that matter, and where to count.

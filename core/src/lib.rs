@@ -27,6 +27,7 @@ mod outdated;
 mod resource;
 
 // What makes it go.
+mod accounting;
 mod body;
 mod clock;
 mod conductor;
@@ -42,6 +43,7 @@ mod signals;
 mod standard_error;
 mod standby;
 mod sync;
+mod tally;
 mod ticket;
 
 pub mod memory;

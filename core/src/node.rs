@@ -16,6 +16,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::{
     Capabilities, Error, ErrorKind, Resource, ResourceId, Step,
+    accounting::Accounting,
     dependent::with_dependent_access,
     drain::{Deadlines, Drain},
     gate::{Admits, Gate, wake},
@@ -23,7 +24,7 @@ use crate::{
     latency::Latency,
     panics,
     plan::{RESERVE_FLOOR, Reserve},
-    report::{Accounting, in_words},
+    report::in_words,
     standby::{Drainer, Needs, Own, Standby},
     ticket::{Gated, Ticket},
 };

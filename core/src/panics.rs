@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use crate::{Error, ErrorKind, log_line::error_line, report::Accounting, standard_error::write_line};
+use crate::{Error, ErrorKind, accounting::Accounting, log_line::error_line, standard_error::write_line};
 
 /// Runs the future; a panic in it becomes an error of kind [`ErrorKind::Panicked`].
 ///

@@ -7,7 +7,8 @@ use tokio::time::Instant;
 use crate::{
     Error, ErrorKind, Outcome, ResourceReport,
     node::{Ended, Node, Order},
-    report::{AtCut, Known, Tally, in_words},
+    report::in_words,
+    tally::{AtCut, Known, Tally},
 };
 
 /// How a drain ended. Errors are text by then: printing them is foreign code, and is done where the drain ran.

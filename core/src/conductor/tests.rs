@@ -16,10 +16,10 @@ use super::{Place, conduct};
 use crate::{
     Capabilities, Checkouts, Error, ErrorKind, Hook, Lifecycle, Outcome, Reason, Records, Report, Resource, ResourceId,
     Retry, ShutdownGuard, Step,
+    accounting::{Accounting, Ledger},
     drain::{Drain, Ends},
     latency::Latency,
     memory::{Memory, Server},
-    report::{Accounting, Ledger},
 };
 
 /// 1000 ms: 100 ms of margin, so drains end at 900 ms; one resource's reserve is 50 ms, so settling ends at 850 ms and

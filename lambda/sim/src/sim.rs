@@ -1,27 +1,27 @@
 //! The public API: one simulated environment, from start to the end of shutdown.
 
+mod invocations;
+mod snap_start;
+
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::body::Bytes;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::net::TcpListener;
-use tokio::sync::{SemaphorePermit, oneshot};
+use tokio::sync::SemaphorePermit;
 use tokio::task::JoinHandle;
 use tokio::time::{timeout, timeout_at};
 use uuid::Uuid;
 
 use crate::adoption::Adoption;
 use crate::api::{self, ApiState};
-use crate::config::{Config, FUNCTION_VERSION, MEMORY_MB, Mode};
-use crate::environment::{Environment, epoch_ms};
+use crate::config::Config;
+use crate::environment::Environment;
 use crate::error::{Error, ErrorKind};
 use crate::mark::Mark;
-use crate::record::{
-    EventType, INVOKE, Invocation, InvocationError, OutputLine, RESPONSE, Reason, Record, TimelineEntry,
-};
-use crate::state::{Answer, Init, Job, Restore, SimState, World, millis};
+use crate::record::{Invocation, InvocationError, OutputLine, Reason, Record, TimelineEntry};
+use crate::state::{Init, SimState, World, millis};
 use crate::tree::Family;
 
 /// One simulated Lambda environment: a function, its extensions, and the APIs they talk to.
@@ -191,91 +191,6 @@ impl Sim {
         self.world().wait(|state| state.record.clone()).await
     }
 
-    /// Invokes the function with a JSON event, and returns when the invocation is over: the function has answered, and it
-    /// and every extension that gets INVOKE have asked for their next event.
-    ///
-    /// A frozen environment is thawed first, and a snapshot restored. With [`Config::managed_instances`], several calls run at
-    /// once; those above the limit wait their turn. An invocation that fails is not an `Err`: see [`Invocation::ok`]. After a timeout
-    /// or a crash the environment is shut down in the background, as Lambda does it; [`shutdown`](Self::shutdown) waits
-    /// for that and returns its record. With [`Config::reinit`], the next invocation starts the function again.
-    ///
-    /// # Errors
-    ///
-    /// [`ErrorKind::Ended`] when the environment has ended or is ending; init errors when init was not over yet;
-    /// [`ErrorKind::Restore`] when the snapshot could not be restored; [`ErrorKind::TooLarge`] for an event above 6 MiB.
-    ///
-    /// # Cancel safety
-    ///
-    /// Dropping the future does not take the event back: the function still works on it, and the next call waits for that. The
-    /// dropped invocation is missing from the record.
-    pub async fn invoke(&self, event: Value) -> Result<Invocation, Error> {
-        self.invoke_raw(event.to_string()).await
-    }
-
-    /// Like [`invoke`](Self::invoke), with any bytes as the event. Whether they are JSON is not checked.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`invoke`](Self::invoke).
-    pub async fn invoke_raw(&self, event: impl Into<Vec<u8>> + Send) -> Result<Invocation, Error> {
-        let event = Bytes::from(event.into());
-        if event.len() > MAX_EVENT {
-            let message = format!(
-                "413: an event of {} bytes, Lambda takes {MAX_EVENT}: send where the data is, instead",
-                event.len()
-            );
-            return Err(Error::new(ErrorKind::TooLarge, message));
-        }
-        self.ready().await?;
-        let _turn = self.turn().await;
-        let limit = self.config().timeout;
-        if self.config().reinit && self.world().read(SimState::has_ended_by_itself) {
-            // between invocations: nobody has noticed yet
-            self.environment.reset(Reason::Failure);
-        }
-        // init that is done again is part of the invocation
-        let again = self.world().read(|state| state.reset).then(|| Instant::now() + limit);
-        if let Some(deadline) = again
-            && let Some(failed) = self.init_again(deadline).await?
-        {
-            return Ok(failed);
-        }
-        self.restore_in_turn().await?;
-        if !self.config().is_managed() {
-            self.settle().await;
-            self.environment.thaw();
-        }
-
-        let begun = Instant::now();
-        let deadline = again.unwrap_or(begun + limit);
-        let (number, request_id, answered) = self.hand_over(event, deadline)?;
-        let answer = self.answer(&request_id, answered, deadline).await;
-        let error_type = answer.error.as_ref().map(|error| error.error_type.as_str());
-        let event = format!("{RESPONSE}{number} {}", error_type.unwrap_or("ok"));
-        let bytes = answer.bytes;
-        let invocation = Invocation {
-            request_id,
-            ok: answer.error.is_none(),
-            ms: millis(answer.at.saturating_duration_since(begun)),
-            first_byte_ms: answer.first_byte.map(|at| millis(at.saturating_duration_since(begun))),
-            payload: answer.payload,
-            error: answer.error,
-        };
-        self.world().update(|state| {
-            state.note(event);
-            state.invocations.push(invocation.clone());
-            if !self.config().is_managed() {
-                state.tell("platform.runtimeDone", runtime_done(&invocation, bytes));
-            }
-        });
-        self.finish(deadline).await;
-        self.world().update(|state| {
-            let init_ms = state.init_ms.take();
-            state.tell("platform.report", report(&invocation, begun.elapsed(), init_ms));
-        });
-        Ok(invocation)
-    }
-
     /// Freezes the environment between invocations: SIGSTOP to every process, so that no timer fires and no socket is
     /// read until [`thaw`](Self::thaw), the next invocation or shutdown.
     ///
@@ -294,48 +209,6 @@ impl Sim {
         let _turn = self.turn().await;
         self.settle().await;
         if self.environment.freeze("freeze") { Ok(()) } else { Err(ended()) }
-    }
-
-    /// Takes the snapshot of a function with [`Config::snap_start`]: waits until its init is over and stops every process, until
-    /// [`restore`](Self::restore), the first invocation or shutdown.
-    ///
-    /// On Lambda one snapshot is restored many times. A process cannot be copied here: to see a second restoration from the
-    /// same state, start another environment and take that to its snapshot.
-    ///
-    /// # Errors
-    ///
-    /// [`ErrorKind::Unsupported`] without [`Config::snap_start`], and after a restoration; [`ErrorKind::Ended`] when the environment has
-    /// ended or is ending; init errors.
-    pub async fn snapshot(&self) -> Result<(), Error> {
-        self.snap_start_only()?;
-        self.ready().await?;
-        let _turn = self.turn().await;
-        if self.world().read(|state| state.restored) {
-            let message = "the snapshot has been restored already: start another environment for another snapshot";
-            return Err(Error::new(ErrorKind::Unsupported, message));
-        }
-        if self.environment.freeze("snapshot") { Ok(()) } else { Err(ended()) }
-    }
-
-    /// Restores the snapshot of a function with [`Config::snap_start`]: lets its processes go on, answers its
-    /// `GET /runtime/restore/next`, and waits until it asks for its first event.
-    ///
-    /// It has 10 s for that, as on Lambda. A function that never asks `restore/next` has nothing to do. When it fails, the
-    /// environment is shut down before this returns, and [`Error::record`] tells how that went. Once restored, this does nothing.
-    ///
-    /// # Errors
-    ///
-    /// [`ErrorKind::Restore`] when the function reports an error, exits, or takes too long; [`ErrorKind::Unsupported`] without
-    /// [`Config::snap_start`]; [`ErrorKind::Ended`] when the environment has ended or is ending; init errors.
-    ///
-    /// # Cancel safety
-    ///
-    /// Can be called again; the function's 10 s begin anew.
-    pub async fn restore(&self) -> Result<(), Error> {
-        self.snap_start_only()?;
-        self.ready().await?;
-        let _turn = self.turn().await;
-        self.restore_in_turn().await
     }
 
     /// Thaws a frozen environment (SIGCONT). Does nothing if it is not frozen.
@@ -409,146 +282,9 @@ impl Sim {
         self.environment.function_pid()
     }
 
-    fn snap_start_only(&self) -> Result<(), Error> {
-        if self.config().mode == Mode::SnapStart {
-            return Ok(());
-        }
-        let message = "there is no snapshot: set Config::snap_start for a function that has one";
-        Err(Error::new(ErrorKind::Unsupported, message))
-    }
-
-    async fn restore_in_turn(&self) -> Result<(), Error> {
-        if self.config().mode != Mode::SnapStart || self.world().read(|state| state.restored) {
-            return Ok(());
-        }
-        self.environment.thaw();
-        let begun = Instant::now();
-        self.world().update(|state| {
-            if state.runtime.restore == Restore::Waiting {
-                state.runtime.restore = Restore::Told;
-                state.note("restore");
-            }
-            let config = self.config();
-            let record = json!({"functionName": config.function_name, "functionVersion": FUNCTION_VERSION});
-            state.tell("platform.restoreStart", record);
-        });
-        let look = |state: &SimState| match &state.runtime.restore {
-            Restore::Failed(error) => Some(Err(format!("{}: {}", error.error_type, error.message))),
-            _ if state.ending.is_some() || state.killed => Some(Err(ended().to_string())),
-            _ => match &state.runtime.exit {
-                Some(exit) => Some(Err(format!("Runtime.ExitError: it exited with {}", exit.describe()))),
-                None => state.runtime.polled.then_some(Ok(())),
-            },
-        };
-        let end = timeout(RESTORE_LIMIT, self.world().wait(look)).await;
-        let message = match end {
-            Ok(Ok(())) => {
-                self.world().update(|state| {
-                    state.restored = true;
-                    state.note("restored");
-                    state.tell("platform.restoreRuntimeDone", json!({"status": "success"}));
-                    let metrics = json!({"durationMs": millis(begun.elapsed())});
-                    state.tell("platform.restoreReport", json!({"status": "success", "metrics": metrics}));
-                });
-                return Ok(());
-            }
-            Ok(Err(_)) if self.world().read(|state| state.ending.is_some() || state.killed) => return Err(ended()),
-            Ok(Err(message)) => message,
-            Err(_elapsed) => {
-                format!("Runtime.RestoreHookUserTimeout: it did not ask for an event within {RESTORE_LIMIT:?}")
-            }
-        };
-        self.world().update(|state| state.note("restore failed"));
-        let record = self.shutdown(Reason::Failure).await;
-        let message = format!("the function could not be restored, {message}: look at what it does after restore/next");
-        Err(Error::new(ErrorKind::Restore, message).with_record(record))
-    }
-
     /// The right to invoke, and to freeze.
     async fn turn(&self) -> SemaphorePermit<'_> {
         self.environment.turns.acquire().await.expect("never closed")
-    }
-
-    /// Queues the event for the function and the extensions.
-    fn hand_over(&self, payload: Bytes, deadline: Instant) -> Result<(u64, String, oneshot::Receiver<Answer>), Error> {
-        let request_id = Uuid::new_v4().to_string();
-        let job = Job {
-            request_id: request_id.clone(),
-            payload,
-            deadline_ms: epoch_ms(deadline),
-            arn: self.config().arn(),
-            trace_id: trace_id(),
-        };
-        let (answer, answered) = oneshot::channel();
-        self.world().update(|state| {
-            if state.has_ended() {
-                return Err(ended());
-            }
-            state.invocations_begun += 1;
-            let number = state.invocations_begun;
-            state.note(format!("{INVOKE}{number} {request_id}"));
-            let tracing = json!({"type": "X-Amzn-Trace-Id", "value": job.trace_id});
-            let record = json!({"requestId": request_id, "version": FUNCTION_VERSION, "tracing": tracing});
-            state.tell("platform.start", record);
-            for extension in state.extensions.iter_mut().filter(|it| it.events.contains(&EventType::Invoke)) {
-                extension.ready = false;
-                extension.queue.push_back(api::invoke_event(&job));
-            }
-            state.runtime.ready = false;
-            state.runtime.in_flight.insert(request_id.clone(), answer);
-            state.runtime.queue.push_back(job);
-            Ok((number, request_id, answered))
-        })
-    }
-
-    /// Waits for the answer, or makes one of what came instead.
-    async fn answer(&self, request_id: &str, mut answered: oneshot::Receiver<Answer>, deadline: Instant) -> Answer {
-        let (error_type, message) = tokio::select! {
-            // an answer that is there counts, even if the process has ended since
-            biased;
-            Ok(answer) = &mut answered => return answer,
-            lost = self.world().wait(lost) => lost,
-            () = tokio::time::sleep_until(deadline.into()) => {
-                let limit = self.config().timeout.as_secs_f64();
-                (TIMED_OUT, format!("Task timed out after {limit:.2} seconds"))
-            }
-        };
-        if let Ok(answer) = answered.try_recv() {
-            return answer;
-        }
-        match error_type {
-            // the code goes on running, and so does the environment
-            TIMED_OUT if self.config().is_managed() => self.world().update(|state| {
-                state.runtime.in_flight.remove(request_id);
-                state.runtime.queue.retain(|job| job.request_id != request_id);
-                state.runtime.timed_out.insert(request_id.to_owned());
-            }),
-            TIMED_OUT => self.environment.reset(Reason::Timeout),
-            _ => self.environment.reset(Reason::Failure),
-        }
-        let error = InvocationError {
-            error_type: error_type.to_owned(),
-            message: format!("RequestId: {request_id} Error: {message}"),
-        };
-        Answer::failed(error)
-    }
-
-    /// Waits until an answered invocation is over. What keeps it from that ends the environment.
-    async fn finish(&self, deadline: Instant) {
-        if self.config().is_managed() {
-            // no extension takes part in an invocation, and nothing is frozen after it
-            if self.world().read(SimState::has_ended) {
-                self.environment.reset(Reason::Failure);
-            }
-            return;
-        }
-        let over = |state: &SimState| (state.is_settled() || state.has_ended()).then_some(());
-        let in_time = timeout_at(deadline.into(), self.world().wait(over)).await.is_ok();
-        if !in_time {
-            self.environment.reset(Reason::Timeout);
-        } else if self.world().read(SimState::has_ended) {
-            self.environment.reset(Reason::Failure);
-        }
     }
 
     /// Waits until nothing is in progress that an earlier, dropped call has left.
@@ -595,61 +331,8 @@ fn ended() -> Error {
     Error::new(ErrorKind::Ended, "the environment has ended: see its record, and start another one")
 }
 
-/// The words of telemetry for how an invocation ended.
-fn status(invocation: &Invocation) -> &'static str {
-    match invocation.error.as_ref().map(|error| error.error_type.as_str()) {
-        None => "success",
-        Some(TIMED_OUT) => "timeout",
-        Some(RUNTIME_EXIT | EXTENSION_EXIT | EXTENSION_CRASH) => "failure",
-        Some(_) => "error",
-    }
-}
-
-fn runtime_done(invocation: &Invocation, bytes: usize) -> Value {
-    let mut record = json!({
-        "requestId": invocation.request_id,
-        "status": status(invocation),
-        "metrics": {"durationMs": invocation.ms, "producedBytes": bytes},
-    });
-    if let Some(error) = &invocation.error {
-        record["errorType"] = error.error_type.as_str().into();
-    }
-    record
-}
-
-fn report(invocation: &Invocation, took: Duration, init_ms: Option<f64>) -> Value {
-    let mut record = json!({
-        "requestId": invocation.request_id,
-        "status": status(invocation),
-        "metrics": {
-            "durationMs": millis(took),
-            "billedDurationMs": millis(took).ceil() as u64,
-            "memorySizeMB": MEMORY_MB,
-            "maxMemoryUsedMB": MEMORY_MB,
-        },
-    });
-    if let Some(init_ms) = init_ms {
-        record["metrics"]["initDurationMs"] = init_ms.into();
-    }
-    if let Some(error) = &invocation.error {
-        record["errorType"] = error.error_type.as_str().into();
-    }
-    record
-}
-
-/// In the form of an X-Ray trace header, unsampled.
-fn trace_id() -> String {
-    let id = Uuid::new_v4().simple().to_string();
-    let parent = Uuid::new_v4().simple().to_string();
-    format!("Root=1-{}-{};Parent={};Sampled=0", &id[..8], &id[8..], &parent[..16])
-}
-
 const TIMED_OUT: &str = "Sandbox.Timedout";
 const RUNTIME_EXIT: &str = "Runtime.ExitError";
 const EXTENSION_CRASH: &str = "Extension.Crash";
 const EXTENSION_INIT: &str = "Extension.InitError";
 const EXTENSION_EXIT: &str = "Extension.ExitError";
-/// AWS: "Lambda quotas", invocation payload, with the slack of AWS's own emulator (`interop.MaxPayloadSize`).
-const MAX_EVENT: usize = 6 * 1024 * 1024 + 100;
-/// AWS: "Runtime hooks for Lambda SnapStart", after restore.
-const RESTORE_LIMIT: Duration = Duration::from_secs(10);
