@@ -39,6 +39,7 @@ mod node;
 mod notify;
 mod panics;
 mod plan;
+mod reserve;
 mod signals;
 mod standard_error;
 mod standby;

@@ -10,7 +10,6 @@ use serde::Serialize;
 
 use crate::{
     Budget, Reason, Report, ReportFormat,
-    life::Begun,
     report::{as_milliseconds, in_words},
 };
 
@@ -46,11 +45,11 @@ pub(crate) fn line(report: &Report, at: SystemTime, metrics: Option<Metrics>) ->
 }
 
 /// What is said when a drain begins: for people, or one line of JSON.
-pub(crate) fn begin_line(format: ReportFormat, begun: &Begun, budget: Budget) -> String {
-    begin_line_at(format, begun, budget, SystemTime::now())
+pub(crate) fn begin_line(format: ReportFormat, reason: &Reason, error: Option<&str>, budget: Budget) -> String {
+    begin_line_at(format, reason, error, budget, SystemTime::now())
 }
 
-fn begin_line_at(format: ReportFormat, begun: &Begun, budget: Budget, at: SystemTime) -> String {
+fn begin_line_at(format: ReportFormat, reason: &Reason, error: Option<&str>, budget: Budget, at: SystemTime) -> String {
     #[derive(Serialize)]
     struct Beginning<'a> {
         timestamp: String,
@@ -60,9 +59,8 @@ fn begin_line_at(format: ReportFormat, begun: &Begun, budget: Budget, at: System
         reason: &'a Reason,
         budget_ms: u128,
     }
-    let Begun { reason, error, .. } = begun;
     let budget = budget.total();
-    let error = error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
+    let error = error.map(|error| format!(": {error}")).unwrap_or_default();
     let message = format!("{reason}{error}, draining, {}", in_words(budget));
     if format == ReportFormat::Table {
         return format!("winddown: {message}");
@@ -220,8 +218,6 @@ fn said_line(json: bool, at: SystemTime, level: &'static str, message: &str, err
 
 #[cfg(all(test, not(winddown_loom)))]
 mod tests {
-    use std::sync::Arc;
-
     use serde_json::{Value, json};
 
     use super::*;
@@ -326,14 +322,12 @@ mod tests {
 
     #[test]
     fn the_beginning_is_one_line_for_people_or_machines() {
-        let begun =
-            |reason, error| Begun { reason, at: tokio::time::Instant::now(), error, budget: None, nodes: Arc::new([]) };
         let budget = |ms| Budget::new(Duration::from_millis(ms)).unwrap();
-        let sigterm = begun(Reason::Signal("SIGTERM".into()), None);
-        let text = begin_line_at(ReportFormat::Table, &sigterm, budget(10_000), at());
+        let sigterm = Reason::Signal("SIGTERM".into());
+        let text = begin_line_at(ReportFormat::Table, &sigterm, None, budget(10_000), at());
         assert_eq!(text, "winddown: SIGTERM, draining, 10 s");
         let read: Value =
-            serde_json::from_str(&begin_line_at(ReportFormat::CloudWatch, &sigterm, budget(500), at())).unwrap();
+            serde_json::from_str(&begin_line_at(ReportFormat::CloudWatch, &sigterm, None, budget(500), at())).unwrap();
         let expected = json!({
             "timestamp": "2026-09-21T14:13:20.123Z",
             "level": "INFO",
@@ -343,9 +337,8 @@ mod tests {
             "budget_ms": 500,
         });
         assert_eq!(read, expected);
-        let failed = begun(Reason::InitFailed, Some("db: no route".into()));
-        let read: Value =
-            serde_json::from_str(&begin_line_at(ReportFormat::Json, &failed, budget(1500), at())).unwrap();
+        let text = begin_line_at(ReportFormat::Json, &Reason::InitFailed, Some("db: no route"), budget(1500), at());
+        let read: Value = serde_json::from_str(&text).unwrap();
         assert_eq!(read["level"], json!("ERROR"));
         assert_eq!(read["message"], json!("init failed: db: no route, draining, 1.5 s"));
     }

@@ -23,8 +23,8 @@ use crate::{
     init::{InitCell, Retry},
     latency::Latency,
     panics,
-    plan::{RESERVE_FLOOR, Reserve},
     report::in_words,
+    reserve::{RESERVE_FLOOR, Reserve},
     standby::{Drainer, Needs, Own, Standby},
     ticket::{Gated, Ticket},
 };

@@ -2,7 +2,7 @@
 
 use std::{future::Future, sync::Arc, time::Duration};
 
-use crate::{Capabilities, Error, accounting::Accounting, drain::Drain, latency::Latency, plan::RESERVE_FLOOR};
+use crate::{Capabilities, Error, accounting::Accounting, drain::Drain, latency::Latency, reserve::RESERVE_FLOOR};
 
 /// Something initialised once and drained once: a pool, a client, a buffer.
 ///

@@ -3,10 +3,10 @@
 use std::{borrow::Cow, error::Error as StdError, io};
 
 use deadpool_postgres::PoolError;
-use tokio_postgres::error::SqlState;
+use tokio_postgres::{config::SslMode, error::SqlState};
 use winddown_core::{BoxError, Error, ErrorKind};
 
-use crate::{sessions::driver_error, tls::refused};
+use crate::stream::{Negotiated, Stream};
 
 /// The error of this kind and message, with the driver's as its source. Worth another try where
 /// the server is full, starts or stops, or cannot be reached.
@@ -137,4 +137,17 @@ pub(crate) fn open(failure: Failure) -> Error {
         },
     };
     error(ErrorKind::Config, advice, failure)
+}
+
+/// The driver's error for one of ours: it can be had only by failing in the driver's hands.
+pub(crate) async fn driver_error(error: io::Error) -> tokio_postgres::Error {
+    let mut config = tokio_postgres::Config::new();
+    config.user("nobody").ssl_mode(SslMode::Disable);
+    let failed = config.connect_raw(Stream::failed(error), Negotiated).await;
+    failed.err().expect("nobody can connect over a stream that fails")
+}
+
+/// One of our errors on its way through the driver's.
+pub(crate) fn refused(error: Error) -> io::Error {
+    io::Error::other(error)
 }

@@ -29,10 +29,10 @@ use winddown_core::{
 use winddown_net::{Held, Socket, run_apart, runtime_is_ending};
 
 use crate::{
-    error::Failure,
+    error::{Failure, driver_error, refused},
     pooled,
     stream::{Activity, Carries, Negotiated, Stream, Wire},
-    tls::{Tls, refused},
+    tls::Tls,
     token::CancelKey,
 };
 
@@ -447,12 +447,4 @@ async fn suits(
     let _ = connection.await;
     // Another server may become the one that is wanted.
     Err(driver_error(refused(Error::new(ErrorKind::Init, text).retryable())).await)
-}
-
-/// The driver's error for one of ours: it can be had only by failing in the driver's hands.
-pub(crate) async fn driver_error(error: io::Error) -> tokio_postgres::Error {
-    let mut config = tokio_postgres::Config::new();
-    config.user("nobody").ssl_mode(SslMode::Disable);
-    let failed = config.connect_raw(Stream::failed(error), Negotiated).await;
-    failed.err().expect("nobody can connect over a stream that fails")
 }

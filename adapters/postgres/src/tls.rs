@@ -5,7 +5,7 @@
 #[cfg(feature = "tls")]
 mod encrypted;
 
-use std::{fmt, io, str::FromStr};
+use std::{fmt, str::FromStr};
 
 use tokio_postgres::config::SslNegotiation;
 use winddown_core::{Error, ErrorKind};
@@ -17,6 +17,7 @@ use crate::config::Config;
 #[cfg(not(feature = "tls"))]
 use {
     crate::stream::Encrypted,
+    std::io,
     winddown_net::{Socket, Transport},
 };
 
@@ -132,11 +133,6 @@ impl Tls {
 #[cfg(not(feature = "tls"))]
 pub(crate) fn unchecked() -> Result<tokio_postgres::NoTls, Error> {
     Ok(tokio_postgres::NoTls)
-}
-
-/// One of our errors on its way through the driver's.
-pub(crate) fn refused(error: Error) -> io::Error {
-    io::Error::other(error)
 }
 
 #[cfg(all(test, not(feature = "tls")))]

@@ -138,7 +138,7 @@ async fn conduct_life(shared: &Arc<LifecycleState>, life: &Arc<Life>, signals: &
         begun.at = begun.at.min(stop);
     }
     if let (Some(format), Some(lines)) = (shared.report_format, &lines) {
-        lines.say(log_line::begin_line(format, &begun, begun.budget(shared)));
+        lines.say(log_line::begin_line(format, &begun.reason, begun.error.as_deref(), begun.budget(shared)));
     }
     if let Some(stopping) = stopping {
         stopping.say(shared.budget.total());

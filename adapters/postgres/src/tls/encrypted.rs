@@ -14,8 +14,8 @@ use winddown_net::{
     tls::{Check, Roots, client_config},
 };
 
-use super::{SslMode, Tls, refused};
-use crate::{config::Config, stream::Encrypted};
+use super::{SslMode, Tls};
+use crate::{config::Config, error::refused, stream::Encrypted};
 
 /// What a client asks a server first that may or may not speak TLS: a length, and a number that is no version.
 const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
