@@ -38,7 +38,7 @@ pub struct Postgres {
 
 enum Source {
     Config { config: Box<Config>, idle_check: Arc<IdleCheck<StatementCache>>, pooled: Arc<Pooled> },
-    Wrapped(Box<Wrapped>),
+    Wrapped(Arc<Wrapped>),
 }
 
 impl Postgres {
@@ -74,7 +74,7 @@ impl Postgres {
     /// neither.
     pub fn wrap(pool: Pool) -> Self {
         let sessions: Arc<Sessions> = Arc::default();
-        Self { source: Source::Wrapped(Box::new(Wrapped::new(pool, Arc::clone(sessions.latency())))), sessions }
+        Self { source: Source::Wrapped(Arc::new(Wrapped::new(pool, Arc::clone(sessions.latency())))), sessions }
     }
 
     fn open_pool(
@@ -296,7 +296,10 @@ impl Checkouts for Postgres {
 
     async fn checkout(&self, pool: &Pool) -> Result<Client, Error> {
         loop {
-            let client = pool.get().await;
+            let client = match &self.source {
+                Source::Config { .. } => pool.get().await,
+                Source::Wrapped(wrapped) => wrapped.get().await,
+            };
             let client = client.map_err(|failure| error(ErrorKind::Checkout, "no connection", failure.into()))?;
             match &self.source {
                 Source::Config { config, idle_check, .. } if idle_check.take_suspect(&client.statement_cache) => {

@@ -1,5 +1,6 @@
 //! A pool that the application built: what it hands out is known from here on, and what can be done for it from outside.
 
+mod getting;
 mod goodbye;
 mod leave;
 mod server;
@@ -12,7 +13,7 @@ use std::{
     time::Instant,
 };
 
-use deadpool_postgres::{Client, ClientWrapper, Pool, StatementCache};
+use deadpool_postgres::{Client, ClientWrapper, Pool, PoolError, StatementCache};
 use futures_util::{FutureExt as _, TryStreamExt as _};
 use tokio::{runtime::Handle, sync::Notify};
 use tokio_postgres::{CancelToken, SimpleQueryMessage};
@@ -25,6 +26,7 @@ use crate::{
     pooled::send,
     token::CancelKey,
     wrapped::{
+        getting::Getting,
         goodbye::Goodbye,
         server::{Listed, SessionId},
     },
@@ -50,6 +52,8 @@ struct State {
     known: HashMap<usize, Known>,
     /// Those that the guard has handed out, and that are not back.
     out: HashSet<Id>,
+    /// How many callers wait for one, or have left one behind that is being opened.
+    getting: usize,
     /// Those that came back and carry nothing, by how often they had been handed out by then, whoever asked for them.
     clean: HashMap<Id, usize>,
     returned: Vec<ClientWrapper>,
@@ -137,6 +141,15 @@ impl Wrapped {
     fn state(&self) -> MutexGuard<'_, State> {
         // Each change is complete before anything can panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gets one from the pool.
+    ///
+    /// # Cancel safety
+    /// A session that is being opened for a caller who goes is opened to its end, and given back: its driver would close the socket
+    /// as it is.
+    pub(crate) async fn get(self: &Arc<Self>) -> Result<Client, PoolError> {
+        Getting::new(self).await
     }
 
     pub(crate) fn hands_out(&self, client: &Client) {

@@ -175,6 +175,7 @@ pub async fn s2_a_checkout_that_was_connecting_to_a_slow_server_leaves_no_sessio
     assert_eq!(drained.listed, 0, "{}", drained.report);
     assert_eq!(drained.row().sessions.cut, 0, "{}", drained.report);
     ok(harness.slow(Duration::ZERO).await);
+    assert_no_complaints(harness).await;
 }
 
 /// S2: callers at every step of their way when draining begins. Each is served and waited for, or refused.
@@ -265,7 +266,8 @@ pub async fn a_checkout_that_was_dropped_while_connecting_leaves_no_session<H: H
     }
     ok(harness.slow(Duration::ZERO).await);
     assert!(begun >= 2, "it logs in, at the least with one question: {begun}");
-    assert!(proxy.accepted() > before + begun, "each of the {begun} had begun");
+    // The last caller may have got what was opened for one who gave up.
+    assert!(proxy.accepted() >= before + begun, "each of the {begun} had begun");
     drop(first);
     let others = tokio::time::timeout(QUICK, scene.out(harness, setup.size)).await;
     let others = others.expect("a slot of a caller that gave up is not there any more");

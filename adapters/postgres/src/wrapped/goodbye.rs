@@ -327,7 +327,9 @@ impl<'a> Goodbye<'a> {
 
     fn is_over(&self) -> bool {
         let nobody = self.waiting.is_empty() && self.leaving.is_empty() && self.stopping.is_empty();
-        nobody && !self.is_opening && !self.is_asking && self.out() == 0
+        // One that is being opened for a caller who has gone comes back too.
+        let comes_back = self.out() > 0 || self.wrapped.state().getting > 0;
+        nobody && !self.is_opening && !self.is_asking && !comes_back
     }
 
     fn is_cancelling(&self) -> bool {

@@ -1,9 +1,9 @@
 //! Pools that the application has built, and uses also without the guard.
 
-use std::{net::SocketAddr, process::ExitCode, sync::Arc, thread};
+use std::{net::SocketAddr, process::ExitCode, sync::Arc, thread, time::Duration};
 
 use deadpool_postgres::{Client, Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
-use tokio::{runtime::Builder, task::JoinHandle};
+use tokio::{runtime::Builder, task::JoinHandle, time::timeout};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use winddown_core::Outcome;
 use winddown_postgres::{
@@ -251,6 +251,30 @@ pub(crate) async fn where_the_runtime_is_gone_nothing_is_claimed() {
     assert!(drained.took < QUICK, "{:?}", drained.took);
     server.end_all().await.unwrap();
     Arc::into_inner(server).unwrap().end().await.unwrap();
+}
+
+/// Wherever it is on its way: the application's driver would close the socket as it is.
+pub(crate) async fn a_session_that_is_being_opened_when_the_drain_begins_says_goodbye() {
+    const STEP: Duration = Duration::from_millis(100);
+    let server = seventeen().await;
+    for steps in 0..9 {
+        let proxy = Proxy::start(server.server.address).await.unwrap();
+        // Opening one takes three round trips and more.
+        proxy.set_delay(STEP);
+        let pool = wrapped_pool::pool(config_at(&server, proxy.address()), RecyclingMethod::Fast);
+        let scene = Scene::new(Postgres::wrap(pool));
+        let mut caller = Box::pin(scene.db.get());
+        let in_time = timeout(STEP * steps, &mut caller).await.is_ok();
+        let (drained, ()) = tokio::join!(scene.drain(), async {
+            // Refused at once, it does not wait for the server.
+            if !in_time {
+                assert!(caller.await.unwrap_err().is_shutting_down());
+            }
+        });
+        assert!(drained.report.is_clean(), "after {steps} steps: {}", drained.report);
+        assert_nothing_left(&server).await;
+    }
+    server.end().await.unwrap();
 }
 
 pub(crate) async fn over_tls_sessions_say_goodbye_and_statements_are_cancelled_as_the_pool_is_encrypted() {
