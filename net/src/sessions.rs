@@ -67,6 +67,14 @@ struct Entries<P> {
 }
 
 impl<P> Entries<P> {
+    /// A drain has come so far. What ends from here on is in its counts, and nothing that ended before.
+    fn drains(&mut self, phase: Phase) {
+        if !self.phase.is_draining() {
+            self.ended = Ends { error: self.runs_on.take(), ..Ends::default() };
+        }
+        self.phase = phase;
+    }
+
     /// The one place where the end of a session is recorded: it is taken out of the book for it, so there is no second time.
     fn end(&mut self, id: u64, end: End) {
         if self.open.remove(&id).is_none() {
@@ -80,9 +88,17 @@ impl<P> Entries<P> {
 enum Phase {
     #[default]
     Open,
+    /// Draining has begun, and the goodbye has not: what uses this pool is drained first.
+    Begun,
     Draining,
     /// Drained, or given up: nothing is opened any more.
     Over,
+}
+
+impl Phase {
+    fn is_draining(self) -> bool {
+        matches!(self, Self::Begun | Self::Draining)
+    }
 }
 
 /// The task that polls a session, of the application or of nobody any more.
@@ -136,11 +152,20 @@ impl<P: Send + Sync + 'static> Sessions<P> {
         self.state().phase = Phase::Open;
     }
 
+    /// Draining has begun, and the goodbye may come later: each session that ends from here on is counted, whoever ends it. For an
+    /// adapter that ends something then; without it they are counted from the goodbye on.
+    pub fn count_ends(&self) {
+        let mut state = self.state();
+        // The goodbye may be quicker.
+        if state.phase == Phase::Open {
+            state.drains(Phase::Begun);
+        }
+    }
+
     /// Begins to drain; the drain is over when what this returns is dropped.
     pub fn begin_drain(&self) -> Draining<'_, P> {
         let mut state = self.state();
-        state.phase = Phase::Draining;
-        state.ended = Ends { error: state.runs_on.take(), ..Ends::default() };
+        state.drains(Phase::Draining);
         let open: Vec<_> = state.open.values().cloned().collect();
         state.fresh.clone_from(&open);
         drop(state);
@@ -227,7 +252,7 @@ impl<P: Send + Sync + 'static> Sessions<P> {
         let mut state = self.state();
         match state.phase {
             Phase::Open => state.runs_on = Some(error),
-            Phase::Draining => state.ended.error = Some(error),
+            Phase::Begun | Phase::Draining => state.ended.error = Some(error),
             Phase::Over => {}
         }
     }
@@ -661,9 +686,10 @@ impl<P: Send + Sync + 'static> Session<P> {
         self.cut_with(self.driver.end());
     }
 
-    /// Nobody polls this driver any more, if it was not over before.
+    /// Nobody polls this driver any more, if it was not over before. One that was never open is in no count.
     fn cut_with(&self, driver: Option<Driver>) {
-        self.end_driver(driver, End::Uncounted);
+        let was_open = self.opened.load(Ordering::SeqCst);
+        self.end_driver(driver, if was_open { End::Cut(None) } else { End::Uncounted });
     }
 
     fn end_driver(&self, driver: Option<Driver>, end: End) {

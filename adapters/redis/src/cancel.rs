@@ -45,14 +45,6 @@ pub(crate) struct Prepared {
     unseen: Arc<AtomicUsize>,
     /// The user may not end anything, so nobody is asked to.
     is_refused: AtomicBool,
-    unproven: Mutex<Unproven>,
-}
-
-/// Sessions that were cut since nothing proved that they are what the server would have ended.
-#[derive(Default)]
-struct Unproven {
-    cut: usize,
-    error: Option<Error>,
 }
 
 /// The connection with one server. Who has a question waits for who is asking.
@@ -200,7 +192,7 @@ impl Line {
     }
 }
 
-/// Counts what was cut, and what was not seen to end, when it is dropped, and lets go of it: at the end of a goodbye, also where the deadline drops
+/// Counts what was not seen to end when it is dropped, and lets go of it: at the end of a goodbye, also where the deadline drops
 /// that. The process may live on.
 pub(crate) struct LeftBehind<'a> {
     prepared: &'a Prepared,
@@ -210,11 +202,6 @@ pub(crate) struct LeftBehind<'a> {
 impl Drop for LeftBehind<'_> {
     fn drop(&mut self) {
         self.drain.count_left_behind(self.prepared.unseen.swap(0, Ordering::SeqCst));
-        let Unproven { cut, error } = std::mem::take(&mut *self.prepared.unproven());
-        self.drain.count_cut(cut);
-        if let Some(error) = error {
-            self.drain.note(&error);
-        }
         // Dropped outside of the lock.
         let left = std::mem::take(&mut *self.prepared.lines());
         drop(left);
@@ -250,10 +237,6 @@ impl Prepared {
 
     fn line(&self, address: &Address) -> Arc<AsyncMutex<Line>> {
         Arc::clone(self.lines().entry(address.clone()).or_default())
-    }
-
-    fn unproven(&self) -> MutexGuard<'_, Unproven> {
-        self.unproven.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Asks a server about these sessions: only about those that are proven to be ours.
@@ -429,11 +412,8 @@ impl Prepared {
                 Some(Asked::Unproven(why)) => {
                     let error = unproven(&part.endpoint, why);
                     // It takes nothing any more: its server sees that.
-                    if part.waits() && !part.has_more() && part.is_cut_now() {
-                        session.cut();
-                        let mut unproven = self.unproven();
-                        unproven.cut += 1;
-                        unproven.error = Some(error.clone());
+                    if part.waits() && !part.has_more() {
+                        session.fail(error.clone());
                     }
                     return Err(error);
                 }

@@ -169,6 +169,8 @@ impl Resource for Redis {
     }
 
     fn draining(&self, _: &Pool) {
+        // Before anything is ended.
+        self.sessions.count_ends();
         self.waits.begin_drain(&self.sessions);
     }
 

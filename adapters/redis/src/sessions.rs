@@ -10,10 +10,7 @@ use std::{
     collections::VecDeque,
     future::Future,
     pin::Pin,
-    sync::{
-        Arc, OnceLock, Weak,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, OnceLock, Weak},
     task::{Context, Poll},
 };
 
@@ -48,12 +45,11 @@ pub(crate) struct Part {
     mailbox: Arc<Mailbox>,
     /// Whether what waits at the server is ended when draining begins, though somebody waits for it.
     unblocks: bool,
-    is_cut: AtomicBool,
 }
 
 impl Part {
     fn new(endpoint: Endpoint, mailbox: Arc<Mailbox>, unblocks: bool) -> Self {
-        Self { endpoint, identity: OnceLock::new(), mailbox, unblocks, is_cut: AtomicBool::new(false) }
+        Self { endpoint, identity: OnceLock::new(), mailbox, unblocks }
     }
 
     pub(crate) fn identity(&self) -> Option<&Identity> {
@@ -88,12 +84,6 @@ impl Part {
     /// Whether there is more than one thing that is not answered: what is queued is executed once the first is ended.
     pub(crate) fn has_more(&self) -> bool {
         self.mailbox.unanswered() > 1
-    }
-
-    /// Whether whoever calls this is the first to cut it.
-    pub(crate) fn is_cut_now(&self) -> bool {
-        // SeqCst: once in the life of a session.
-        !self.is_cut.swap(true, Ordering::SeqCst)
     }
 
     /// How many requests were answered so far.

@@ -143,6 +143,8 @@ fn main() -> ExitCode {
                 what_is_queued_behind_a_command_that_waits_is_executed
                 a_command_that_begins_after_the_cancelling_is_ended_too
                 a_transaction_that_is_open_at_the_goodbye_is_not_executed
+                a_session_that_ends_before_the_goodbye_begins_is_counted
+                a_session_that_is_given_up_before_the_goodbye_begins_is_counted
                 a_command_that_cannot_be_unblocked_is_killed;
             outage:
                 all_who_wait_for_a_server_that_is_gone_share_one_series_of_tries

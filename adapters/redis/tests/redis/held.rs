@@ -1,13 +1,18 @@
 //! Checkouts that do not come back, and commands that wait at the server.
 
-use std::time::Duration;
+use std::{pin::pin, time::Duration};
 
 use redis::{AsyncCommands as _, RedisError, cmd, pipe};
+use winddown_core::Checkout;
 use winddown_redis::{Redis, redis};
-use winddown_testkit::Harness as _;
+use winddown_testkit::{
+    Directed, Director, Harness as _,
+    scene::{BUDGET, lifecycle},
+};
 
 use crate::scene::{
-    Scene, Speaks as _, abandon_command, assert_nothing_left, config, number, own, redis_8, until_waiting,
+    Scene, Server, Speaks as _, abandon_command, assert_nothing_left, config, number, own, redis_8, until,
+    until_waiting,
 };
 
 pub(crate) async fn a_checkout_that_does_nothing_is_ended_with_a_goodbye() {
@@ -125,14 +130,10 @@ pub(crate) async fn a_transaction_that_is_open_at_the_goodbye_is_not_executed() 
 pub(crate) async fn a_command_that_cannot_be_unblocked_is_killed() {
     let server = own().await;
     let scene = Scene::patient(Redis::new(config(&server)));
-    abandon_command(&server, &scene.db).await;
-    drop(scene.get().await);
-    let counter = server.tenant.key("counter");
-    // Who writes waits until the pause is over, and cannot be told to stop.
-    let mut pause = cmd("CLIENT");
-    pause.arg("PAUSE").arg(Duration::from_secs(600).as_millis() as u64).arg("WRITE");
-    pause.exec_async(&mut server.superuser().await).await.unwrap();
     let mut connection = scene.get().await;
+    abandon_command(&server, &scene.db).await;
+    let counter = server.tenant.key("counter");
+    pause_writes(&server).await;
     let writing = tokio::spawn({
         let counter = counter.clone();
         async move { cmd("INCR").arg(counter).exec_async(&mut *connection).await }
@@ -144,8 +145,69 @@ pub(crate) async fn a_command_that_cannot_be_unblocked_is_killed() {
     assert_eq!(drained.row().sessions.closed + drained.row().sessions.cut, 2, "{}", drained.report);
     assert_nothing_left(&server).await;
     assert!(writing.await.unwrap().is_err());
-    let mut resume = cmd("CLIENT");
-    resume.arg("UNPAUSE").exec_async(&mut server.superuser().await).await.unwrap();
+    resume_writes(&server).await;
     assert_eq!(number(&mut server.superuser().await, &counter).await, 0);
+    server.end().await.unwrap();
+}
+
+/// Who writes waits until the pause is over, and cannot be told to stop.
+async fn pause_writes(server: &Server) {
+    let mut pause = cmd("CLIENT");
+    pause.arg("PAUSE").arg(Duration::from_secs(600).as_millis() as u64).arg("WRITE");
+    pause.exec_async(&mut server.superuser().await).await.unwrap();
+}
+
+async fn resume_writes(server: &Server) {
+    cmd("CLIENT").arg("UNPAUSE").exec_async(&mut server.superuser().await).await.unwrap();
+}
+
+/// A scene with one session, which leaves its pool when it comes back; and who directs its drain.
+async fn leaving(server: &Server) -> (Scene, Director, Checkout<Directed<Redis>>) {
+    let (director, lifecycle) = (Director::new(), lifecycle(BUDGET));
+    let mut config = config(server);
+    config.unblock_on_drain = true;
+    let db = lifecycle.guard_as("db", director.direct(Redis::new(config)));
+    let scene = Scene { lifecycle, db };
+    let mut connection = scene.get().await;
+    cmd("CLIENT").arg("NO-TOUCH").arg("ON").exec_async(&mut *connection).await.unwrap();
+    (scene, director, connection)
+}
+
+pub(crate) async fn a_session_that_ends_before_the_goodbye_begins_is_counted() {
+    let server = redis_8().await;
+    let (scene, director, mut connection) = leaving(&server).await;
+    director.goodbye().hold();
+    let key = server.tenant.key("never");
+    let waits = tokio::spawn(async move { connection.blpop::<_, ()>(key, 0.0).await });
+    until_waiting(&server, 1).await;
+    assert!(scene.lifecycle.begin_drain());
+    // It is ended at once, and its session with it.
+    assert_eq!(waits.await.unwrap().unwrap_err().code(), Some("UNBLOCKED"));
+    until("its session has ended", || async { server.sessions().await.unwrap() == 0 }).await;
+    director.goodbye().release();
+    let drained = scene.drain().await;
+    assert_eq!((drained.ended(), drained.row().sessions.cancelled), ((1, 0), 1), "{}", drained.report);
+    server.end().await.unwrap();
+}
+
+pub(crate) async fn a_session_that_is_given_up_before_the_goodbye_begins_is_counted() {
+    let server = own().await;
+    let (scene, director, mut connection) = leaving(&server).await;
+    director.goodbye().hold();
+    pause_writes(&server).await;
+    {
+        let mut writes = pin!(connection.incr::<_, _, ()>(server.tenant.key("counter"), 1));
+        tokio::select! {
+            result = &mut writes => panic!("it ended at once: {:?}", result.err()),
+            () = until_waiting(&server, 1) => {}
+        }
+    }
+    assert!(scene.lifecycle.begin_drain());
+    drop(connection);
+    until("it is cut", || async { server.sessions().await.unwrap() == 0 }).await;
+    director.goodbye().release();
+    let drained = scene.drain().await;
+    assert_eq!((drained.ended(), drained.row().sessions.cancelled), ((0, 1), 0), "{}", drained.report);
+    resume_writes(&server).await;
     server.end().await.unwrap();
 }
