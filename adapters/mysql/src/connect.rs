@@ -21,6 +21,7 @@ use winddown_core::{
     CredentialsProvider, Error, ErrorKind,
     adapter::{IdleCheck, Outdated, credentials},
 };
+use winddown_net::own_sockets::OwnSockets;
 
 use crate::{
     error,
@@ -246,16 +247,35 @@ impl Connector {
         Ok(())
     }
 
-    /// Enters a session in the book that somebody else has opened, the first time that it is seen.
-    pub(crate) async fn adopt(&self, conn: &mut Conn) -> Result<(), Error> {
-        if self.sessions.knows(conn.id()) {
-            return Ok(());
-        }
+    /// Enters a session in the book that somebody else has opened, which the guard lends, or the drain has taken.
+    pub(crate) async fn adopt(&self, conn: &mut Conn, is_lent: bool) -> Result<(), Error> {
         let Some(opening) = self.sessions.begin_opening() else { return Ok(()) };
-        let Some(address) = self.addresses(&self.opts).await?.into_iter().next() else { return Ok(()) };
+        let Some(address) = self.own_address().await? else { return Ok(()) };
         let key = opening.enter(&address, &self.opts, conn.id());
-        let failed = |failure| error::error(ErrorKind::Checkout, "the connection does not answer", failure);
-        self.identify(&opening, key, conn).await.map_err(failed)
+        self.sessions.is_of(key, conn, is_lent);
+        let limit = Limit::of(&address, self.connect_timeout);
+        let identified = limit.step("asking the server which one it is", self.identify(&opening, key, conn)).await;
+        identified.map_err(|failure| {
+            self.sessions.gave_up(key);
+            if error::is_broken(&failure) {
+                self.sessions.is_broken(key);
+            }
+            error::error(ErrorKind::Checkout, "the connection does not answer", failure)
+        })
+    }
+
+    /// Where the sessions are that somebody else has opened: of several addresses, one that this process is connected to.
+    pub(crate) async fn own_address(&self) -> Result<Option<Address>, Error> {
+        let addresses = self.addresses(&self.opts).await?;
+        let connected = match addresses[..] {
+            [] | [_] => None,
+            _ => {
+                let own = OwnSockets::now();
+                let is_own = |address: &&Address| own.iter().any(|own| Address::Tcp(own.remote) == **address);
+                addresses.iter().find(is_own).cloned()
+            }
+        };
+        Ok(connected.or_else(|| addresses.into_iter().next()))
     }
 }
 

@@ -3,7 +3,6 @@
 mod goodbye;
 mod leave;
 mod server;
-mod sockets;
 
 use std::{
     collections::{HashMap, HashSet},
