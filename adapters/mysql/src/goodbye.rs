@@ -334,7 +334,6 @@ impl Watch {
         if !elsewhere.is_empty() {
             sessions.unproven(elsewhere, &unproven(&self.server.address), wanted.cut);
         }
-        sessions.answered.notify_one();
         let taken = watcher.kill(Kill::Query, &busy).await?;
         let fresh = taken.into_iter().filter(|key| self.cancelled.insert(*key)).count();
         sessions.cancelled(fresh);
@@ -344,7 +343,9 @@ impl Watch {
         for key in watcher.kill(Kill::Session, &to_kill).await? {
             sessions.killed(key);
         }
-        self.seek(wanted).await
+        self.seek(wanted).await?;
+        self.connector.sessions.answered.notify_one();
+        Ok(())
     }
 
     /// Looks for those that others have taken from a pool of the driver's, and that are not in the book. All of them are this

@@ -32,7 +32,7 @@ use crate::{
     error,
     gauges::Gauges,
     origin::{Origin, Relation},
-    watcher::Listed,
+    watcher::{Found, Listed},
 };
 
 /// How many sessions that the driver has dropped may be in the book before somebody asks which of them are over.
@@ -509,13 +509,14 @@ impl Sessions {
         state.unknown.most = state.unknown.most.max(now);
     }
 
-    /// All that others have were found: these are their numbers, and where they are from.
-    pub(crate) fn found(&self, server: &Server, found: Vec<(u32, Origin)>) {
+    /// All that others have were found: it is these.
+    pub(crate) fn found(&self, server: &Server, found: Vec<Found>) {
         self.note_unknown();
         let mut state = self.state();
         state.unknown.found += found.len();
-        for (id, origin) in found {
-            let entry = Entry { origin: Some(Arc::new(origin)), is_found: true, ..Entry::new() };
+        for Found { id, origin, listed } in found {
+            let (origin, seen) = (Some(Arc::new(origin)), Some(listed));
+            let entry = Entry { origin, seen, is_found: true, ..Entry::new() };
             state.enter(server.index, id, entry);
         }
         drop(state);

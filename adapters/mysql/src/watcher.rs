@@ -102,8 +102,12 @@ pub(crate) async fn look(
     Ok(asked.iter().zip(&relations).map(sight).collect())
 }
 
-/// A session that nobody knew of: its number, and where it is from.
-pub(crate) type Found = (u32, Origin);
+/// A session that nobody knew of.
+pub(crate) struct Found {
+    pub(crate) id: u32,
+    pub(crate) origin: Origin,
+    pub(crate) listed: Listed,
+}
 
 /// Where a session's client is, where the server says it as an address and not by a name.
 fn client(listed: &str) -> Option<SocketAddr> {
@@ -199,8 +203,10 @@ impl Watcher {
         };
         let is_known = |line: &Line| known.iter().any(|known| u64::from(known.key.id) == line.id);
         let others = lines.into_iter().filter(|line| line.id != own && line.user == user && !is_known(line));
-        let found =
-            |line: Line| Some(((u32::try_from(line.id).ok()?, here.of_client(&line.client)), client(&line.client)?));
+        let found = |line: Line| {
+            let (id, origin) = (u32::try_from(line.id).ok()?, here.of_client(&line.client));
+            Some((Found { id, origin, listed: line.listed }, client(&line.client)?))
+        };
         Ok(Some(others.filter_map(found).collect()))
     }
 
