@@ -7,6 +7,7 @@ mod der;
 mod endpoint;
 mod handover;
 mod orphans;
+pub mod own_sockets;
 pub mod sessions;
 mod socket;
 mod spare;

@@ -376,9 +376,13 @@ impl fmt::Display for Need {
 /// What a harness has in common with another one, which has the server: all but what is about the resource itself, and its [`secret`](Harness::secret).
 ///
 /// `harness_of!(0);` inside of `impl Harness for Wrapped`, where the field `0` is the other harness, whose checkouts are the same.
+/// Where they are others, `harness_of!(server of 0);` leaves out what is done with one, too: [`run`](Harness::run) and
+/// [`ping`](Harness::ping).
 #[macro_export]
 macro_rules! harness_of {
     ($field:tt) => {
+        $crate::harness_of!(server of $field);
+
         async fn run(&self, checkout: &mut $crate::CheckoutOf<Self>, takes: ::std::time::Duration) -> $crate::Outcome {
             self.$field.run(checkout, takes).await
         }
@@ -386,7 +390,8 @@ macro_rules! harness_of {
         async fn ping(&self, checkout: &mut $crate::CheckoutOf<Self>) -> $crate::Outcome {
             self.$field.ping(checkout).await
         }
-
+    };
+    (server of $field:tt) => {
         async fn stranger(&self) -> $crate::Outcome<$crate::Stranger> {
             self.$field.stranger().await
         }

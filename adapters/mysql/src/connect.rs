@@ -20,7 +20,7 @@ use winddown_core::{
     CredentialsProvider, Error, ErrorKind,
     adapter::{IdleCheck, Opening, Outdated, credentials},
 };
-use winddown_net::{Address, Endpoint, Options, Server};
+use winddown_net::{Address, Endpoint, Options, Server, own_sockets::OwnSockets};
 
 use crate::{
     error,
@@ -206,16 +206,35 @@ impl Connector {
         Ok(())
     }
 
-    /// Enters a session in the book that somebody else has opened, the first time that it is seen.
-    pub(crate) async fn adopt(&self, conn: &mut Conn) -> Result<(), Error> {
-        if self.sessions.knows(conn.id()) {
-            return Ok(());
-        }
+    /// Enters a session in the book that somebody else has opened, which the guard lends, or the drain has taken.
+    pub(crate) async fn adopt(&self, conn: &mut Conn, is_lent: bool) -> Result<(), Error> {
         let Some(opening) = self.sessions.begin_opening() else { return Ok(()) };
-        let Some(at) = self.kit().endpoints(&server(&self.opts)).await?.into_iter().next() else { return Ok(()) };
-        let key = opening.enter(&at.address, &self.opts, conn.id());
-        let failed = |failure| error::error(ErrorKind::Checkout, "the connection does not answer", failure);
-        self.identify(&opening, key, conn).await.map_err(failed)
+        let address = self.own_address().await?;
+        let key = opening.enter(&address, &self.opts, conn.id());
+        self.sessions.is_of(key, conn, is_lent);
+        let limit = Opening::of(&address, self.limit);
+        let identifying = self.identify(&opening, key, conn);
+        let identified = in_time(&limit, "asking the server which one it is", identifying).await;
+        identified.map_err(|failure| {
+            self.sessions.gave_up(key);
+            if error::is_broken(&failure) {
+                self.sessions.is_broken(key);
+            }
+            error::error(ErrorKind::Checkout, "the connection does not answer", failure)
+        })
+    }
+
+    /// Where the sessions are that somebody else has opened: of several addresses, one that this process is connected to.
+    pub(crate) async fn own_address(&self) -> Result<Address, Error> {
+        let mut found = self.kit().endpoints(&server(&self.opts)).await?;
+        if found.len() > 1 {
+            let own = OwnSockets::now();
+            let is_own = |at: &Endpoint| own.iter().any(|own| Address::Tcp(own.remote) == at.address);
+            let index = found.iter().position(is_own).unwrap_or_default();
+            found.swap(0, index);
+        }
+        // There is one at least.
+        Ok(found.swap_remove(0).address)
     }
 }
 

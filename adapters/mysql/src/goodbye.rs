@@ -15,6 +15,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout},
 };
 use winddown_core::{Error, adapter::Drain};
+use winddown_net::own_sockets::OwnSockets;
 
 use crate::{
     connect::Connector,
@@ -60,8 +61,8 @@ pub(crate) async fn say(connector: &Arc<Connector>, empty: impl Fn() + Send, dra
     let grace = now + drain.grace();
     loop {
         empty();
-        let News { returned, ended, open, held, servers } = sessions.news();
-        drain.count(ended, open);
+        let News { returned, ended, open, unknown, held, servers } = sessions.news();
+        drain.count(ended, open + unknown);
         if !returned.is_empty() {
             sessions.want(|wanted| wanted.left += returned.len());
         }
@@ -120,6 +121,9 @@ struct Rest<'a> {
 impl Drop for Rest<'_> {
     fn drop(&mut self) {
         self.drain.count(self.sessions.close_book(), 0);
+        if let Some(reason) = self.sessions.why_left_alone() {
+            self.drain.reason(reason);
+        }
         self.drain.count_left_behind(self.sessions.watchers());
     }
 }
@@ -181,7 +185,9 @@ impl Watch {
                 // Somebody asks about that one, too.
                 continue;
             }
-            if asked.is_empty() || (self.spare.is_none() && self.is_of_no_use(&asked)) {
+            let is_cut = self.wanted.borrow().cut;
+            let seeks = !is_cut && self.connector.sessions.seeks();
+            if !seeks && (asked.is_empty() || (self.spare.is_none() && self.is_of_no_use(&asked))) {
                 break;
             }
             match self.step(asked).await {
@@ -315,7 +321,10 @@ impl Watch {
                 let since = self.forsaken.entry(key).or_insert_with(Instant::now);
                 since.elapsed() > ORPHAN_TIMEOUT
             };
-            if wanted.cut || is_forsaken {
+            if wanted.cut && asked.is_found {
+                // It was found by counting, which is enough for a statement of nobody else's to be stopped, and no more.
+                sessions.left(key);
+            } else if wanted.cut || is_forsaken {
                 to_kill.push(ours);
             } else if ours.listed.is_busy && (wanted.cancel || asked.is_abandoned_for(self.grace, ORPHAN_TIMEOUT)) {
                 // Also of one that is to say goodbye: what is left of its results may take its time.
@@ -325,7 +334,6 @@ impl Watch {
         if !elsewhere.is_empty() {
             sessions.unproven(elsewhere, &unproven(&self.server.address), wanted.cut);
         }
-        sessions.answered.notify_one();
         let taken = watcher.kill(Kill::Query, &busy).await?;
         let fresh = taken.into_iter().filter(|key| self.cancelled.insert(*key)).count();
         sessions.cancelled(fresh);
@@ -335,6 +343,29 @@ impl Watch {
         for key in watcher.kill(Kill::Session, &to_kill).await? {
             sessions.killed(key);
         }
+        self.seek(wanted).await?;
+        self.connector.sessions.answered.notify_one();
+        Ok(())
+    }
+
+    /// Looks for those that others have taken from a pool of the driver's, and that are not in the book. All of them are this
+    /// user's, and on sockets of this process, in whatever database: where the server lists [exactly](OwnSockets::exactly) as many of
+    /// such, it is these.
+    async fn seek(&mut self, wanted: Wanted) -> Result<(), mysql_async::Error> {
+        let sessions = &self.connector.sessions;
+        let Some(watcher) = self.watcher.as_mut().filter(|_| !wanted.cut && sessions.seeks()) else { return Ok(()) };
+        let expected = sessions.unknown();
+        let Some(others) = watcher.others(&sessions.on(self.server.index)).await? else { return Ok(()) };
+        let found = OwnSockets::now().exactly(expected, others);
+        // Where some have come back meanwhile it is asked anew.
+        if sessions.unknown() == expected {
+            match found {
+                Ok(found) => sessions.found(&self.server, found),
+                Err(could_be) if wanted.cancel => sessions.left_alone(expected, could_be),
+                Err(_) => {}
+            }
+        }
+        sessions.changed.notify_one();
         Ok(())
     }
 
@@ -353,6 +384,7 @@ impl Watch {
     fn unseen(&self, why: &Error) {
         let server = self.server.index;
         let sessions = &self.connector.sessions;
+        sessions.cannot_seek();
         sessions.unseen(sessions.on(server).into_iter().map(|asked| asked.key), why);
     }
 }

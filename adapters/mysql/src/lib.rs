@@ -8,6 +8,7 @@ mod code;
 mod config;
 mod connect;
 mod error;
+mod gauges;
 mod goodbye;
 mod home;
 mod origin;

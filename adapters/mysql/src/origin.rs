@@ -87,6 +87,11 @@ impl Origin {
         }
     }
 
+    /// That of another session with the same run of the server.
+    pub(crate) fn of_client(&self, listed: &str) -> Self {
+        Self { run: self.run.clone(), client: listed.into() }
+    }
+
     pub(crate) fn is_client(&self, listed: &str) -> bool {
         *self.client == *listed
     }

@@ -52,8 +52,9 @@ impl Mysql {
     /// A pool of the driver's that the application built, and the options that it was built from: with them somebody asks
     /// the server about its sessions. It is drained even if it was never used through the guard.
     ///
-    /// Only sessions that the guard has handed out are seen to end, and only their statements are cancelled. Use
-    /// [`Mysql::new`] where you can: it takes the same options.
+    /// What is idle, and what the guard hands out, says goodbye and is seen to end, and statements are cancelled. So it is with what others
+    /// have taken from the pool, where that is proven by counting; else it says goodbye by the driver when it comes back, is
+    /// unconfirmed, and what it runs is left alone. [`Mysql::new`] takes the same options, and needs no proof.
     pub fn wrap(pool: DriverPool, opts: impl Into<Opts>) -> Wrapped {
         Wrapped::new(pool, opts.into())
     }

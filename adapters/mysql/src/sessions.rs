@@ -31,8 +31,9 @@ use winddown_net::Address;
 use crate::{
     connect::Connection,
     error,
+    gauges::Gauges,
     origin::{Origin, Relation},
-    watcher::Listed,
+    watcher::{Found, Listed},
 };
 
 /// How many sessions that the driver has dropped may be in the book before somebody asks which of them are over.
@@ -54,6 +55,8 @@ pub(crate) struct Sessions {
     pub(crate) latency: Arc<Latency>,
     /// For the session that asks about the others, where the process has no descriptor left: the driver opens its socket by itself.
     pub(crate) spare: SpareDescriptors,
+    /// Where the connections are in a pool of the driver's: it is that which says goodbye to what it has.
+    driver: Option<Gauges>,
 }
 
 /// What that opens: two sockets for each half of its way, the one that it is reached at, and a file with certificates.
@@ -62,8 +65,6 @@ const ASKING: usize = 6;
 #[derive(Default)]
 struct SessionTable {
     phase: Phase,
-    /// It is the driver's pool that says goodbye to what it holds.
-    driver_ends: bool,
     /// How many are being opened.
     opening: usize,
     /// Counts the sessions that were entered.
@@ -72,6 +73,8 @@ struct SessionTable {
     open: HashMap<Key, Entry>,
     /// Given back, and not yet tidied up: nobody has begun.
     needs_reset: HashMap<Key, Connection>,
+    /// The same of those that the guard has lent from a pool of the driver's.
+    lent_needs_reset: HashMap<Key, Conn>,
     /// While draining: those that came back, to be said goodbye to.
     returned: Vec<(Key, Conn)>,
     /// While draining: one for each server that had no room, to ask it.
@@ -85,15 +88,48 @@ struct SessionTable {
     watchers: usize,
     /// When the drain began.
     draining_since: Option<Instant>,
+    unknown: Unknown,
+}
+
+/// What there is to know of those that others have taken from a pool of the driver's, and that are not in the book.
+#[derive(Default)]
+struct Unknown {
+    /// What was idle is in the book, so that whatever is out and is not there is one of these.
+    counts: bool,
+    /// There is a server that can be asked which they are.
+    seeks: bool,
+    /// How many checkouts of the guard are out.
+    lent: usize,
+    /// How many were out together with those that were found, at most.
+    most: usize,
+    /// How many were found on the server, and are in the book since.
+    found: usize,
+    /// How many have ended whose connection somebody has nevertheless.
+    ended_out: usize,
+    /// Why some were left alone.
+    reason: Option<String>,
 }
 
 impl SessionTable {
     /// The one place where the end of a session is recorded: it is taken out of the book for it, so there is no second time.
     fn end(&mut self, key: Key, end: End) {
-        if self.open.remove(&key).is_none() {
-            return;
+        let Some(entry) = self.open.remove(&key) else { return };
+        if entry.holder == Holder::Others && entry.standing == Standing::Killed {
+            self.unknown.ended_out += 1;
         }
-        self.ended.record(end);
+        match end {
+            End::Cut(_) if entry.is_the_drains => self.watchers += 1,
+            _ if entry.is_the_drains => {}
+            end => self.ended.record(end),
+        }
+    }
+
+    /// How many are out of a pool of the driver's, and not in the book.
+    fn unknown(&self, driver: Option<&Gauges>) -> usize {
+        let Some(driver) = driver.filter(|_| self.unknown.counts) else { return 0 };
+        let is_out = |entry: &&Entry| matches!(entry.holder, Holder::Others | Holder::Drain);
+        let known = self.open.values().filter(is_out).count();
+        driver.out().saturating_sub(known + self.unknown.lent + self.unknown.ended_out)
     }
 }
 
@@ -166,6 +202,32 @@ struct Entry {
     dropped: Option<Instant>,
     /// What the server said of it, if it listed it while draining.
     seen: Option<Listed>,
+    /// Where its connection is, if it is of a pool of the driver's.
+    holder: Holder,
+    /// Tells its connection from others of the driver's pool that had the same number, on a server that was started again.
+    conn: usize,
+    /// Nobody has entered it but the drain, which has found it on the server's list.
+    is_found: bool,
+    /// It was opened for the drain, and is in no count of the pool's.
+    is_the_drains: bool,
+}
+
+/// Who has a connection of a pool of the driver's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Holder {
+    /// Others, as far as anybody knows.
+    Others,
+    /// The drain.
+    Drain,
+    /// The guard has lent it.
+    Guard,
+    /// Nobody any more.
+    Nobody,
+}
+
+/// Where a connection is, as long as it is there: the driver keeps it in a box.
+fn place(conn: &Conn) -> usize {
+    std::ptr::from_ref(conn.opts()).addr()
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -194,7 +256,9 @@ pub(crate) struct News {
     pub(crate) ended: Ends,
     /// How many are in the book.
     pub(crate) open: usize,
-    /// How many of them somebody has, or is about to have.
+    /// How many are not, and others have taken them from a pool of the driver's.
+    pub(crate) unknown: usize,
+    /// How many of both somebody has, or is about to have.
     pub(crate) held: usize,
     /// Where they are.
     pub(crate) servers: Vec<Whereabouts>,
@@ -218,6 +282,8 @@ pub(crate) struct Asked {
     pub(crate) has_left: bool,
     /// When somebody last waited for what it does.
     pub(crate) waited_for: Instant,
+    /// Nobody has entered it but the drain.
+    pub(crate) is_found: bool,
 }
 
 impl Asked {
@@ -234,7 +300,7 @@ impl Default for Sessions {
         let (changed, answered) = (Notify::new(), Notify::new());
         let (wanted, latency) = (watch::Sender::new(Wanted::default()), Arc::default());
         let spare = SpareDescriptors::new(ASKING);
-        Self { state: Mutex::default(), changed, answered, wanted, latency, spare }
+        Self { state: Mutex::default(), changed, answered, wanted, latency, spare, driver: None }
     }
 }
 
@@ -289,7 +355,11 @@ impl Sessions {
     /// The connection of a session is nobody's any more. One that was given up has hung: no goodbye is waited for.
     pub(crate) fn came_back(&self, key: Key, conn: Conn, is_given_up: bool) {
         let mut state = self.state();
-        let dropped = if state.phase == Phase::Draining && !conn.is_disconnected() && !is_given_up {
+        let is_taken_over = state.phase == Phase::Draining && !conn.is_disconnected() && !is_given_up;
+        if let Some(entry) = state.open.get_mut(&key) {
+            entry.holder = if is_taken_over { Holder::Drain } else { Holder::Nobody };
+        }
+        let dropped = if is_taken_over {
             state.returned.push((key, conn));
             None
         } else {
@@ -352,14 +422,123 @@ impl Sessions {
         }
     }
 
-    /// A connection of a pool of the driver's is back there.
-    pub(crate) fn seen_back(&self, id: u32, is_disconnected: bool) {
+    /// The guard lends this connection of a pool of the driver's. Whether it is in the book.
+    pub(crate) fn lend(&self, conn: &Conn) -> bool {
         let mut state = self.state();
-        for (key, entry) in &mut state.open {
-            if key.id == id && is_disconnected && entry.standing == Standing::Held {
-                (entry.standing, entry.waited_for) = (Standing::Left, Instant::now());
+        state.unknown.lent += 1;
+        let entry = state.entry_of(conn);
+        entry.map(|(_, entry)| entry.holder = Holder::Guard).is_some()
+    }
+
+    /// What was lent is back, or was not lent after all.
+    pub(crate) fn is_back(&self, key: Option<Key>) {
+        let mut state = self.state();
+        state.unknown.lent -= 1;
+        if let Some(entry) = key.and_then(|key| state.open.get_mut(&key)).filter(|entry| entry.holder == Holder::Guard)
+        {
+            entry.holder = Holder::Others;
+        }
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    /// Its place in the book.
+    pub(crate) fn key_of(&self, conn: &Conn) -> Option<Key> {
+        Some(self.state().entry_of(conn)?.0)
+    }
+
+    /// It was entered, and this is its connection; `is_lent` by the guard.
+    pub(crate) fn is_of(&self, key: Key, conn: &Conn, is_lent: bool) {
+        if let Some(entry) = self.state().open.get_mut(&key) {
+            entry.conn = place(conn);
+            if is_lent {
+                entry.holder = Holder::Guard;
             }
         }
+    }
+
+    /// It was opened for the drain.
+    pub(crate) fn is_the_drains(&self, key: Key) {
+        if let Some(entry) = self.state().open.get_mut(&key) {
+            entry.is_the_drains = true;
+        }
+    }
+
+    /// What was idle in the driver's pool is in the book, so that others have what is out and is not there.
+    pub(crate) fn count_unknown(&self) {
+        let mut state = self.state();
+        (state.unknown.counts, state.unknown.seeks) = (true, true);
+    }
+
+    /// No server has been heard of.
+    pub(crate) fn are_nowhere(&self) -> bool {
+        self.state().servers.is_empty()
+    }
+
+    /// This one can be asked.
+    pub(crate) fn are_at(&self, address: &Address, opts: &Opts) {
+        self.state().server(address, opts);
+    }
+
+    /// Whether there are sessions that others than the guard have, as far as anybody knows.
+    pub(crate) fn are_with_others(&self) -> bool {
+        let state = self.state();
+        let is_with_others = |entry: &Entry| entry.standing == Standing::Held && entry.holder == Holder::Others;
+        state.open.values().any(is_with_others) || state.unknown(self.driver.as_ref()) > 0
+    }
+
+    /// How many others have that are not in the book.
+    pub(crate) fn unknown(&self) -> usize {
+        self.state().unknown(self.driver.as_ref())
+    }
+
+    /// Whether a server is to be asked which they are.
+    pub(crate) fn seeks(&self) -> bool {
+        let state = self.state();
+        state.seeks(self.driver.as_ref())
+    }
+
+    /// No server can be asked which they are.
+    pub(crate) fn cannot_seek(&self) {
+        self.state().unknown.seeks = false;
+    }
+
+    /// Nobody is given any more: so many there are now at most.
+    pub(crate) fn note_unknown(&self) {
+        let mut state = self.state();
+        let now = state.unknown(self.driver.as_ref()) + state.unknown.found;
+        state.unknown.most = state.unknown.most.max(now);
+    }
+
+    /// All that others have were found: it is these.
+    pub(crate) fn found(&self, server: &Server, found: Vec<Found>) {
+        self.note_unknown();
+        let mut state = self.state();
+        state.unknown.found += found.len();
+        for Found { id, origin, listed } in found {
+            let (origin, seen) = (Some(Arc::new(origin)), Some(listed));
+            let entry = Entry { origin, seen, is_found: true, ..Entry::new() };
+            state.enter(server.index, id, entry);
+        }
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    /// Which of those that the server lists are the unknown ones is not to be told.
+    pub(crate) fn left_alone(&self, unknown: usize, could_be: usize) {
+        self.state().unknown.reason.get_or_insert_with(|| {
+            format!(
+                "{unknown} taken from the pool directly, and the server lists {could_be} of this process that could be these: what \
+                 they run was left alone"
+            )
+        });
+    }
+
+    /// What was to be cut is left as it is.
+    pub(crate) fn left(&self, key: Key) {
+        let mut state = self.state();
+        state.unknown.ended_out += 1;
+        state.end(key, End::Cut(None));
         drop(state);
         self.changed.notify_one();
     }
@@ -370,26 +549,22 @@ impl Sessions {
             if entry.standing == Standing::Held {
                 (entry.standing, entry.has_said) = (Standing::Leaving, true);
             }
+            entry.holder = Holder::Nobody;
         }
         self.changed.notify_one();
     }
 
     /// The driver has let go of all connections, and said nothing on any.
     pub(crate) fn all_left(&self) {
-        for entry in self.state().open.values_mut() {
+        let mut state = self.state();
+        state.unknown.counts = false;
+        for entry in state.open.values_mut() {
             if entry.standing == Standing::Held {
                 (entry.standing, entry.waited_for) = (Standing::Left, Instant::now());
             }
         }
+        drop(state);
         self.changed.notify_one();
-    }
-
-    pub(crate) fn knows(&self, id: u32) -> bool {
-        self.state().open.keys().any(|key| key.id == id)
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.state().open.is_empty()
     }
 
     /// Keeps a connection until somebody tidies it up. Gives it back where a drain has begun.
@@ -407,28 +582,44 @@ impl Sessions {
         self.state().needs_reset.remove(&key)
     }
 
+    /// As [`keep_untidy`](Self::keep_untidy), of a connection that the guard has lent from a pool of the driver's.
+    pub(crate) fn keep_lent(&self, key: Key, conn: Conn) -> Result<(), Conn> {
+        let mut state = self.state();
+        if state.phase != Phase::Open {
+            return Err(conn);
+        }
+        state.lent_needs_reset.insert(key, conn);
+        Ok(())
+    }
+
+    pub(crate) fn take_lent(&self, key: Key) -> Option<Conn> {
+        self.state().lent_needs_reset.remove(&key)
+    }
+
     pub(crate) fn is_open(&self) -> bool {
         self.state().phase == Phase::Open
     }
 
     /// The connections are in a pool of the driver's.
-    pub(crate) fn of_driver() -> Self {
-        let sessions = Self::default();
-        sessions.state().driver_ends = true;
-        sessions
+    pub(crate) fn of_driver(gauges: Gauges) -> Self {
+        Self { driver: Some(gauges), ..Self::default() }
     }
 
     /// Begins to drain; the drain is over when what this returns is dropped.
     pub(crate) fn begin_drain(&self) -> Draining<'_> {
-        let needs_reset = {
+        let (needs_reset, lent) = {
             let mut state = self.state();
             state.phase = Phase::Draining;
             state.draining_since = Some(Instant::now());
             state.ended = Ends::default();
             state.why_unseen = None;
             state.watchers = 0;
-            mem::take(&mut state.needs_reset)
+            state.unknown.lent -= state.lent_needs_reset.len();
+            (mem::take(&mut state.needs_reset), mem::take(&mut state.lent_needs_reset))
         };
+        for (key, conn) in lent {
+            self.came_back(key, conn, false);
+        }
         for connection in needs_reset.into_values() {
             drop(Object::take(connection));
         }
@@ -443,7 +634,10 @@ impl Sessions {
                 (entry.standing, entry.waited_for) = (Standing::Leaving, Instant::now());
             }
         }
-        let held = state.open.values().filter(|entry| entry.standing == Standing::Held).count() + state.opening;
+        let unknown = state.unknown(self.driver.as_ref());
+        let held =
+            state.open.values().filter(|entry| entry.standing == Standing::Held).count() + state.opening + unknown;
+        let seeks = state.seeks(self.driver.as_ref());
         let on = |server: &Arc<Server>| {
             let standings =
                 state.open.iter().filter(|(key, _)| key.server == server.index).map(|(_, entry)| entry.standing);
@@ -452,10 +646,10 @@ impl Sessions {
                 matches!(standing, Standing::Unwanted | Standing::Leaving | Standing::Left | Standing::Broken)
             };
             let abandoned = standings.iter().any(is_abandoned);
-            (!standings.is_empty()).then(|| Whereabouts { server: Arc::clone(server), abandoned })
+            (seeks || !standings.is_empty()).then(|| Whereabouts { server: Arc::clone(server), abandoned })
         };
         let servers = state.servers.iter().filter_map(on).collect();
-        News { returned, ended, open: state.open.len(), held, servers }
+        News { returned, ended, open: state.open.len(), unknown, held, servers }
     }
 
     /// A server had no room for another session; and why nobody can ask it, if it is that.
@@ -542,7 +736,7 @@ impl Sessions {
             (Standing::Leaving, _) | (Standing::Unwanted | Standing::Left | Standing::Broken, Some(_)) => End::Closed,
             (Standing::Failed | Standing::Killed, _) => End::Cut(None),
             // The server has ended it while somebody had it: in order if that was no loss.
-            (Standing::Held, Some(seen)) if state.driver_ends || !seen.is_busy => End::Closed,
+            (Standing::Held, Some(seen)) if self.driver.is_some() || !seen.is_busy => End::Closed,
             (Standing::Held, Some(_)) => End::Cut(Some(ended_by_server())),
             // It had ended before.
             (Standing::Held | Standing::Unwanted | Standing::Left | Standing::Broken, None) => End::Uncounted,
@@ -575,14 +769,14 @@ impl Sessions {
     /// The goodbye of a session is on its way.
     pub(crate) fn said(&self, key: Key) {
         if let Some(entry) = self.state().open.get_mut(&key) {
-            entry.has_said = true;
+            (entry.has_said, entry.holder) = (true, Holder::Nobody);
         }
     }
 
     /// The connection of this session was dropped in the middle of an answer.
     pub(crate) fn gave_up(&self, key: Key) {
         if let Some(entry) = self.state().open.get_mut(&key) {
-            (entry.standing, entry.waited_for) = (Standing::Left, Instant::now());
+            (entry.standing, entry.waited_for, entry.holder) = (Standing::Left, Instant::now(), Holder::Nobody);
         }
     }
 
@@ -592,6 +786,7 @@ impl Sessions {
         if let Some(entry) = state.open.get_mut(&key)
             && entry.standing == Standing::Leaving
         {
+            entry.holder = Holder::Nobody;
             match failure {
                 // Of what was left of results: a statement that was stopped, for one. The driver takes it for the goodbye's, and has
                 // closed the connection instead.
@@ -624,6 +819,13 @@ impl Sessions {
         let (ended, returned) = {
             let mut state = self.state();
             state.phase = Phase::Over;
+            // What has come back without having been found was said goodbye to by the driver.
+            let unknown = state.unknown(self.driver.as_ref());
+            let unseen = state.unknown.most.saturating_sub(state.unknown.found + unknown);
+            state.ended.cut += unknown;
+            if mem::take(&mut state.unknown.counts) {
+                state.ended.unconfirmed += unseen;
+            }
             let open: Vec<Key> = state.open.keys().copied().collect();
             let why = state.why_unseen.take();
             for key in open {
@@ -633,6 +835,11 @@ impl Sessions {
         };
         drop(returned);
         ended
+    }
+
+    /// Why some of those that others have were left alone, if they were.
+    pub(crate) fn why_left_alone(&self) -> Option<String> {
+        self.state().unknown.reason.take()
     }
 
     /// Somebody who watches has opened a session, which is in nobody's way until it is left behind.
@@ -661,7 +868,54 @@ impl Sessions {
     }
 }
 
+impl SessionTable {
+    /// This server, which is entered where it is new.
+    fn server(&mut self, address: &Address, opts: &Opts) -> Arc<Server> {
+        let known =
+            self.servers.iter().find(|server| server.address == *address && server.opts().user() == opts.user());
+        known.cloned().unwrap_or_else(|| {
+            let index = self.servers.len();
+            let server = Arc::new(Server { index, address: address.clone(), opts: Mutex::new(opts.clone()) });
+            self.servers.push(Arc::clone(&server));
+            server
+        })
+    }
+
+    fn enter(&mut self, server: usize, id: u32, entry: Entry) -> Key {
+        let key = Key { server, id, entered: self.entered };
+        self.entered += 1;
+        self.open.insert(key, entry);
+        key
+    }
+
+    fn entry_of(&mut self, conn: &Conn) -> Option<(Key, &mut Entry)> {
+        let (id, place) = (conn.id(), place(conn));
+        let found = self.open.iter_mut().find(|(key, entry)| key.id == id && entry.conn == place);
+        found.map(|(key, entry)| (*key, entry))
+    }
+
+    /// Whether the pool's one server is to be asked which of its sessions others have.
+    fn seeks(&self, driver: Option<&Gauges>) -> bool {
+        self.unknown.seeks && self.servers.len() == 1 && self.unknown(driver) > 0
+    }
+}
+
 impl Entry {
+    fn new() -> Self {
+        Self {
+            origin: None,
+            standing: Standing::Held,
+            has_said: false,
+            waited_for: Instant::now(),
+            dropped: None,
+            seen: None,
+            holder: Holder::Others,
+            conn: 0,
+            is_found: false,
+            is_the_drains: false,
+        }
+    }
+
     fn has_left(&self) -> bool {
         matches!(self.standing, Standing::Left | Standing::Broken)
     }
@@ -673,6 +927,7 @@ impl Entry {
             is_leaving: matches!(self.standing, Standing::Unwanted | Standing::Leaving),
             has_left: self.has_left(),
             waited_for: self.waited_for,
+            is_found: self.is_found,
         }
     }
 }
@@ -705,21 +960,9 @@ impl BeingOpened {
     /// Enters the session in the book.
     pub(crate) fn enter(&self, address: &Address, opts: &Opts, id: u32) -> Key {
         let mut state = self.sessions.state();
-        let known =
-            state.servers.iter().find(|server| server.address == *address && server.opts().user() == opts.user());
-        let server = known.cloned().unwrap_or_else(|| {
-            let index = state.servers.len();
-            let server = Server { index, address: address.clone(), opts: Mutex::new(opts.clone()) };
-            let server = Arc::new(server);
-            state.servers.push(Arc::clone(&server));
-            server
-        });
+        let server = state.server(address, opts);
         *server.opts.lock().unwrap_or_else(PoisonError::into_inner) = opts.clone();
-        let key = Key { server: server.index, id, entered: state.entered };
-        state.entered += 1;
-        let (standing, waited_for) = (Standing::Held, Instant::now());
-        let entry = Entry { origin: None, standing, has_said: false, waited_for, dropped: None, seen: None };
-        state.open.insert(key, entry);
+        let key = state.enter(server.index, id, Entry::new());
         self.has_entered.store(true, Ordering::Relaxed);
         key
     }

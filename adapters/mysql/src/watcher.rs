@@ -3,7 +3,10 @@
 //! In MySQL and in MariaDB a session is on the server's list until after its socket was closed, so that the end of a
 //! connection proves nothing: another session has to ask. It is opened when it is needed, on the drain's own runtime.
 
-use std::time::{Duration, Instant};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::{Duration, Instant},
+};
 
 use mysql_async::{
     Conn, Opts, Row,
@@ -100,6 +103,19 @@ pub(crate) async fn look(
     Ok(asked.iter().zip(&relations).map(sight).collect())
 }
 
+/// A session that nobody knew of.
+pub(crate) struct Found {
+    pub(crate) id: u32,
+    pub(crate) origin: Origin,
+    pub(crate) listed: Listed,
+}
+
+/// Where a session's client is, where the server says it as an address and not by a name.
+fn client(listed: &str) -> Option<SocketAddr> {
+    let (host, port) = listed.rsplit_once(':')?;
+    Some(SocketAddr::new(host.parse::<IpAddr>().ok()?.to_canonical(), port.parse().ok()?))
+}
+
 /// A line of the server's list.
 pub(crate) struct Line {
     pub(crate) id: u64,
@@ -165,6 +181,30 @@ impl Watcher {
     /// What the server knows of these sessions.
     pub(crate) async fn look(&mut self, asked: &[Asked]) -> Result<Vec<Sight>, mysql_async::Error> {
         look(&mut self.conn, self.origin.as_ref(), asked).await
+    }
+
+    /// What the server lists of this user's besides those that are `known`, and where their clients are. `None` where nobody can say
+    /// which they are: the server does not say which one it is, or some that are known are with another one.
+    pub(crate) async fn others(
+        &mut self,
+        known: &[Asked],
+    ) -> Result<Option<Vec<(Found, SocketAddr)>>, mysql_async::Error> {
+        let Some(here) = self.origin.as_ref() else { return Ok(None) };
+        if known.iter().any(|known| here.relation(known.origin.as_deref()) != Relation::Same) {
+            return Ok(None);
+        }
+        let own = u64::from(self.conn.id());
+        let lines = list(&mut self.conn).await?;
+        let Some(user) = lines.iter().find(|line| line.id == own).map(|line| line.user.clone()) else {
+            return Ok(None);
+        };
+        let is_known = |line: &Line| known.iter().any(|known| u64::from(known.key.id) == line.id);
+        let others = lines.into_iter().filter(|line| line.id != own && line.user == user && !is_known(line));
+        let found = |line: Line| {
+            let (id, origin) = (u32::try_from(line.id).ok()?, here.of_client(&line.client));
+            Some((Found { id, origin, listed: line.listed }, client(&line.client)?))
+        };
+        Ok(Some(others.filter_map(found).collect()))
     }
 
     /// Tells the server to end these; which of them it has taken, the others being gone already.
@@ -245,4 +285,23 @@ pub(crate) fn unproven(address: &Address) -> Error {
          say. None of them was told to end there, and whether they have ended is not known"
     );
     Error::new(ErrorKind::Incomplete, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_is_an_address_or_not_known() {
+        for (listed, address) in [
+            ("10.0.0.1:4000", Some("10.0.0.1:4000")),
+            ("::1:4000", Some("[::1]:4000")),
+            ("::ffff:10.0.0.1:4000", Some("10.0.0.1:4000")),
+            ("localhost", None),
+            ("db.example:4000", None),
+            ("", None),
+        ] {
+            assert_eq!(client(listed), address.map(|address| address.parse().unwrap()), "{listed}");
+        }
+    }
 }

@@ -1,43 +1,80 @@
 //! A pool of the driver's that the application built: what can be done for it from outside.
 
+mod empty;
+
 use std::{
     fmt,
-    sync::{Arc, OnceLock},
+    future::poll_fn,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    task::Poll,
+    time::{Duration, Instant},
 };
 
 use mysql_async::{Conn, Opts, Pool};
-use tokio::{runtime::Handle, task::JoinSet, time::timeout};
+use tokio::{
+    runtime::Handle,
+    sync::oneshot,
+    task::{JoinSet, yield_now},
+    time::{sleep, timeout},
+};
 use winddown_core::{
     Capabilities, Checkouts, Error, ErrorKind, Resource,
-    adapter::{Drain, Latency},
+    adapter::{Drain, IdleCheck, Latency},
 };
 
 use crate::{
     config::CONNECT_TIMEOUT,
     connect::{Connector, TIDY_PATIENCE},
-    error::error,
+    error,
+    gauges::Gauges,
     goodbye,
     home::Home,
     runtimes::{self, Life},
-    sessions::{LEAVE_PATIENCE, Sessions},
+    sessions::{Key, LEAVE_PATIENCE, Sessions},
+    wrapped::empty::Emptying,
 };
 
 /// A [`mysql_async::Pool`] as a resource: see [`Mysql::wrap`](crate::Mysql::wrap).
 ///
-/// The driver's pool says the goodbye, `COM_QUIT` on every session once it is back, and never waits for the server. So the
-/// server is asked about those sessions that the guard has handed out once; only they are counted, and only their
-/// statements are cancelled.
+/// What is idle is taken out of the driver's pool, says `COM_QUIT`, and is seen to end, as what the guard hands out. What others have
+/// taken from the pool the driver says goodbye to, once it is back: which sessions these are the server is asked, so that they are seen
+/// to end, and their statements are cancelled.
 pub struct Wrapped {
     pool: Pool,
     connector: Arc<Connector>,
     /// Of the runtime that the first checkout was made in: the driver's pool ends with that, unless somebody has used it before.
     life: OnceLock<Life>,
+    idle_check: IdleCheck<()>,
+    /// When somebody last had a checkout.
+    used: Mutex<Instant>,
 }
+
+/// What the kernel has to tell after such a time is waited for.
+const RESTS: Duration = Duration::from_millis(10);
 
 impl Wrapped {
     pub(crate) fn new(pool: Pool, opts: Opts) -> Self {
-        let connector = Connector::new(Arc::new(Sessions::of_driver()), opts, None, Some(CONNECT_TIMEOUT));
-        Self { pool, connector: Arc::new(connector), life: OnceLock::new() }
+        let sessions = Sessions::of_driver(Gauges::of(&pool));
+        let connector = Connector::new(Arc::new(sessions), opts, None, Some(CONNECT_TIMEOUT));
+        Self {
+            pool,
+            connector: Arc::new(connector),
+            life: OnceLock::new(),
+            idle_check: IdleCheck::new(RESTS),
+            used: Mutex::new(Instant::now()),
+        }
+    }
+
+    fn used(&self) -> MutexGuard<'_, Instant> {
+        // Each change is complete before anything can panic.
+        self.used.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Nobody has had a checkout for a while, or the process was frozen.
+    fn has_rested(&self) -> bool {
+        let used = *self.used();
+        self.idle_check.is_suspect(used)
     }
 
     fn is_over(&self) -> bool {
@@ -63,30 +100,27 @@ impl Resource for Wrapped {
     async fn goodbye(&self, pool: &Pool, drain: &Drain) -> Result<(), Error> {
         let sessions = Arc::clone(&self.connector.sessions);
         let _draining = sessions.begin_drain();
-        // What the driver has ended long ago is not to be counted, so somebody asks before the others end.
-        sessions.want(|wanted| wanted.watch = true);
-        let mut leaving = JoinSet::new();
-        let (pool, is_over) = (pool.clone(), self.is_over());
-        leaving.spawn({
-            let sessions = Arc::clone(&sessions);
-            async move {
-                if !sessions.is_empty() {
-                    // A server that does not answer is told all the same.
-                    let _ = timeout(LEAVE_PATIENCE, sessions.answered.notified()).await;
-                }
-                // Waits for every connection, those that are out and those that are being opened, without a limit.
-                match pool.disconnect().await {
-                    // Nobody was there to say it.
-                    Ok(()) if is_over => sessions.all_left(),
-                    Ok(()) => sessions.all_leave(),
-                    Err(failure) => tracing::debug!(error = %failure, "the driver's pool could not be disconnected"),
-                }
-            }
-        });
+        let (now, gauges) = (tokio::time::Instant::now(), Gauges::of(pool));
+        let emptying = Emptying {
+            pool: pool.clone(),
+            gauges: gauges.clone(),
+            connector: Arc::clone(&self.connector),
+            is_over: self.is_over(),
+            grace: drain.grace(),
+            limit: now + drain.deadline().saturating_duration_since(now) / 2,
+        };
+        let mut emptied = JoinSet::new();
+        emptied.spawn(emptying.run(sessions.begin_opening()));
         goodbye::say(&self.connector, || {}, drain).await?;
+        // What the driver does beside: its task may be on a runtime that does not run.
+        let has_none = gauges.idle() + gauges.out() == 0;
         tokio::select! {
-            // There may be sessions that nobody knows of but the driver.
-            _ = leaving.join_next() => {}
+            Some(result) = emptied.join_next() => match result {
+                Ok(Ok(())) => {}
+                Ok(Err(failure)) => drain.note(&failure),
+                Err(panicked) => drain.note(&error::panicked(panicked)),
+            },
+            () = sleep(drain.grace()), if has_none => {}
             () = drain.until_cut() => {}
         }
         Ok(())
@@ -111,34 +145,98 @@ impl Checkouts for Wrapped {
 
     async fn checkout(&self, pool: &Pool) -> Result<Conn, Error> {
         self.life.get_or_init(|| runtimes::current(&self.connector));
-        let mut conn = pool.get_conn().await.map_err(|source| {
+        if self.has_rested() {
+            // Whoever sees what the kernel knows gets on first: where everything stood still, a connection that the server has
+            // closed would look as if it were open.
+            yield_now().await;
+        }
+        let failed = |source| {
             let text = if self.is_over() {
                 "the runtime has ended that the driver's pool was first used in, and the pool with it: `Mysql::new` makes one \
                  that outlives runtimes"
             } else {
                 "no connection"
             };
-            error(ErrorKind::Checkout, text, source)
-        })?;
-        self.connector.adopt(&mut conn).await?;
-        Ok(conn)
+            error::error(ErrorKind::Checkout, text, source)
+        };
+        let mut getting: Getting = Box::pin(pool.get_conn());
+        // One that is idle is had at once.
+        let first = match poll_fn(|context| Poll::Ready(getting.as_mut().poll(context))).await {
+            Poll::Ready(conn) => {
+                let conn = conn.map_err(failed)?;
+                *self.used() = Instant::now();
+                if self.connector.sessions.lend(&conn) {
+                    return Ok(conn);
+                }
+                Ok((conn, Lent::new(&self.connector.sessions, None)))
+            }
+            Poll::Pending => Err(getting),
+        };
+        let (mut give, got) = oneshot::channel();
+        let connector = Arc::clone(&self.connector);
+        // Where nobody waits for it any more, it is opened and entered nevertheless: dropped before, it would end without a goodbye,
+        // and nobody would see that.
+        tokio::spawn(async move {
+            let sessions = &connector.sessions;
+            // The drain waits for it.
+            let _opening = sessions.begin_opening();
+            let (mut conn, lent) = match first {
+                Ok(first) => first,
+                Err(getting) => match until_late(getting, &mut give).await {
+                    Some(Ok(conn)) => {
+                        let is_known = sessions.lend(&conn);
+                        let lent = Lent::new(sessions, None);
+                        if is_known {
+                            return hand_over(give, conn, lent, sessions);
+                        }
+                        (conn, lent)
+                    }
+                    Some(Err(failure)) => return drop(give.send(Err(Failed::Driver(failure)))),
+                    None => return,
+                },
+            };
+            match connector.adopt(&mut conn, true).await {
+                Ok(()) => hand_over(give, conn, lent, sessions),
+                Err(failure) => drop(give.send(Err(Failed::Ours(failure)))),
+            }
+        });
+        let ended = "the runtime ended while a connection was opened";
+        match got.await {
+            Ok(Ok(conn)) => {
+                *self.used() = Instant::now();
+                Ok(conn)
+            }
+            Ok(Err(Failed::Driver(source))) => Err(failed(source)),
+            Ok(Err(Failed::Ours(failure))) => Err(failure),
+            Err(_) => Err(Error::new(ErrorKind::Checkout, ended)),
+        }
     }
 
     /// In the background it becomes what it was when it was opened: the driver's own reset leaves it in another database, and
     /// with another character set.
-    fn give_back(&self, _: &Pool, mut conn: Conn) {
+    fn give_back(&self, _: &Pool, conn: Conn) {
+        *self.used() = Instant::now();
         let sessions = &self.connector.sessions;
-        sessions.seen_back(conn.id(), conn.is_disconnected());
-        let runtime = Handle::try_current().ok().filter(|_| !conn.is_disconnected() && sessions.is_open());
-        let Some(runtime) = runtime else { return };
-        let connector = Arc::clone(&self.connector);
+        let runtime = Handle::try_current().ok().filter(|_| !conn.is_disconnected());
+        let (Some(runtime), Some(key)) = (runtime, sessions.key_of(&conn)) else { return back(sessions, conn) };
+        if let Err(conn) = sessions.keep_lent(key, conn) {
+            return back(sessions, conn);
+        }
+        let (connector, needs_reset) =
+            (Arc::clone(&self.connector), NeedsReset { sessions: Arc::clone(sessions), key });
         runtime.spawn(async move {
+            let Some(mut conn) = needs_reset.take() else { return };
+            let lent = Lent::new(&connector.sessions, Some(key));
             let opts = &connector.opts;
             let home = Home::by(opts);
             // Dropped at its limit, the connection is not used again.
             let reset = opts.pool_opts().reset_connection();
             match timeout(TIDY_PATIENCE, home.restore(&mut conn, opts, reset, &connector.separately)).await {
-                Ok(Ok(_)) => conn.reset_connection(false),
+                Ok(Ok(_)) => {
+                    conn.reset_connection(false);
+                    lent.keep();
+                    back(&connector.sessions, conn);
+                }
                 Ok(Err(failure)) => {
                     tracing::debug!(session = conn.id(), error = %failure, "a connection is not used again");
                     let _ = timeout(LEAVE_PATIENCE, conn.disconnect()).await;
@@ -146,6 +244,93 @@ impl Checkouts for Wrapped {
                 Err(_) => {}
             }
         });
+    }
+}
+
+type Getting = Pin<Box<dyn Future<Output = Result<Conn, mysql_async::Error>> + Send>>;
+
+/// Why there is no checkout.
+enum Failed {
+    Driver(mysql_async::Error),
+    Ours(Error),
+}
+
+/// A connection of the pool's; none where nobody waits for it, and it is not there a while after that.
+async fn until_late<T>(
+    mut getting: Getting,
+    give: &mut oneshot::Sender<T>,
+) -> Option<Result<Conn, mysql_async::Error>> {
+    tokio::select! {
+        conn = &mut getting => Some(conn),
+        () = give.closed() => timeout(LEAVE_PATIENCE, getting).await.ok(),
+    }
+}
+
+/// Lends it to whoever waits for it. Where nobody does any more it ends with a goodbye.
+fn hand_over(give: oneshot::Sender<Result<Conn, Failed>>, conn: Conn, lent: Lent, sessions: &Sessions) {
+    match give.send(Ok(conn)) {
+        Err(Ok(conn)) => {
+            if let Some(key) = sessions.key_of(&conn) {
+                sessions.came_back(key, conn, false);
+            }
+        }
+        _ => lent.keep(),
+    }
+}
+
+/// What was lent is the driver's pool's again, or the drain's.
+fn back(sessions: &Sessions, conn: Conn) {
+    let key = sessions.key_of(&conn);
+    match key {
+        Some(key) if conn.is_disconnected() || !sessions.is_open() => sessions.came_back(key, conn, false),
+        _ => drop(conn),
+    }
+    sessions.is_back(key);
+}
+
+/// One that waits for being tidied up. It goes with the task that should do it.
+struct NeedsReset {
+    sessions: Arc<Sessions>,
+    key: Key,
+}
+
+impl NeedsReset {
+    fn take(&self) -> Option<Conn> {
+        self.sessions.take_lent(self.key)
+    }
+}
+
+impl Drop for NeedsReset {
+    fn drop(&mut self) {
+        if let Some(conn) = self.take() {
+            back(&self.sessions, conn);
+        }
+    }
+}
+
+/// One that the guard has lent, until it is back with the driver's pool or with the drain.
+struct Lent {
+    /// None where somebody keeps it.
+    sessions: Option<Arc<Sessions>>,
+    key: Option<Key>,
+}
+
+impl Lent {
+    fn new(sessions: &Arc<Sessions>, key: Option<Key>) -> Self {
+        Self { sessions: Some(Arc::clone(sessions)), key }
+    }
+
+    /// Somebody else says when it is back.
+    fn keep(mut self) {
+        self.sessions = None;
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        if let Some(sessions) = self.sessions.take() {
+            sessions.is_back(self.key);
+        }
     }
 }
 

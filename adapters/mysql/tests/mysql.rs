@@ -59,20 +59,31 @@ mod unproven;
 mod warned;
 #[path = "mysql/wrapped.rs"]
 mod wrapped;
+#[path = "conformance/wrapped.rs"]
+mod wrapped_pool;
+#[cfg(feature = "buffer")]
+#[path = "mysql/wrapped_soak.rs"]
+mod wrapped_soak;
 
 use std::process::ExitCode;
 
 use winddown_testkit::{Suite, containers, trials};
 
-use crate::server::{MariaDb, MySql, Tenancy};
+use crate::{
+    server::{MariaDb, MySql, Tenancy},
+    wrapped_pool::WrappedPool,
+};
 
 fn main() -> ExitCode {
     #[cfg(feature = "buffer")]
-    if let Some(ended) = soak::program() {
+    if let Some(ended) = soak::program().or_else(wrapped_soak::program) {
+        return ended;
+    }
+    if let Some(ended) = wrapped::program() {
         return ended;
     }
     let left_out = containers::skipped();
-    let suite = Suite::new().harness::<Tenancy<MySql>>().harness::<Tenancy<MariaDb>>();
+    let suite = Suite::new().harness::<Tenancy<MySql>>().harness::<Tenancy<MariaDb>>().harness::<WrappedPool>();
     let suite = suite.tests(
         left_out,
         trials! {
@@ -167,11 +178,16 @@ fn main() -> ExitCode {
                 sessions_that_were_handed_out_are_seen_to_end
                 a_statement_of_a_checkout_is_cancelled
                 a_statement_that_nobody_waits_for_is_cancelled
-                a_connection_that_was_taken_from_the_pool_directly_does_not_hold_up_the_drain;
+                what_was_taken_from_the_pool_directly_is_cancelled_and_says_goodbye
+                what_comes_back_to_the_pool_directly_says_goodbye
+                what_others_keep_without_a_statement_is_cut_and_stays_theirs
+                what_is_not_proven_to_be_the_pools_is_left_alone
+                another_process_with_the_same_user_is_left_alone
+                what_the_server_has_ended_while_it_was_idle_is_in_no_count;
         },
     );
     #[cfg(feature = "buffer")]
-    let suite = suite.tests(left_out, soak::trials()).tests(
+    let suite = suite.tests(left_out, soak::trials()).tests(left_out, vec![wrapped_soak::trial()]).tests(
         left_out,
         trials! {
             checked:

@@ -4,7 +4,6 @@ mod getting;
 mod goodbye;
 mod leave;
 mod server;
-mod sockets;
 
 use std::{
     collections::{HashMap, HashSet},

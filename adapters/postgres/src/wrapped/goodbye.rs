@@ -7,7 +7,6 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    net::SocketAddr,
     ops::{Deref, DerefMut},
     sync::Arc,
     time::Duration,
@@ -24,6 +23,7 @@ use winddown_core::{
     Error, ErrorKind,
     adapter::{Drain, Ends},
 };
+use winddown_net::own_sockets::{self, Connection, OwnSockets};
 
 use crate::{
     error::error,
@@ -33,7 +33,6 @@ use crate::{
         leave::says_goodbye,
         roll_back,
         server::{self, Listed, SessionId},
-        sockets::{self, Connection, Own},
     },
 };
 
@@ -146,7 +145,7 @@ pub(super) struct Goodbye<'a> {
     /// They have ended. The pool must not have them before it is closed.
     ended: Vec<Held>,
     /// Once somebody has answered: looking takes the kernel some milliseconds, in which nobody else gets on here.
-    own: Option<Own>,
+    own: Option<OwnSockets>,
     look_at: Instant,
     look_pause: Duration,
     is_asking: bool,
@@ -407,7 +406,8 @@ impl<'a> Goodbye<'a> {
             .chain(self.stopping.keys().copied())
             .collect();
         let cancels = self.is_cancelling() && self.out() > 0;
-        let ports = if cancels { Own::now().ends().map(|end| end.port()).collect() } else { HashSet::new() };
+        let ports =
+            if cancels { OwnSockets::now().iter().map(|own| own.local.port()).collect() } else { HashSet::new() };
         // Some have not said yet which session they are, as those that are in the middle of a statement.
         let pids = ids.iter().map(|id| id.pid).chain(unwanted.iter().filter_map(Known::pid)).collect();
         self.is_asking = true;
@@ -615,7 +615,7 @@ impl<'a> Goodbye<'a> {
 
     /// Where the end of this session is seen, if it is.
     fn connection(&mut self, listed: &Listed) -> Option<Connection> {
-        listed.client.and_then(|client| self.own.get_or_insert_with(Own::now).from(client))
+        listed.client.and_then(|client| self.own.get_or_insert_with(OwnSockets::now).from(client))
     }
 
     /// Says goodbye, and is seen to end or asked about.
@@ -639,7 +639,7 @@ impl<'a> Goodbye<'a> {
         if !self.sees_ends() || Instant::now() < self.look_at {
             return;
         }
-        let open = sockets::open();
+        let open = own_sockets::open();
         let is_over = |leaving: &Leaving| leaving.connection.is_some_and(|connection| !open.contains(&connection));
         let over: Vec<_> = self.leaving.extract_if(|_, leaving| is_over(leaving)).collect();
         self.look_pause = if over.is_empty() { (self.look_pause * 2).min(PAUSES.1) } else { PAUSES.0 };
@@ -709,8 +709,7 @@ impl<'a> Goodbye<'a> {
     }
 
     /// Those that others have taken from the pool, and that the guard has never seen. All of them are with this user and this
-    /// database, and on sockets of this process: where the server lists no more of such than the pool has, it is these. Where it
-    /// lists more, some are others', and nobody knows which.
+    /// database, and on sockets of this process: where the server lists [exactly](OwnSockets::exactly) as many of such, it is these.
     fn unknown<'b>(&mut self, listed: impl Iterator<Item = &'b Listed>) -> Vec<SessionId> {
         let out = self.known_out();
         let expected = self.out().saturating_sub(out.len());
@@ -719,22 +718,18 @@ impl<'a> Goodbye<'a> {
         }
         let here = self.waiting.values().map(|waiting| &waiting.known).chain(&out);
         let known: HashSet<i32> = here.filter_map(Known::pid).collect();
-        let own: HashSet<SocketAddr> = Own::now().ends().collect();
-        let could_be: Vec<_> = listed
-            .filter(|listed| listed.client.is_some_and(|client| own.contains(&client)))
+        let could_be = listed
             .filter(|listed| !self.met.contains(&listed.id) && !known.contains(&listed.id.pid))
-            .collect();
-        if could_be.len() == expected {
-            return could_be.iter().map(|listed| listed.id).collect();
-        }
-        if !self.is_left_alone {
+            .filter_map(|listed| Some((listed.id, listed.client?)));
+        let found = OwnSockets::now().exactly(expected, could_be);
+        if let (Err(could_be), false) = (&found, self.is_left_alone) {
             self.is_left_alone = true;
             self.drain.reason(format!(
-                "{expected} taken from the pool directly, and the server lists {} of this process that could be these: what they                  run was left alone",
-                could_be.len()
+                "{expected} taken from the pool directly, and the server lists {could_be} of this process that could be these: what \
+                 they run was left alone"
             ));
         }
-        Vec::new()
+        found.unwrap_or_default()
     }
 
     /// The one that asks was refused an answer, or is gone.

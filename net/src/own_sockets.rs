@@ -1,6 +1,7 @@
 //! The TCP sockets of this process, as Linux lists them. Elsewhere there are none to be seen.
 //!
-//! The driver has the socket of a session, and shows it to nobody. The kernel does.
+//! A driver has the socket of a session, and shows it to nobody. The kernel does: so a server's session is known by the address that
+//! its client has there, and its end is seen though somebody else has the socket.
 
 use std::{
     collections::HashSet,
@@ -10,17 +11,22 @@ use std::{
 
 /// A connection: our end and the other one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Connection {
-    pub(super) local: SocketAddr,
-    remote: SocketAddr,
+#[non_exhaustive]
+pub struct Connection {
+    /// Our end.
+    pub local: SocketAddr,
+    /// The other one.
+    pub remote: SocketAddr,
 }
 
-/// Those that this process has, at one moment.
+/// The connections that this process has, at one moment.
 #[derive(Debug)]
-pub(super) struct Own(HashSet<Connection>);
+pub struct OwnSockets(HashSet<Connection>);
 
-impl Own {
-    pub(super) fn now() -> Self {
+impl OwnSockets {
+    /// Those of this moment. Reading them takes the kernel some milliseconds, in which the thread does nothing else.
+    #[must_use]
+    pub fn now() -> Self {
         let Ok(descriptors) = fs::read_dir("/proc/self/fd") else { return Self(HashSet::new()) };
         let links = descriptors.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
         let inodes: HashSet<u64> =
@@ -29,21 +35,39 @@ impl Own {
         Self(rows().into_iter().filter(ours).map(|row| row.connection).collect())
     }
 
-    /// Our ends.
-    pub(super) fn ends(&self) -> impl Iterator<Item = SocketAddr> {
-        self.0.iter().map(|connection| connection.local)
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Connection> {
+        self.0.iter()
+    }
+
+    /// The sessions of a driver's pool that nobody else knows of: those that a server lists with one of our ends for their client, if
+    /// they are exactly as many as the pool has out. Where it lists more, some are others', and nobody knows which.
+    ///
+    /// # Errors
+    /// How many could be these, where that is another number.
+    pub fn exactly<S>(
+        &self,
+        expected: usize,
+        listed: impl IntoIterator<Item = (S, SocketAddr)>,
+    ) -> Result<Vec<S>, usize> {
+        let ends: HashSet<_> = self.iter().map(|connection| connection.local).collect();
+        let ours = listed.into_iter().filter(|(_, client)| ends.contains(client));
+        let could_be: Vec<_> = ours.map(|(session, _)| session).collect();
+        if could_be.len() == expected { Ok(could_be) } else { Err(could_be.len()) }
     }
 
     /// The one whose own end this is. None where there is not exactly one.
-    pub(super) fn from(&self, local: SocketAddr) -> Option<Connection> {
+    #[must_use]
+    pub fn from(&self, local: SocketAddr) -> Option<Connection> {
         let mut found = self.0.iter().filter(|connection| connection.local == local);
         let connection = *found.next()?;
         found.next().is_none().then_some(connection)
     }
 }
 
-/// All whose other end has not closed its side, or had not before ours did.
-pub(super) fn open() -> HashSet<Connection> {
+/// All connections whose other end has not closed its side, or had not before ours did.
+#[must_use]
+pub fn open() -> HashSet<Connection> {
     rows().into_iter().filter(|row| row.state.waits_for_the_other_end()).map(|row| row.connection).collect()
 }
 
@@ -133,12 +157,24 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (theirs, _) = listener.accept().unwrap();
-        let connection = Own::now().from(ours.local_addr().unwrap()).unwrap();
+        let connection = OwnSockets::now().from(ours.local_addr().unwrap()).unwrap();
         assert!(open().contains(&connection));
         drop(ours);
         assert!(open().contains(&connection), "the other side is open");
-        assert!(Own::now().from(connection.local).is_none());
+        assert!(OwnSockets::now().from(connection.local).is_none());
         drop(theirs);
         assert!(!open().contains(&connection));
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn sessions_are_ours_where_as_many_are_listed_as_there_have_to_be() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let ours = [(), ()].map(|()| TcpStream::connect(listener.local_addr().unwrap()).unwrap());
+        let ends = ours.each_ref().map(|ours| ours.local_addr().unwrap());
+        let listed = || [(1, ends[0]), (2, ends[1]), (3, "192.0.2.1:4000".parse().unwrap())];
+        let own = OwnSockets::now();
+        assert_eq!(own.exactly(2, listed()), Ok(vec![1, 2]));
+        assert_eq!((own.exactly(1, listed()), own.exactly(3, listed())), (Err(2), Err(2)));
     }
 }
