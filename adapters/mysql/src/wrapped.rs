@@ -266,15 +266,11 @@ async fn until_late<T>(
     }
 }
 
-/// Lends it to whoever waits for it. Where nobody does any more it ends with a goodbye.
+/// Lends it to whoever waits for it. Where nobody does any more it goes back.
 fn hand_over(give: oneshot::Sender<Result<Conn, Failed>>, conn: Conn, lent: Lent, sessions: &Sessions) {
-    match give.send(Ok(conn)) {
-        Err(Ok(conn)) => {
-            if let Some(key) = sessions.key_of(&conn) {
-                sessions.came_back(key, conn, false);
-            }
-        }
-        _ => lent.keep(),
+    lent.keep();
+    if let Err(Ok(conn)) = give.send(Ok(conn)) {
+        back(sessions, conn);
     }
 }
 
