@@ -262,7 +262,7 @@ async fn until_late<T>(
 ) -> Option<Result<Conn, mysql_async::Error>> {
     tokio::select! {
         conn = &mut getting => Some(conn),
-        () = give.closed() => timeout(LEAVE_PATIENCE, getting).await.ok(),
+        () = give.closed() => timeout(CONNECT_TIMEOUT, getting).await.ok(),
     }
 }
 

@@ -122,7 +122,7 @@ impl Config {
 }
 
 /// Where nobody says how long opening a session may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The defaults for a database that is described in the driver's own words.
 impl From<tokio_postgres::Config> for Config {

@@ -175,6 +175,7 @@ fn main() -> ExitCode {
                 where_the_runtime_is_blocked_what_runs_is_cancelled_and_the_deadline_holds
                 where_the_runtime_is_gone_nothing_is_claimed
                 a_session_that_is_being_opened_when_the_drain_begins_says_goodbye
+                who_was_opened_to_stop_a_statement_leaves_when_that_is_over
                 over_tls_sessions_say_goodbye_and_statements_are_cancelled_as_the_pool_is_encrypted
                 where_the_server_sees_another_client_the_others_are_asked_about_and_the_last_is_unconfirmed
                 behind_a_pooler_sessions_say_goodbye_and_are_unconfirmed

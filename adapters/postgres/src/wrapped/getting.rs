@@ -5,18 +5,15 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
-    time::Duration,
 };
 
 use deadpool_postgres::{Client, PoolError};
 use tokio::{runtime::Handle, time::timeout};
 
 use super::Wrapped;
+use crate::config::CONNECT_TIMEOUT;
 
 type FromPool = Pin<Box<dyn Future<Output = Result<Client, PoolError>> + Send>>;
-
-/// How long a session may take to be open that nobody waits for any more.
-const PATIENCE: Duration = Duration::from_secs(1);
 
 pub(super) struct Getting {
     wrapped: Arc<Wrapped>,
@@ -72,7 +69,8 @@ impl Drop for Getting {
         let (Some(from_pool), Some(waits)) = (self.from_pool.take(), self.waits.take()) else { return };
         let Ok(runtime) = Handle::try_current() else { return };
         runtime.spawn(async move {
-            if let Ok(Ok(client)) = timeout(PATIENCE, from_pool).await {
+            // As long as opening one may take in a pool of the adapter's own.
+            if let Ok(Ok(client)) = timeout(CONNECT_TIMEOUT, from_pool).await {
                 waits.0.give_back(client);
             }
         });

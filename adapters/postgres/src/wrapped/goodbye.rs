@@ -125,6 +125,9 @@ const UNSEEN: (Duration, Duration) = (Duration::from_millis(5), Duration::from_m
 /// When one that could not be opened is tried again: those that leave make room for it.
 const OPEN_AGAIN: Duration = Duration::from_millis(100);
 
+/// The one that asks does not leave to be opened again within this time.
+const REOPENED_AFTER: Duration = Duration::from_secs(1);
+
 pub(super) struct Goodbye<'a> {
     wrapped: &'a Wrapped,
     drain: &'a Drain,
@@ -164,6 +167,8 @@ pub(super) struct Goodbye<'a> {
     is_left_alone: bool,
     /// How many of those that are not to be seen the drain has opened.
     opened_unseen: usize,
+    /// How many were out when the pool was closed at the end: what comes back after that is closed as it is.
+    out_at_end: Option<usize>,
 }
 
 impl<'a> Goodbye<'a> {
@@ -197,6 +202,7 @@ impl<'a> Goodbye<'a> {
             asked_by_secret: HashSet::new(),
             is_left_alone: false,
             opened_unseen: 0,
+            out_at_end: None,
         }
     }
 
@@ -314,7 +320,7 @@ impl<'a> Goodbye<'a> {
 
     /// How many of the pool's are out.
     fn out(&self) -> usize {
-        self.pool().status().size.saturating_sub(self.pooled)
+        self.out_at_end.unwrap_or_else(|| self.pool().status().size.saturating_sub(self.pooled))
     }
 
     /// How many have not ended.
@@ -380,6 +386,7 @@ impl<'a> Goodbye<'a> {
     fn go_on(&mut self) {
         let now = Instant::now();
         if !self.wants_to_ask() {
+            self.dismiss_of_no_use(now);
             if self.is_unprepared() && !self.is_opening && now >= self.prepare_at.max(self.open_at) {
                 self.open();
             }
@@ -604,6 +611,19 @@ impl<'a> Goodbye<'a> {
         }
     }
 
+    /// What one was opened for is over, and nothing else is to be asked yet: it would stand among those that somebody has. Not where
+    /// it would be opened again at once, or nobody would see it end.
+    fn dismiss_of_no_use(&mut self, now: Instant) {
+        let is_early = self.prepare_at.saturating_duration_since(now) > REOPENED_AFTER;
+        let opened = self.asker.as_ref().filter(|asker| !asker.is_counted).map(|asker| asker.listed);
+        let Some(listed) = opened.filter(|_| is_early && !self.is_asking && self.deputy.is_none()) else { return };
+        if self.connection(&listed).is_some()
+            && let Some(asker) = self.asker.take()
+        {
+            self.dismiss(asker);
+        }
+    }
+
     /// The one that was opened leaves before the last of the pool's, which asks about it.
     fn hand_over(&mut self) {
         if let Some(deputy) = self.deputy.take()
@@ -803,6 +823,7 @@ impl<'a> Goodbye<'a> {
 
     /// Whoever waits for a connection is told, and what comes back is not taken any more.
     fn close(&mut self) {
+        self.out_at_end = Some(self.out());
         self.pool().close();
         let returned = {
             let mut state = self.wrapped.state();

@@ -277,6 +277,21 @@ pub(crate) async fn a_session_that_is_being_opened_when_the_drain_begins_says_go
     server.end().await.unwrap();
 }
 
+pub(crate) async fn who_was_opened_to_stop_a_statement_leaves_when_that_is_over() {
+    let server = seventeen().await;
+    let scene = Scene::new(Postgres::wrap(pool(&server)));
+    let held = scene.out(1).await;
+    abandon_statement(&server, &scene.db).await;
+    let (drained, ()) = tokio::join!(scene.drain(), async {
+        until("only what is out is listed", || async { server.sessions().await.unwrap() == 1 }).await;
+        drop(held);
+    });
+    drained.assert_clean(2);
+    assert_nothing_left(&server).await;
+    assert_eq!(drained.row().sessions.cancelled, 1, "{}", drained.report);
+    server.end().await.unwrap();
+}
+
 pub(crate) async fn over_tls_sessions_say_goodbye_and_statements_are_cancelled_as_the_pool_is_encrypted() {
     let server = start::<Encrypted>().await;
     let mut roots = RootCertStore::empty();
