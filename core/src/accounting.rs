@@ -155,7 +155,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn s5_the_accounting_of_a_life_that_is_over_are_not_those_of_the_next() {
+    fn s5_the_accounting_of_a_life_that_is_over_is_not_that_of_the_next() {
         let ledgers = LedgerSlot::default();
         let first = ledgers.restart();
         assert!(first.accepted(2));
