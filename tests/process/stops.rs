@@ -2,6 +2,7 @@
 //! others, and where nobody can be told of it.
 
 use std::{
+    fs,
     future::pending,
     io,
     os::unix::net::UnixDatagram,
@@ -14,7 +15,10 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::signal::unix::{SignalKind, signal};
 use winddown::{Error, Lifecycle, Outcome, Reason, ReportFormat, memory::Memory};
-use winddown_testkit::child::{Child, Ended, ROLE};
+use winddown_testkit::{
+    child::{Child, Ended, ROLE},
+    scene::until,
+};
 
 use crate::{
     cases::{cases, refusing},
@@ -112,6 +116,14 @@ async fn ctrlc_after() -> Result<(), Error> {
         also.begin_drain();
     })
     .map_err(|error| Error::new(winddown::ErrorKind::Config, error.to_string()))?;
+    // Its thread gives itself the name by which it is seen, when it first runs.
+    until("the thread of ctrlc has its name", async || {
+        let threads = fs::read_dir("/proc/self/task").unwrap().flatten();
+        threads
+            .map(|thread| fs::read_to_string(thread.path().join("comm")))
+            .any(|name| name.is_ok_and(|name| name == "ctrl-c\n"))
+    })
+    .await;
     until_stopped_after(lifecycle).await
 }
 

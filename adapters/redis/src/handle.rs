@@ -162,6 +162,11 @@ impl Handle {
         Watch { line: Arc::downgrade(&self.line) }
     }
 
+    /// For whoever closes it, and does not keep it open.
+    pub(crate) fn mailbox(&self) -> Weak<Mailbox> {
+        Arc::downgrade(&self.line.mailbox)
+    }
+
     /// The task ends with the session.
     pub(crate) fn is_looked_after_by(&self, task: LookingAfter) {
         // It is opened once.

@@ -2,7 +2,7 @@
 //! session is asked now and then whether the server is there.
 
 use std::sync::{
-    Arc,
+    Arc, OnceLock, Weak,
     atomic::{AtomicBool, Ordering},
 };
 
@@ -16,12 +16,14 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::{config::Config, handle::Handle};
+use crate::{config::Config, handle::Handle, mailbox::Mailbox};
 
 /// What is pushed on one session goes through this. The driver has it for as long as the session is.
 struct Pushes {
     to: Arc<dyn AsyncPushSender>,
     seen: Arc<Seen>,
+    /// Of the session, once it is open.
+    mailbox: OnceLock<Weak<Mailbox>>,
 }
 
 #[derive(Debug, Default)]
@@ -40,6 +42,10 @@ impl AsyncPushSender for Pushes {
         if info.kind == PushKind::Disconnection {
             if self.seen.has_ended.swap(true, Ordering::Relaxed) {
                 return Ok(());
+            }
+            // First: whoever is told asks for another session at once, and is not to get this one.
+            if let Some(mailbox) = self.mailbox.get().and_then(Weak::upgrade) {
+                mailbox.close();
             }
         } else if !self.seen.has_pushed.swap(true, Ordering::Relaxed) {
             self.seen.pushed.notify_one();
@@ -65,7 +71,7 @@ pub(crate) struct Listener {
 
 impl Listener {
     pub(crate) fn of(to: &Arc<dyn AsyncPushSender>) -> Self {
-        Self { pushes: Arc::new(Pushes { to: Arc::clone(to), seen: Arc::default() }) }
+        Self { pushes: Arc::new(Pushes { to: Arc::clone(to), seen: Arc::default(), mailbox: OnceLock::new() }) }
     }
 
     pub(crate) fn pushes(&self) -> Arc<dyn AsyncPushSender> {
@@ -76,6 +82,8 @@ impl Listener {
     pub(crate) fn has(self, handle: &Handle, config: &Config) {
         let seen = Arc::clone(&self.pushes.seen);
         seen.is_open.store(true, Ordering::Relaxed);
+        // It is opened once.
+        let _ = self.pushes.mailbox.set(handle.mailbox());
         let Some(every) = config.listening_check else { return };
         // A server may be busy for a while, and nobody waits for this answer.
         let limit = config.check_timeout.max(every);

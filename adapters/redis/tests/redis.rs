@@ -192,6 +192,7 @@ fn main() -> ExitCode {
                 a_shared_session_outlives_the_runtime_that_it_was_opened_in;
             subscriber:
                 a_subscriber_learns_that_its_connection_has_ended_and_subscribes_again
+                who_is_told_of_the_end_of_a_session_does_not_get_it_again
                 a_subscriber_learns_that_its_connection_was_replaced
                 who_only_listens_learns_of_a_server_that_says_nothing
                 who_subscribes_to_nothing_is_not_asked;

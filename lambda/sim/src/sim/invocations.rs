@@ -23,10 +23,10 @@ impl Sim {
     /// Invokes the function with a JSON event, and returns when the invocation is over: the function has answered, and it
     /// and every extension that gets INVOKE have asked for their next event.
     ///
-    /// A frozen environment is thawed first, and a snapshot restored. With [`Config::managed_instances`], several calls run at
+    /// A frozen environment is thawed first, and a snapshot restored. With [`Config::managed_instances`](crate::Config::managed_instances), several calls run at
     /// once; those above the limit wait their turn. An invocation that fails is not an `Err`: see [`Invocation::ok`]. After a timeout
     /// or a crash the environment is shut down in the background, as Lambda does it; [`shutdown`](Self::shutdown) waits
-    /// for that and returns its record. With [`Config::reinit`], the next invocation starts the function again.
+    /// for that and returns its record. With [`Config::reinit`](crate::Config::reinit), the next invocation starts the function again.
     ///
     /// # Errors
     ///

@@ -15,7 +15,7 @@ use crate::state::{Restore, SimState, millis};
 const RESTORE_LIMIT: Duration = Duration::from_secs(10);
 
 impl Sim {
-    /// Takes the snapshot of a function with [`Config::snap_start`]: waits until its init is over and stops every process, until
+    /// Takes the snapshot of a function with [`Config::snap_start`](crate::Config::snap_start): waits until its init is over and stops every process, until
     /// [`restore`](Self::restore), the first invocation or shutdown.
     ///
     /// On Lambda one snapshot is restored many times. A process cannot be copied here: to see a second restoration from the
@@ -23,7 +23,7 @@ impl Sim {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Unsupported`] without [`Config::snap_start`], and after a restoration; [`ErrorKind::Ended`] when the environment has
+    /// [`ErrorKind::Unsupported`] without [`Config::snap_start`](crate::Config::snap_start), and after a restoration; [`ErrorKind::Ended`] when the environment has
     /// ended or is ending; init errors.
     pub async fn snapshot(&self) -> Result<(), Error> {
         self.snap_start_only()?;
@@ -36,7 +36,7 @@ impl Sim {
         if self.environment.freeze("snapshot") { Ok(()) } else { Err(ended()) }
     }
 
-    /// Restores the snapshot of a function with [`Config::snap_start`]: lets its processes go on, answers its
+    /// Restores the snapshot of a function with [`Config::snap_start`](crate::Config::snap_start): lets its processes go on, answers its
     /// `GET /runtime/restore/next`, and waits until it asks for its first event.
     ///
     /// It has 10 s for that, as on Lambda. A function that never asks `restore/next` has nothing to do. When it fails, the
@@ -45,7 +45,7 @@ impl Sim {
     /// # Errors
     ///
     /// [`ErrorKind::Restore`] when the function reports an error, exits, or takes too long; [`ErrorKind::Unsupported`] without
-    /// [`Config::snap_start`]; [`ErrorKind::Ended`] when the environment has ended or is ending; init errors.
+    /// [`Config::snap_start`](crate::Config::snap_start); [`ErrorKind::Ended`] when the environment has ended or is ending; init errors.
     ///
     /// # Cancel safety
     ///
