@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeSet,
+    io,
     net::SocketAddr,
     sync::{
         Arc,
@@ -80,6 +81,16 @@ async fn connect(address: SocketAddr) -> Result<TcpStream, BoxError> {
     Ok(timeout(Duration::from_secs(20), connecting).await?)
 }
 
+/// One round trip.
+async fn speak(stream: &mut TcpStream) -> Result<(), BoxError> {
+    stream.write_all(b"version\r\n").await?;
+    let answered = async {
+        while stream.read_u8().await? != b'\n' {}
+        Ok::<_, io::Error>(())
+    };
+    Ok(timeout(Duration::from_secs(20), answered).await??)
+}
+
 /// What it answers, until it closes its side.
 async fn answer(mut stream: TcpStream, request: &str) -> Result<String, BoxError> {
     let mut answer = String::new();
@@ -141,7 +152,10 @@ impl Harness for Memcached16 {
 
     /// One session that waits, and one that is idle until it is asked.
     async fn stranger(&self) -> Result<Stranger, BoxError> {
-        let (mut waits, asks) = (connect(self.server.address).await?, connect(self.server.address).await?);
+        let (mut waits, mut asks) = (connect(self.server.address).await?, connect(self.server.address).await?);
+        // It lists them when it has accepted them.
+        speak(&mut waits).await?;
+        speak(&mut asks).await?;
         let strangers = Arc::clone(&self.strangers);
         strangers.fetch_add(2, Ordering::SeqCst);
         let (let_go, is_let_go) = oneshot::channel();
