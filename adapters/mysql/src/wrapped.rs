@@ -187,7 +187,7 @@ impl Checkouts for Wrapped {
                         let is_known = sessions.lend(&conn);
                         let lent = Lent::new(sessions, None);
                         if is_known {
-                            return hand_over(give, conn, lent, sessions);
+                            return hand_over(give, conn, lent);
                         }
                         (conn, lent)
                     }
@@ -196,15 +196,15 @@ impl Checkouts for Wrapped {
                 },
             };
             match connector.adopt(&mut conn, true).await {
-                Ok(()) => hand_over(give, conn, lent, sessions),
+                Ok(()) => hand_over(give, conn, lent),
                 Err(failure) => drop(give.send(Err(Failed::Ours(failure)))),
             }
         });
         let ended = "the runtime ended while a connection was opened";
         match got.await {
-            Ok(Ok(conn)) => {
+            Ok(Ok(handed)) => {
                 *self.used() = Instant::now();
-                Ok(conn)
+                handed.take().ok_or_else(|| Error::new(ErrorKind::Checkout, ended))
             }
             Ok(Err(Failed::Driver(source))) => Err(failed(source)),
             Ok(Err(Failed::Ours(failure))) => Err(failure),
@@ -266,12 +266,31 @@ async fn until_late<T>(
     }
 }
 
-/// Lends it to whoever waits for it. Where nobody does any more it goes back.
-fn hand_over(give: oneshot::Sender<Result<Conn, Failed>>, conn: Conn, lent: Lent, sessions: &Sessions) {
-    lent.keep();
-    if let Err(Ok(conn)) = give.send(Ok(conn)) {
-        back(sessions, conn);
+/// On its way to whoever waits for it. Where nobody does any more it goes back.
+struct Handed {
+    /// There until somebody has it.
+    conn: Option<Conn>,
+    lent: Lent,
+}
+
+impl Handed {
+    fn take(mut self) -> Option<Conn> {
+        self.lent.sessions = None;
+        self.conn.take()
     }
+}
+
+impl Drop for Handed {
+    fn drop(&mut self) {
+        // Once: it is what was lent that goes back.
+        if let (Some(conn), Some(sessions)) = (self.conn.take(), self.lent.sessions.take()) {
+            back(&sessions, conn);
+        }
+    }
+}
+
+fn hand_over(give: oneshot::Sender<Result<Handed, Failed>>, conn: Conn, lent: Lent) {
+    drop(give.send(Ok(Handed { conn: Some(conn), lent })));
 }
 
 /// What was lent is the driver's pool's again, or the drain's.
