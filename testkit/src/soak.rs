@@ -1,6 +1,8 @@
 //! Claims that are about many drains in a row, for any harness. `cargo xtask soak` runs them full size, the tests in a
 //! smaller one.
 
+pub mod wrapped;
+
 use std::{
     collections::BTreeMap,
     env, fs,
