@@ -11,6 +11,7 @@ pub use crate::{
     dependent::with_dependent_access,
     descriptors::{SpareDescriptors, is_out_of_descriptors, out_of_descriptors},
     drain::{Drain, End, Ends, News, Source},
+    getting::{Getting, Lender},
     idle_check::IdleCheck,
     latency::Latency,
     log_line::{error_line, warning_line},

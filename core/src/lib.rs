@@ -32,6 +32,7 @@ mod body;
 mod clock;
 mod conductor;
 mod gate;
+mod getting;
 mod init;
 mod life;
 mod log_line;

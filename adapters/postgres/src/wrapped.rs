@@ -1,6 +1,5 @@
 //! A pool that the application built: what it hands out is known from here on, and what can be done for it from outside.
 
-mod getting;
 mod goodbye;
 mod leave;
 mod server;
@@ -18,14 +17,14 @@ use tokio::{runtime::Handle, sync::Notify};
 use tokio_postgres::{CancelToken, SimpleQueryMessage};
 use winddown_core::{
     Error,
-    adapter::{Drain, Latency},
+    adapter::{Drain, Getting, Latency, Lender},
 };
 
 use crate::{
+    config::CONNECT_TIMEOUT,
     pooled::send,
     token::CancelKey,
     wrapped::{
-        getting::Getting,
         goodbye::Goodbye,
         server::{Listed, SessionId},
     },
@@ -148,7 +147,9 @@ impl Wrapped {
     /// A session that is being opened for a caller who goes is opened to its end, and given back: its driver would close the socket
     /// as it is.
     pub(crate) async fn get(self: &Arc<Self>) -> Result<Client, PoolError> {
-        Getting::new(self).await
+        let pool = self.pool.clone();
+        // As long as opening one may take in a pool of the adapter's own.
+        Getting::new(self, async move { pool.get().await }, CONNECT_TIMEOUT).await
     }
 
     pub(crate) fn hands_out(&self, client: &Client) {
@@ -230,6 +231,21 @@ impl Wrapped {
     pub(crate) fn cancel(&self) {
         self.state().is_cancelling = true;
         self.changed.notify_one();
+    }
+}
+
+impl Lender<Client> for Wrapped {
+    fn begin_getting(&self) {
+        self.state().getting += 1;
+    }
+
+    fn end_getting(&self) {
+        self.state().getting -= 1;
+        self.changed.notify_one();
+    }
+
+    fn give_back(&self, client: Client) {
+        self.give_back(client);
     }
 }
 
