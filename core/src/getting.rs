@@ -21,7 +21,7 @@ pub trait Lender<T>: Send + Sync + 'static {
     fn end_getting(&self);
 
     /// Takes a connection back that nobody wants any more, as a checkout.
-    fn give_back(&self, connection: T);
+    fn give_back(self: &Arc<Self>, connection: T);
 }
 
 /// Gets a connection from a pool whose driver closes without a word what it opens for nobody: what is opened for a caller who goes is
@@ -133,7 +133,7 @@ mod tests {
             self.changed.notify_one();
         }
 
-        fn give_back(&self, _: u8) {
+        fn give_back(self: &Arc<Self>, _: u8) {
             self.back.fetch_add(1, Ordering::SeqCst);
         }
     }

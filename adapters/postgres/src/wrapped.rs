@@ -244,8 +244,8 @@ impl Lender<Client> for Wrapped {
         self.changed.notify_one();
     }
 
-    fn give_back(&self, client: Client) {
-        self.give_back(client);
+    fn give_back(self: &Arc<Self>, client: Client) {
+        Self::give_back(self, client);
     }
 }
 

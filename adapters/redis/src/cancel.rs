@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    future::Future,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -10,7 +11,9 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use redis::{Cmd, RedisError, Value, cmd};
+#[cfg(feature = "deadpool")]
+use redis::aio::MultiplexedConnection;
+use redis::{Cmd, RedisError, RedisResult, Value, cmd};
 use tokio::{
     sync::Mutex as AsyncMutex,
     time::{Instant, timeout_at},
@@ -18,6 +21,8 @@ use tokio::{
 use winddown_core::{Error, ErrorKind, adapter::Drain};
 use winddown_net::Address;
 
+#[cfg(feature = "deadpool")]
+use crate::wrapped;
 use crate::{
     connect::{Dialogue, Endpoint},
     error::{closed, error},
@@ -41,7 +46,7 @@ const PREPARE_AFTER: Duration = Duration::from_millis(10);
 /// Connections with servers that may have to be asked to end something: one for each server, opened once.
 #[derive(Default)]
 pub(crate) struct Prepared {
-    lines: Mutex<HashMap<Address, Arc<AsyncMutex<Line>>>>,
+    lines: Mutex<HashMap<Option<Address>, Arc<AsyncMutex<Line>>>>,
     unseen: Arc<AtomicUsize>,
     /// The user may not end anything, so nobody is asked to.
     is_refused: AtomicBool,
@@ -57,12 +62,74 @@ struct Line {
 }
 
 struct Open {
-    dialogue: Dialogue,
+    channel: Channel,
     session: Unseen,
     /// Where the server tells.
     identity: Option<Identity>,
     /// The numbers of those that were proven to be ours over this connection. As long as it is there the server is the same.
     proven: HashSet<i64>,
+}
+
+/// What a server is asked over.
+pub(crate) enum Channel {
+    Ours(Dialogue),
+    /// A connection of the driver's.
+    #[cfg(feature = "deadpool")]
+    Driver(MultiplexedConnection),
+}
+
+impl Channel {
+    async fn ask(&mut self, questions: &[Cmd]) -> RedisResult<Vec<Value>> {
+        match self {
+            Self::Ours(dialogue) => dialogue.ask(questions).await,
+            #[cfg(feature = "deadpool")]
+            Self::Driver(connection) => wrapped::ask(connection, questions).await,
+        }
+    }
+
+    /// Says goodbye, and waits until the server has closed its side. Whether that was seen.
+    async fn close(self) -> bool {
+        match self {
+            // One that broke is as good as closed: its server sees that, or is gone.
+            Self::Ours(dialogue) => {
+                let _ = dialogue.close().await;
+                true
+            }
+            #[cfg(feature = "deadpool")]
+            Self::Driver(mut connection) => {
+                // The same of a refusal.
+                let _ = cmd("QUIT").exec_async(&mut connection).await;
+                wrapped::has_closed(&mut connection).await
+            }
+        }
+    }
+}
+
+/// A server that can be asked, over a connection that is opened for that.
+pub(crate) trait Reachable: Sync {
+    /// Where it is. None where there is no other one to be told from.
+    fn address(&self) -> Option<&Address>;
+
+    /// What an error calls it.
+    fn server(&self) -> String;
+
+    /// Opens a session of ours alone, that is in no book. Returns how the server knows it, too, if it tells.
+    fn open(&self) -> impl Future<Output = Result<(Channel, Option<Identity>), Error>> + Send;
+}
+
+impl Reachable for Endpoint {
+    fn address(&self) -> Option<&Address> {
+        Some(&self.at.address)
+    }
+
+    fn server(&self) -> String {
+        self.server.to_string()
+    }
+
+    async fn open(&self) -> Result<(Channel, Option<Identity>), Error> {
+        let (dialogue, identity) = self.dialogue().await?;
+        Ok((Channel::Ours(dialogue), identity))
+    }
 }
 
 /// What a server says of a session.
@@ -97,7 +164,7 @@ impl Line {
     /// it is of no use. Only about those that are proven to be ours.
     async fn ask(
         &mut self,
-        endpoint: &Endpoint,
+        server: &impl Reachable,
         unseen: &Arc<AtomicUsize>,
         whom: &[Identity],
         questions: impl Fn(i64) -> Vec<Cmd> + Send + Sync,
@@ -109,26 +176,26 @@ impl Line {
             self.spoilt.extend(self.open.take());
         }
         let was_prepared = self.open.is_some();
-        self.open(endpoint, unseen).await?;
+        self.open(server, unseen).await?;
         match self.ask_proven(whom, &questions).await {
             Ok(answers) => Ok(answers),
             // The server has ended it meanwhile.
             Err(_) if was_prepared => {
-                self.open(endpoint, unseen).await?;
+                self.open(server, unseen).await?;
                 self.ask_proven(whom, &questions).await.map_err(cannot_ask)
             }
             Err(source) => Err(cannot_ask(source)),
         }
     }
 
-    async fn open(&mut self, endpoint: &Endpoint, unseen: &Arc<AtomicUsize>) -> Result<(), Error> {
+    async fn open(&mut self, server: &impl Reachable, unseen: &Arc<AtomicUsize>) -> Result<(), Error> {
         if self.open.is_some() {
             return Ok(());
         }
         let session = Unseen::begin(unseen);
-        match endpoint.dialogue().await {
-            Ok((dialogue, identity)) => {
-                self.open = Some(Open { dialogue, session, identity, proven: HashSet::new() });
+        match server.open().await {
+            Ok((channel, identity)) => {
+                self.open = Some(Open { channel, session, identity, proven: HashSet::new() });
                 self.is_asking = false;
                 Ok(())
             }
@@ -136,6 +203,20 @@ impl Line {
                 session.ended();
                 Err(error)
             }
+        }
+    }
+
+    #[cfg(feature = "deadpool")]
+    async fn clients(&mut self, server: &impl Reachable, unseen: &Arc<AtomicUsize>) -> Result<Vec<Identity>, Error> {
+        if self.is_asking {
+            self.spoilt.extend(self.open.take());
+        }
+        self.open(server, unseen).await?;
+        let answers = self.converse(&[cmd("CLIENT").arg("LIST").take()]).await.map_err(cannot_ask)?;
+        match (answers.first(), self.open.as_ref().and_then(|open| open.identity.as_ref())) {
+            (Some(Value::ServerError(refusal)), _) => Err(cannot_ask(refusal.clone().into())),
+            (Some(listed), Some(asking)) => Ok(asking.others(listed)),
+            _ => Ok(Vec::new()),
         }
     }
 
@@ -178,7 +259,7 @@ impl Line {
         }
         let open = self.open.as_mut().ok_or_else(closed)?;
         self.is_asking = true;
-        let answers = open.dialogue.ask(questions).await;
+        let answers = open.channel.ask(questions).await;
         self.is_asking = false;
         let answers =
             answers.and_then(|answers| if answers.len() == questions.len() { Ok(answers) } else { Err(closed()) });
@@ -214,8 +295,8 @@ fn cannot_ask(source: RedisError) -> Error {
 
 const CANNOT: &str = "cannot end a command that waits at the server";
 
-pub(crate) fn unproven(endpoint: &Endpoint, why: &str) -> Error {
-    let text = format!("{CANNOT} {}: the session there is not proven to be ours, since {why}", endpoint.server);
+pub(crate) fn unproven(server: &impl Reachable, why: &str) -> Error {
+    let text = format!("{CANNOT} {}: the session there is not proven to be ours, since {why}", server.server());
     Error::new(ErrorKind::Incomplete, text)
 }
 
@@ -231,12 +312,12 @@ impl Prepared {
         self.is_refused.store(!can_stop, Ordering::Relaxed);
     }
 
-    fn lines(&self) -> MutexGuard<'_, HashMap<Address, Arc<AsyncMutex<Line>>>> {
+    fn lines(&self) -> MutexGuard<'_, HashMap<Option<Address>, Arc<AsyncMutex<Line>>>> {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn line(&self, address: &Address) -> Arc<AsyncMutex<Line>> {
-        Arc::clone(self.lines().entry(address.clone()).or_default())
+    fn line(&self, address: Option<&Address>) -> Arc<AsyncMutex<Line>> {
+        Arc::clone(self.lines().entry(address.cloned()).or_default())
     }
 
     /// Asks a server about these sessions: only about those that are proven to be ours.
@@ -245,13 +326,24 @@ impl Prepared {
     /// When it cannot be asked.
     pub(crate) async fn ask(
         &self,
-        endpoint: &Endpoint,
+        server: &impl Reachable,
         whom: &[Identity],
         questions: impl Fn(i64) -> Vec<Cmd> + Send + Sync,
     ) -> Result<Vec<Asked>, Error> {
-        let line = self.line(&endpoint.at.address);
+        let line = self.line(server.address());
         let mut line = line.lock().await;
-        line.ask(endpoint, &self.unseen, whom, questions).await
+        line.ask(server, &self.unseen, whom, questions).await
+    }
+
+    /// All clients of a server, as it lists them, but the one that asks.
+    ///
+    /// # Errors
+    /// When it cannot be asked, or refuses.
+    #[cfg(feature = "deadpool")]
+    pub(crate) async fn clients(&self, server: &impl Reachable) -> Result<Vec<Identity>, Error> {
+        let line = self.line(server.address());
+        let mut line = line.lock().await;
+        line.clients(server, &self.unseen).await
     }
 
     /// Whether there is a connection, or one is being opened.
@@ -276,7 +368,7 @@ impl Prepared {
             return;
         }
         join_all(by_server(sessions).into_iter().map(|(address, sessions)| async move {
-            let line = self.line(&address);
+            let line = self.line(Some(&address));
             let mut line = line.lock().await;
             // Where it cannot be opened now it is tried again when it is needed, and what is wrong is told then.
             let _ = line.open(&sessions[0].part().endpoint, &self.unseen).await;
@@ -300,8 +392,7 @@ impl Prepared {
             let mut line = line.lock().await;
             let Line { open, spoilt, .. } = std::mem::take(&mut *line);
             let closing = open.into_iter().chain(spoilt).map(|open| async move {
-                // One that broke is as good as closed: its server sees that, or is gone.
-                if timeout_at(now + limit, open.dialogue.close()).await.is_ok() {
+                if timeout_at(now + limit, open.channel.close()).await.unwrap_or(false) {
                     open.session.ended();
                 }
             });
@@ -339,7 +430,7 @@ impl Prepared {
     /// The same for the sessions of one server that are busy, as long as they are.
     pub(crate) async fn stop_at(
         &self,
-        endpoint: &Endpoint,
+        server: &impl Reachable,
         busy: impl Fn() -> Vec<Identity> + Send + Sync,
         stopped: &(impl Fn(usize) + Send + Sync),
     ) -> Result<(), Error> {
@@ -351,7 +442,7 @@ impl Prepared {
             if busy.is_empty() {
                 return failed;
             }
-            let answers = self.ask(endpoint, &busy, |id| vec![unblock(id), list(id)]).await?;
+            let answers = self.ask(server, &busy, |id| vec![unblock(id), list(id)]).await?;
             let mut waiting = Vec::new();
             for (session, asked) in busy.into_iter().zip(answers) {
                 let answers = match asked {
@@ -362,7 +453,7 @@ impl Prepared {
                     }
                     Asked::Unproven(why) => {
                         left_alone.insert(session.id);
-                        failed = Err(unproven(endpoint, why));
+                        failed = Err(unproven(server, why));
                         continue;
                     }
                 };
@@ -375,7 +466,7 @@ impl Prepared {
                     _ => return Err(cannot_ask(closed())),
                 }
             }
-            let answers = self.ask(endpoint, &waiting, |id| vec![kill(id)]).await?;
+            let answers = self.ask(server, &waiting, |id| vec![kill(id)]).await?;
             let killed = |asked: &&Asked| matches!(asked, Asked::Answers(answers) if answers[..] == [Value::Int(1)]);
             stopped(answers.iter().filter(killed).count());
             tokio::time::sleep(pause).await;
@@ -496,10 +587,10 @@ mod tests {
             let _left_behind = self.prepared.count_left_behind(drain);
             let session = Unseen::begin(&self.prepared.unseen);
             let socket = dial(&self.server, &Options::default()).await.unwrap();
-            let dialogue = Dialogue::new(Stream::over(Transport::Plain(socket)));
+            let channel = Channel::Ours(Dialogue::new(Stream::over(Transport::Plain(socket))));
             let (identity, proven) = (Some(Identity::new(1, None)), HashSet::new());
-            let open = Some(Open { dialogue, session, identity, proven });
-            self.prepared.line(&self.server).lock().await.open = open;
+            let open = Some(Open { channel, session, identity, proven });
+            self.prepared.line(Some(&self.server)).lock().await.open = open;
             self.is_open.notify_one();
             pending().await
         }

@@ -10,10 +10,12 @@ use redis::{
 
 #[cfg(feature = "cluster")]
 use crate::cluster::ClusterConnection;
+#[cfg(feature = "deadpool")]
+use crate::wrapped::lent::Pooled;
 use crate::{
     handle::Handle,
     pool::{Opener, SharedHandle},
-    wrapped::{Borrowed, Wrapped},
+    wrapped::one::{Borrowed, Wrapped},
 };
 
 /// A connection, for everything that the driver does with one: commands, pipelines, transactions, scripts.
@@ -39,6 +41,8 @@ enum Kind {
     #[cfg(feature = "cluster")]
     Cluster(ClusterConnection),
     Wrapped(Borrowed),
+    #[cfg(feature = "deadpool")]
+    Pooled(Pooled),
 }
 
 /// A connection with one server.
@@ -103,6 +107,11 @@ impl Connection {
         Self { kind: Kind::Wrapped(Borrowed::of(wrapped)) }
     }
 
+    #[cfg(feature = "deadpool")]
+    pub(crate) fn pooled(pooled: Pooled) -> Self {
+        Self { kind: Kind::Pooled(pooled) }
+    }
+
     /// Something on it hung: if it is its caller's own it leaves the pool and is closed, and if it is shared it is looked at
     /// before it is handed out again.
     #[cfg(feature = "buffer")]
@@ -114,6 +123,8 @@ impl Connection {
             #[cfg(feature = "cluster")]
             Kind::Cluster(_) => {}
             Kind::Wrapped(_) => {}
+            #[cfg(feature = "deadpool")]
+            Kind::Pooled(pooled) => pooled.give_up(),
         }
     }
 
@@ -141,6 +152,8 @@ impl Connection {
             Kind::Single(single) => single.with(|mut driver| async move { driver.subscribe(channels).await }).await,
             #[cfg(feature = "cluster")]
             Kind::Cluster(connection) => connection.subscribe(channels).await,
+            #[cfg(feature = "deadpool")]
+            Kind::Pooled(pooled) => pooled.subscribe(channels).await,
             Kind::Wrapped(borrowed) => borrowed.subscribe(channels).await,
         }
     }
@@ -155,6 +168,8 @@ impl Connection {
             Kind::Single(single) => single.with(|mut driver| async move { driver.unsubscribe(channels).await }).await,
             #[cfg(feature = "cluster")]
             Kind::Cluster(connection) => connection.unsubscribe(channels).await,
+            #[cfg(feature = "deadpool")]
+            Kind::Pooled(pooled) => pooled.unsubscribe(channels).await,
             Kind::Wrapped(borrowed) => borrowed.unsubscribe(channels).await,
         }
     }
@@ -169,6 +184,8 @@ impl Connection {
             Kind::Single(single) => single.with(|mut driver| async move { driver.psubscribe(patterns).await }).await,
             #[cfg(feature = "cluster")]
             Kind::Cluster(connection) => connection.psubscribe(patterns).await,
+            #[cfg(feature = "deadpool")]
+            Kind::Pooled(pooled) => pooled.psubscribe(patterns).await,
             Kind::Wrapped(borrowed) => borrowed.psubscribe(patterns).await,
         }
     }
@@ -183,6 +200,8 @@ impl Connection {
             Kind::Single(single) => single.with(|mut driver| async move { driver.punsubscribe(patterns).await }).await,
             #[cfg(feature = "cluster")]
             Kind::Cluster(connection) => connection.punsubscribe(patterns).await,
+            #[cfg(feature = "deadpool")]
+            Kind::Pooled(pooled) => pooled.punsubscribe(patterns).await,
             Kind::Wrapped(borrowed) => borrowed.punsubscribe(patterns).await,
         }
     }
@@ -195,6 +214,8 @@ impl ConnectionLike for Connection {
             #[cfg(feature = "cluster")]
             Kind::Cluster(connection) => connection.req_packed_command(command),
             Kind::Wrapped(borrowed) => Box::pin(borrowed.command(command)),
+            #[cfg(feature = "deadpool")]
+            Kind::Pooled(pooled) => Box::pin(pooled.command(command)),
         }
     }
 
@@ -211,6 +232,8 @@ impl ConnectionLike for Connection {
             #[cfg(feature = "cluster")]
             Kind::Cluster(connection) => connection.req_packed_commands(pipeline, offset, count),
             Kind::Wrapped(borrowed) => Box::pin(borrowed.pipeline(pipeline, offset, count)),
+            #[cfg(feature = "deadpool")]
+            Kind::Pooled(pooled) => Box::pin(pooled.pipeline(pipeline, offset, count)),
         }
     }
 
@@ -221,6 +244,8 @@ impl ConnectionLike for Connection {
             #[cfg(feature = "cluster")]
             Kind::Cluster(connection) => connection.get_db(),
             Kind::Wrapped(borrowed) => borrowed.database(),
+            #[cfg(feature = "deadpool")]
+            Kind::Pooled(pooled) => pooled.database(),
         }
     }
 }
@@ -234,6 +259,8 @@ impl fmt::Debug for Connection {
             #[cfg(feature = "cluster")]
             Kind::Cluster(_) => debug.field("cluster", &true),
             Kind::Wrapped(_) => debug.field("wrapped", &true),
+            #[cfg(feature = "deadpool")]
+            Kind::Pooled(_) => debug.field("wrapped", &true),
         };
         debug.finish()
     }

@@ -1,6 +1,9 @@
 //! Who a session is to its server, and how that is proven later: numbers begin again when a server is started again, and an
 //! address may lead to another server.
 
+#[cfg(feature = "deadpool")]
+use std::net::SocketAddr;
+
 use redis::{Cmd, Value, cmd, from_redis_value_ref};
 
 /// How a server knows a session.
@@ -37,6 +40,27 @@ impl Identity {
         let text = |at: usize| answers.and_then(|answers| answers.get(at)).map(text).unwrap_or_default();
         let run = text(0).lines().find_map(|line| line.strip_prefix("run_id:").map(|run| run.trim().to_owned()));
         Self { id, run: run.filter(|run| !run.is_empty()), ends: ends(&text(1)) }
+    }
+
+    /// The others of its user, of all whom its server lists. `listed` is what the server answered it to that.
+    #[cfg(feature = "deadpool")]
+    pub(crate) fn others(&self, listed: &Value) -> Vec<Self> {
+        let of = |line: &str| {
+            let field = |name: &str| line.split(' ').find_map(|field| field.strip_prefix(name)).map(ToOwned::to_owned);
+            let client = Self { id: field("id=")?.parse().ok()?, run: self.run.clone(), ends: ends(line) };
+            Some((client, field("user=")))
+        };
+        let listed = text(listed);
+        let clients: Vec<_> = listed.lines().filter_map(of).collect();
+        let user = clients.iter().find(|(client, _)| client.id == self.id).and_then(|(_, user)| user.clone());
+        let others = clients.into_iter().filter(|(client, of)| client.id != self.id && *of == user);
+        others.map(|(client, _)| client).collect()
+    }
+
+    /// The end of the connection that is not the server's.
+    #[cfg(feature = "deadpool")]
+    pub(crate) fn client(&self) -> Option<SocketAddr> {
+        self.ends.as_ref()?.0.parse().ok()
     }
 
     /// Whether the client that a server lists under its number is it. `asking` is who asked, on a session that is open.
@@ -104,6 +128,22 @@ mod tests {
         ] {
             assert!(matches!(ours.prove(&asking, &listed), Proof::No(_)), "{listed:?}");
         }
+    }
+
+    #[cfg(feature = "deadpool")]
+    #[test]
+    fn a_list_of_clients_is_read() {
+        let asking = identity("a", "id=7 addr=1.2.3.4:5");
+        let listed = bulk(
+            "id=7 addr=1.2.3.4:5 laddr=1.2.3.5:6379 name= user=a\nid=8 addr=[::1]:5 user=b\nid=9 addr=[::1]:6 laddr=[::1]:6379 \
+             user=a\nid=x user=a\n",
+        );
+        let others = asking.others(&listed);
+        assert_eq!(
+            others.iter().map(|other| (other.id, other.client())).collect::<Vec<_>>(),
+            [(9, Some("[::1]:6".parse().unwrap()))]
+        );
+        assert_eq!(others[0].prove(&asking, &bulk("id=9 addr=[::1]:6 laddr=[::1]:6379")), Proof::Ours);
     }
 
     #[test]

@@ -17,12 +17,14 @@ use winddown_net::Server;
 
 #[cfg(feature = "cluster")]
 use crate::cluster::Cluster;
+#[cfg(feature = "deadpool")]
+use crate::wrapped::{lent::Pooled, pool::WrappedPool};
 use crate::{
     connect::{Connector, server},
     connection::{Connection, Own, Single},
     handle::Handle,
     together::Failures,
-    wrapped::{Existing, Wrapped},
+    wrapped::{Existing, one::Wrapped},
 };
 
 /// The pool of a [`Redis`](crate::Redis): one connection that all checkouts share, or one for each of them.
@@ -36,6 +38,8 @@ enum Source {
     #[cfg(feature = "cluster")]
     Cluster(Cluster),
     Wrapped(Arc<Wrapped>),
+    #[cfg(feature = "deadpool")]
+    Pool(Arc<WrappedPool>),
 }
 
 impl Pool {
@@ -65,6 +69,11 @@ impl Pool {
         Self { source: Source::Wrapped(wrapped) }
     }
 
+    #[cfg(feature = "deadpool")]
+    pub(crate) fn wrapped_pool(pool: Arc<WrappedPool>) -> Self {
+        Self { source: Source::Pool(pool) }
+    }
+
     /// A connection that no guard counts.
     ///
     /// # Cancel safety
@@ -89,6 +98,11 @@ impl Pool {
                 wrapped.checked().await;
                 Ok(Connection::wrapped(Arc::clone(wrapped)))
             }
+            #[cfg(feature = "deadpool")]
+            Source::Pool(pool) => {
+                let (connection, lent) = pool.get().await?;
+                Ok(Connection::pooled(Pooled::new(connection, lent, Arc::clone(pool))))
+            }
         }
     }
 
@@ -100,6 +114,8 @@ impl Pool {
             #[cfg(feature = "cluster")]
             Source::Cluster(cluster) => cluster.open().await,
             Source::Wrapped(_) => Ok(()),
+            #[cfg(feature = "deadpool")]
+            Source::Pool(_) => Ok(()),
         }
     }
 
@@ -111,13 +127,17 @@ impl Pool {
             #[cfg(feature = "cluster")]
             Source::Cluster(_) => None,
             Source::Wrapped(_) => None,
+            #[cfg(feature = "deadpool")]
+            Source::Pool(pool) => Some(pool.status()),
         }
     }
 
-    /// A clone of the connection that the application built, where that was [wrapped](crate::Redis::wrap), until its drain is over.
+    /// A clone of what the application built, where that was [wrapped](crate::Redis::wrap): of a connection until its drain is over.
     pub fn existing(&self) -> Option<Existing> {
         match &self.source {
-            Source::Wrapped(wrapped) => wrapped.existing().ok(),
+            Source::Wrapped(wrapped) => wrapped.existing().ok().map(Existing::from),
+            #[cfg(feature = "deadpool")]
+            Source::Pool(pool) => Some(Existing::Pool(pool.pool().clone())),
             _ => None,
         }
     }
@@ -144,6 +164,8 @@ impl Pool {
             #[cfg(feature = "cluster")]
             Source::Cluster(cluster) => cluster.close(),
             Source::Wrapped(_) => {}
+            #[cfg(feature = "deadpool")]
+            Source::Pool(_) => {}
         }
     }
 }
@@ -156,6 +178,8 @@ impl fmt::Debug for Pool {
             #[cfg(feature = "cluster")]
             Source::Cluster(cluster) => f.debug_tuple("Pool").field(cluster).finish(),
             Source::Wrapped(wrapped) => f.debug_tuple("Pool").field(wrapped).finish(),
+            #[cfg(feature = "deadpool")]
+            Source::Pool(pool) => f.debug_tuple("Pool").field(pool).finish(),
         }
     }
 }

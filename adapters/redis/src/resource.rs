@@ -7,6 +7,8 @@ use winddown_core::{
     adapter::{Accounting, Drain, Latency, LedgerSlot, Size},
 };
 
+#[cfg(feature = "deadpool")]
+use crate::wrapped::pool::WrappedPool;
 use crate::{
     cancel::{Prepared, may_unblock},
     config::Config,
@@ -17,7 +19,7 @@ use crate::{
     sentinel::Sentinel,
     sessions::{Part, Session, Sessions},
     waits::Waits,
-    wrapped::{Existing, Wrapped},
+    wrapped::{Existing, Wrapping, one::Wrapped},
 };
 
 /// A Redis or Valkey server as a resource.
@@ -34,6 +36,8 @@ pub struct Redis {
 enum Source {
     Config(Box<Config>),
     Wrapped(Arc<Wrapped>),
+    #[cfg(feature = "deadpool")]
+    Pool(Arc<WrappedPool>),
 }
 
 impl Redis {
@@ -53,6 +57,20 @@ impl Redis {
     fn of(source: Source) -> Self {
         let (sessions, prepared, waits) = Default::default();
         Self { source, sessions, prepared, waits, ledgers: LedgerSlot::default() }
+    }
+
+    fn wrapping(existing: Existing, opened_with: Option<Config>) -> Self {
+        match existing.into() {
+            Wrapping::One(one) => Self::of(Source::Wrapped(Wrapped::new(one, opened_with).wrapped())),
+            #[cfg(feature = "deadpool")]
+            Wrapping::Pool(pool) => {
+                let (sessions, prepared) = (Arc::new(Sessions::default()), Arc::new(Prepared::default()));
+                let latency = Arc::clone(sessions.latency());
+                let wrapped = WrappedPool::new(pool, opened_with, Arc::clone(&prepared), latency);
+                let source = Source::Pool(Arc::new(wrapped));
+                Self { sessions, prepared, ..Self::of(source) }
+            }
+        }
     }
 
     /// The primary that these sentinels know by this name, with the defaults of [`Config::sentinel`]. Nothing is opened yet.
@@ -92,7 +110,7 @@ impl Redis {
     /// A `ConnectionManager` that speaks the third version of the protocol connects anew as soon as the server has closed it,
     /// whoever closes it and why: it is told no `QUIT`, ends with the process, and is called unconfirmed.
     pub fn wrap(existing: impl Into<Existing>) -> Self {
-        Self::of(Source::Wrapped(Wrapped::new(existing.into(), None).wrapped()))
+        Self::wrapping(existing.into(), None)
     }
 
     /// A connection that the application built, and what it was opened with: the driver's `Client` or `ConnectionInfo`, or a [`Config`]
@@ -115,7 +133,7 @@ impl Redis {
     /// # }
     /// ```
     pub fn wrap_with(existing: impl Into<Existing>, opened_with: impl Into<Config>) -> Self {
-        Self::of(Source::Wrapped(Wrapped::new(existing.into(), Some(opened_with.into())).wrapped()))
+        Self::wrapping(existing.into(), Some(opened_with.into()))
     }
 
     fn open_pool(&self, config: &Config) -> Result<Pool, Error> {
@@ -140,6 +158,8 @@ impl Resource for Redis {
         let config = match &self.source {
             Source::Config(config) => config,
             Source::Wrapped(wrapped) => return Ok(Pool::wrapped(Arc::clone(wrapped))),
+            #[cfg(feature = "deadpool")]
+            Source::Pool(pool) => return Ok(Pool::wrapped_pool(Arc::clone(pool))),
         };
         self.sessions.restart();
         self.waits.restart();
@@ -165,6 +185,8 @@ impl Resource for Redis {
         match &self.source {
             Source::Config(_) => None,
             Source::Wrapped(wrapped) => Some(Pool::wrapped(Arc::clone(wrapped))),
+            #[cfg(feature = "deadpool")]
+            Source::Pool(pool) => Some(Pool::wrapped_pool(Arc::clone(pool))),
         }
     }
 
@@ -175,8 +197,11 @@ impl Resource for Redis {
     }
 
     async fn goodbye(&self, pool: &Pool, drain: &Drain) -> Result<(), Error> {
-        if let Source::Wrapped(wrapped) = &self.source {
-            return wrapped.goodbye(&self.prepared, drain).await;
+        match &self.source {
+            Source::Config(_) => {}
+            Source::Wrapped(wrapped) => return wrapped.goodbye(&self.prepared, drain).await,
+            #[cfg(feature = "deadpool")]
+            Source::Pool(pool) => return pool.goodbye(drain).await,
         }
         let _left_behind = self.prepared.count_left_behind(drain);
         let _reported = self.waits.report_to(drain);
@@ -205,8 +230,14 @@ impl Resource for Redis {
     }
 
     async fn cancel(&self, _: &Pool, drain: &Drain) -> Result<(), Error> {
-        if let Source::Wrapped(wrapped) = &self.source {
-            return wrapped.stop(&self.prepared, drain).await;
+        match &self.source {
+            Source::Config(_) => {}
+            Source::Wrapped(wrapped) => return wrapped.stop(&self.prepared, drain).await,
+            #[cfg(feature = "deadpool")]
+            Source::Pool(pool) => {
+                pool.cancel();
+                return Ok(());
+            }
         }
         self.prepared.stop(self.sessions.open(), |commands| drain.count_cancelled(commands)).await?;
         // The goodbye may have closed what it had before this has asked.
@@ -219,6 +250,8 @@ impl Resource for Redis {
             Source::Config(_) if self.prepared.can_stop() => Capabilities::ALL,
             Source::Config(_) => Capabilities::ALL.without_cancel(),
             Source::Wrapped(wrapped) => wrapped.capabilities(),
+            #[cfg(feature = "deadpool")]
+            Source::Pool(_) => Capabilities::ALL.without_all_sessions(),
         }
     }
 
@@ -230,6 +263,8 @@ impl Resource for Redis {
         let config = match &self.source {
             Source::Config(config) => config,
             Source::Wrapped(wrapped) => wrapped.opened_with()?,
+            #[cfg(feature = "deadpool")]
+            Source::Pool(pool) => pool.opened_with()?,
         };
         // Sentinels say where the server is.
         let asked = if config.sentinels.is_empty() { std::slice::from_ref(&config.driver) } else { &config.sentinels };
@@ -240,6 +275,8 @@ impl Resource for Redis {
         match &self.source {
             Source::Config(_) => Some(self.ledgers.restart()),
             Source::Wrapped(_) => None,
+            #[cfg(feature = "deadpool")]
+            Source::Pool(_) => None,
         }
     }
 }
@@ -279,6 +316,8 @@ impl fmt::Debug for Redis {
         match &self.source {
             Source::Config(config) => debug.field("config", config).field("sessions", &self.sessions),
             Source::Wrapped(wrapped) => debug.field("wrapped", wrapped),
+            #[cfg(feature = "deadpool")]
+            Source::Pool(pool) => debug.field("wrapped", pool),
         };
         debug.finish()
     }

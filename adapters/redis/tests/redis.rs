@@ -68,11 +68,20 @@ mod tls;
 mod unix;
 #[path = "redis/wrapped.rs"]
 mod wrapped;
+#[cfg(feature = "deadpool")]
+#[path = "redis/wrapped_pool.rs"]
+mod wrapped_pool;
+#[cfg(all(feature = "buffer", feature = "deadpool"))]
+#[path = "redis/wrapped_pool_soak.rs"]
+mod wrapped_pool_soak;
 #[cfg(feature = "buffer")]
 #[path = "redis/wrapped_signals.rs"]
 mod wrapped_signals;
 #[path = "conformance/wrapped.rs"]
 mod wraps;
+#[cfg(feature = "deadpool")]
+#[path = "conformance/wrapped_pool.rs"]
+mod wraps_pool;
 
 use std::process::ExitCode;
 
@@ -87,6 +96,10 @@ use crate::{
 };
 
 fn main() -> ExitCode {
+    #[cfg(all(feature = "buffer", feature = "deadpool"))]
+    if let Some(ended) = wrapped_pool_soak::program() {
+        return ended;
+    }
     #[cfg(feature = "buffer")]
     if let Some(ended) = soak::program() {
         return ended;
@@ -102,6 +115,25 @@ fn main() -> ExitCode {
         .harness::<Wrapped<Multiplexed>>();
     #[cfg(feature = "cluster")]
     let suite = suite.harness::<RedisCluster>().harness::<Wrapped<wraps::Cluster>>();
+    #[cfg(feature = "deadpool")]
+    let suite = suite.harness::<wraps_pool::WrappedPool>().tests(
+        left_out,
+        trials! {
+            wrapped_pool:
+                a_pool_is_drained_though_it_was_never_used_through_the_guard
+                its_own_pool_is_to_be_had_from_the_guard
+                a_pop_of_a_checkout_is_ended
+                a_pop_that_nobody_waits_for_is_ended_and_handed_to_nobody
+                what_was_taken_from_the_pool_directly_is_ended_and_says_goodbye
+                what_comes_back_to_the_pool_directly_says_goodbye
+                what_is_not_proven_to_be_the_pools_is_left_alone
+                s8_what_a_caller_has_left_the_next_one_does_not_find
+                what_was_sent_is_executed_before_the_drain_ends
+                one_whose_server_does_not_answer_does_not_hold_up_the_drain
+                a_user_who_may_not_ask_about_clients_is_drained_and_the_connection_shows_its_end
+                a_session_that_is_being_opened_when_the_drain_begins_says_goodbye;
+        },
+    );
     let suite = suite.tests(
         left_out,
         trials! {
@@ -235,6 +267,8 @@ fn main() -> ExitCode {
                 what_cannot_be_a_cluster_says_what_to_do;
         },
     );
+    #[cfg(all(feature = "buffer", feature = "deadpool"))]
+    let suite = suite.tests(left_out, vec![wrapped_pool_soak::trial()]);
     #[cfg(feature = "buffer")]
     let suite = suite.tests(left_out, soak::trials()).tests(
         left_out,

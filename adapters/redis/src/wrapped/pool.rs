@@ -1,0 +1,687 @@
+//! A pool of `deadpool-redis` that the application built.
+//!
+//! What is idle is taken out of it, and the rest as it comes back. Each is asked for one more answer, which comes when everything is
+//! that was sent before, and is told `QUIT` then. Its end the server's list shows, one question for all of them, over a connection that
+//! the pool's own manager opens: so nothing is to be known but the pool.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant as StdInstant},
+};
+
+use deadpool::managed::{Manager as _, PoolError, Status};
+use deadpool_redis::{Connection as FromPool, Pool};
+use futures_util::FutureExt as _;
+use redis::{
+    Cmd, RedisError, Value,
+    aio::{ConnectionLike as _, MultiplexedConnection},
+    cmd,
+};
+use tokio::{
+    runtime::Handle,
+    sync::{Mutex as AsyncMutex, Notify, oneshot},
+    task::unconstrained,
+    time::{Instant, sleep, timeout_at},
+};
+use winddown_core::{
+    Error, ErrorKind,
+    adapter::{Drain, End, Ends, Getting, Latency, Lender, News, Source},
+};
+use winddown_net::own_sockets::OwnSockets;
+
+use crate::{
+    cancel::{Asked, Channel, Prepared, Reachable, kill, list, unproven},
+    config::Config,
+    error::error,
+    identity::Identity,
+    wrapped::{Known, ask, half, has_closed, lent::Lent, questions},
+};
+
+/// Between two questions: a server has no event for what it lists.
+const PAUSE: Duration = Duration::from_millis(2);
+
+/// Between two looks at what comes back to the pool directly: that has an event only for who waits for a connection, and has one opened
+/// for whoever does where there is room.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// Until what is to be stopped is looked for again.
+const AGAIN: Duration = Duration::from_millis(50);
+
+/// How long a session may take to open for a caller who has gone.
+const OPENING: Duration = Duration::from_secs(5);
+
+pub(crate) struct WrappedPool {
+    pool: Pool,
+    opened_with: Option<Config>,
+    prepared: Arc<Prepared>,
+    latency: Arc<Latency>,
+    state: Mutex<State>,
+    /// One came back, or has ended, or cancelling has begun.
+    changed: Notify,
+    /// Something is to be stopped.
+    unwanted: Notify,
+    /// Nobody is left to be asked about.
+    quiet: Notify,
+    /// Who asks about all that leave.
+    turn: AsyncMutex<()>,
+}
+
+#[derive(Default)]
+struct State {
+    phase: Phase,
+    /// What waits is to be ended, whoever has it.
+    is_cancelling: bool,
+    next: u64,
+    /// How many callers wait for a connection, or have left one behind that is being opened.
+    getting: usize,
+    /// The sessions that were handed out once, by their numbers at the server.
+    known: HashMap<i64, Identity>,
+    /// What the guard has handed out.
+    out: HashMap<u64, Arc<Lent>>,
+    /// Came back while draining.
+    returned: Vec<Taken>,
+    /// On their way to the end.
+    closing: HashMap<u64, Arc<Lent>>,
+    /// Those that are answered, and have nothing to be stopped any more.
+    answered: HashSet<i64>,
+    /// What others have taken from the pool, as the server lists it.
+    found: Vec<Identity>,
+    is_left_alone: bool,
+    /// Of whom the server is asked whether it lists them.
+    leaving: Vec<Leaving>,
+    ends: Ends,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+enum Phase {
+    #[default]
+    Open,
+    /// What comes back is taken over; since when.
+    Draining(Instant),
+    /// What comes back is closed.
+    Over,
+}
+
+/// A connection that is not the pool's any more.
+pub(crate) struct Taken {
+    connection: MultiplexedConnection,
+    lent: Arc<Lent>,
+}
+
+struct Leaving {
+    identity: Identity,
+    tell: oneshot::Sender<Result<(), Error>>,
+}
+
+impl State {
+    fn is_draining(&self) -> bool {
+        matches!(self.phase, Phase::Draining(_))
+    }
+
+    /// What the pool has handed out, or the drain has taken from it.
+    fn lend(&mut self) -> Arc<Lent> {
+        self.next += 1;
+        Arc::new(Lent::new(self.next))
+    }
+
+    /// When it is to be stopped whatever waits on this connection, that nobody has any more.
+    fn overdue_at(&self, lent: &Lent, grace: Duration) -> Option<Instant> {
+        let Phase::Draining(began) = self.phase else { return None };
+        let since = lent.since()?.max(began);
+        (!lent.is_answered()).then_some(since + grace)
+    }
+
+    /// Whatever waits on these is to be ended.
+    fn unwanted(&self, grace: Duration) -> impl Iterator<Item = &Arc<Lent>> {
+        let now = Instant::now();
+        let overdue = move |lent: &&Arc<Lent>| self.overdue_at(lent, grace).is_some_and(|at| at <= now);
+        let out = self.is_cancelling.then_some(&self.out).into_iter().flat_map(HashMap::values);
+        self.closing.values().filter(overdue).chain(out)
+    }
+}
+
+impl WrappedPool {
+    pub(crate) fn new(pool: Pool, opened_with: Option<Config>, prepared: Arc<Prepared>, latency: Arc<Latency>) -> Self {
+        Self {
+            pool,
+            opened_with,
+            prepared,
+            latency,
+            state: Mutex::default(),
+            changed: Notify::new(),
+            unwanted: Notify::new(),
+            quiet: Notify::new(),
+            turn: AsyncMutex::default(),
+        }
+    }
+
+    pub(crate) fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    pub(crate) fn status(&self) -> Status {
+        self.pool.status()
+    }
+
+    pub(crate) fn opened_with(&self) -> Option<&Config> {
+        self.opened_with.as_ref()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Each change is complete before anything can panic.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One of the pool's.
+    ///
+    /// # Cancel safety
+    /// A session that is being opened for a caller who goes is opened to its end, and given back: its driver would close the socket as it
+    /// is.
+    ///
+    /// # Errors
+    /// That of the pool.
+    pub(crate) async fn get(self: &Arc<Self>) -> Result<(FromPool, Arc<Lent>), Error> {
+        let pool = self.pool.clone();
+        let connection =
+            Getting::new(self, async move { pool.get().await }, OPENING).await.map_err(|failure| match failure {
+                PoolError::Backend(source) => error(ErrorKind::Init, "cannot open a session", source),
+                failure => Error::new(ErrorKind::Checkout, "no connection").with_source(failure),
+            })?;
+        let lent = {
+            let mut state = self.state();
+            let lent = state.lend();
+            state.out.insert(lent.number, Arc::clone(&lent));
+            lent
+        };
+        self.gets_to_know(&connection, &lent);
+        Ok((connection, lent))
+    }
+
+    /// Asks the server which session this is, in front of what its user asks, and waits for nothing: a drain may find it busy, and
+    /// has to tell it from others then. The driver does not say which of its connections it is, so the number is asked always, and the
+    /// rest as long as one of the pool's is not known.
+    fn gets_to_know(self: &Arc<Self>, connection: &MultiplexedConnection, lent: &Arc<Lent>) {
+        let Ok(runtime) = Handle::try_current() else { return };
+        let are_known = self.state().known.len() >= self.pool.status().size;
+        let questions = &questions()[..if are_known { 1 } else { 3 }];
+        let (mut asking, questions) = (connection.clone(), questions.to_vec());
+        let mut answers = Box::pin(async move { ask(&mut asking, &questions).await });
+        // On its way with that, unless the session is over.
+        if let Some(Err(_)) = unconstrained(&mut answers).now_or_never() {
+            return;
+        }
+        let (wrapped, lent, asked) = (Arc::downgrade(self), Arc::clone(lent), StdInstant::now());
+        let mut connection = connection.clone();
+        runtime.spawn(async move {
+            let (Ok(mut answers), Some(wrapped)) = (answers.await, wrapped.upgrade()) else { return };
+            wrapped.latency.saw(asked.elapsed());
+            if are_known && !wrapped.is_known(&answers, &lent) {
+                // The pool has it in the place of one that has ended: those that are known are not all.
+                wrapped.state().known.clear();
+                let Ok(all) = ask(&mut connection, &self::questions()).await else { return };
+                answers = all;
+            }
+            if let Some(identity) = Known::new(None, &answers).identity.filter(|_| lent.identity().is_none()) {
+                wrapped.state().known.insert(identity.id, identity.clone());
+                lent.is(identity);
+            }
+        });
+    }
+
+    /// Whether it is one of those that are known, by its number.
+    fn is_known(&self, answers: &[Value], lent: &Lent) -> bool {
+        let Some(Value::Int(id)) = answers.first() else { return true };
+        let known = self.state().known.get(id).cloned();
+        let is_known = known.is_some();
+        known.into_iter().for_each(|identity| lent.is(identity));
+        is_known
+    }
+
+    /// It is none of the pool's any more.
+    fn takes(&self, connection: FromPool, lent: &Arc<Lent>) -> Taken {
+        let connection = FromPool::take(connection);
+        if let Some(identity) = lent.identity() {
+            self.state().known.remove(&identity.id);
+        }
+        Taken { connection, lent: Arc::clone(lent) }
+    }
+
+    /// Takes back what was handed out. What is not as it was when it was opened is made so, or ends; as what still waits for an answer
+    /// does, when that has come.
+    pub(crate) fn returned(self: &Arc<Self>, mut connection: FromPool, lent: &Arc<Lent>) {
+        let phase = {
+            let mut state = self.state();
+            state.out.remove(&lent.number);
+            state.phase
+        };
+        let is_good = !lent.is_busy() && !lent.is_changed();
+        match phase {
+            Phase::Open if is_good => {
+                // What the next one sends comes after it.
+                for message in lent.undoing(connection.get_db()) {
+                    message.cmd_iter().for_each(|command| send(&mut connection, command));
+                }
+                drop(connection);
+            }
+            Phase::Open | Phase::Draining(_) => {
+                lent.nobody_has_it();
+                let taken = self.takes(connection, lent);
+                match Handle::try_current() {
+                    Ok(runtime) if matches!(phase, Phase::Open) => {
+                        self.state().closing.insert(lent.number, Arc::clone(lent));
+                        runtime.spawn(Arc::clone(self).close(taken));
+                    }
+                    // The drain's.
+                    _ => self.state().returned.push(taken),
+                }
+            }
+            Phase::Over => {
+                send(&mut connection, &cmd("QUIT"));
+                drop(connection);
+            }
+        }
+        self.changed.notify_one();
+    }
+
+    /// Something on the connection hung: it is closed as it is.
+    #[cfg(feature = "buffer")]
+    pub(crate) fn abandoned(&self, connection: FromPool, lent: &Arc<Lent>) {
+        self.state().out.remove(&lent.number);
+        drop(self.takes(connection, lent));
+        self.changed.notify_one();
+    }
+
+    /// Has what waits ended, by whoever says the goodbyes.
+    pub(crate) fn cancel(&self) {
+        self.state().is_cancelling = true;
+        self.changed.notify_one();
+    }
+
+    /// Has every connection say goodbye when everything on it is answered, and asks the server until it lists none of them.
+    pub(crate) async fn goodbye(self: &Arc<Self>, drain: &Drain) -> Result<(), Error> {
+        let _left_behind = self.prepared.count_left_behind(drain);
+        let _closed = Closed(self);
+        self.state().phase = Phase::Draining(Instant::now());
+        let over = Notify::new();
+        let ending = async {
+            let ended = drain.sessions(&Draining(Arc::clone(self))).await;
+            over.notify_one();
+            ended
+        };
+        let stopping = async {
+            loop {
+                let is_unwanted = tokio::select! {
+                    biased;
+                    () = over.notified() => return,
+                    () = self.unwanted.notified() => true,
+                    () = self.quiet.notified() => false,
+                };
+                if is_unwanted {
+                    // To its end, which comes with that of what it is about: what it has ended is counted.
+                    tokio::select! {
+                        stopped = self.stop(drain) => if let Err(failure) = stopped {
+                            drain.note(&failure);
+                        },
+                        () = drain.until_cut() => return,
+                    }
+                }
+                tokio::select! {
+                    () = over.notified() => return,
+                    () = sleep(AGAIN) => {}
+                }
+                if !is_unwanted && self.asks_nobody() {
+                    // It would stand among those that somebody has.
+                    self.prepared.close(Some(drain)).await;
+                }
+            }
+        };
+        let (ended, ()) = tokio::join!(ending, stopping);
+        if let Ok(false) = ended {
+            self.cut(drain).await;
+        }
+        self.prepared.close(Some(drain)).await;
+        ended.map(drop)
+    }
+
+    /// Waits until everything is answered, says goodbye, and sees that the server has closed its side.
+    async fn close(self: Arc<Self>, taken: Taken) {
+        let lent = Arc::clone(&taken.lent);
+        let (end, failure) = self.leave(taken).await;
+        let mut state = self.state();
+        // One that is cut is in the count of those already.
+        if state.closing.remove(&lent.number).is_some() && state.is_draining() {
+            state.ends.record(end);
+            state.ends.error = failure.or_else(|| state.ends.error.take());
+        }
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    async fn leave(&self, Taken { mut connection, lent }: Taken) -> (End, Option<Error>) {
+        let was_busy = lent.is_busy();
+        let answers = loop {
+            match ask(&mut connection, &questions()).await {
+                // The driver's own limit: what is queued is queued.
+                Err(failure) if failure.is_timeout() => {}
+                answers => break answers,
+            }
+        };
+        let identity = answers.as_ref().ok().and_then(|answers| Known::new(None, answers).identity);
+        if let Some(identity) = &identity {
+            lent.is(identity.clone());
+        }
+        lent.answered();
+        self.state().answered.extend(lent.identity().map(|identity| identity.id));
+        let failure = match answers {
+            Ok(_) => {
+                let _ = cmd("QUIT").exec_async(&mut connection).await;
+                lent.said_goodbye();
+                None
+            }
+            // The server had closed it before, and lost nothing with that.
+            Err(_) if !was_busy => return (End::Uncounted, None),
+            Err(source) => {
+                let text = "whether everything that was sent was executed is not known";
+                Some(error(ErrorKind::Incomplete, text, source))
+            }
+        };
+        let seen = match lent.identity() {
+            Some(identity) if self.is_draining() => self.gone(identity).await,
+            // Before a drain nobody is opened to ask.
+            _ => Err(None),
+        };
+        match seen {
+            Ok(()) => (End::Closed, failure),
+            // Nobody can be asked about it.
+            Err(why) => match has_closed(&mut connection).await {
+                true => (End::Closed, failure.or(why)),
+                false => (End::Unconfirmed, failure.or(why)),
+            },
+        }
+    }
+
+    /// Until the server lists this session no more.
+    ///
+    /// # Errors
+    /// When the server cannot be asked that.
+    async fn gone(&self, identity: Identity) -> Result<(), Option<Error>> {
+        let (tell, mut told) = oneshot::channel();
+        self.state().leaving.push(Leaving { identity, tell });
+        loop {
+            tokio::select! {
+                biased;
+                answer = &mut told => return answer.unwrap_or(Err(unknown())).map_err(Some),
+                _turn = self.turn.lock() => {
+                    // Nobody else asks meanwhile: one question is for all of them.
+                    self.ask_who_is_left().await;
+                    if let Ok(answer) = told.try_recv() {
+                        return answer.map_err(Some);
+                    }
+                    sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+
+    fn is_draining(&self) -> bool {
+        self.state().is_draining()
+    }
+
+    fn asks_nobody(&self) -> bool {
+        let state = self.state();
+        state.closing.is_empty() && !state.is_cancelling
+    }
+
+    async fn ask_who_is_left(&self) {
+        let whom: Vec<Identity> = {
+            let mut state = self.state();
+            state.leaving.retain(|leaving| !leaving.tell.is_closed());
+            state.leaving.iter().map(|leaving| leaving.identity.clone()).collect()
+        };
+        let asked = self.prepared.ask(self, &whom, |id| vec![list(id)]).await;
+        let mut known: HashMap<i64, Result<(), Error>> = match asked {
+            Ok(asked) => {
+                whom.iter().zip(asked).filter_map(|(one, asked)| Some((one.id, self.verdict(asked)?))).collect()
+            }
+            Err(failure) => whom.iter().map(|one| (one.id, Err(failure.clone()))).collect(),
+        };
+        let told: Vec<_> = {
+            let mut state = self.state();
+            let is_known = |leaving: &mut Leaving| known.contains_key(&leaving.identity.id);
+            state.leaving.extract_if(.., is_known).collect()
+        };
+        if self.state().leaving.is_empty() {
+            self.quiet.notify_one();
+        }
+        for Leaving { identity, tell } in told {
+            if let Some(verdict) = known.remove(&identity.id) {
+                // Nobody may wait for it any more.
+                let _ = tell.send(verdict);
+            }
+        }
+    }
+
+    /// None where it is listed still.
+    fn verdict(&self, asked: Asked) -> Option<Result<(), Error>> {
+        match asked {
+            Asked::Gone => Some(Ok(())),
+            Asked::Unproven(why) => Some(Err(unproven(self, why))),
+            Asked::Answers(answers) => match answers.into_iter().next() {
+                Some(Value::ServerError(refusal)) => {
+                    let text = "whether the server has ended a session is not known";
+                    Some(Err(error(ErrorKind::Incomplete, text, refusal.into())))
+                }
+                Some(line) => crate::identity::text(&line).trim().is_empty().then_some(Ok(())),
+                None => Some(Err(unknown())),
+            },
+        }
+    }
+
+    /// Has the server end whatever waits there and nobody wants any more.
+    async fn stop(&self, drain: &Drain) -> Result<(), Error> {
+        let found = self.find(drain).await;
+        let busy = || {
+            let state = self.state();
+            let lent = state.unwanted(drain.grace()).filter_map(|lent| lent.identity());
+            let found = state.found.iter().filter(|_| state.is_cancelling).cloned();
+            lent.chain(found).filter(|session| !state.answered.contains(&session.id)).collect()
+        };
+        self.prepared.stop_at(self, busy, &|commands| drain.count_cancelled(commands)).await?;
+        found
+    }
+
+    /// Looks for sessions whose number is not known: those that others have taken from the pool, and that the guard has never seen. All
+    /// of them are on sockets of this process: where the server lists [exactly](OwnSockets::exactly) as many of such, it is these.
+    async fn find(&self, drain: &Drain) -> Result<(), Error> {
+        let expected = || {
+            let state = self.state();
+            let unknown = state.unwanted(drain.grace()).filter(|lent| lent.identity().is_none()).count();
+            let with_others = if state.is_cancelling { self.with_others(&state) } else { 0 };
+            (unknown + with_others).saturating_sub(state.found.len())
+        };
+        if expected() == 0 {
+            return Ok(());
+        }
+        let clients = self.prepared.clients(self).await?;
+        // What has come back meanwhile is not looked for.
+        let expected = expected();
+        let mut state = self.state();
+        let met: HashSet<i64> = {
+            let lent = state.out.values().chain(state.closing.values()).filter_map(|lent| lent.identity());
+            lent.chain(state.found.iter().cloned())
+                .map(|session| session.id)
+                .chain(state.answered.iter().copied())
+                .collect()
+        };
+        let could_be = clients.into_iter().filter(|client| !met.contains(&client.id));
+        let could_be = could_be.filter_map(|client| client.client().map(|address| (client, address)));
+        match OwnSockets::now().exactly(expected, could_be) {
+            Ok(found) => state.found.extend(found),
+            Err(_) if expected == 0 || state.is_left_alone => {}
+            Err(could_be) => {
+                state.is_left_alone = true;
+                drain.reason(format!(
+                    "{expected} taken from the pool directly, and the server lists {could_be} of this process that could be \
+                     these: what waits there was left alone"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// How many others have taken from the pool, once what is idle is out of it.
+    fn with_others(&self, state: &State) -> usize {
+        self.pool.status().size.saturating_sub(state.out.len())
+    }
+
+    /// What is left is cut: by the server, where that can be asked.
+    async fn cut(&self, drain: &Drain) {
+        let (ends, whom) = {
+            let mut state = self.state();
+            state.phase = Phase::Over;
+            let closing: Vec<_> = std::mem::take(&mut state.closing).into_values().collect();
+            let (said, waiting): (Vec<_>, Vec<_>) = closing.into_iter().partition(|lent| lent.has_said_goodbye());
+            let returned = std::mem::take(&mut state.returned);
+            let cut = waiting.len() + returned.len() + self.pool.status().size;
+            let mut ends = std::mem::take(&mut state.ends);
+            ends.unconfirmed += said.len();
+            ends.cut += cut;
+            if waiting.iter().any(|lent| !lent.is_answered()) {
+                let text = "whether everything that was sent was executed is not known: no answer in time";
+                ends.error = Some(Error::new(ErrorKind::Incomplete, text));
+            }
+            let lent = waiting.iter().chain(state.out.values()).filter_map(|lent| lent.identity());
+            let found = state.found.iter().filter(|session| !state.answered.contains(&session.id)).cloned();
+            (ends, lent.chain(found).collect::<Vec<_>>())
+        };
+        drain.count(ends, 0);
+        self.pool.close();
+        let killing = self.prepared.ask(self, &whom, |id| vec![kill(id)]);
+        match timeout_at(half(drain), killing).await {
+            Ok(Err(failure)) => drain.note(&failure),
+            Ok(Ok(_)) | Err(_) => {}
+        }
+    }
+}
+
+/// Sends a command, and does not wait for its answer.
+fn send(connection: &mut MultiplexedConnection, command: &Cmd) {
+    let mut command = command.clone();
+    // The driver does not send what nobody waits for, unless nobody is to.
+    command.set_no_response(true);
+    // On its way when it was polled once. What is over takes nothing, and needs nothing.
+    let _ = unconstrained(connection.send_packed_command(&command)).now_or_never();
+}
+
+fn unknown() -> Error {
+    Error::new(ErrorKind::Incomplete, "whether the server has ended a session is not known")
+}
+
+/// Closes the pool at the end of a goodbye, also where the deadline drops that.
+struct Closed<'a>(&'a WrappedPool);
+
+impl Drop for Closed<'_> {
+    fn drop(&mut self) {
+        self.0.state().phase = Phase::Over;
+        self.0.pool.close();
+    }
+}
+
+/// The drain's side of it.
+struct Draining(Arc<WrappedPool>);
+
+impl Source for Draining {
+    type Session = Taken;
+
+    fn news(&self, _: &Drain) -> News<Taken> {
+        let WrappedPool { pool, .. } = &*self.0;
+        let idle = pool.retain(|_, _| false).removed;
+        let mut state = self.0.state();
+        let mut returned = std::mem::take(&mut state.returned);
+        for connection in idle {
+            let lent = state.lend();
+            lent.nobody_has_it();
+            returned.push(Taken { connection, lent });
+        }
+        for Taken { lent, .. } in &returned {
+            state.closing.insert(lent.number, Arc::clone(lent));
+        }
+        // What others have would be closed by it without a goodbye.
+        if self.0.with_others(&state) == 0 {
+            pool.close();
+        }
+        // One that is being opened for a caller who has gone comes back too.
+        let open = pool.status().size + state.getting + state.closing.len();
+        News { returned, ends: std::mem::take(&mut state.ends), open }
+    }
+
+    async fn changed(&self) {
+        let is_looked_for = !self.0.pool.is_closed();
+        tokio::select! {
+            () = self.0.changed.notified() => {}
+            () = sleep(LOOK), if is_looked_for => {}
+        }
+    }
+
+    fn close(&self, taken: Taken) -> impl Future<Output = ()> + Send + 'static {
+        Arc::clone(&self.0).close(taken)
+    }
+
+    fn stop_abandoned(&self, drain: &Drain) -> Option<Instant> {
+        let state = self.0.state();
+        let (now, mut next, mut is_overdue) = (Instant::now(), None, false);
+        for at in state.closing.values().filter_map(|lent| state.overdue_at(lent, drain.grace())) {
+            if at <= now {
+                is_overdue = true;
+            } else {
+                next = Some(next.map_or(at, |next: Instant| next.min(at)));
+            }
+        }
+        if is_overdue || (state.is_cancelling && self.0.pool.status().size > 0) {
+            self.0.unwanted.notify_one();
+        }
+        next
+    }
+}
+
+impl Lender<FromPool> for WrappedPool {
+    fn begin_getting(&self) {
+        self.state().getting += 1;
+    }
+
+    fn end_getting(&self) {
+        self.state().getting -= 1;
+        self.changed.notify_one();
+    }
+
+    fn give_back(self: &Arc<Self>, connection: FromPool) {
+        let lent = self.state().lend();
+        self.returned(connection, &lent);
+    }
+}
+
+impl Reachable for WrappedPool {
+    fn address(&self) -> Option<&winddown_net::Address> {
+        None
+    }
+
+    fn server(&self) -> String {
+        "the server of the pool".to_owned()
+    }
+
+    async fn open(&self) -> Result<(Channel, Option<Identity>), Error> {
+        let failed =
+            |source: RedisError| error(ErrorKind::Incomplete, "cannot open a session to ask the server", source);
+        let mut connection = self.pool.manager().create().await.map_err(failed)?;
+        let answers = ask(&mut connection, &questions()).await.map_err(failed)?;
+        Ok((Channel::Driver(connection), Known::new(None, &answers).identity))
+    }
+}
+
+impl fmt::Debug for WrappedPool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WrappedPool").field("pool", &self.pool.status()).finish_non_exhaustive()
+    }
+}
