@@ -99,7 +99,7 @@ impl Channel {
             Self::Driver(mut connection) => {
                 // The same of a refusal.
                 let _ = cmd("QUIT").exec_async(&mut connection).await;
-                wrapped::has_closed(&mut connection).await
+                wrapped::is_closed(&mut connection).await == Some(true)
             }
         }
     }

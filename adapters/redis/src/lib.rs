@@ -28,6 +28,8 @@ mod waits;
 mod wrapped;
 
 pub use deadpool;
+#[cfg(feature = "deadpool")]
+pub use deadpool_redis;
 pub use redis;
 #[cfg(feature = "tls")]
 pub use rustls;

@@ -107,6 +107,28 @@ impl Redis {
     /// where its server is: what waits there is not ended, and of a manager and of a cluster the end is not seen.
     /// [`Redis::wrap_with`] can do all of that.
     ///
+    /// With the feature `deadpool` a `deadpool_redis::Pool` too, of which all of that is done without anything else: what is idle says
+    /// goodbye at once, the rest as it comes back. A checkout is one of its connections; what its caller has left on it is undone, or
+    /// ends with it.
+    #[cfg_attr(feature = "deadpool", doc = "```no_run")]
+    #[cfg_attr(not(feature = "deadpool"), doc = "```ignore")]
+    /// use winddown_core::Lifecycle;
+    /// use winddown_redis::deadpool_redis::{Config, Runtime};
+    /// use winddown_redis::{Redis, redis};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let pool = Config::from_url("redis://cache.example.com").create_pool(Some(Runtime::Tokio1))?;
+    ///
+    /// let lifecycle = Lifecycle::detect()?;
+    /// let cache = lifecycle.guard(Redis::wrap(pool));
+    ///
+    /// redis::cmd("PING").exec_async(&mut *cache.get().await?).await?;
+    /// assert!(lifecycle.drain().await.is_clean());
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// A `ConnectionManager` that speaks the third version of the protocol connects anew as soon as the server has closed it,
     /// whoever closes it and why: it is told no `QUIT`, ends with the process, and is called unconfirmed.
     pub fn wrap(existing: impl Into<Existing>) -> Self {

@@ -157,10 +157,12 @@ pub(crate) fn half(drain: &Drain) -> Instant {
     now + drain.deadline().saturating_duration_since(now) / 2
 }
 
-/// Whether the connection itself shows, after its goodbye, that the server has closed its side.
-pub(crate) async fn has_closed(connection: &mut MultiplexedConnection) -> bool {
-    let asked = cmd("PING").exec_async(connection).await;
-    asked.is_err_and(|error| !error.is_timeout())
+/// Whether the connection itself shows, after its goodbye, that the server has closed its side; nothing where no answer came in time.
+pub(crate) async fn is_closed(connection: &mut MultiplexedConnection) -> Option<bool> {
+    match cmd("PING").exec_async(connection).await {
+        Err(failure) if failure.is_timeout() => None,
+        answer => Some(answer.is_err_and(|failure| failure.is_connection_dropped())),
+    }
 }
 
 #[cfg(test)]

@@ -25,7 +25,6 @@ pub(crate) struct Lent {
     /// Since when nobody has it.
     since: OnceLock<Instant>,
     is_answered: AtomicBool,
-    has_said_goodbye: AtomicBool,
 }
 
 impl Lent {
@@ -37,7 +36,6 @@ impl Lent {
             unanswered: AtomicUsize::new(0),
             since: OnceLock::new(),
             is_answered: AtomicBool::new(false),
-            has_said_goodbye: AtomicBool::new(false),
         }
     }
 
@@ -68,14 +66,6 @@ impl Lent {
 
     pub(super) fn is_answered(&self) -> bool {
         self.is_answered.load(Ordering::SeqCst)
-    }
-
-    pub(super) fn said_goodbye(&self) {
-        self.has_said_goodbye.store(true, Ordering::SeqCst);
-    }
-
-    pub(super) fn has_said_goodbye(&self) -> bool {
-        self.has_said_goodbye.load(Ordering::SeqCst)
     }
 
     /// Whether a request of its holder's is not answered.

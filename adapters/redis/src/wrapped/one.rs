@@ -41,7 +41,7 @@ use crate::{
     connect::{Endpoint, server},
     error::{closed, error},
     identity::text,
-    wrapped::{Known, half, has_closed, questions},
+    wrapped::{Known, half, is_closed, questions},
 };
 
 /// A connection with one server, or one with each of a cluster.
@@ -433,7 +433,7 @@ impl Wrapped {
     async fn has_closed(&self) -> bool {
         // A manager would connect anew.
         let Ok(One::Multiplexed(mut connection)) = self.existing() else { return false };
-        has_closed(&mut connection).await
+        is_closed(&mut connection).await == Some(true)
     }
 
     async fn quit(&self) -> RedisResult<()> {

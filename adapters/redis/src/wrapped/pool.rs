@@ -1,8 +1,8 @@
 //! A pool of `deadpool-redis` that the application built.
 //!
 //! What is idle is taken out of it, and the rest as it comes back. Each is asked for one more answer, which comes when everything is
-//! that was sent before, and is told `QUIT` then. Its end the server's list shows, one question for all of them, over a connection that
-//! the pool's own manager opens: so nothing is to be known but the pool.
+//! that was sent before, and is told `QUIT` then. What waits is ended over a connection that the pool's own manager opens: so nothing is
+//! to be known but the pool.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -21,7 +21,7 @@ use redis::{
 };
 use tokio::{
     runtime::Handle,
-    sync::{Mutex as AsyncMutex, Notify, oneshot},
+    sync::Notify,
     task::unconstrained,
     time::{Instant, sleep, timeout_at},
 };
@@ -32,15 +32,12 @@ use winddown_core::{
 use winddown_net::own_sockets::OwnSockets;
 
 use crate::{
-    cancel::{Asked, Channel, Prepared, Reachable, kill, list, unproven},
+    cancel::{Channel, Prepared, Reachable, kill},
     config::Config,
     error::error,
     identity::Identity,
-    wrapped::{Known, ask, half, has_closed, lent::Lent, questions},
+    wrapped::{Known, ask, half, is_closed, lent::Lent, questions},
 };
-
-/// Between two questions: a server has no event for what it lists.
-const PAUSE: Duration = Duration::from_millis(2);
 
 /// Between two looks at what comes back to the pool directly: that has an event only for who waits for a connection, and has one opened
 /// for whoever does where there is room.
@@ -62,10 +59,6 @@ pub(crate) struct WrappedPool {
     changed: Notify,
     /// Something is to be stopped.
     unwanted: Notify,
-    /// Nobody is left to be asked about.
-    quiet: Notify,
-    /// Who asks about all that leave.
-    turn: AsyncMutex<()>,
 }
 
 #[derive(Default)]
@@ -88,9 +81,8 @@ struct State {
     answered: HashSet<i64>,
     /// What others have taken from the pool, as the server lists it.
     found: Vec<Identity>,
-    is_left_alone: bool,
-    /// Of whom the server is asked whether it lists them.
-    leaving: Vec<Leaving>,
+    /// Why something was left alone.
+    left_alone: Option<String>,
     ends: Ends,
 }
 
@@ -108,11 +100,6 @@ enum Phase {
 pub(crate) struct Taken {
     connection: MultiplexedConnection,
     lent: Arc<Lent>,
-}
-
-struct Leaving {
-    identity: Identity,
-    tell: oneshot::Sender<Result<(), Error>>,
 }
 
 impl State {
@@ -152,8 +139,6 @@ impl WrappedPool {
             state: Mutex::default(),
             changed: Notify::new(),
             unwanted: Notify::new(),
-            quiet: Notify::new(),
-            turn: AsyncMutex::default(),
         }
     }
 
@@ -312,27 +297,20 @@ impl WrappedPool {
         };
         let stopping = async {
             loop {
-                let is_unwanted = tokio::select! {
+                tokio::select! {
                     biased;
                     () = over.notified() => return,
-                    () = self.unwanted.notified() => true,
-                    () = self.quiet.notified() => false,
-                };
-                if is_unwanted {
-                    // To its end, which comes with that of what it is about: what it has ended is counted.
-                    tokio::select! {
-                        stopped = self.stop(drain) => if let Err(failure) = stopped {
-                            drain.note(&failure);
-                        },
-                        () = drain.until_cut() => return,
-                    }
+                    () = self.unwanted.notified() => {}
                 }
+                // To its end, which comes with that of what it is about: what it has ended is counted.
                 tokio::select! {
-                    () = over.notified() => return,
-                    () = sleep(AGAIN) => {}
+                    stopped = self.stop(drain) => if let Err(failure) = stopped {
+                        drain.note(&failure);
+                    },
+                    () = drain.until_cut() => return,
                 }
-                if !is_unwanted && self.asks_nobody() {
-                    // It would stand among those that somebody has.
+                if !self.state().is_cancelling {
+                    // Who was asked would stand among those that somebody has.
                     self.prepared.close(Some(drain)).await;
                 }
             }
@@ -348,134 +326,48 @@ impl WrappedPool {
     /// Waits until everything is answered, says goodbye, and sees that the server has closed its side.
     async fn close(self: Arc<Self>, taken: Taken) {
         let lent = Arc::clone(&taken.lent);
-        let (end, failure) = self.leave(taken).await;
+        let end = self.leave(taken).await;
         let mut state = self.state();
         // One that is cut is in the count of those already.
         if state.closing.remove(&lent.number).is_some() && state.is_draining() {
             state.ends.record(end);
-            state.ends.error = failure.or_else(|| state.ends.error.take());
         }
         drop(state);
         self.changed.notify_one();
     }
 
-    async fn leave(&self, Taken { mut connection, lent }: Taken) -> (End, Option<Error>) {
+    async fn leave(&self, Taken { mut connection, lent }: Taken) -> End {
         let was_busy = lent.is_busy();
+        // What is late for the driver is queued all the same.
         let answers = loop {
             match ask(&mut connection, &questions()).await {
-                // The driver's own limit: what is queued is queued.
                 Err(failure) if failure.is_timeout() => {}
                 answers => break answers,
             }
         };
-        let identity = answers.as_ref().ok().and_then(|answers| Known::new(None, answers).identity);
-        if let Some(identity) = &identity {
-            lent.is(identity.clone());
+        if let Some(identity) = answers.as_ref().ok().and_then(|answers| Known::new(None, answers).identity) {
+            lent.is(identity);
         }
         lent.answered();
         self.state().answered.extend(lent.identity().map(|identity| identity.id));
-        let failure = match answers {
-            Ok(_) => {
-                let _ = cmd("QUIT").exec_async(&mut connection).await;
-                lent.said_goodbye();
-                None
-            }
+        match answers {
+            Ok(_) => {}
             // The server had closed it before, and lost nothing with that.
-            Err(_) if !was_busy => return (End::Uncounted, None),
+            Err(_) if !was_busy => return End::Uncounted,
             Err(source) => {
                 let text = "whether everything that was sent was executed is not known";
-                Some(error(ErrorKind::Incomplete, text, source))
+                return End::Cut(Some(error(ErrorKind::Incomplete, text, source)));
             }
-        };
-        let seen = match lent.identity() {
-            Some(identity) if self.is_draining() => self.gone(identity).await,
-            // Before a drain nobody is opened to ask.
-            _ => Err(None),
-        };
-        match seen {
-            Ok(()) => (End::Closed, failure),
-            // Nobody can be asked about it.
-            Err(why) => match has_closed(&mut connection).await {
-                true => (End::Closed, failure.or(why)),
-                false => (End::Unconfirmed, failure.or(why)),
-            },
         }
-    }
-
-    /// Until the server lists this session no more.
-    ///
-    /// # Errors
-    /// When the server cannot be asked that.
-    async fn gone(&self, identity: Identity) -> Result<(), Option<Error>> {
-        let (tell, mut told) = oneshot::channel();
-        self.state().leaving.push(Leaving { identity, tell });
+        // What it is answered does not matter: its end is seen.
+        let _ = cmd("QUIT").exec_async(&mut connection).await;
         loop {
-            tokio::select! {
-                biased;
-                answer = &mut told => return answer.unwrap_or(Err(unknown())).map_err(Some),
-                _turn = self.turn.lock() => {
-                    // Nobody else asks meanwhile: one question is for all of them.
-                    self.ask_who_is_left().await;
-                    if let Ok(answer) = told.try_recv() {
-                        return answer.map_err(Some);
-                    }
-                    sleep(PAUSE).await;
-                }
+            match is_closed(&mut connection).await {
+                Some(true) => return End::Closed,
+                // Nobody has heard that.
+                Some(false) => return End::Unconfirmed,
+                None => {}
             }
-        }
-    }
-
-    fn is_draining(&self) -> bool {
-        self.state().is_draining()
-    }
-
-    fn asks_nobody(&self) -> bool {
-        let state = self.state();
-        state.closing.is_empty() && !state.is_cancelling
-    }
-
-    async fn ask_who_is_left(&self) {
-        let whom: Vec<Identity> = {
-            let mut state = self.state();
-            state.leaving.retain(|leaving| !leaving.tell.is_closed());
-            state.leaving.iter().map(|leaving| leaving.identity.clone()).collect()
-        };
-        let asked = self.prepared.ask(self, &whom, |id| vec![list(id)]).await;
-        let mut known: HashMap<i64, Result<(), Error>> = match asked {
-            Ok(asked) => {
-                whom.iter().zip(asked).filter_map(|(one, asked)| Some((one.id, self.verdict(asked)?))).collect()
-            }
-            Err(failure) => whom.iter().map(|one| (one.id, Err(failure.clone()))).collect(),
-        };
-        let told: Vec<_> = {
-            let mut state = self.state();
-            let is_known = |leaving: &mut Leaving| known.contains_key(&leaving.identity.id);
-            state.leaving.extract_if(.., is_known).collect()
-        };
-        if self.state().leaving.is_empty() {
-            self.quiet.notify_one();
-        }
-        for Leaving { identity, tell } in told {
-            if let Some(verdict) = known.remove(&identity.id) {
-                // Nobody may wait for it any more.
-                let _ = tell.send(verdict);
-            }
-        }
-    }
-
-    /// None where it is listed still.
-    fn verdict(&self, asked: Asked) -> Option<Result<(), Error>> {
-        match asked {
-            Asked::Gone => Some(Ok(())),
-            Asked::Unproven(why) => Some(Err(unproven(self, why))),
-            Asked::Answers(answers) => match answers.into_iter().next() {
-                Some(Value::ServerError(refusal)) => {
-                    let text = "whether the server has ended a session is not known";
-                    Some(Err(error(ErrorKind::Incomplete, text, refusal.into())))
-                }
-                Some(line) => crate::identity::text(&line).trim().is_empty().then_some(Ok(())),
-                None => Some(Err(unknown())),
-            },
         }
     }
 
@@ -517,17 +409,16 @@ impl WrappedPool {
         };
         let could_be = clients.into_iter().filter(|client| !met.contains(&client.id));
         let could_be = could_be.filter_map(|client| client.client().map(|address| (client, address)));
-        match OwnSockets::now().exactly(expected, could_be) {
-            Ok(found) => state.found.extend(found),
-            Err(_) if expected == 0 || state.is_left_alone => {}
-            Err(could_be) => {
-                state.is_left_alone = true;
-                drain.reason(format!(
-                    "{expected} taken from the pool directly, and the server lists {could_be} of this process that could be \
-                     these: what waits there was left alone"
-                ));
+        state.left_alone = match OwnSockets::now().exactly(expected, could_be) {
+            Ok(found) => {
+                state.found.extend(found);
+                None
             }
-        }
+            Err(could_be) => Some(format!(
+                "{expected} taken from the pool directly, and the server lists {could_be} of this process that could be these: \
+                 what waits there was left alone"
+            )),
+        };
         Ok(())
     }
 
@@ -542,17 +433,15 @@ impl WrappedPool {
             let mut state = self.state();
             state.phase = Phase::Over;
             let closing: Vec<_> = std::mem::take(&mut state.closing).into_values().collect();
-            let (said, waiting): (Vec<_>, Vec<_>) = closing.into_iter().partition(|lent| lent.has_said_goodbye());
             let returned = std::mem::take(&mut state.returned);
-            let cut = waiting.len() + returned.len() + self.pool.status().size;
             let mut ends = std::mem::take(&mut state.ends);
-            ends.unconfirmed += said.len();
-            ends.cut += cut;
-            if waiting.iter().any(|lent| !lent.is_answered()) {
+            ends.cut += closing.len() + returned.len() + self.pool.status().size;
+            if closing.iter().any(|lent| !lent.is_answered()) {
                 let text = "whether everything that was sent was executed is not known: no answer in time";
                 ends.error = Some(Error::new(ErrorKind::Incomplete, text));
             }
-            let lent = waiting.iter().chain(state.out.values()).filter_map(|lent| lent.identity());
+            state.left_alone.take().into_iter().for_each(|why| drain.reason(why));
+            let lent = closing.iter().chain(state.out.values()).filter_map(|lent| lent.identity());
             let found = state.found.iter().filter(|session| !state.answered.contains(&session.id)).cloned();
             (ends, lent.chain(found).collect::<Vec<_>>())
         };
@@ -573,10 +462,6 @@ fn send(connection: &mut MultiplexedConnection, command: &Cmd) {
     command.set_no_response(true);
     // On its way when it was polled once. What is over takes nothing, and needs nothing.
     let _ = unconstrained(connection.send_packed_command(&command)).now_or_never();
-}
-
-fn unknown() -> Error {
-    Error::new(ErrorKind::Incomplete, "whether the server has ended a session is not known")
 }
 
 /// Closes the pool at the end of a goodbye, also where the deadline drops that.
@@ -641,6 +526,8 @@ impl Source for Draining {
         }
         if is_overdue || (state.is_cancelling && self.0.pool.status().size > 0) {
             self.0.unwanted.notify_one();
+            // Until it is over: its number may be known by then.
+            return Some(now + AGAIN);
         }
         next
     }

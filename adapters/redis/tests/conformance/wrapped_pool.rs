@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use deadpool_redis::{Manager, Pool, Runtime};
 use redis::AsyncConnectionConfig;
 use winddown_core::BoxError;
+use winddown_redis::deadpool_redis::{Manager, Pool, Runtime};
 use winddown_redis::{Config, Redis, redis};
 use winddown_testkit::{Harness, Need, ServerUse, Setup, containers::Container, proxy::Proxy};
 

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use deadpool_redis::{Connection, Pool};
 use redis::{RedisResult, Value, cmd};
 use tokio::{task::JoinHandle, time::Instant};
 use winddown_core::Outcome;
+use winddown_redis::deadpool_redis::{Connection, Pool};
 use winddown_redis::{Existing, Redis, redis};
 use winddown_testkit::Harness as _;
 
