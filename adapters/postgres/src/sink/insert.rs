@@ -12,7 +12,7 @@ use super::{
     hung::Backends,
     keys::Keys,
     settings,
-    transaction::Transaction,
+    transaction::{Transaction, in_order},
     without_records, write_error,
 };
 use crate::Postgres;
@@ -122,7 +122,7 @@ impl<T: Parameters> Sink<T> for Insert {
             rest = others;
             client.execute(statement, values)
         });
-        let inserts = try_join_all(inserts);
+        let inserts = in_order(inserts);
         let written = async {
             let (transaction, inserted) = Transaction::begin(client, inserts).await?;
             inserted.map_err(write_error)?;

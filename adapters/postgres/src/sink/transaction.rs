@@ -2,7 +2,7 @@
 
 use std::future::Future;
 
-use futures_util::FutureExt as _;
+use futures_util::{FutureExt as _, future::join_all};
 use tokio_postgres::{
     Client, Statement,
     error::{Severity, SqlState},
@@ -89,6 +89,14 @@ pub(super) async fn is_written(client: &Client, key: &Key) -> Result<bool, Write
     }
 }
 
+/// What comes of statements that are sent one behind the other: the error of the first that failed. Those behind it have failed for
+/// that alone, and say so, perhaps to somebody who has not heard of the first yet.
+pub(super) async fn in_order<T, E>(
+    statements: impl Iterator<Item = impl Future<Output = Result<T, E>>>,
+) -> Result<(), E> {
+    join_all(statements).await.into_iter().collect::<Result<Vec<_>, _>>().map(drop)
+}
+
 async fn remember(client: &Client, key: Option<&Key>) -> Result<u64, tokio_postgres::Error> {
     let Some(Key { statement, key }) = key else { return Ok(0) };
     client.execute(statement, &[&Uuid::from(*key)]).await
@@ -115,4 +123,25 @@ fn not_committed(source: tokio_postgres::Error) -> WriteError {
     }
     let text = "the connection broke during the commit: whether the batch was written is not known";
     WriteError::Unknown(Error::new(ErrorKind::Write, text).with_source(source))
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::poll;
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_error_is_that_of_the_first_that_failed_whichever_is_heard_first() {
+        let (mut tell, told): (Vec<_>, Vec<_>) = (0..3).map(|_| oneshot::channel::<Result<(), &str>>()).unzip();
+        let statements = told.into_iter().map(async |told| told.await.unwrap());
+        let mut inserted = Box::pin(in_order(statements));
+        assert!(poll!(&mut inserted).is_pending());
+        tell.pop().unwrap().send(Err("the transaction is aborted")).unwrap();
+        assert!(poll!(&mut inserted).is_pending(), "the first may have failed");
+        tell.pop().unwrap().send(Err("there already")).unwrap();
+        tell.pop().unwrap().send(Ok(())).unwrap();
+        assert_eq!(inserted.await, Err("there already"));
+    }
 }

@@ -43,8 +43,12 @@ use crate::{
 /// for whoever does where there is room.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// Until what is to be stopped is looked for again.
-const AGAIN: Duration = Duration::from_millis(50);
+/// Until something is to be stopped again, if it is there still.
+const AGAIN: Duration = Duration::from_millis(20);
+
+/// Until the kernel is asked again which sockets are ours, where that has proven nothing: at first, and at most. It takes some
+/// milliseconds, and more where there are many sockets, in which nobody else gets on here.
+const PAUSES: (Duration, Duration) = (AGAIN, Duration::from_millis(640));
 
 /// How long a session may take to open for a caller who has gone.
 const OPENING: Duration = Duration::from_secs(5);
@@ -83,6 +87,8 @@ struct State {
     found: Vec<Identity>,
     /// Why something was left alone.
     left_alone: Option<String>,
+    /// When to look for it again, and how long after that.
+    look: Option<(Instant, Duration)>,
     ends: Ends,
 }
 
@@ -284,7 +290,7 @@ impl WrappedPool {
         self.changed.notify_one();
     }
 
-    /// Has every connection say goodbye when everything on it is answered, and asks the server until it lists none of them.
+    /// Has every connection say goodbye when everything on it is answered, and sees that the server has closed its side.
     pub(crate) async fn goodbye(self: &Arc<Self>, drain: &Drain) -> Result<(), Error> {
         let _left_behind = self.prepared.count_left_behind(drain);
         let _closed = Closed(self);
@@ -302,16 +308,23 @@ impl WrappedPool {
                     () = over.notified() => return,
                     () = self.unwanted.notified() => {}
                 }
-                // To its end, which comes with that of what it is about: what it has ended is counted.
-                tokio::select! {
-                    stopped = self.stop(drain) => if let Err(failure) = stopped {
+                let stopping = async {
+                    // To its end, which comes with that of what it is about: what it has ended is counted.
+                    if let Err(failure) = self.stop(drain).await {
                         drain.note(&failure);
-                    },
+                    }
+                    if !self.state().is_cancelling {
+                        // Who was asked would stand among those that somebody has.
+                        self.prepared.close(Some(drain)).await;
+                    }
+                };
+                tokio::select! {
+                    () = stopping => {}
                     () = drain.until_cut() => return,
                 }
-                if !self.state().is_cancelling {
-                    // Who was asked would stand among those that somebody has.
-                    self.prepared.close(Some(drain)).await;
+                tokio::select! {
+                    () = over.notified() => return,
+                    () = sleep(AGAIN) => {}
                 }
             }
         };
@@ -393,10 +406,12 @@ impl WrappedPool {
             let with_others = if state.is_cancelling { self.with_others(&state) } else { 0 };
             (unknown + with_others).saturating_sub(state.found.len())
         };
-        if expected() == 0 {
+        let look = self.state().look;
+        if expected() == 0 || look.is_some_and(|(at, _)| Instant::now() < at) {
             return Ok(());
         }
         let clients = self.prepared.clients(self).await?;
+        let own = OwnSockets::now();
         // What has come back meanwhile is not looked for.
         let expected = expected();
         let mut state = self.state();
@@ -409,15 +424,20 @@ impl WrappedPool {
         };
         let could_be = clients.into_iter().filter(|client| !met.contains(&client.id));
         let could_be = could_be.filter_map(|client| client.client().map(|address| (client, address)));
-        state.left_alone = match OwnSockets::now().exactly(expected, could_be) {
+        let found = own.exactly(expected, could_be);
+        (state.left_alone, state.look) = match found {
             Ok(found) => {
                 state.found.extend(found);
-                None
+                (None, None)
             }
-            Err(could_be) => Some(format!(
-                "{expected} taken from the pool directly, and the server lists {could_be} of this process that could be these: \
-                 what waits there was left alone"
-            )),
+            Err(could_be) => {
+                let pause = look.map_or(PAUSES.0, |(_, pause)| (pause * 2).min(PAUSES.1));
+                let why = format!(
+                    "{expected} taken from the pool directly, and the server lists {could_be} of this process that could be \
+                     these: what waits there was left alone"
+                );
+                (Some(why), Some((Instant::now() + pause, pause)))
+            }
         };
         Ok(())
     }
