@@ -83,7 +83,7 @@ struct State {
     closing: HashMap<u64, Arc<Lent>>,
     /// Those that are answered, and have nothing to be stopped any more.
     answered: HashSet<i64>,
-    /// What others have taken from the pool, as the server lists it.
+    /// What is to be stopped and has not said which session it is, as the server lists it.
     found: Vec<Identity>,
     /// Why something was left alone.
     left_alone: Option<String>,
@@ -199,14 +199,16 @@ impl WrappedPool {
         let questions = &questions()[..if are_known { 1 } else { 3 }];
         let (mut asking, questions) = (connection.clone(), questions.to_vec());
         let mut answers = Box::pin(async move { ask(&mut asking, &questions).await });
-        // On its way with that, unless the session is over.
-        if let Some(Err(_)) = unconstrained(&mut answers).now_or_never() {
-            return;
-        }
+        // On its way with that. It may be answered by then.
+        let at_once = unconstrained(&mut answers).now_or_never();
         let (wrapped, lent, asked) = (Arc::downgrade(self), Arc::clone(lent), StdInstant::now());
         let mut connection = connection.clone();
         runtime.spawn(async move {
-            let (Ok(mut answers), Some(wrapped)) = (answers.await, wrapped.upgrade()) else { return };
+            let answers = match at_once {
+                Some(answers) => answers,
+                None => answers.await,
+            };
+            let (Ok(mut answers), Some(wrapped)) = (answers, wrapped.upgrade()) else { return };
             wrapped.latency.saw(asked.elapsed());
             if are_known && !wrapped.is_known(&answers, &lent) {
                 // The pool has it in the place of one that has ended: those that are known are not all.
@@ -390,8 +392,7 @@ impl WrappedPool {
         let busy = || {
             let state = self.state();
             let lent = state.unwanted(drain.grace()).filter_map(|lent| lent.identity());
-            let found = state.found.iter().filter(|_| state.is_cancelling).cloned();
-            lent.chain(found).filter(|session| !state.answered.contains(&session.id)).collect()
+            lent.chain(state.found.iter().cloned()).filter(|session| !state.answered.contains(&session.id)).collect()
         };
         self.prepared.stop_at(self, busy, &|commands| drain.count_cancelled(commands)).await?;
         found
