@@ -291,7 +291,8 @@ impl Manager {
         let Some(needs_reset) = sessions.until_reset(key, Untidy::Own(connection)) else { return };
         runtime.spawn(async move {
             let Some(Untidy::Own(mut connection)) = needs_reset.take() else { return };
-            if connection.tidy(reset).await != Answer::Good {
+            let answer = connection.tidy(reset).await;
+            if !needs_reset.goes_back() || answer != Answer::Good {
                 drop(Object::take(connection));
             }
         });
@@ -431,12 +432,14 @@ impl Session {
             let outcome = {
                 let mut outcome = pin!(timeout(limit + LATE_PATIENCE, question.put(&mut asked)));
                 tokio::select! {
+                    // First: what reads a long result uses up what the runtime lets a task do at a time, and who is asked after
+                    // that says nothing.
                     biased;
-                    outcome = &mut outcome => outcome,
                     () = give.closed() => {
                         sessions.nobody_waits(key);
                         outcome.await
                     }
+                    outcome = &mut outcome => outcome,
                 }
             };
             match outcome {

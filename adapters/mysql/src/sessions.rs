@@ -74,8 +74,8 @@ struct SessionTable {
     entered: u64,
     servers: Vec<Arc<Server>>,
     open: HashMap<Key, Entry>,
-    /// Given back, and not yet reset: nobody has begun.
-    needs_reset: HashMap<Key, Untidy>,
+    /// Given back, and not yet reset. None where somebody has begun.
+    needs_reset: HashMap<Key, Option<Untidy>>,
     /// While draining: those that came back, to be said goodbye to.
     returned: Vec<(Key, Conn)>,
     /// While draining: one for each server that had no room, to ask it.

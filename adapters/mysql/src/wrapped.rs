@@ -234,7 +234,10 @@ impl Checkouts for Wrapped {
             let home = Home::by(opts);
             // Dropped at its limit, the connection is not used again.
             let reset = opts.pool_opts().reset_connection();
-            match timeout(TIDY_PATIENCE, home.restore(&mut conn, opts, reset, &connector.separately)).await {
+            let restored = timeout(TIDY_PATIENCE, home.restore(&mut conn, opts, reset, &connector.separately)).await;
+            // Before somebody else may give it back.
+            drop(needs_reset);
+            match restored {
                 Ok(Ok(_)) => {
                     conn.reset_connection(false);
                     drop(LentConn::new(conn, lent));

@@ -32,16 +32,16 @@ pub(crate) struct Whereabouts {
 impl Sessions {
     /// Begins to drain; the drain is over when what this returns is dropped.
     pub(crate) fn begin_drain(&self) -> Draining<'_> {
-        let needs_reset = {
+        let untidy = {
             let mut state = self.state();
             state.phase = Phase::Draining;
             state.draining_since = Some(Instant::now());
             state.ended = Ends::default();
             state.why_unseen = None;
             state.watchers = 0;
-            mem::take(&mut state.needs_reset)
+            state.take_untidy()
         };
-        needs_reset.into_values().for_each(Untidy::let_go);
+        untidy.into_iter().for_each(Untidy::let_go);
         Draining(self)
     }
 

@@ -54,11 +54,7 @@ impl Sessions {
 
     /// Nobody waits any more for what goes on there: whatever it was asked, its connection is not handed out again.
     pub(crate) fn nobody_waits(&self, key: Key) {
-        self.change(key, |entry| {
-            if entry.standing == Standing::Held {
-                entry.is_let_go(Standing::Unwanted);
-            }
-        });
+        self.change(key, Entry::is_not_waited_for);
         self.changed.notify_one();
     }
 

@@ -48,7 +48,8 @@ pub(super) struct Entry {
 pub(super) enum Standing {
     /// The pool or somebody else has its connection.
     Held,
-    /// It was asked something between two checkouts, and has not answered in time: nobody is handed it again.
+    /// It was asked something between two checkouts, and has not answered in time, or before a drain began: nobody is handed it
+    /// again.
     Unwanted,
     /// The drain says goodbye, or has said it.
     Leaving,
@@ -76,6 +77,13 @@ impl Entry {
             conn: 0,
             is_found: false,
             is_the_drains: false,
+        }
+    }
+
+    /// Nobody waits any more for what it was asked between two checkouts.
+    pub(super) fn is_not_waited_for(&mut self) {
+        if self.standing == Standing::Held {
+            self.is_let_go(Standing::Unwanted);
         }
     }
 

@@ -66,6 +66,13 @@ impl SessionTable {
     }
 }
 
+impl Entry {
+    /// Its connection is that of somebody who gives it back to the driver's pool.
+    fn is_the_drivers(&self) -> bool {
+        matches!(self.standing, Standing::Held | Standing::Unwanted)
+    }
+}
+
 impl Sessions {
     /// The guard lends this connection. Whether it is in the book.
     pub(crate) fn lend(&self, conn: &Conn) -> bool {
@@ -116,7 +123,7 @@ impl Sessions {
     /// Whether there are sessions that others than the guard have, as far as anybody knows.
     pub(crate) fn are_with_others(&self) -> bool {
         let state = self.state();
-        let is_with_others = |entry: &Entry| entry.standing == Standing::Held && entry.holder == Holder::Others;
+        let is_with_others = |entry: &Entry| entry.is_the_drivers() && entry.holder == Holder::Others;
         state.open.values().any(is_with_others) || state.unknown(self.driver.as_ref()) > 0
     }
 
@@ -183,7 +190,7 @@ impl Sessions {
     /// The driver has said goodbye on all connections that it had.
     pub(crate) fn all_leave(&self) {
         for entry in self.state().open.values_mut() {
-            if entry.standing == Standing::Held {
+            if entry.is_the_drivers() {
                 (entry.standing, entry.has_said) = (Standing::Leaving, true);
             }
             entry.holder = Holder::Nobody;
@@ -195,7 +202,7 @@ impl Sessions {
     pub(crate) fn all_left(&self) {
         let mut state = self.state();
         state.unknown.counts = false;
-        state.open.values_mut().filter(|entry| entry.standing == Standing::Held).for_each(|entry| {
+        state.open.values_mut().filter(|entry| entry.is_the_drivers()).for_each(|entry| {
             entry.is_let_go(Standing::Left);
         });
         drop(state);
