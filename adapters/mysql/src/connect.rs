@@ -27,7 +27,7 @@ use crate::{
     home::{self, Home, Separately},
     origin::introduce,
     runtimes::{self, Life, Runtimes},
-    sessions::{BeingOpened, Key, LEAVE_PATIENCE, Sessions},
+    sessions::{BeingOpened, Key, LEAVE_PATIENCE, Sessions, Untidy},
     watcher::{self, Sight},
 };
 
@@ -281,45 +281,21 @@ impl Manager {
     /// caller who had it waits nor the next one.
     pub(crate) fn give_back(&self, connection: Connection) {
         let (sessions, key, reset) = (&self.connector.sessions, connection.key, self.reset);
-        if connection.is_given_up || connection.life.is_over() {
-            drop(Object::take(connection));
-            return;
-        }
-        if connection.is_disconnected() || !sessions.is_open() {
+        let is_of_use = !connection.is_given_up && !connection.life.is_over() && !connection.is_disconnected();
+        if !is_of_use || !sessions.is_open() {
             drop(Object::take(connection));
             return;
         }
         // Without a runtime it is tidied up before it is handed out.
         let Ok(runtime) = Handle::try_current() else { return drop(connection) };
-        if let Err(connection) = sessions.keep_untidy(key, connection) {
-            drop(Object::take(connection));
-            return;
-        }
-        let needs_reset = NeedsReset { sessions: Arc::clone(sessions), key };
+        let Some(needs_reset) = sessions.until_reset(key, Untidy::Own(connection)) else { return };
         runtime.spawn(async move {
-            let Some(mut connection) = needs_reset.take() else { return };
-            if connection.tidy(reset).await != Answer::Good {
+            let Some(Untidy::Own(mut connection)) = needs_reset.take() else { return };
+            let answer = connection.tidy(reset).await;
+            if !needs_reset.goes_back() || answer != Answer::Good {
                 drop(Object::take(connection));
             }
         });
-    }
-}
-
-/// A connection that waits for being tidied up. It goes with the task that should do it.
-struct NeedsReset {
-    sessions: Arc<Sessions>,
-    key: Key,
-}
-
-impl NeedsReset {
-    fn take(&self) -> Option<Connection> {
-        self.sessions.take_untidy(self.key)
-    }
-}
-
-impl Drop for NeedsReset {
-    fn drop(&mut self) {
-        drop(self.take());
     }
 }
 
@@ -456,12 +432,14 @@ impl Session {
             let outcome = {
                 let mut outcome = pin!(timeout(limit + LATE_PATIENCE, question.put(&mut asked)));
                 tokio::select! {
+                    // First: what reads a long result uses up what the runtime lets a task do at a time, and who is asked after
+                    // that says nothing.
                     biased;
-                    outcome = &mut outcome => outcome,
                     () = give.closed() => {
                         sessions.nobody_waits(key);
                         outcome.await
                     }
+                    outcome = &mut outcome => outcome,
                 }
             };
             match outcome {

@@ -1,6 +1,7 @@
 //! A pool of the driver's that the application built: what can be done for it from outside.
 
 mod empty;
+mod lent;
 
 use std::{
     fmt,
@@ -23,6 +24,7 @@ use winddown_core::{
     adapter::{Drain, IdleCheck, Latency},
 };
 
+pub(crate) use crate::wrapped::lent::LentConn;
 use crate::{
     config::CONNECT_TIMEOUT,
     connect::{Connector, TIDY_PATIENCE},
@@ -31,8 +33,11 @@ use crate::{
     goodbye,
     home::Home,
     runtimes::{self, Life},
-    sessions::{Key, LEAVE_PATIENCE, Sessions},
-    wrapped::empty::Emptying,
+    sessions::{LEAVE_PATIENCE, Sessions, Untidy},
+    wrapped::{
+        empty::Emptying,
+        lent::{Lent, back},
+    },
 };
 
 /// A [`mysql_async::Pool`] as a resource: see [`Mysql::wrap`](crate::Mysql::wrap).
@@ -219,23 +224,23 @@ impl Checkouts for Wrapped {
         let sessions = &self.connector.sessions;
         let runtime = Handle::try_current().ok().filter(|_| !conn.is_disconnected());
         let (Some(runtime), Some(key)) = (runtime, sessions.key_of(&conn)) else { return back(sessions, conn) };
-        if let Err(conn) = sessions.keep_lent(key, conn) {
-            return back(sessions, conn);
-        }
-        let (connector, needs_reset) =
-            (Arc::clone(&self.connector), NeedsReset { sessions: Arc::clone(sessions), key });
+        let untidy = Untidy::Lent(LentConn::new(conn, Lent::new(sessions, Some(key))));
+        let Some(needs_reset) = sessions.until_reset(key, untidy) else { return };
+        let connector = Arc::clone(&self.connector);
         runtime.spawn(async move {
-            let Some(mut conn) = needs_reset.take() else { return };
-            let lent = Lent::new(&connector.sessions, Some(key));
+            let Some(Untidy::Lent(conn)) = needs_reset.take() else { return };
+            let Some((mut conn, lent)) = conn.into_parts() else { return };
             let opts = &connector.opts;
             let home = Home::by(opts);
             // Dropped at its limit, the connection is not used again.
             let reset = opts.pool_opts().reset_connection();
-            match timeout(TIDY_PATIENCE, home.restore(&mut conn, opts, reset, &connector.separately)).await {
+            let restored = timeout(TIDY_PATIENCE, home.restore(&mut conn, opts, reset, &connector.separately)).await;
+            // Before somebody else may give it back.
+            drop(needs_reset);
+            match restored {
                 Ok(Ok(_)) => {
                     conn.reset_connection(false);
-                    lent.keep();
-                    back(&connector.sessions, conn);
+                    drop(LentConn::new(conn, lent));
                 }
                 Ok(Err(failure)) => {
                     tracing::debug!(session = conn.id(), error = %failure, "a connection is not used again");
@@ -266,87 +271,8 @@ async fn until_late<T>(
     }
 }
 
-/// On its way to whoever waits for it. Where nobody does any more it goes back.
-struct Handed {
-    /// There until somebody has it.
-    conn: Option<Conn>,
-    lent: Lent,
-}
-
-impl Handed {
-    fn take(mut self) -> Option<Conn> {
-        self.lent.sessions = None;
-        self.conn.take()
-    }
-}
-
-impl Drop for Handed {
-    fn drop(&mut self) {
-        // Once: it is what was lent that goes back.
-        if let (Some(conn), Some(sessions)) = (self.conn.take(), self.lent.sessions.take()) {
-            back(&sessions, conn);
-        }
-    }
-}
-
-fn hand_over(give: oneshot::Sender<Result<Handed, Failed>>, conn: Conn, lent: Lent) {
-    drop(give.send(Ok(Handed { conn: Some(conn), lent })));
-}
-
-/// What was lent is the driver's pool's again, or the drain's.
-fn back(sessions: &Sessions, conn: Conn) {
-    let key = sessions.key_of(&conn);
-    match key {
-        Some(key) if conn.is_disconnected() || !sessions.is_open() => sessions.came_back(key, conn, false),
-        _ => drop(conn),
-    }
-    sessions.is_back(key);
-}
-
-/// One that waits for being tidied up. It goes with the task that should do it.
-struct NeedsReset {
-    sessions: Arc<Sessions>,
-    key: Key,
-}
-
-impl NeedsReset {
-    fn take(&self) -> Option<Conn> {
-        self.sessions.take_lent(self.key)
-    }
-}
-
-impl Drop for NeedsReset {
-    fn drop(&mut self) {
-        if let Some(conn) = self.take() {
-            back(&self.sessions, conn);
-        }
-    }
-}
-
-/// One that the guard has lent, until it is back with the driver's pool or with the drain.
-struct Lent {
-    /// None where somebody keeps it.
-    sessions: Option<Arc<Sessions>>,
-    key: Option<Key>,
-}
-
-impl Lent {
-    fn new(sessions: &Arc<Sessions>, key: Option<Key>) -> Self {
-        Self { sessions: Some(Arc::clone(sessions)), key }
-    }
-
-    /// Somebody else says when it is back.
-    fn keep(mut self) {
-        self.sessions = None;
-    }
-}
-
-impl Drop for Lent {
-    fn drop(&mut self) {
-        if let Some(sessions) = self.sessions.take() {
-            sessions.is_back(self.key);
-        }
-    }
+fn hand_over(give: oneshot::Sender<Result<LentConn, Failed>>, conn: Conn, lent: Lent) {
+    drop(give.send(Ok(LentConn::new(conn, lent))));
 }
 
 impl fmt::Debug for Wrapped {

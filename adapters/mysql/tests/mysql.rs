@@ -178,6 +178,7 @@ fn main() -> ExitCode {
                 sessions_that_were_handed_out_are_seen_to_end
                 a_statement_of_a_checkout_is_cancelled
                 a_statement_that_nobody_waits_for_is_cancelled
+                a_result_that_was_given_back_half_read_is_stopped
                 what_was_taken_from_the_pool_directly_is_cancelled_and_says_goodbye
                 what_comes_back_to_the_pool_directly_says_goodbye
                 what_others_keep_without_a_statement_is_cut_and_stays_theirs

@@ -107,7 +107,7 @@ async fn replaced<V: Version>() {
 }
 
 /// Too much for any buffer on the way, and for the time that there is.
-const ROWS: &str = "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 1000) \
+pub(crate) const ROWS: &str = "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 1000) \
                     SELECT REPEAT('x', 1000) FROM n AS a, n AS b, n AS c";
 
 /// How a result comes.
@@ -166,27 +166,46 @@ pub(crate) async fn a_result_that_was_given_back_half_read_is_stopped() {
     half_read::<MariaDb, BinaryProtocol>().await;
 }
 
+/// When a result is given back half read.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Moment {
+    /// When the drain has begun.
+    Draining,
+    /// At the same moment as the drain begins.
+    AtOnce,
+    /// So long before it that its connection is being reset.
+    Before(Duration),
+}
+
 async fn half_read<V: Version, W: Way>() {
     let server = start::<V>().await;
-    for is_draining in [true, false] {
+    let being_reset = Duration::from_millis(100);
+    // Its reset was given up, and the driver still waits for it.
+    let late = Duration::from_millis(1500);
+    for moment in [Moment::Draining, Moment::AtOnce, Moment::Before(being_reset), Moment::Before(late)] {
         let scene = Scene::patient(Mysql::new(config(&server)));
         let mut connection = scene.get().await;
         let mut rows = W::rows(&mut connection).await.unwrap();
         rows.next().await.unwrap().expect("there are many");
         drop(rows);
-        let (drained, ()) = tokio::join!(scene.drain(), async {
-            if is_draining {
-                scene.lifecycle.draining().await;
-            }
+        let drained = if let Moment::Before(before) = moment {
             drop(connection);
-        });
+            tokio::time::sleep(before).await;
+            scene.drain().await
+        } else {
+            let (drained, ()) = tokio::join!(scene.drain(), async {
+                if moment == Moment::Draining {
+                    scene.lifecycle.draining().await;
+                }
+                drop(connection);
+            });
+            drained
+        };
         drained.assert_in_time();
-        assert_eq!(server.sessions().await.unwrap(), 0, "{}", drained.report);
-        assert_eq!(drained.row().outcome, Outcome::Drained, "{}", drained.report);
-        assert_eq!(drained.ended(), (1, 0), "{}", drained.report);
-        if is_draining {
-            assert_eq!(drained.row().sessions.cancelled, 1, "{}", drained.report);
-        }
+        assert_eq!(server.sessions().await.unwrap(), 0, "{moment:?}: {}", drained.report);
+        let row = drained.row();
+        let ended = (row.outcome, row.sessions.cancelled, drained.ended());
+        assert_eq!(ended, (Outcome::Drained, 1, (1, 0)), "{moment:?}: {}", drained.report);
     }
     server.end().await.unwrap();
 }

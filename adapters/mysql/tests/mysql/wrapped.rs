@@ -1,12 +1,12 @@
 //! Pools that the application has built, and uses also without the guard.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
 use tokio::{runtime::Builder, task::JoinHandle};
 use winddown_core::Outcome;
 use winddown_mysql::{
     Config, Mysql, Wrapped,
-    mysql_async::{Conn, Opts, Pool},
+    mysql_async::{Conn, Opts, Pool, prelude::Queryable as _},
 };
 use winddown_testkit::{
     Harness as _, InProcess as _,
@@ -15,6 +15,7 @@ use winddown_testkit::{
 };
 
 use crate::{
+    cancelled::ROWS,
     scene::{
         ENDLESS, QUICK, abandon_statement, assert_nothing_left, config, drain_under_a_statement, in_full, mysql, ping,
         until, until_running,
@@ -126,6 +127,35 @@ pub(crate) async fn a_statement_that_nobody_waits_for_is_cancelled() {
     assert_eq!((drained.row().sessions.cancelled, drained.ended()), (1, (1, 0)), "{}", drained.report);
     assert_eq!(server.sessions().await.unwrap(), 0, "{}", drained.report);
     assert_eq!(server.rows().await.unwrap(), 0);
+    server.end().await.unwrap();
+}
+
+pub(crate) async fn a_result_that_was_given_back_half_read_is_stopped() {
+    let server = mysql().await;
+    // While draining, and so long before that its connection is being reset.
+    for before in [None, Some(Duration::from_millis(100))] {
+        let scene = Scene::patient(wrap(&server));
+        let mut connection = scene.get().await;
+        let mut rows = connection.query_iter(ROWS).await.unwrap();
+        rows.next().await.unwrap().expect("there are many");
+        drop(rows);
+        let drained = if let Some(before) = before {
+            drop(connection);
+            tokio::time::sleep(before).await;
+            scene.drain().await
+        } else {
+            let given_back = async {
+                scene.lifecycle.draining().await;
+                drop(connection);
+            };
+            tokio::join!(scene.drain(), given_back).0
+        };
+        drained.assert_in_time();
+        assert_nothing_left(&server).await;
+        let row = drained.row();
+        let ended = (row.outcome, row.sessions.cancelled, drained.ended());
+        assert_eq!(ended, (Outcome::Drained, 1, (1, 0)), "{before:?}: {}", drained.report);
+    }
     server.end().await.unwrap();
 }
 
