@@ -469,9 +469,9 @@ impl WrappedPool {
         drain.count(ends, 0);
         self.pool.close();
         let killing = self.prepared.ask(self, &whom, |id| vec![kill(id)]);
-        match timeout_at(half(drain), killing).await {
-            Ok(Err(failure)) => drain.note(&failure),
-            Ok(Ok(_)) | Err(_) => {}
+        // Late, it says nothing.
+        if let Ok(Err(failure)) = timeout_at(half(drain), killing).await {
+            drain.note(&failure);
         }
     }
 }
