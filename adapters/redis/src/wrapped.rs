@@ -6,18 +6,18 @@ pub(crate) mod one;
 #[cfg(feature = "deadpool")]
 pub(crate) mod pool;
 
-use std::fmt;
+use std::{fmt, future::Future, pin::pin, time::Duration};
 
+#[cfg(feature = "deadpool")]
+use redis::Pipeline;
 #[cfg(feature = "cluster")]
 use redis::cluster_async::ClusterConnection;
 use redis::{
-    Cmd, Value,
+    Cmd, RedisResult, Value,
     aio::{ConnectionManager, MultiplexedConnection},
     cmd,
 };
-#[cfg(feature = "deadpool")]
-use redis::{Pipeline, RedisResult};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use winddown_core::adapter::Drain;
 
 use crate::{
@@ -157,9 +157,37 @@ pub(crate) fn half(drain: &Drain) -> Instant {
     now + drain.deadline().saturating_duration_since(now) / 2
 }
 
+/// Between two looks whether a connection is over: at first, and at most.
+const LOOKS: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+
+/// The answer, or that the connection is over. What is put into the driver's channel at the moment when its task ends stays there, and
+/// is not answered as long as there is a clone of the connection; what is put in later is refused at once. A command that wants no
+/// answer shows that.
+///
+/// # Cancel safety
+/// That of the answer.
+pub(crate) async fn unless_over<T>(
+    mut connection: MultiplexedConnection,
+    answer: impl Future<Output = RedisResult<T>>,
+) -> RedisResult<T> {
+    let (mut answer, mut pause) = (pin!(answer), LOOKS.0);
+    let mut ping = cmd("PING");
+    ping.set_no_response(true);
+    loop {
+        tokio::select! {
+            biased;
+            answer = &mut answer => return answer,
+            () = sleep(pause) => {}
+        }
+        connection.send_packed_command(&ping).await?;
+        pause = (pause * 2).min(LOOKS.1);
+    }
+}
+
 /// Whether the connection itself shows, after its goodbye, that the server has closed its side; nothing where no answer came in time.
 pub(crate) async fn is_closed(connection: &mut MultiplexedConnection) -> Option<bool> {
-    match cmd("PING").exec_async(connection).await {
+    let looks = connection.clone();
+    match unless_over(looks, cmd("PING").exec_async(connection)).await {
         Err(failure) if failure.is_timeout() => None,
         answer => Some(answer.is_err_and(|failure| failure.is_connection_dropped())),
     }

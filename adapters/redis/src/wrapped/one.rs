@@ -41,7 +41,7 @@ use crate::{
     connect::{Endpoint, server},
     error::{closed, error},
     identity::text,
-    wrapped::{Known, half, is_closed, questions},
+    wrapped::{Known, half, is_closed, questions, unless_over},
 };
 
 /// A connection with one server, or one with each of a cluster.
@@ -442,7 +442,12 @@ impl Wrapped {
         if let One::Cluster(connection) = &self.existing()? {
             return on_all(connection, quit).await.map(drop);
         }
-        self.existing()?.command(&quit).await?.extract_error().map(drop)
+        match self.existing()? {
+            One::Multiplexed(mut connection) => {
+                unless_over(connection.clone(), async move { quit.exec_async(&mut connection).await }).await
+            }
+            mut other => other.command(&quit).await?.extract_error().map(drop),
+        }
     }
 
     /// Not everything is answered: has the server end the connection, if it can be asked, and says so.

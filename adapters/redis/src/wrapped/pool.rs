@@ -36,7 +36,7 @@ use crate::{
     config::Config,
     error::error,
     identity::Identity,
-    wrapped::{Known, ask, half, is_closed, lent::Lent, questions},
+    wrapped::{Known, ask, half, is_closed, lent::Lent, questions, unless_over},
 };
 
 /// Between two looks at what comes back to the pool directly: that has an event only for who waits for a connection, and has one opened
@@ -353,9 +353,10 @@ impl WrappedPool {
 
     async fn leave(&self, Taken { mut connection, lent }: Taken) -> End {
         let was_busy = lent.is_busy();
+        let looks = connection.clone();
         // What is late for the driver is queued all the same.
         let answers = loop {
-            match ask(&mut connection, &questions()).await {
+            match unless_over(looks.clone(), ask(&mut connection, &questions())).await {
                 Err(failure) if failure.is_timeout() => {}
                 answers => break answers,
             }
@@ -375,7 +376,7 @@ impl WrappedPool {
             }
         }
         // What it is answered does not matter: its end is seen.
-        let _ = cmd("QUIT").exec_async(&mut connection).await;
+        let _ = unless_over(looks, cmd("QUIT").exec_async(&mut connection)).await;
         loop {
             match is_closed(&mut connection).await {
                 Some(true) => return End::Closed,
