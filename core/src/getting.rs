@@ -112,6 +112,7 @@ mod tests {
         sync::atomic::{AtomicUsize, Ordering},
     };
 
+    use futures_util::FutureExt as _;
     use tokio::sync::{Notify, oneshot};
 
     use super::*;
@@ -144,7 +145,7 @@ mod tests {
     async fn what_is_opened_for_somebody_who_has_gone_is_given_back() {
         let (pool, (open, opened)) = (Arc::new(Pool::default()), oneshot::channel());
         let mut getting = Box::pin(Getting::new(&pool, opened, LIMIT));
-        assert!(futures_util::poll!(&mut getting).is_pending());
+        assert!((&mut getting).now_or_never().is_none());
         assert_eq!(pool.getting.load(Ordering::SeqCst), 1);
         drop(getting);
         assert_eq!(pool.getting.load(Ordering::SeqCst), 1);
@@ -157,7 +158,7 @@ mod tests {
     async fn who_waits_in_vain_is_not_waited_for_longer_than_its_limit() {
         let pool = Arc::new(Pool::default());
         let mut getting = Box::pin(Getting::new(&pool, std::future::pending::<Result<u8, Infallible>>(), LIMIT));
-        assert!(futures_util::poll!(&mut getting).is_pending());
+        assert!((&mut getting).now_or_never().is_none());
         drop(getting);
         let began = tokio::time::Instant::now();
         pool.changed.notified().await;

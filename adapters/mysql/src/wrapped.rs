@@ -58,6 +58,10 @@ pub struct Wrapped {
 /// What the kernel has to tell after such a time is waited for.
 const RESTS: Duration = Duration::from_millis(10);
 
+/// What cancelling and the last goodbyes need at the least: somebody is opened who asks what runs and has it stopped, one step after the
+/// other, each of which waits for the server or looks through the sockets of the machine.
+const RESERVE: Duration = Duration::from_secs(3);
+
 impl Wrapped {
     pub(crate) fn new(pool: Pool, opts: Opts) -> Self {
         let sessions = Sessions::of_driver(Gauges::of(&pool));
@@ -142,6 +146,10 @@ impl Resource for Wrapped {
 
     fn latency(&self) -> Option<Arc<Latency>> {
         Some(Arc::clone(&self.connector.sessions.latency))
+    }
+
+    fn reserve(&self, _: &Pool) -> Duration {
+        RESERVE
     }
 }
 

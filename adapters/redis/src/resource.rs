@@ -1,6 +1,11 @@
 //! The resource: how sessions are opened, handed out, checked, given back and ended.
 
-use std::{fmt, pin::pin, sync::Arc, time::Instant};
+use std::{
+    fmt,
+    pin::pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use winddown_core::{
     Capabilities, Checkouts, Error, ErrorKind, Resource,
@@ -281,6 +286,14 @@ impl Resource for Redis {
         Some(Arc::clone(self.sessions.latency()))
     }
 
+    fn reserve(&self, _: &Pool) -> Duration {
+        match &self.source {
+            Source::Config(_) | Source::Wrapped(_) => RESERVE,
+            #[cfg(feature = "deadpool")]
+            Source::Pool(_) => WRAPPED_RESERVE,
+        }
+    }
+
     fn address(&self) -> Option<String> {
         let config = match &self.source {
             Source::Config(config) => config,
@@ -322,6 +335,14 @@ impl Checkouts for Redis {
         Some(Size { open: status.size, idle: Some(status.available) })
     }
 }
+
+/// What ending what waits and the last goodbyes need at the least; what the server's answers need comes on top.
+const RESERVE: Duration = Duration::from_millis(50);
+
+/// For a pool that the application built somebody is opened who asks what waits and has it ended: one step after the other, each of which
+/// waits for the server or looks through the sockets of the machine.
+#[cfg(feature = "deadpool")]
+const WRAPPED_RESERVE: Duration = Duration::from_secs(3);
 
 /// Ends a session that was taken over although somebody still holds it: stops what waits at the server, and says goodbye.
 async fn end(session: Arc<Session>, prepared: Arc<Prepared>) {

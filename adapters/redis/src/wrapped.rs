@@ -202,6 +202,21 @@ mod tests {
         Known::new(None, &[Value::Int(7), bulk("run_id:a\r\n"), bulk(client)])
     }
 
+    /// What was asked at the moment when the driver's task ended is never answered.
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_for_an_answer_is_told_that_the_connection_is_over() {
+        // The answers to the two commands that give the library's name and version.
+        let greeting = tokio::io::join(&b"+OK\r\n+OK\r\n"[..], tokio::io::sink());
+        let settings = redis::RedisConnectionInfo::default();
+        let (mut connection, driver) = MultiplexedConnection::new(&settings, greeting).await.unwrap();
+        let unanswered = unless_over(connection.clone(), std::future::pending::<RedisResult<()>>());
+        tokio::pin!(unanswered);
+        assert!(futures_util::poll!(&mut unanswered).is_pending());
+        drop(driver);
+        assert!(unanswered.await.unwrap_err().is_connection_dropped());
+        assert_eq!(is_closed(&mut connection).await, Some(true));
+    }
+
     #[test]
     fn what_it_speaks_is_known_where_the_server_tells() {
         assert_eq!(known("id=7 addr=1.2.3.4:5 resp=2").is_resp2, Some(true));

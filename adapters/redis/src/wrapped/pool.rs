@@ -43,12 +43,9 @@ use crate::{
 /// for whoever does where there is room.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// Until something is to be stopped again, if it is there still.
-const AGAIN: Duration = Duration::from_millis(20);
-
-/// Until the kernel is asked again which sockets are ours, where that has proven nothing: at first, and at most. It takes some
-/// milliseconds, and more where there are many sockets, in which nobody else gets on here.
-const PAUSES: (Duration, Duration) = (AGAIN, Duration::from_millis(640));
+/// Until something is to be stopped again that is there still: at first, and at most, as long as that does nothing. To look which sockets
+/// are ours takes the kernel some milliseconds, and more where there are many, in which nobody else gets on here.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(640));
 
 /// How long a session may take to open for a caller who has gone.
 const OPENING: Duration = Duration::from_secs(5);
@@ -87,8 +84,6 @@ struct State {
     found: Vec<Identity>,
     /// Why something was left alone.
     left_alone: Option<String>,
-    /// When to look for it again, and how long after that.
-    look: Option<(Instant, Duration)>,
     ends: Ends,
 }
 
@@ -304,12 +299,14 @@ impl WrappedPool {
             ended
         };
         let stopping = async {
+            let mut pause = PAUSES.0;
             loop {
                 tokio::select! {
                     biased;
                     () = over.notified() => return,
                     () = self.unwanted.notified() => {}
                 }
+                let began = Instant::now();
                 let stopping = async {
                     // To its end, which comes with that of what it is about: what it has ended is counted.
                     if let Err(failure) = self.stop(drain).await {
@@ -324,9 +321,10 @@ impl WrappedPool {
                     () = stopping => {}
                     () = drain.until_cut() => return,
                 }
+                pause = if began.elapsed() > pause { PAUSES.0 } else { (pause * 2).min(PAUSES.1) };
                 tokio::select! {
                     () = over.notified() => return,
-                    () = sleep(AGAIN) => {}
+                    () = sleep(pause) => {}
                 }
             }
         };
@@ -408,8 +406,7 @@ impl WrappedPool {
             let with_others = if state.is_cancelling { self.with_others(&state) } else { 0 };
             (unknown + with_others).saturating_sub(state.found.len())
         };
-        let look = self.state().look;
-        if expected() == 0 || look.is_some_and(|(at, _)| Instant::now() < at) {
+        if expected() == 0 {
             return Ok(());
         }
         let clients = self.prepared.clients(self).await?;
@@ -427,19 +424,15 @@ impl WrappedPool {
         let could_be = clients.into_iter().filter(|client| !met.contains(&client.id));
         let could_be = could_be.filter_map(|client| client.client().map(|address| (client, address)));
         let found = own.exactly(expected, could_be);
-        (state.left_alone, state.look) = match found {
+        state.left_alone = match found {
             Ok(found) => {
                 state.found.extend(found);
-                (None, None)
+                None
             }
-            Err(could_be) => {
-                let pause = look.map_or(PAUSES.0, |(_, pause)| (pause * 2).min(PAUSES.1));
-                let why = format!(
-                    "{expected} taken from the pool directly, and the server lists {could_be} of this process that could be \
-                     these: what waits there was left alone"
-                );
-                (Some(why), Some((Instant::now() + pause, pause)))
-            }
+            Err(could_be) => Some(format!(
+                "{expected} taken from the pool directly, and the server lists {could_be} of this process that could be these: \
+                 what waits there was left alone"
+            )),
         };
         Ok(())
     }
@@ -549,7 +542,7 @@ impl Source for Draining {
         if is_overdue || (state.is_cancelling && self.0.pool.status().size > 0) {
             self.0.unwanted.notify_one();
             // Until it is over: its number may be known by then.
-            return Some(now + AGAIN);
+            return Some(now + PAUSES.0);
         }
         next
     }
