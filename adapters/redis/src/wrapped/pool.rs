@@ -363,7 +363,12 @@ impl WrappedPool {
             lent.is(identity);
         }
         lent.answered();
-        self.state().answered.extend(lent.identity().map(|identity| identity.id));
+        {
+            let mut state = self.state();
+            if state.is_draining() {
+                state.answered.extend(lent.identity().map(|identity| identity.id));
+            }
+        }
         match answers {
             Ok(_) => {}
             // The server had closed it before, and lost nothing with that.
