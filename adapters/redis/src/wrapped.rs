@@ -203,7 +203,7 @@ mod tests {
     }
 
     /// What was asked at the moment when the driver's task ended is never answered.
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn who_waits_for_an_answer_is_told_that_the_connection_is_over() {
         // The answers to the two commands that give the library's name and version.
         let greeting = tokio::io::join(&b"+OK\r\n+OK\r\n"[..], tokio::io::sink());
