@@ -83,10 +83,7 @@ impl Channel {
         match self {
             Self::Ours(dialogue) => dialogue.ask(questions).await,
             #[cfg(feature = "deadpool")]
-            Self::Driver(connection) => {
-                let looks = connection.clone();
-                wrapped::unless_over(looks, wrapped::ask(connection, questions)).await
-            }
+            Self::Driver(connection) => wrapped::ask(connection, questions).await,
         }
     }
 
@@ -101,8 +98,7 @@ impl Channel {
             #[cfg(feature = "deadpool")]
             Self::Driver(mut connection) => {
                 // The same of a refusal.
-                let looks = connection.clone();
-                let _ = wrapped::unless_over(looks, cmd("QUIT").exec_async(&mut connection)).await;
+                let _ = wrapped::quit(&mut connection).await;
                 wrapped::is_closed(&mut connection).await == Some(true)
             }
         }

@@ -68,13 +68,7 @@ impl Redis {
         match existing.into() {
             Wrapping::One(one) => Self::of(Source::Wrapped(Wrapped::new(one, opened_with).wrapped())),
             #[cfg(feature = "deadpool")]
-            Wrapping::Pool(pool) => {
-                let (sessions, prepared) = (Arc::new(Sessions::default()), Arc::new(Prepared::default()));
-                let latency = Arc::clone(sessions.latency());
-                let wrapped = WrappedPool::new(pool, opened_with, Arc::clone(&prepared), latency);
-                let source = Source::Pool(Arc::new(wrapped));
-                Self { sessions, prepared, ..Self::of(source) }
-            }
+            Wrapping::Pool(pool) => Self::of(Source::Pool(Arc::new(WrappedPool::new(pool, opened_with)))),
         }
     }
 
@@ -228,7 +222,7 @@ impl Resource for Redis {
             Source::Config(_) => {}
             Source::Wrapped(wrapped) => return wrapped.goodbye(&self.prepared, drain).await,
             #[cfg(feature = "deadpool")]
-            Source::Pool(pool) => return pool.goodbye(drain).await,
+            Source::Pool(pool) => return pool.goodbye(&self.prepared, drain).await,
         }
         let _left_behind = self.prepared.count_left_behind(drain);
         let _reported = self.waits.report_to(drain);
@@ -283,7 +277,11 @@ impl Resource for Redis {
     }
 
     fn latency(&self) -> Option<Arc<Latency>> {
-        Some(Arc::clone(self.sessions.latency()))
+        match &self.source {
+            Source::Config(_) | Source::Wrapped(_) => Some(Arc::clone(self.sessions.latency())),
+            #[cfg(feature = "deadpool")]
+            Source::Pool(pool) => Some(Arc::clone(pool.latency())),
+        }
     }
 
     fn reserve(&self, _: &Pool) -> Duration {

@@ -8,12 +8,10 @@ pub(crate) mod pool;
 
 use std::{fmt, future::Future, pin::pin, time::Duration};
 
-#[cfg(feature = "deadpool")]
-use redis::Pipeline;
 #[cfg(feature = "cluster")]
 use redis::cluster_async::ClusterConnection;
 use redis::{
-    Cmd, RedisResult, Value,
+    Cmd, Pipeline, RedisResult, Value,
     aio::{ConnectionManager, MultiplexedConnection},
     cmd,
 };
@@ -141,14 +139,26 @@ pub(crate) fn questions() -> [Cmd; 3] {
     [cmd("CLIENT").arg("ID").take(), server, client]
 }
 
-/// The answers to these questions, in one message.
+/// These questions in one message.
+pub(crate) fn message<'a>(questions: impl IntoIterator<Item = &'a Cmd>) -> Pipeline {
+    let mut message = Pipeline::new();
+    for question in questions {
+        message.add_command(question.clone());
+    }
+    message
+}
+
+/// The answers to these questions, [unless the connection is over](unless_over).
 #[cfg(feature = "deadpool")]
 pub(crate) async fn ask(connection: &mut MultiplexedConnection, questions: &[Cmd]) -> RedisResult<Vec<Value>> {
-    let mut pipeline = Pipeline::with_capacity(questions.len());
-    for question in questions {
-        pipeline.add_command(question.clone());
-    }
-    connection.send_packed_commands(&pipeline, 0, questions.len()).await
+    let (looks, message) = (connection.clone(), message(questions));
+    unless_over(looks, connection.send_packed_commands(&message, 0, message.len())).await
+}
+
+/// Says goodbye, [unless the connection is over](unless_over).
+pub(crate) async fn quit(connection: &mut MultiplexedConnection) -> RedisResult<()> {
+    let looks = connection.clone();
+    unless_over(looks, cmd("QUIT").exec_async(connection)).await
 }
 
 /// Half of what is left of a drain.
@@ -166,7 +176,7 @@ const LOOKS: (Duration, Duration) = (Duration::from_millis(10), Duration::from_s
 ///
 /// # Cancel safety
 /// That of the answer.
-pub(crate) async fn unless_over<T>(
+async fn unless_over<T>(
     mut connection: MultiplexedConnection,
     answer: impl Future<Output = RedisResult<T>>,
 ) -> RedisResult<T> {

@@ -41,7 +41,7 @@ use crate::{
     connect::{Endpoint, server},
     error::{closed, error},
     identity::text,
-    wrapped::{Known, half, is_closed, questions, unless_over},
+    wrapped::{self, Known, half, is_closed, message, questions},
 };
 
 /// A connection with one server, or one with each of a cluster.
@@ -217,11 +217,8 @@ impl Wrapped {
             }
             return Ok(nodes.into_iter().map(|(node, answers)| Known::new(Some(node), &answers)).collect());
         }
-        let mut pipeline = Pipeline::new();
-        for question in questions() {
-            pipeline.add_command(question);
-        }
-        let answers = self.existing()?.pipeline(&pipeline, 0, pipeline.len()).await?;
+        let message = message(&questions());
+        let answers = self.existing()?.pipeline(&message, 0, message.len()).await?;
         Ok(vec![Known::new(None, &answers)])
     }
 
@@ -443,9 +440,7 @@ impl Wrapped {
             return on_all(connection, quit).await.map(drop);
         }
         match self.existing()? {
-            One::Multiplexed(mut connection) => {
-                unless_over(connection.clone(), async move { quit.exec_async(&mut connection).await }).await
-            }
+            One::Multiplexed(mut connection) => wrapped::quit(&mut connection).await,
             mut other => other.command(&quit).await?.extract_error().map(drop),
         }
     }

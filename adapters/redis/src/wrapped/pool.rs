@@ -36,7 +36,7 @@ use crate::{
     config::Config,
     error::error,
     identity::Identity,
-    wrapped::{Known, ask, half, is_closed, lent::Lent, questions, unless_over},
+    wrapped::{Known, ask, half, is_closed, lent::Lent, message, questions, quit},
 };
 
 /// Between two looks at what comes back to the pool directly: that has an event only for who waits for a connection, and has one opened
@@ -53,7 +53,6 @@ const OPENING: Duration = Duration::from_secs(5);
 pub(crate) struct WrappedPool {
     pool: Pool,
     opened_with: Option<Config>,
-    prepared: Arc<Prepared>,
     latency: Arc<Latency>,
     state: Mutex<State>,
     /// One came back, or has ended, or cancelling has begun.
@@ -131,12 +130,11 @@ impl State {
 }
 
 impl WrappedPool {
-    pub(crate) fn new(pool: Pool, opened_with: Option<Config>, prepared: Arc<Prepared>, latency: Arc<Latency>) -> Self {
+    pub(crate) fn new(pool: Pool, opened_with: Option<Config>) -> Self {
         Self {
             pool,
             opened_with,
-            prepared,
-            latency,
+            latency: Arc::default(),
             state: Mutex::default(),
             changed: Notify::new(),
             unwanted: Notify::new(),
@@ -149,6 +147,10 @@ impl WrappedPool {
 
     pub(crate) fn status(&self) -> Status {
         self.pool.status()
+    }
+
+    pub(crate) fn latency(&self) -> &Arc<Latency> {
+        &self.latency
     }
 
     pub(crate) fn opened_with(&self) -> Option<&Config> {
@@ -191,9 +193,9 @@ impl WrappedPool {
     fn gets_to_know(self: &Arc<Self>, connection: &MultiplexedConnection, lent: &Arc<Lent>) {
         let Ok(runtime) = Handle::try_current() else { return };
         let are_known = self.state().known.len() >= self.pool.status().size;
-        let questions = &questions()[..if are_known { 1 } else { 3 }];
-        let (mut asking, questions) = (connection.clone(), questions.to_vec());
-        let mut answers = Box::pin(async move { ask(&mut asking, &questions).await });
+        let message = message(questions().iter().take(if are_known { 1 } else { 3 }));
+        let mut asking = connection.clone();
+        let mut answers = Box::pin(async move { asking.send_packed_commands(&message, 0, message.len()).await });
         // On its way with that. It may be answered by then.
         let at_once = unconstrained(&mut answers).now_or_never();
         let (wrapped, lent, asked) = (Arc::downgrade(self), Arc::clone(lent), StdInstant::now());
@@ -208,7 +210,7 @@ impl WrappedPool {
             if are_known && !wrapped.is_known(&answers, &lent) {
                 // The pool has it in the place of one that has ended: those that are known are not all.
                 wrapped.state().known.clear();
-                let Ok(all) = ask(&mut connection, &self::questions()).await else { return };
+                let Ok(all) = ask(&mut connection, &questions()).await else { return };
                 answers = all;
             }
             if let Some(identity) = Known::new(None, &answers).identity.filter(|_| lent.identity().is_none()) {
@@ -288,8 +290,8 @@ impl WrappedPool {
     }
 
     /// Has every connection say goodbye when everything on it is answered, and sees that the server has closed its side.
-    pub(crate) async fn goodbye(self: &Arc<Self>, drain: &Drain) -> Result<(), Error> {
-        let _left_behind = self.prepared.count_left_behind(drain);
+    pub(crate) async fn goodbye(self: &Arc<Self>, prepared: &Prepared, drain: &Drain) -> Result<(), Error> {
+        let _left_behind = prepared.count_left_behind(drain);
         let _closed = Closed(self);
         self.state().phase = Phase::Draining(Instant::now());
         let over = Notify::new();
@@ -309,12 +311,12 @@ impl WrappedPool {
                 let began = Instant::now();
                 let stopping = async {
                     // To its end, which comes with that of what it is about: what it has ended is counted.
-                    if let Err(failure) = self.stop(drain).await {
+                    if let Err(failure) = self.stop(prepared, drain).await {
                         drain.note(&failure);
                     }
                     if !self.state().is_cancelling {
                         // Who was asked would stand among those that somebody has.
-                        self.prepared.close(Some(drain)).await;
+                        prepared.close(Some(drain)).await;
                     }
                 };
                 tokio::select! {
@@ -330,9 +332,9 @@ impl WrappedPool {
         };
         let (ended, ()) = tokio::join!(ending, stopping);
         if let Ok(false) = ended {
-            self.cut(drain).await;
+            self.cut(prepared, drain).await;
         }
-        self.prepared.close(Some(drain)).await;
+        prepared.close(Some(drain)).await;
         ended.map(drop)
     }
 
@@ -351,10 +353,9 @@ impl WrappedPool {
 
     async fn leave(&self, Taken { mut connection, lent }: Taken) -> End {
         let was_busy = lent.is_busy();
-        let looks = connection.clone();
         // What is late for the driver is queued all the same.
         let answers = loop {
-            match unless_over(looks.clone(), ask(&mut connection, &questions())).await {
+            match ask(&mut connection, &questions()).await {
                 Err(failure) if failure.is_timeout() => {}
                 answers => break answers,
             }
@@ -379,7 +380,7 @@ impl WrappedPool {
             }
         }
         // What it is answered does not matter: its end is seen.
-        let _ = unless_over(looks, cmd("QUIT").exec_async(&mut connection)).await;
+        let _ = quit(&mut connection).await;
         loop {
             match is_closed(&mut connection).await {
                 Some(true) => return End::Closed,
@@ -391,20 +392,20 @@ impl WrappedPool {
     }
 
     /// Has the server end whatever waits there and nobody wants any more.
-    async fn stop(&self, drain: &Drain) -> Result<(), Error> {
-        let found = self.find(drain).await;
+    async fn stop(&self, prepared: &Prepared, drain: &Drain) -> Result<(), Error> {
+        let found = self.find(prepared, drain).await;
         let busy = || {
             let state = self.state();
             let lent = state.unwanted(drain.grace()).filter_map(|lent| lent.identity());
             lent.chain(state.found.iter().cloned()).filter(|session| !state.answered.contains(&session.id)).collect()
         };
-        self.prepared.stop_at(self, busy, &|commands| drain.count_cancelled(commands)).await?;
+        prepared.stop_at(self, busy, &|commands| drain.count_cancelled(commands)).await?;
         found
     }
 
     /// Looks for sessions whose number is not known: those that others have taken from the pool, and that the guard has never seen. All
     /// of them are on sockets of this process: where the server lists [exactly](OwnSockets::exactly) as many of such, it is these.
-    async fn find(&self, drain: &Drain) -> Result<(), Error> {
+    async fn find(&self, prepared: &Prepared, drain: &Drain) -> Result<(), Error> {
         let expected = || {
             let state = self.state();
             let unknown = state.unwanted(drain.grace()).filter(|lent| lent.identity().is_none()).count();
@@ -414,7 +415,7 @@ impl WrappedPool {
         if expected() == 0 {
             return Ok(());
         }
-        let clients = self.prepared.clients(self).await?;
+        let clients = prepared.clients(self).await?;
         let own = OwnSockets::now();
         // What has come back meanwhile is not looked for.
         let expected = expected();
@@ -448,7 +449,7 @@ impl WrappedPool {
     }
 
     /// What is left is cut: by the server, where that can be asked.
-    async fn cut(&self, drain: &Drain) {
+    async fn cut(&self, prepared: &Prepared, drain: &Drain) {
         let (ends, whom) = {
             let mut state = self.state();
             state.phase = Phase::Over;
@@ -467,7 +468,7 @@ impl WrappedPool {
         };
         drain.count(ends, 0);
         self.pool.close();
-        let killing = self.prepared.ask(self, &whom, |id| vec![kill(id)]);
+        let killing = prepared.ask(self, &whom, |id| vec![kill(id)]);
         // Late, it says nothing.
         if let Ok(Err(failure)) = timeout_at(half(drain), killing).await {
             drain.note(&failure);
