@@ -7,6 +7,7 @@ mod server;
 use std::{
     collections::{HashMap, HashSet},
     fmt,
+    pin::pin,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
     time::Instant,
 };
@@ -14,7 +15,7 @@ use std::{
 use deadpool_postgres::{Client, ClientWrapper, Pool, PoolError, StatementCache};
 use futures_util::{FutureExt as _, TryStreamExt as _};
 use tokio::{runtime::Handle, sync::Notify};
-use tokio_postgres::{CancelToken, SimpleQueryMessage};
+use tokio_postgres::{CancelToken, SimpleQueryMessage, SimpleQueryStream};
 use winddown_core::{
     Error,
     adapter::{Drain, Getting, Latency, Lender},
@@ -52,9 +53,17 @@ struct State {
     out: HashSet<Id>,
     /// How many callers wait for one, or have left one behind that is being opened.
     getting: usize,
-    /// Those that came back and carry nothing, by how often they had been handed out by then, whoever asked for them.
-    clean: HashMap<Id, usize>,
+    /// Those that came back and carry nothing.
+    clean: HashMap<Id, Clean>,
     returned: Vec<ClientWrapper>,
+}
+
+/// A connection whose caller's transaction was ended.
+struct Clean {
+    /// How often it had been handed out by then, whoever asked for it.
+    times: usize,
+    /// The answer to that, as long as nobody has waited for it.
+    answer: Option<SimpleQueryStream>,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -147,9 +156,20 @@ impl Wrapped {
     /// A session that is being opened for a caller who goes is opened to its end, and given back: its driver would close the socket
     /// as it is.
     pub(crate) async fn get(self: &Arc<Self>) -> Result<Client, PoolError> {
-        let pool = self.pool.clone();
+        let wrapped = Arc::clone(self);
+        let getting = async move {
+            let client = wrapped.pool.get().await?;
+            let answer = wrapped.state().clean.get_mut(&Client::id(&client)).and_then(|clean| clean.answer.take());
+            if let Some(answer) = answer {
+                let mut answer = pin!(answer);
+                // What a caller has left behind is over before the next one asks for anything: callers that are faster than the
+                // server would have it queue up there. Whatever the answer is, a connection that is over shows that to its user.
+                while let Ok(Some(_)) = answer.try_next().await {}
+            }
+            Ok(client)
+        };
         // As long as opening one may take in a pool of the adapter's own.
-        Getting::new(self, async move { pool.get().await }, CONNECT_TIMEOUT).await
+        Getting::new(self, getting, CONNECT_TIMEOUT).await
     }
 
     pub(crate) fn hands_out(&self, client: &Client) {
@@ -160,7 +180,7 @@ impl Wrapped {
             (state.clean.remove(&id), !state.known.contains_key(&key(client)))
         };
         // It is new, or nobody has had it since it came back here.
-        if times > 0 && clean != Some(times - 1) {
+        if times > 0 && clean.is_none_or(|clean| clean.times != times - 1) {
             roll_back(client);
         }
         if is_new {
@@ -193,15 +213,13 @@ impl Wrapped {
 
     pub(crate) fn give_back(&self, client: Client) {
         let (id, times) = (Client::id(&client), Client::metrics(&client).recycle_count);
-        if !self.pool.is_closed() {
-            roll_back(&client);
-        }
+        let answer = if self.pool.is_closed() { None } else { roll_back(&client) };
         let mut state = self.state();
         if state.clean.len() >= MOST_CLEAN {
             // Those that are gone tell nobody. The others are rolled back once more than they need be.
             state.clean.clear();
         }
-        state.clean.insert(id, times);
+        state.clean.insert(id, Clean { times, answer });
         state.out.remove(&id);
         let phase = state.phase;
         drop(state);
@@ -252,12 +270,13 @@ impl Lender<Client> for Wrapped {
 /// How many connections are known to carry nothing.
 const MOST_CLEAN: usize = 1024;
 
-/// Ends a transaction, if there is one, without waiting for the answers. The driver of such a pool does not say whether there is,
+/// Ends a transaction, if there is one, without waiting for the answers, of which the last is returned. The driver of such a pool does not say whether there is,
 /// and a server writes to its log that it was told to end none; so one is begun first, which is an error or a warning only where
 /// there is one.
-fn roll_back(client: &ClientWrapper) {
+fn roll_back(client: &ClientWrapper) -> Option<SimpleQueryStream> {
     send(client.batch_execute("BEGIN"));
-    send(client.batch_execute("ROLLBACK"));
+    // Sent by being polled once.
+    client.simple_query_raw("ROLLBACK").now_or_never()?.ok()
 }
 
 impl fmt::Debug for Wrapped {

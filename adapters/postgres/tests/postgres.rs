@@ -168,6 +168,7 @@ fn main() -> ExitCode {
                 a_statement_of_a_checkout_is_cancelled
                 only_what_runs_is_cancelled
                 a_statement_that_nobody_waits_for_is_cancelled
+                checkouts_that_are_given_back_unused_do_not_queue_up_before_a_slow_server
                 what_was_taken_from_the_pool_directly_is_cancelled_and_says_goodbye
                 what_comes_back_to_the_pool_directly_says_goodbye
                 what_is_not_proven_to_be_the_pools_is_left_alone
@@ -200,6 +201,7 @@ fn main() -> ExitCode {
                 what_a_way_of_writing_cannot_do_is_said_before_a_record_is_lost
                 no_error_of_a_sink_shows_a_password_or_a_record;
             sink_limits:
+                nothing_is_written_behind_a_beginning_that_the_server_has_refused
                 a_limit_of_time_that_a_smaller_batch_keeps_is_told_from_an_outage
                 a_buffer_learns_a_limit_of_time_and_every_row_is_written
                 a_batch_that_is_written_already_is_not_divided

@@ -245,6 +245,7 @@ fn main() -> ExitCode {
                 what_was_sent_is_executed_before_the_drain_ends_in_every_form
                 one_whose_server_does_not_answer_does_not_hold_up_the_drain
                 a_pop_behind_the_guard_s_back_is_ended_when_draining_begins
+                a_question_that_comes_late_has_nothing_opened_behind_the_goodbye
                 one_that_was_opened_anew_behind_the_guard_s_back_is_ended
                 a_manager_that_connects_anew_by_itself_is_told_no_goodbye
                 a_user_who_may_not_ask_about_clients_is_drained_and_nothing_is_claimed

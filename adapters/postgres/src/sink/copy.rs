@@ -83,7 +83,7 @@ impl CopyIn {
         copy: &Statement,
         key: Option<Key>,
     ) -> Result<(), WriteError> {
-        let (transaction, rows) = Transaction::begin(client, client.copy_in(copy)).await?;
+        let (transaction, rows) = Transaction::begin_with(client, client.copy_in(copy)).await?;
         let mut rows = match rows {
             Ok(rows) => pin!(rows),
             Err(error) => {
@@ -99,7 +99,7 @@ impl CopyIn {
         if self.keys.common.delivery == Delivery::AtMostOnce {
             // So that only what is in doubt is said to be: nothing of it would be written again.
             rows.finish().await.map_err(write_error)?;
-            return transaction.commit(ready(Ok(0)), key).await;
+            return transaction.commit(ready(Ok(())), key).await;
         }
         transaction.commit(rows.finish(), key).await
     }

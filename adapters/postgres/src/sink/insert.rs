@@ -12,7 +12,7 @@ use super::{
     hung::Backends,
     keys::Keys,
     settings,
-    transaction::{Transaction, in_order},
+    transaction::{Transaction, send},
     without_records, write_error,
 };
 use crate::Postgres;
@@ -122,11 +122,15 @@ impl<T: Parameters> Sink<T> for Insert {
             rest = others;
             client.execute(statement, values)
         });
-        let inserts = in_order(inserts);
         let written = async {
-            let (transaction, inserted) = Transaction::begin(client, inserts).await?;
-            inserted.map_err(write_error)?;
-            transaction.commit(ready(Ok(0)), key.clone()).await
+            let transaction = Transaction::begin(client).await?;
+            let inserted = send(inserts).map_err(write_error)?;
+            if self.keys.common.delivery == Delivery::AtMostOnce {
+                // So that only what is in doubt is said to be: nothing of it would be written again.
+                inserted.await.map_err(write_error)?;
+                return transaction.commit(ready(Ok(())), key.clone()).await;
+            }
+            transaction.commit(inserted, key.clone()).await
         };
         self.keys.settle(written.await, client, &self.table, key).await
     }

@@ -1,8 +1,11 @@
 //! The transaction that a batch is written in.
 
-use std::future::Future;
+use std::future::{Future, ready};
 
-use futures_util::{FutureExt as _, future::join_all};
+use futures_util::{
+    FutureExt as _,
+    future::{join_all, maybe_done},
+};
 use tokio_postgres::{
     Client, Statement,
     error::{Severity, SqlState},
@@ -26,8 +29,18 @@ pub(super) struct Transaction<'a> {
 }
 
 impl<'a> Transaction<'a> {
-    /// Begins, with what `first` sends right behind, and returns what came of that.
-    pub(super) async fn begin<T>(client: &'a Client, first: impl Future<Output = T>) -> Result<(Self, T), WriteError> {
+    /// Begins. What is sent behind that without waiting would be executed by itself, and not be rolled back, if the server refused to
+    /// begin: it may be slower than its own `statement_timeout`. So nothing that writes may be.
+    pub(super) async fn begin(client: &'a Client) -> Result<Self, WriteError> {
+        let (transaction, ()) = Self::begin_with(client, ready(())).await?;
+        Ok(transaction)
+    }
+
+    /// Begins, with what `first` sends right behind, which [writes nothing](Self::begin), and returns what came of that.
+    pub(super) async fn begin_with<T>(
+        client: &'a Client,
+        first: impl Future<Output = T>,
+    ) -> Result<(Self, T), WriteError> {
         let transaction = Self { client, over: false };
         // In this order: each is sent when it is polled first.
         let (begun, first) = tokio::join!(biased; client.batch_execute("BEGIN"), first);
@@ -37,9 +50,9 @@ impl<'a> Transaction<'a> {
 
     /// Commits behind `last` and the batch's key, without waiting for the answers to them in between. What was written
     /// before, says the table of keys, is rolled back, and that is as good.
-    pub(super) async fn commit(
+    pub(super) async fn commit<T>(
         mut self,
-        last: impl Future<Output = Result<u64, tokio_postgres::Error>>,
+        last: impl Future<Output = Result<T, tokio_postgres::Error>>,
         key: Option<Key>,
     ) -> Result<(), WriteError> {
         if self.client.is_closed() {
@@ -82,19 +95,39 @@ impl Drop for Transaction<'_> {
 
 /// Whether the batch is written: then its rows may be refused for being there.
 pub(super) async fn is_written(client: &Client, key: &Key) -> Result<bool, WriteError> {
-    let (_rolled_back, remembered) = Transaction::begin(client, remember(client, Some(key))).await?;
-    match remembered {
+    let _rolled_back = Transaction::begin(client).await?;
+    match remember(client, Some(key)).await {
         Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => Ok(true),
         remembered => remembered.map(|_| false).map_err(without_records),
     }
 }
 
-/// What comes of statements that are sent one behind the other: the error of the first that failed. Those behind it have failed for
+/// Sends statements one behind the other. What comes of them is the error of the first that failed: those behind it have failed for
 /// that alone, and say so, perhaps to somebody who has not heard of the first yet.
-pub(super) async fn in_order<T, E>(
+///
+/// # Errors
+/// That of a statement that the driver has not sent: those before it were, so nothing may be committed.
+pub(super) fn send<T, E>(
     statements: impl Iterator<Item = impl Future<Output = Result<T, E>>>,
-) -> Result<(), E> {
-    join_all(statements).await.into_iter().collect::<Result<Vec<_>, _>>().map(drop)
+) -> Result<impl Future<Output = Result<(), E>>, E> {
+    let mut sent = Vec::new();
+    for statement in statements {
+        // Sent by being polled once.
+        let mut statement = Box::pin(maybe_done(statement));
+        if statement.as_mut().now_or_never().is_some()
+            && let Some(Err(error)) = statement.as_mut().take_output()
+        {
+            return Err(error);
+        }
+        sent.push(statement);
+    }
+    Ok(async move {
+        join_all(&mut sent).await;
+        sent.iter_mut()
+            .filter_map(|statement| statement.as_mut().take_output())
+            .collect::<Result<Vec<_>, _>>()
+            .map(drop)
+    })
 }
 
 async fn remember(client: &Client, key: Option<&Key>) -> Result<u64, tokio_postgres::Error> {
@@ -127,6 +160,8 @@ fn not_committed(source: tokio_postgres::Error) -> WriteError {
 
 #[cfg(test)]
 mod tests {
+    use std::future::pending;
+
     use futures_util::poll;
     use tokio::sync::oneshot;
 
@@ -136,12 +171,19 @@ mod tests {
     async fn the_error_is_that_of_the_first_that_failed_whichever_is_heard_first() {
         let (mut tell, told): (Vec<_>, Vec<_>) = (0..3).map(|_| oneshot::channel::<Result<(), &str>>()).unzip();
         let statements = told.into_iter().map(async |told| told.await.unwrap());
-        let mut inserted = Box::pin(in_order(statements));
+        let mut inserted = Box::pin(send(statements).unwrap());
         assert!(poll!(&mut inserted).is_pending());
         tell.pop().unwrap().send(Err("the transaction is aborted")).unwrap();
         assert!(poll!(&mut inserted).is_pending(), "the first may have failed");
         tell.pop().unwrap().send(Err("there already")).unwrap();
         tell.pop().unwrap().send(Ok(())).unwrap();
         assert_eq!(inserted.await, Err("there already"));
+    }
+
+    /// Nobody may commit what was sent before it.
+    #[tokio::test]
+    async fn what_could_not_be_sent_is_known_before_anything_is_committed() {
+        let statements = [pending().boxed(), ready(Err("no such value")).boxed(), pending::<Result<(), _>>().boxed()];
+        assert_eq!(send(statements.into_iter()).map(drop), Err("no such value"));
     }
 }

@@ -3,10 +3,11 @@
 use std::time::Instant;
 
 use winddown_buffer::{Batch, BatchWriter, Delivery, Push as _, Sink, WriteError};
-use winddown_postgres::tokio_postgres::error::SqlState;
+use winddown_postgres::{Postgres, tokio_postgres::error::SqlState};
+use winddown_testkit::wire::Wire;
 
 use crate::{
-    scene::driver_error,
+    scene::{config_at, driver_error},
     sink::{Either, Record, Scene, assert_failed, assert_rejected, audit, batch, both, record},
 };
 
@@ -44,6 +45,39 @@ fn assert_too_large(result: Result<(), WriteError>, code: &str) {
             assert_eq!(found, Some(code), "{error}");
         }
         other => panic!("not too large: {other:?}"),
+    }
+}
+
+/// As a server does that is slower than its own `statement_timeout`. What is executed by itself then is not rolled back with the rest.
+pub(crate) async fn nothing_is_written_behind_a_beginning_that_the_server_has_refused() {
+    for sink in audit() {
+        for delivery in [Delivery::ExactlyOnce, Delivery::AtLeastOnce, Delivery::AtMostOnce] {
+            let scene = Scene::new().await;
+            let sink = sink.clone().delivery(delivery);
+            let wire = Wire::to(scene.server.server.address).await.unwrap();
+            let db = scene.lifecycle.guard_as("wired", Postgres::new(config_at(&scene.server, wire.address())));
+            let write = async |batch: &Batch<Record>| sink.write(&mut db.get().await.unwrap(), batch).await;
+            write(&batch([0])).await.unwrap();
+
+            let records = batch(1..=3);
+            wire.misspell("BEGIN", 0);
+            assert_failed(write(&records).await, &SqlState::SYNTAX_ERROR);
+            assert_eq!(scene.audit().await, [record(0)], "{sink:?}");
+            write(&records).await.unwrap();
+            assert_eq!(scene.audit().await, (0..=3).map(record).collect::<Vec<_>>(), "{sink:?}");
+
+            if delivery == Delivery::ExactlyOnce {
+                // Whether it is written already is asked, and that leaves no key of what is not.
+                let refused = batch([4, 0]);
+                wire.misspell("BEGIN", 1);
+                assert_failed(write(&refused).await, &SqlState::SYNTAX_ERROR);
+                assert!(wire.has_misspelt());
+                scene.execute("DELETE FROM audit WHERE id = 0").await;
+                write(&refused).await.unwrap();
+                assert_eq!(scene.audit().await, [1, 2, 3, 4, 0].map(record), "{sink:?}");
+            }
+            scene.end().await;
+        }
     }
 }
 

@@ -109,6 +109,36 @@ pub(crate) async fn a_statement_that_nobody_waits_for_is_cancelled() {
     server.end().await.unwrap();
 }
 
+/// What ends a caller's transaction is answered before the next one gets the connection: callers that ask for nothing would have it
+/// queue up where the server is slower than they are.
+pub(crate) async fn checkouts_that_are_given_back_unused_do_not_queue_up_before_a_slow_server() {
+    let server = seventeen().await;
+    let proxy = Proxy::start(server.server.address).await.unwrap();
+    let scene =
+        Scene::new(Postgres::wrap(wrapped_pool::pool(config_at(&server, proxy.address()), RecyclingMethod::Fast)));
+    let warm = scene.out(2).await;
+    drop(warm);
+    scene.ping().await;
+    proxy.set_blackhole(true);
+    let mut had = 0;
+    let hot = async {
+        loop {
+            drop(scene.get().await);
+            had += 1;
+            tokio::task::yield_now().await;
+        }
+    };
+    let is_over: Result<(), _> = timeout(Duration::from_millis(500), hot).await;
+    is_over.unwrap_err();
+    assert!(had <= 2, "{had} checkouts have left something to answer");
+    proxy.set_blackhole(false);
+    scene.ping().await;
+    let drained = scene.drain().await;
+    assert!(drained.report.is_clean(), "{}", drained.report);
+    assert_nothing_left(&server).await;
+    server.end().await.unwrap();
+}
+
 pub(crate) async fn what_was_taken_from_the_pool_directly_is_cancelled_and_says_goodbye() {
     let server = seventeen().await;
     // Whether the guard had handed the connection out before, and how many more are idle.

@@ -27,6 +27,7 @@ use redis::{
 use tokio::{
     runtime::Handle,
     sync::Notify,
+    task::JoinHandle,
     time::{sleep, timeout, timeout_at},
 };
 use winddown_core::{
@@ -72,6 +73,8 @@ pub(crate) struct Wrapped {
     /// Nothing is sent through the guard any more.
     is_over: AtomicBool,
     idle_check: IdleCheck<()>,
+    /// Asks who it is, from when it was wrapped on.
+    learning: Mutex<Option<JoinHandle<()>>>,
     /// When it was last handed out.
     used: Mutex<std::time::Instant>,
 }
@@ -105,6 +108,7 @@ impl Wrapped {
             is_heard: AtomicBool::new(false),
             is_over: AtomicBool::new(false),
             idle_check: IdleCheck::new(rest),
+            learning: Mutex::default(),
             used: Mutex::new(std::time::Instant::now()),
         }
     }
@@ -116,11 +120,12 @@ impl Wrapped {
         if wrapped.opened_with.is_some()
             && let Ok(runtime) = Handle::try_current()
         {
-            let learning = Arc::downgrade(&wrapped);
-            runtime.spawn(async move {
-                let Some(wrapped) = learning.upgrade() else { return };
+            let weak = Arc::downgrade(&wrapped);
+            let learning = runtime.spawn(async move {
+                let Some(wrapped) = weak.upgrade() else { return };
                 wrapped.learn().await;
             });
+            *wrapped.learning.lock().unwrap_or_else(PoisonError::into_inner) = Some(learning);
         }
         wrapped
     }
@@ -191,6 +196,16 @@ impl Wrapped {
         // One that waits for something is not kept open by the question.
         if let Ok(Ok(sessions)) = timeout(self.limit(), self.ask()).await {
             self.known().get_or_insert(sessions);
+        }
+    }
+
+    /// Has nothing asked any more that nobody waits for: a manager whose connection was told goodbye would open another for it.
+    async fn stop_learning(&self) {
+        let learning = self.learning.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(learning) = learning {
+            learning.abort();
+            // It may be on a runtime that nobody polls any more.
+            let _ = timeout(self.limit(), learning).await;
         }
     }
 
@@ -373,7 +388,17 @@ impl Wrapped {
             drain.reason(text.to_owned());
             return;
         }
-        let quit = timeout_at(half(drain), self.quit()).await;
+        self.stop_learning().await;
+        let quit = timeout_at(half(drain), async {
+            match self.quit().await {
+                // It is over, and its driver has begun to open another, which is told too.
+                Err(error) if self.form != Form::Multiplexed && error.is_unrecoverable_error() => {
+                    timeout(REOPENING, self.quit()).await.unwrap_or(Err(error))
+                }
+                said => said,
+            }
+        })
+        .await;
         let said = match quit {
             Ok(Ok(())) => true,
             // It is over: closed by the server meanwhile.

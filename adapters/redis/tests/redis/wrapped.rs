@@ -7,7 +7,7 @@ use redis::{
     aio::{ConnectionLike as _, ConnectionManagerConfig},
     cmd,
 };
-use tokio::runtime::Builder;
+use tokio::{runtime::Builder, sync::oneshot};
 use winddown_core::Outcome;
 use winddown_redis::{Existing, Redis, redis};
 use winddown_testkit::Harness as _;
@@ -148,6 +148,35 @@ pub(crate) async fn a_pop_behind_the_guard_s_back_is_ended_when_draining_begins(
     server.end().await.unwrap();
 }
 
+/// A guard begins to ask who a connection is when it wraps that. A manager would open another for a question behind the goodbye.
+pub(crate) async fn a_question_that_comes_late_has_nothing_opened_behind_the_goodbye() {
+    let server = redis_8().await;
+    for step in 0..60 {
+        let client = client(&server, "");
+        let existing = connect(&client, Manager).await;
+        let late = Builder::new_current_thread().enable_all().build().unwrap();
+        let redis = {
+            let _asks = late.enter();
+            Redis::wrap_with(existing.clone(), client)
+        };
+        let scene = Scene::new(redis);
+        let (end, ended) = oneshot::channel::<()>();
+        let asking = thread::spawn(move || {
+            thread::sleep(Duration::from_micros(50 * step));
+            // It ends with its sender.
+            let _ = late.block_on(ended);
+        });
+        let drained = scene.drain().await;
+        // What is opened would be by then, on most machines.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        assert_eq!(server.sessions().await.unwrap(), 0, "{step}: {}", drained.report);
+        assert_eq!(drained.ended(), (1, 0), "{step}: {}", drained.report);
+        drop((existing, end));
+        asking.join().unwrap();
+    }
+    server.end().await.unwrap();
+}
+
 /// The driver has another session since then, with another number.
 pub(crate) async fn one_that_was_opened_anew_behind_the_guard_s_back_is_ended() {
     let server = redis_8().await;
@@ -254,7 +283,7 @@ async fn drain_beside(
 ) {
     let server = redis_8().await;
     let client = client(&server, "");
-    let (opened, ready) = tokio::sync::oneshot::channel();
+    let (opened, ready) = oneshot::channel();
     let (over, wait) = mpsc::channel();
     let application = thread::spawn(move || {
         let runtime = Builder::new_current_thread().enable_all().build().unwrap();
