@@ -112,9 +112,10 @@ pub(super) fn send<T, E>(
 ) -> Result<impl Future<Output = Result<(), E>>, E> {
     let mut sent = Vec::new();
     for statement in statements {
-        // Sent by being polled once.
         let mut statement = Box::pin(maybe_done(statement));
-        if statement.as_mut().now_or_never().is_some()
+        // Sent by being polled once. What is sent may be answered by then.
+        let _ = statement.as_mut().now_or_never();
+        if let Some(Err(_)) = statement.as_mut().output_mut()
             && let Some(Err(error)) = statement.as_mut().take_output()
         {
             return Err(error);
@@ -163,7 +164,7 @@ mod tests {
     use std::future::pending;
 
     use futures_util::poll;
-    use tokio::sync::oneshot;
+    use tokio::{sync::oneshot, task::yield_now};
 
     use super::*;
 
@@ -185,5 +186,11 @@ mod tests {
     async fn what_could_not_be_sent_is_known_before_anything_is_committed() {
         let statements = [pending().boxed(), ready(Err("no such value")).boxed(), pending::<Result<(), _>>().boxed()];
         assert_eq!(send(statements.into_iter()).map(drop), Err("no such value"));
+    }
+
+    #[tokio::test]
+    async fn what_is_answered_at_once_is_answered() {
+        let statements = [ready(Ok::<_, &str>(())).boxed(), yield_now().map(Ok).boxed()];
+        assert_eq!(send(statements.into_iter()).unwrap().await, Ok(()));
     }
 }
