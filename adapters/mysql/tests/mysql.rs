@@ -181,6 +181,7 @@ fn main() -> ExitCode {
                 a_result_that_was_given_back_half_read_is_stopped
                 what_was_taken_from_the_pool_directly_is_cancelled_and_says_goodbye
                 what_comes_back_to_the_pool_directly_says_goodbye
+                whenever_it_comes_back_to_the_pool_directly_it_is_in_the_report
                 what_others_keep_without_a_statement_is_cut_and_stays_theirs
                 what_is_not_proven_to_be_the_pools_is_left_alone
                 another_process_with_the_same_user_is_left_alone

@@ -32,7 +32,7 @@ pub(super) struct Unknown {
     lent: usize,
     /// How many were out together with those that were found, at most.
     pub(super) most: usize,
-    /// How many were found on the server, and are in the book since.
+    /// How many were found, on the server or as they came back, and are in the book since.
     pub(super) found: usize,
     /// How many have ended whose connection somebody has nevertheless.
     pub(super) ended_out: usize,
@@ -99,14 +99,30 @@ impl Sessions {
         Some(self.state().entry_of(conn)?.0)
     }
 
+    /// The place of one that came back to the drain, which may have found it on the server's list before.
+    pub(crate) fn key_of_returned(&self, conn: &Conn) -> Option<Key> {
+        let mut state = self.state();
+        if let Some((key, _)) = state.entry_of(conn) {
+            return Some(key);
+        }
+        let is_it = |(key, entry): &(&Key, &mut Entry)| entry.is_found && entry.conn == 0 && key.id == conn.id();
+        let (key, entry) = state.open.iter_mut().find(is_it)?;
+        entry.conn = place(conn);
+        Some(*key)
+    }
+
     /// It was entered, and this is its connection; `is_lent` by the guard.
     pub(crate) fn is_of(&self, key: Key, conn: &Conn, is_lent: bool) {
-        self.change(key, |entry| {
+        let mut state = self.state();
+        if !is_lent && state.unknown.counts {
+            state.unknown.found += 1;
+        }
+        if let Some(entry) = state.open.get_mut(&key) {
             entry.conn = place(conn);
             if is_lent {
                 entry.holder = Holder::Guard;
             }
-        });
+        }
     }
 
     /// It was opened for the drain.
@@ -118,6 +134,8 @@ impl Sessions {
     pub(crate) fn count_unknown(&self) {
         let mut state = self.state();
         (state.unknown.counts, state.unknown.seeks) = (true, true);
+        drop(state);
+        self.note_unknown();
     }
 
     /// Whether there are sessions that others than the guard have, as far as anybody knows.
@@ -142,7 +160,7 @@ impl Sessions {
         self.state().unknown.seeks = false;
     }
 
-    /// Nobody is given any more: so many there are now at most.
+    /// So many there are now: at most, once nobody is given any more.
     pub(crate) fn note_unknown(&self) {
         let mut state = self.state();
         let now = state.unknown(self.driver.as_ref()) + state.unknown.found;

@@ -31,7 +31,7 @@ pub(super) struct Emptying {
     pub(super) connector: Arc<Connector>,
     /// The runtime has ended that the driver's pool works on.
     pub(super) is_over: bool,
-    /// How long what is on its way back to the pool is waited for.
+    /// How long what is on its way back to the pool is waited for, before anybody asks who has the others.
     pub(super) grace: Duration,
     /// When whoever has not answered by then is given up.
     pub(super) limit: Instant,
@@ -52,19 +52,20 @@ impl Emptying {
         let sessions = &self.connector.sessions;
         let mut result = Ok(());
         if !self.is_over {
-            self.take_idle().await;
+            self.take_idle(Instant::now() + self.grace).await;
             sessions.count_unknown();
             if sessions.unknown() > 0 && sessions.are_nowhere() {
                 let at = self.connector.own_address().await;
                 result = at.map(|address| sessions.are_at(&address, &self.connector.opts));
             }
             drop(opening);
-            if sessions.are_with_others() {
+            if sessions.are_with_others() || self.gauges.moving() > 0 {
                 // What the driver has ended long ago is not to be counted, so somebody asks before the others end.
                 sessions.want(|wanted| wanted.watch = true);
                 // A server that does not answer is told all the same.
                 let _ = timeout(LEAVE_PATIENCE, sessions.answered.notified()).await;
-                self.take_idle().await;
+                // What the driver ends itself nobody sees end, and it waits for it as long as we would.
+                self.take_idle(self.limit).await;
             }
             sessions.note_unknown();
         }
@@ -78,16 +79,18 @@ impl Emptying {
         result
     }
 
-    /// Takes out what is idle, and what comes back in a moment: it is being reset.
-    async fn take_idle(&self) {
+    /// Takes out what is idle, and what comes back until then: it is being reset.
+    async fn take_idle(&self, until: Instant) {
         let sessions = &self.connector.sessions;
         let mut adopting = JoinSet::new();
-        let (began, mut pause) = (Instant::now(), PAUSES.0);
+        let mut pause = PAUSES.0;
         loop {
+            // Looked at first: what is not on its way any more is idle by then.
+            let is_last = self.gauges.moving() == 0 || Instant::now() >= until;
             loop {
                 let (connector, limit) = (Arc::clone(&self.connector), self.limit);
                 match self.next() {
-                    Given::Idle(conn) => match sessions.key_of(&conn) {
+                    Given::Idle(conn) => match sessions.key_of_returned(&conn) {
                         Some(key) => sessions.came_back(key, conn, false),
                         None => drop(adopting.spawn(adopt(connector, conn, limit, false))),
                     },
@@ -102,7 +105,7 @@ impl Emptying {
                     Given::Nothing => break,
                 }
             }
-            if self.gauges.moving() == 0 || began.elapsed() >= self.grace {
+            if is_last {
                 break;
             }
             sleep(pause).await;
@@ -136,6 +139,8 @@ impl Emptying {
 /// Enters one in the book, and has it say goodbye.
 async fn adopt(connector: Arc<Connector>, mut conn: Conn, limit: Instant, is_the_drains: bool) {
     let sessions = &connector.sessions;
+    // Others may have had it until now.
+    sessions.note_unknown();
     let adopted = timeout_at(limit, connector.adopt(&mut conn, false)).await;
     // What is not entered is ended by the driver.
     let Some(key) = sessions.key_of(&conn) else { return };

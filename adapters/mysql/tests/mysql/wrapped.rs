@@ -11,14 +11,15 @@ use winddown_mysql::{
 use winddown_testkit::{
     Harness as _, InProcess as _,
     child::{self, Child},
+    proxy::Proxy,
     scene,
 };
 
 use crate::{
     cancelled::ROWS,
     scene::{
-        ENDLESS, QUICK, abandon_statement, assert_nothing_left, config, drain_under_a_statement, in_full, mysql, ping,
-        until, until_running,
+        ENDLESS, QUICK, abandon_statement, assert_nothing_left, config, config_at, drain_under_a_statement, in_full,
+        mysql, ping, until, until_running,
     },
     server::{MySql, Tenancy, run},
     wrapped_pool,
@@ -185,6 +186,37 @@ pub(crate) async fn what_was_taken_from_the_pool_directly_is_cancelled_and_says_
         assert_eq!(sessions.unconfirmed, 0, "{}", drained.report);
     }
     assert_eq!(server.rows().await.unwrap(), 0);
+    server.end().await.unwrap();
+}
+
+/// Whether the drain looks what is idle, asks the server who has the rest, or leaves it to the driver by then; also where the driver
+/// takes longer to reset it than any answer took before.
+pub(crate) async fn whenever_it_comes_back_to_the_pool_directly_it_is_in_the_report() {
+    let server = mysql().await;
+    let proxy = Proxy::start(server.server.address).await.unwrap();
+    for (slow, steps, each) in [(0, 20, 750), (15, 20, 15_000)] {
+        for step in 0..steps {
+            let mut config = config_at(&server, proxy.address());
+            config.pool.max_size = 4;
+            let (pool, opts) = wrapped_pool::pool(config);
+            let scene = Scene::new(Mysql::wrap(pool.clone(), opts));
+            let conns = out(&pool, 2).await;
+            let by_guard = scene.get().await;
+            let (drained, ()) = tokio::join!(scene.drain(), async {
+                scene.lifecycle.draining().await;
+                proxy.set_delay(Duration::from_millis(slow));
+                tokio::time::sleep(Duration::from_micros(each * step)).await;
+                drop(conns);
+                drop(by_guard);
+            });
+            proxy.set_delay(Duration::ZERO);
+            let (sessions, report) = (drained.row().sessions, &drained.report);
+            assert_eq!((sessions.closed + sessions.unconfirmed, sessions.cut), (3, 0), "{slow}, {step}: {report}");
+            assert_eq!(drained.row().outcome, Outcome::Drained, "{slow}, {step}: {report}");
+            until("all are gone", || async { server.sessions().await.unwrap() == 0 }).await;
+        }
+    }
+    assert_nothing_left(&server).await;
     server.end().await.unwrap();
 }
 
