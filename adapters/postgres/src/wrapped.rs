@@ -62,8 +62,10 @@ struct State {
 struct Clean {
     /// How often it had been handed out by then, whoever asked for it.
     times: usize,
-    /// The answer to that, as long as nobody has waited for it.
+    /// The answer to that.
     answer: Option<SimpleQueryStream>,
+    /// The same of the caller before, as long as nobody has waited for it.
+    before: Option<SimpleQueryStream>,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -159,12 +161,12 @@ impl Wrapped {
         let wrapped = Arc::clone(self);
         let getting = async move {
             let client = wrapped.pool.get().await?;
-            let answer = wrapped.state().clean.get_mut(&Client::id(&client)).and_then(|clean| clean.answer.take());
-            if let Some(answer) = answer {
-                let mut answer = pin!(answer);
-                // What a caller has left behind is over before the next one asks for anything: callers that are faster than the
-                // server would have it queue up there. Whatever the answer is, a connection that is over shows that to its user.
-                while let Ok(Some(_)) = answer.try_next().await {}
+            let before = wrapped.state().clean.get_mut(&Client::id(&client)).and_then(|clean| clean.before.take());
+            if let Some(before) = before {
+                // It is there if the last caller has asked for anything and waited. Callers who do not, and are faster than the
+                // server, would have it queue up there. Whatever it is: a connection that is over shows that to its user.
+                let mut before = pin!(before);
+                while let Ok(Some(_)) = before.try_next().await {}
             }
             Ok(client)
         };
@@ -174,13 +176,13 @@ impl Wrapped {
 
     pub(crate) fn hands_out(&self, client: &Client) {
         let (id, times) = (Client::id(client), Client::metrics(client).recycle_count);
-        let (clean, is_new) = {
+        let (times_clean, is_new) = {
             let mut state = self.state();
             state.out.insert(id);
-            (state.clean.remove(&id), !state.known.contains_key(&key(client)))
+            (state.clean.get(&id).map(|clean| clean.times), !state.known.contains_key(&key(client)))
         };
         // It is new, or nobody has had it since it came back here.
-        if times > 0 && clean.is_none_or(|clean| clean.times != times - 1) {
+        if times > 0 && times_clean != Some(times - 1) {
             roll_back(client);
         }
         if is_new {
@@ -219,7 +221,8 @@ impl Wrapped {
             // Those that are gone tell nobody. The others are rolled back once more than they need be.
             state.clean.clear();
         }
-        state.clean.insert(id, Clean { times, answer });
+        let before = state.clean.remove(&id).and_then(|clean| clean.answer);
+        state.clean.insert(id, Clean { times, answer, before });
         state.out.remove(&id);
         let phase = state.phase;
         drop(state);
@@ -270,8 +273,8 @@ impl Lender<Client> for Wrapped {
 /// How many connections are known to carry nothing.
 const MOST_CLEAN: usize = 1024;
 
-/// Ends a transaction, if there is one, without waiting for the answers, of which the last is returned. The driver of such a pool does not say whether there is,
-/// and a server writes to its log that it was told to end none; so one is begun first, which is an error or a warning only where
+/// Ends a transaction, if there is one, without waiting for the answers, of which the last is returned. The driver of such a pool
+/// does not say whether there is, and a server writes to its log that it was told to end none; so one is begun first, which is an error or a warning only where
 /// there is one.
 fn roll_back(client: &ClientWrapper) -> Option<SimpleQueryStream> {
     send(client.batch_execute("BEGIN"));

@@ -163,8 +163,13 @@ pub(crate) async fn quit(connection: &mut MultiplexedConnection) -> RedisResult<
 
 /// Half of what is left of a drain.
 pub(crate) fn half(drain: &Drain) -> Instant {
+    part(drain, 2)
+}
+
+/// One of so many parts of what is left of a drain.
+pub(crate) fn part(drain: &Drain, of: u32) -> Instant {
     let now = Instant::now();
-    now + drain.deadline().saturating_duration_since(now) / 2
+    now + drain.deadline().saturating_duration_since(now) / of
 }
 
 /// Between two looks whether a connection is over: at first, and at most.

@@ -583,6 +583,8 @@ impl<'a> Goodbye<'a> {
         };
         self.cannot_open = None;
         self.own = None;
+        // Seen now: that takes the kernel some time, which may not be there when it is to leave.
+        self.connection(&listed);
         self.met.insert(listed.id);
         let opened = Asker { held: Arc::new(held), listed, is_counted: false, answers_in: Duration::ZERO };
         match self.asker.take() {
@@ -808,9 +810,10 @@ impl<'a> Goodbye<'a> {
         if let Some(asker) = self.asker.take_if(|asker| !asker.is_counted) {
             self.dismiss(asker);
             let now = Instant::now();
-            let half = (self.drain.deadline() - now) / 2;
+            // A look that has begun then is not broken off, on a machine that is busy.
+            let third = self.drain.deadline().saturating_duration_since(now) / 3;
             // Those of the pool have had their time.
-            let _ = timeout(half, async {
+            let _ = timeout(third, async {
                 while self.leaving.values().any(|leaving| !leaving.is_counted && leaving.connection.is_some()) {
                     sleep_until(self.look_at).await;
                     self.look();

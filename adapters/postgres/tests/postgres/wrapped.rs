@@ -109,8 +109,8 @@ pub(crate) async fn a_statement_that_nobody_waits_for_is_cancelled() {
     server.end().await.unwrap();
 }
 
-/// What ends a caller's transaction is answered before the next one gets the connection: callers that ask for nothing would have it
-/// queue up where the server is slower than they are.
+/// What ends a caller's transaction is answered before the next but one gets the connection: callers that ask for nothing would have
+/// it queue up where the server is slower than they are.
 pub(crate) async fn checkouts_that_are_given_back_unused_do_not_queue_up_before_a_slow_server() {
     let server = seventeen().await;
     let proxy = Proxy::start(server.server.address).await.unwrap();
@@ -130,7 +130,8 @@ pub(crate) async fn checkouts_that_are_given_back_unused_do_not_queue_up_before_
     };
     let is_over: Result<(), _> = timeout(Duration::from_millis(500), hot).await;
     is_over.unwrap_err();
-    assert!(had <= 2, "{had} checkouts have left something to answer");
+    // Of two connections.
+    assert!(had <= 4, "{had} checkouts have left something to answer");
     proxy.set_blackhole(false);
     scene.ping().await;
     let drained = scene.drain().await;

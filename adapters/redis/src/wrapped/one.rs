@@ -28,7 +28,7 @@ use tokio::{
     runtime::Handle,
     sync::Notify,
     task::JoinHandle,
-    time::{sleep, timeout, timeout_at},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 use winddown_core::{
     Capabilities, Error, ErrorKind,
@@ -42,7 +42,7 @@ use crate::{
     connect::{Endpoint, server},
     error::{closed, error},
     identity::text,
-    wrapped::{self, Known, half, is_closed, message, questions},
+    wrapped::{self, Known, half, is_closed, message, part, questions},
 };
 
 /// A connection with one server, or one with each of a cluster.
@@ -200,12 +200,12 @@ impl Wrapped {
     }
 
     /// Has nothing asked any more that nobody waits for: a manager whose connection was told goodbye would open another for it.
-    async fn stop_learning(&self) {
+    async fn stop_learning(&self, drain: &Drain) {
         let learning = self.learning.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(learning) = learning {
             learning.abort();
             // It may be on a runtime that nobody polls any more.
-            let _ = timeout(self.limit(), learning).await;
+            let _ = timeout_at(half(drain).min(Instant::now() + self.limit()), learning).await;
         }
     }
 
@@ -362,7 +362,8 @@ impl Wrapped {
         let answered = tokio::select! {
             answered = answered => answered,
             () = drain.until_cut() => {
-                let answered = timeout_at(half(drain), self.answered(prepared)).await;
+                // One of four equal parts: the others are for having it ended, for closing what asks, and for the report.
+                let answered = timeout_at(part(drain, 4), self.answered(prepared)).await;
                 answered.unwrap_or(Err(Silent::Late))
             }
         };
@@ -388,7 +389,7 @@ impl Wrapped {
             drain.reason(text.to_owned());
             return;
         }
-        self.stop_learning().await;
+        self.stop_learning(drain).await;
         let quit = timeout_at(half(drain), async {
             match self.quit().await {
                 // It is over, and its driver has begun to open another, which is told too.
@@ -504,7 +505,7 @@ impl Wrapped {
             });
             join_all(ending).await
         };
-        let ended: Vec<Result<bool, Error>> = timeout_at(half(drain), ending).await.unwrap_or_default();
+        let ended: Vec<Result<bool, Error>> = timeout_at(part(drain, 3), ending).await.unwrap_or_default();
         for error in ended.iter().filter_map(|ended| ended.as_ref().err()) {
             drain.note(error);
         }
