@@ -134,6 +134,7 @@ async fn leave(sessions: Arc<Sessions>, key: Key, conn: Conn) {
         Ok(()) => sessions.said(key),
         Err(failure) => sessions.failed(key, failure),
     }
+    sessions.dropped();
     sessions.want(|wanted| wanted.left += 1);
 }
 

@@ -122,7 +122,7 @@ impl Resource for Wrapped {
         emptied.spawn(emptying.run(sessions.begin_opening()));
         goodbye::say(&self.connector, || {}, drain).await?;
         // What the driver does beside: its task may be on a runtime that does not run.
-        let has_none = gauges.idle() + gauges.out() == 0;
+        let has_none = gauges.idle() + gauges.out() + sessions.moving() == 0;
         tokio::select! {
             Some(result) = emptied.join_next() => match result {
                 Ok(Ok(())) => {}

@@ -23,7 +23,7 @@ use winddown_testkit::{
 
 /// Far more than any drain here takes where it does not wait for its deadline.
 const LONG: Duration = Duration::from_secs(60);
-const SHORT: Duration = Duration::from_millis(1500);
+const SHORT: Duration = Duration::from_secs(5);
 
 const SESSIONS: u32 = 5;
 const MESSAGES: usize = 1000;

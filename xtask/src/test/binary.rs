@@ -25,7 +25,7 @@ use crate::{
 const RAN_NO_TEST: &str = "ran no test";
 
 /// How many tests of a binary run at once that mostly waits.
-const WAITING: usize = 4;
+const WAITING: usize = 5;
 
 /// What a long test may take at full size, with all others of its binary.
 const SOAK_LIMIT: Duration = Duration::from_secs(2 * 60 * 60);

@@ -43,7 +43,11 @@ impl Sessions {
             self.want(|wanted| wanted.left += 1);
         }
         // The driver would close the socket, and nothing else: it forgets its goodbye where a connection is dropped.
-        let Some(conn) = dropped.filter(|conn| !conn.is_disconnected()) else { return };
+        let Some(conn) = dropped else { return };
+        if conn.is_disconnected() {
+            drop(conn);
+            return self.dropped();
+        }
         let mut goodbye = Box::pin(conn.disconnect());
         // Most need no more than this, and where the runtime ends nobody would poll it again.
         let is_said = goodbye.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready();

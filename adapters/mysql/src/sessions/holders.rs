@@ -36,6 +36,10 @@ pub(super) struct Unknown {
     pub(super) found: usize,
     /// How many have ended whose connection somebody has nevertheless.
     pub(super) ended_out: usize,
+    /// How many the driver's pool had when the drain began.
+    pub(super) at_begin: usize,
+    /// How many of them the drain has ended and dropped.
+    dropped: usize,
     /// Why some were left alone.
     pub(super) reason: Option<String>,
 }
@@ -136,6 +140,31 @@ impl Sessions {
         (state.unknown.counts, state.unknown.seeks) = (true, true);
         drop(state);
         self.note_unknown();
+    }
+
+    /// A drain begins.
+    pub(super) fn count_dropped(&self, state: &mut SessionTable) {
+        state.unknown.dropped = 0;
+        state.unknown.at_begin = self.driver.as_ref().map_or(0, Gauges::all);
+    }
+
+    /// The drain has dropped a connection that is over.
+    pub(crate) fn dropped(&self) {
+        self.state().unknown.dropped += 1;
+    }
+
+    /// How many are on their way in a pool of the driver's, but for those that the drain has dropped: where the driver's task does not
+    /// run, it never takes note of them.
+    pub(crate) fn moving(&self) -> usize {
+        let Some(driver) = &self.driver else { return 0 };
+        // In this order: what happens meanwhile makes it one too many, and not one too few.
+        let (dropped, at_begin) = {
+            let state = self.state();
+            (state.unknown.dropped, state.unknown.at_begin)
+        };
+        let moving = driver.moving();
+        let noted = at_begin.saturating_sub(driver.all());
+        moving.saturating_sub(dropped.saturating_sub(noted))
     }
 
     /// Whether there are sessions that others than the guard have, as far as anybody knows.

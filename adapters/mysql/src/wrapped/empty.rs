@@ -58,8 +58,7 @@ impl Emptying {
                 let at = self.connector.own_address().await;
                 result = at.map(|address| sessions.are_at(&address, &self.connector.opts));
             }
-            drop(opening);
-            if sessions.are_with_others() || self.gauges.moving() > 0 {
+            if sessions.are_with_others() || sessions.moving() > 0 {
                 // What the driver has ended long ago is not to be counted, so somebody asks before the others end.
                 sessions.want(|wanted| wanted.watch = true);
                 // A server that does not answer is told all the same.
@@ -68,6 +67,7 @@ impl Emptying {
                 self.take_idle(self.limit).await;
             }
             sessions.note_unknown();
+            drop(opening);
         }
         // Waits for every connection, those that are out and those that are being opened, without a limit.
         match self.pool.disconnect().await {
@@ -86,7 +86,7 @@ impl Emptying {
         let mut pause = PAUSES.0;
         loop {
             // Looked at first: what is not on its way any more is idle by then.
-            let is_last = self.gauges.moving() == 0 || Instant::now() >= until;
+            let is_last = sessions.moving() == 0 || Instant::now() >= until;
             loop {
                 let (connector, limit) = (Arc::clone(&self.connector), self.limit);
                 match self.next() {

@@ -1,10 +1,13 @@
 //! The transaction that a batch is written in.
 
-use std::future::{Future, ready};
+use std::{
+    future::{Future, ready},
+    pin::Pin,
+};
 
 use futures_util::{
     FutureExt as _,
-    future::{join_all, maybe_done},
+    future::{MaybeDone, join_all, maybe_done},
 };
 use tokio_postgres::{
     Client, Statement,
@@ -113,12 +116,9 @@ pub(super) fn send<T, E>(
     let mut sent = Vec::new();
     for statement in statements {
         let mut statement = Box::pin(maybe_done(statement));
-        // Sent by being polled once. What is sent may be answered by then.
-        let _ = statement.as_mut().now_or_never();
-        if let Some(Err(_)) = statement.as_mut().output_mut()
-            && let Some(Err(error)) = statement.as_mut().take_output()
-        {
-            return Err(error);
+        if let Some(error) = failed(&mut statement) {
+            // It may have been answered by then, behind those before it.
+            return Err(sent.iter_mut().find_map(failed).unwrap_or(error));
         }
         sent.push(statement);
     }
@@ -129,6 +129,15 @@ pub(super) fn send<T, E>(
             .collect::<Result<Vec<_>, _>>()
             .map(drop)
     })
+}
+
+/// The error of a statement, if it has come. Sent by being polled once.
+fn failed<T, E>(statement: &mut Pin<Box<MaybeDone<impl Future<Output = Result<T, E>>>>>) -> Option<E> {
+    let _ = statement.as_mut().now_or_never();
+    match statement.as_mut().output_mut() {
+        Some(Err(_)) => statement.as_mut().take_output()?.err(),
+        _ => None,
+    }
 }
 
 async fn remember(client: &Client, key: Option<&Key>) -> Result<u64, tokio_postgres::Error> {
@@ -163,7 +172,7 @@ fn not_committed(source: tokio_postgres::Error) -> WriteError {
 mod tests {
     use std::future::pending;
 
-    use futures_util::poll;
+    use futures_util::{future::BoxFuture, poll};
     use tokio::{sync::oneshot, task::yield_now};
 
     use super::*;
@@ -186,6 +195,19 @@ mod tests {
     async fn what_could_not_be_sent_is_known_before_anything_is_committed() {
         let statements = [pending().boxed(), ready(Err("no such value")).boxed(), pending::<Result<(), _>>().boxed()];
         assert_eq!(send(statements.into_iter()).map(drop), Err("no such value"));
+    }
+
+    /// The answer to the first comes while the second is being sent, and that to the second with it.
+    #[tokio::test]
+    async fn what_is_refused_as_it_is_sent_does_not_hide_what_was_refused_before() {
+        let (tell, told) = oneshot::channel();
+        let first = told.map(Result::unwrap).boxed();
+        let second = async move {
+            tell.send(Err("there already")).unwrap();
+            Err("the transaction is aborted")
+        };
+        let statements: [BoxFuture<'_, Result<(), &str>>; 2] = [first, second.boxed()];
+        assert_eq!(send(statements.into_iter()).map(drop), Err("there already"));
     }
 
     #[tokio::test]
