@@ -39,7 +39,7 @@ impl Sessions {
             state.ended = Ends::default();
             state.why_unseen = None;
             state.watchers = 0;
-            self.count_dropped(&mut state);
+            self.begin_counting(&mut state);
             state.take_untidy()
         };
         untidy.into_iter().for_each(Untidy::let_go);

@@ -142,8 +142,8 @@ impl Sessions {
         self.note_unknown();
     }
 
-    /// A drain begins.
-    pub(super) fn count_dropped(&self, state: &mut SessionTable) {
+    /// A drain begins, which counts what it drops.
+    pub(super) fn begin_counting(&self, state: &mut SessionTable) {
         state.unknown.dropped = 0;
         state.unknown.at_begin = self.driver.as_ref().map_or(0, Gauges::all);
     }
