@@ -58,7 +58,8 @@ impl Emptying {
                 let at = self.connector.own_address().await;
                 result = at.map(|address| sessions.are_at(&address, &self.connector.opts));
             }
-            if sessions.are_with_others() || sessions.moving() > 0 {
+            // What was out then is counted; what was on its way is so still, or idle by now.
+            if sessions.are_with_others() || sessions.moving() > 0 || self.gauges.idle() > 0 {
                 // What the driver has ended long ago is not to be counted, so somebody asks before the others end.
                 sessions.want(|wanted| wanted.watch = true);
                 // A server that does not answer is told all the same.
