@@ -37,7 +37,7 @@ pub(super) struct Unknown {
     /// How many have ended whose connection somebody has nevertheless.
     pub(super) ended_out: usize,
     /// How many the driver's pool had when the drain began.
-    pub(super) at_begin: usize,
+    at_begin: usize,
     /// How many of them the drain has ended and dropped.
     dropped: usize,
     /// Why some were left alone.

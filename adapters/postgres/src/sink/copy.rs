@@ -1,9 +1,6 @@
 //! Batches as `COPY`.
 
-use std::{
-    future::ready,
-    pin::{Pin, pin},
-};
+use std::pin::{Pin, pin};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use deadpool_postgres::Client;
@@ -96,12 +93,7 @@ impl CopyIn {
             }
         };
         self.send(&mut rows, batch, types).await?;
-        if self.keys.common.delivery == Delivery::AtMostOnce {
-            // So that only what is in doubt is said to be: nothing of it would be written again.
-            rows.finish().await.map_err(write_error)?;
-            return transaction.commit(ready(Ok(())), key).await;
-        }
-        transaction.commit(rows.finish(), key).await
+        transaction.commit(rows.finish(), key, self.keys.common.delivery).await
     }
 
     async fn send<T: Parameters>(

@@ -1,7 +1,5 @@
 //! Batches as `INSERT` statements.
 
-use std::future::ready;
-
 use futures_util::future::try_join_all;
 use winddown_buffer::{Batch, Delivery, Sink, WriteError};
 use winddown_core::{Checkout, Error};
@@ -125,12 +123,7 @@ impl<T: Parameters> Sink<T> for Insert {
         let written = async {
             let transaction = Transaction::begin(client).await?;
             let inserted = send(inserts).map_err(write_error)?;
-            if self.keys.common.delivery == Delivery::AtMostOnce {
-                // So that only what is in doubt is said to be: nothing of it would be written again.
-                inserted.await.map_err(write_error)?;
-                return transaction.commit(ready(Ok(())), key.clone()).await;
-            }
-            transaction.commit(inserted, key.clone()).await
+            transaction.commit(inserted, key.clone(), self.keys.common.delivery).await
         };
         self.keys.settle(written.await, client, &self.table, key).await
     }

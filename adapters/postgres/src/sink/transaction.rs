@@ -13,7 +13,7 @@ use tokio_postgres::{
     Client, Statement,
     error::{Severity, SqlState},
 };
-use winddown_buffer::{BatchKey, WriteError, uuid::Uuid};
+use winddown_buffer::{BatchKey, Delivery, WriteError, uuid::Uuid};
 use winddown_core::{Error, ErrorKind};
 
 use super::verdict::{without_records, write_error};
@@ -51,9 +51,23 @@ impl<'a> Transaction<'a> {
         Ok((transaction, first))
     }
 
-    /// Commits behind `last` and the batch's key, without waiting for the answers to them in between. What was written
-    /// before, says the table of keys, is rolled back, and that is as good.
+    /// Commits behind `last` and the batch's key, without waiting for the answers to them in between, but where what is in doubt is
+    /// not written again: there only the commit is to be. What was written before, says the table of keys, is rolled back, and that is
+    /// as good.
     pub(super) async fn commit<T>(
+        self,
+        last: impl Future<Output = Result<T, tokio_postgres::Error>>,
+        key: Option<Key>,
+        delivery: Delivery,
+    ) -> Result<(), WriteError> {
+        if delivery == Delivery::AtMostOnce {
+            last.await.map_err(write_error)?;
+            return self.commit_behind(ready(Ok(())), key).await;
+        }
+        self.commit_behind(last, key).await
+    }
+
+    async fn commit_behind<T>(
         mut self,
         last: impl Future<Output = Result<T, tokio_postgres::Error>>,
         key: Option<Key>,
@@ -124,10 +138,7 @@ pub(super) fn send<T, E>(
     }
     Ok(async move {
         join_all(&mut sent).await;
-        sent.iter_mut()
-            .filter_map(|statement| statement.as_mut().take_output())
-            .collect::<Result<Vec<_>, _>>()
-            .map(drop)
+        sent.iter_mut().find_map(failed).map_or(Ok(()), Err)
     })
 }
 

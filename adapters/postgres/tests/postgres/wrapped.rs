@@ -116,8 +116,7 @@ pub(crate) async fn checkouts_that_are_given_back_unused_do_not_queue_up_before_
     let proxy = Proxy::start(server.server.address).await.unwrap();
     let scene =
         Scene::new(Postgres::wrap(wrapped_pool::pool(config_at(&server, proxy.address()), RecyclingMethod::Fast)));
-    let warm = scene.out(2).await;
-    drop(warm);
+    drop(scene.out(2).await);
     scene.ping().await;
     proxy.set_blackhole(true);
     let mut had = 0;
