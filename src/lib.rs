@@ -44,6 +44,10 @@ pub use winddown_sim as sim;
 #[cfg(feature = "sqlite")]
 pub use winddown_sqlite as sqlite;
 
+/// PostgreSQL, MySQL, MariaDB and SQLite through `sqlx`. Needs Rust 1.94, as `sqlx` does.
+#[cfg(any(feature = "sqlx-mysql", feature = "sqlx-postgres", feature = "sqlx-sqlite"))]
+pub use winddown_sqlx as sqlx;
+
 /// Telemetry, which is drained last: OpenTelemetry providers, and the non-blocking writer of `tracing-appender`.
 #[cfg(any(feature = "otel", feature = "tracing-appender"))]
 pub use winddown_telemetry as telemetry;

@@ -138,14 +138,16 @@ fn end_of_writing<T: Send + Sync + 'static>(queue: &Queue<T>, spill: Option<&Spi
     drain.deadline().checked_sub(needed).unwrap_or_else(Instant::now)
 }
 
-/// Ready when writing must end: as late as what is left can be spilled, but not before settling has ended; without a spill
-/// when it must be cut.
+/// Ready when writing must end: as late as what is left can be spilled, but not before settling has ended, and of what is left then half
+/// is for the spill; without a spill when it must be cut.
 async fn time_is_up<T: Send + Sync + 'static>(queue: &Queue<T>, spill: Option<&Spill<T>>, drain: &Drain) {
     if let Some(spill) = spill {
         drain.until_cancel().await;
+        // A disk takes longer at times, and a long budget has more than it needs.
+        let half = drain.halfway();
         tokio::select! {
             () = drain.until_cut() => {}
-            () = sleep_until(end_of_writing(queue, Some(spill), drain)) => {}
+            () = sleep_until(half.min(end_of_writing(queue, Some(spill), drain))) => {}
         }
     } else {
         drain.until_cut().await;

@@ -14,6 +14,7 @@ pub use crate::{
     getting::{Getting, Lender},
     idle_check::IdleCheck,
     latency::Latency,
+    lifetime::Lifetime,
     log_line::{error_line, warning_line},
     name::client_name,
     opening::Opening,

@@ -217,6 +217,11 @@ impl<C: Clone + Send + Sync + 'static, K: Send + Sync + 'static> Resource for Cl
         let failed = |source| Error::new(ErrorKind::Work, "cannot flush it").with_source(source);
         flush(client.clone()).await.map_err(failed)
     }
+
+    fn size(&self, client: &C) -> Option<Size> {
+        let open = self.open.as_ref().map(|open| open(client))?;
+        Some(Size { open, idle: None })
+    }
 }
 
 impl<C: Clone + Send + Sync + 'static> Checkouts for Client<C> {
@@ -240,11 +245,6 @@ where
     async fn checkout(&self, client: &C) -> Result<T, Error> {
         let failed = |source: E| Error::new(ErrorKind::Checkout, "no checkout").with_source(source);
         (self.checkout)(client.clone()).await.map_err(failed)
-    }
-
-    fn size(&self, client: &C) -> Option<Size> {
-        let open = self.open.as_ref().map(|open| open(client))?;
-        Some(Size { open, idle: None })
     }
 }
 

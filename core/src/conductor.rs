@@ -3,6 +3,7 @@
 //! `thread.rs` is who calls this: the thread that owns the deadline.
 
 mod row;
+mod span;
 mod stops;
 #[cfg(all(test, not(winddown_loom)))]
 mod tests;
@@ -101,7 +102,7 @@ pub(crate) async fn conduct(
             std::mem::forget(node.gate().refuse(Admits::Nobody));
         }
     }
-    let resources = rows.into_iter().filter_map(Row::report).collect();
+    let resources = rows.iter().filter_map(Row::report).collect();
     Report { took: begun.at.elapsed(), forced: was_forced, resources, ..blank_report(shared, begun) }
 }
 
@@ -120,7 +121,8 @@ fn blank_report(shared: &LifecycleState, begun: &Begun) -> Report {
 /// The report where no drain could begin.
 pub(crate) fn not_reached(shared: &LifecycleState, begun: &Begun, error: &Error) -> Report {
     let rows = begun.nodes.iter().map(|node| Row::new(Arc::clone(node)));
-    let resources = rows.filter_map(Row::report).map(|row| ResourceReport { error: Some(error.to_string()), ..row });
+    let resources =
+        rows.filter_map(|row| row.report()).map(|row| ResourceReport { error: Some(error.to_string()), ..row });
     Report { resources: resources.collect(), ..blank_report(shared, begun) }
 }
 
@@ -147,9 +149,7 @@ impl Place {
             Self::Thread => on_own_thread(node, drain, released, sender),
             #[cfg(all(any(test, feature = "test-util"), not(winddown_loom)))]
             Self::Task => {
-                tokio::spawn(async move {
-                    sender.send(with_dependent_access(panics::catch(node.drain(drain))).await.map_err(Failure::from))
-                });
+                tokio::spawn(async move { sender.send(with_dependent_access(span::drain(node, drain)).await) });
                 Ok(())
             }
         };
@@ -170,9 +170,8 @@ fn on_own_thread(
     sender: oneshot::Sender<Finished>,
 ) -> io::Result<()> {
     node.drainer()?.run(move |runtime| {
-        let drained = catch_unwind(AssertUnwindSafe(|| {
-            runtime.block_on(with_dependent_access(node.drain(drain))).map_err(Failure::from)
-        }));
+        let drained =
+            catch_unwind(AssertUnwindSafe(|| runtime.block_on(with_dependent_access(span::drain(node, drain)))));
         // Sending fails where the conductor has given up on it.
         let _ = sender.send(drained.unwrap_or_else(|panic| Err(panics::error(&*panic).into())));
         // Tasks that the resource spawned here (a connection that a hook opened) live until all are drained.

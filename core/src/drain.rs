@@ -11,6 +11,7 @@ use tokio::{
     task::JoinSet,
     time::{Instant, sleep_until},
 };
+use tracing::Instrument as _;
 
 use crate::{
     Error, ErrorKind,
@@ -49,6 +50,13 @@ impl Drain {
     /// When the resource is left as it is, whatever it does.
     pub fn deadline(&self) -> Instant {
         self.deadlines.end
+    }
+
+    /// Half of what is left now until the [`deadline`](Self::deadline). What still ends after the cut has until then: the rest is for
+    /// saying how that went, on a machine that is busy.
+    pub fn halfway(&self) -> Instant {
+        let now = Instant::now();
+        now + self.deadline().saturating_duration_since(now) / 2
     }
 
     /// How long what nobody waits for may go on, from when draining begins or its checkout comes back: what is about to end is
@@ -177,7 +185,8 @@ impl Drain {
             let again = source.stop_abandoned(self);
             self.count(ends, open);
             for session in returned {
-                closing.spawn(source.close(session));
+                // What is said of it belongs to this drain.
+                closing.spawn(source.close(session).in_current_span());
             }
             // A caller that was connecting may open one more session until it has left.
             if are_returned && open == 0 {

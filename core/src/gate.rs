@@ -36,6 +36,7 @@ use slab::Slab;
 
 use crate::{
     clock::Coarse,
+    overdue::Overdue,
     report::Straggler,
     sync::{AtomicU8, Mutex, MutexGuard, Ordering},
 };
@@ -109,6 +110,8 @@ struct Inside {
     since: Coarse,
     /// What it is for, where somebody said so.
     name: Option<Box<str>>,
+    /// What is said when it has been here for too long, where that is asked for.
+    overdue: Option<Overdue>,
     standing: Standing,
 }
 
@@ -183,7 +186,7 @@ impl Gate {
         }
         state.active += 1;
         Ok(Key::new(
-            state.inside.insert(Inside { caller, site, since, name: None, standing: Standing::Active }),
+            state.inside.insert(Inside { caller, site, since, name: None, overdue: None, standing: Standing::Active }),
             caller,
         ))
     }
@@ -191,6 +194,17 @@ impl Gate {
     /// Says what the one at `key` is for.
     pub(crate) fn label(&self, key: Key, name: Box<str>) {
         self.state().inside[key.index()].name = Some(name);
+    }
+
+    /// Which line made the one at `key`.
+    pub(crate) fn site(&self, key: Key) -> &'static Location<'static> {
+        self.state().inside[key.index()].site
+    }
+
+    /// This goes when the one at `key` does.
+    pub(crate) fn keep(&self, key: Key, overdue: Overdue) {
+        let before = self.state().inside[key.index()].overdue.replace(overdue);
+        drop(before);
     }
 
     /// One was told that nothing is handed out any more.
@@ -233,7 +247,7 @@ impl Gate {
     #[inline]
     pub(crate) fn leave(&self, key: Key) {
         let mut state = self.state();
-        // The waker's destructor is foreign code: it must not run under the lock.
+        // The waker's destructor is foreign code, and so is that of a task: they must not run under the lock.
         let inside = state.inside.remove(key.index());
         state.active -= usize::from(inside.is_active());
         let woken = state.settled_now();

@@ -74,6 +74,11 @@ impl<R: Resource> ShutdownGuard<R> {
         self.slot.now().gate().out()
     }
 
+    /// How the pool stands at this moment, for metrics and logs.
+    pub fn status(&self) -> Status {
+        self.slot.now().status()
+    }
+
     fn refusal(&self) -> Error {
         Error::shutting_down(self.name())
     }
@@ -111,7 +116,12 @@ impl<R: Checkouts> ShutdownGuard<R> {
                 // The driver may have been connecting when draining began and succeeded afterwards: then the checkout
                 // is dropped here, and so given back.
                 Ok(()) => match checkout.ticket.hand_out() {
-                    Ok(()) => Ok(checkout),
+                    Ok(()) => {
+                        if let Some(limit) = slot.settings().warn_after {
+                            checkout.ticket.warn_after(limit);
+                        }
+                        Ok(checkout)
+                    }
                     Err(refusal) => Err(checkout.ticket.count(refusal)),
                 },
                 // A driver whose pool is closed under a waiting caller says so in its own way.
@@ -148,7 +158,7 @@ impl<R: Checkouts> ShutdownGuard<R> {
 
     /// A checkout if one can be had without waiting; `None` where all are out, none is open yet, or the resource is not
     /// initialised. It opens nothing that it knows of: where the adapter does not tell how many are
-    /// [idle](Checkouts::size), a session that the driver begins to open for it is given up.
+    /// [idle](Resource::size), a session that the driver begins to open for it is given up.
     ///
     /// # Errors
     /// Those of [`get`](Self::get).
@@ -164,16 +174,6 @@ impl<R: Checkouts> ShutdownGuard<R> {
             Poll::Ready(checkout) => checkout.map(Some),
             Poll::Pending => Ok(None),
         }
-    }
-
-    /// How the pool stands at this moment, for metrics and logs.
-    pub fn status(&self) -> Status {
-        let slot = self.slot.now();
-        let size = slot.pool().and_then(|pool| slot.resource().size(pool));
-        let (size, idle) = size.map_or((None, None), |size| (Some(size.open), size.idle));
-        // An initialisation that is under way waits inside too, and is nobody's call.
-        let waiting = slot.gate().waiting().saturating_sub(usize::from(slot.is_trying()));
-        Status { size, idle, out: slot.gate().out(), waiting }
     }
 }
 

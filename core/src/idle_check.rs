@@ -32,7 +32,7 @@ pub struct IdleCheck<T> {
 
 /// What the two clocks say, and how they came apart.
 #[derive(Debug)]
-struct Clocks {
+pub(crate) struct Clocks {
     /// When they were last known to go together.
     steady: Instant,
     wall: SystemTime,
@@ -60,7 +60,7 @@ impl<T> IdleCheck<T> {
     }
 
     fn at(after: Duration, steady: Instant, wall: SystemTime) -> Self {
-        let clocks = Mutex::new(Clocks { steady, wall, freezes: VecDeque::new(), frozen: Duration::ZERO });
+        let clocks = Mutex::new(Clocks::new(steady, wall));
         Self { after, clocks, count: AtomicUsize::new(0), suspects: Mutex::default() }
     }
 
@@ -73,8 +73,7 @@ impl<T> IdleCheck<T> {
         let mut clocks = self.clocks.lock().unwrap_or_else(PoisonError::into_inner);
         // In here: a wait for the lock is no freeze.
         let (steady, wall) = now();
-        let rest = steady.saturating_duration_since(used);
-        rest.saturating_add(clocks.frozen_since(used, self.after, steady, wall)) >= self.after
+        clocks.passed_since(used, self.after, steady, wall) >= self.after
     }
 
     /// The connection with this mark is to be asked before somebody gets it.
@@ -100,6 +99,22 @@ impl<T> IdleCheck<T> {
 }
 
 impl Clocks {
+    pub(crate) fn new(steady: Instant, wall: SystemTime) -> Self {
+        Self { steady, wall, freezes: VecDeque::new(), frozen: Duration::ZERO }
+    }
+
+    /// How long it is since then, by the server's clock; less where that is more than `after` all the same.
+    pub(crate) fn passed_since(
+        &mut self,
+        then: Instant,
+        after: Duration,
+        steady: Instant,
+        wall: SystemTime,
+    ) -> Duration {
+        let ran = steady.saturating_duration_since(then);
+        ran.saturating_add(self.frozen_since(then, after, steady, wall))
+    }
+
     /// For how long the process was frozen since then; less where that is more than `after` all the same.
     fn frozen_since(&mut self, used: Instant, after: Duration, steady: Instant, wall: SystemTime) -> Duration {
         // A clock that was set back has told nothing.

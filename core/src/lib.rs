@@ -21,6 +21,7 @@ mod descriptors;
 mod drain;
 mod idle_check;
 mod latency;
+mod lifetime;
 mod name;
 mod opening;
 mod outdated;
@@ -38,6 +39,9 @@ mod life;
 mod log_line;
 mod node;
 mod notify;
+#[cfg(feature = "metrics")]
+mod numbers;
+mod overdue;
 mod panics;
 mod plan;
 mod reserve;

@@ -10,10 +10,10 @@ use tokio::{runtime::Handle, signal::unix::SignalKind, sync::watch, time::Instan
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Budget, Error, ErrorKind, Platform, Reason, Report, ReportFormat, Resource, Retry, Tracked,
+    Budget, Error, ErrorKind, Platform, Reason, Report, ReportFormat, Resource, Tracked,
     gate::{Admits, wake},
     log_line::warning_line,
-    node::{Node, Order, Renewal, Slot},
+    node::{Node, Order, Renewal, Settings, Slot},
     standard_error::write_line,
     standby::{Drainer, Needs},
     ticket::{Gated, Ticket},
@@ -44,7 +44,7 @@ pub(crate) struct LifecycleState {
     pub(crate) signals: Vec<SignalKind>,
     /// Somebody else begins its drain.
     pub(crate) embedded: bool,
-    pub(crate) retry: Retry,
+    pub(crate) settings: Settings,
     pub(crate) init_limit: Option<Duration>,
     /// Of the budget, for tracked work alone.
     pub(crate) work_share: f64,
@@ -211,7 +211,7 @@ impl LifecycleState {
             return Err(ended());
         }
         let nodes = now.begun.borrow().as_ref().map(|begun| Arc::clone(&begun.nodes)).unwrap_or_default();
-        let tracked = Arc::new(TrackedWork::slot(self.retry));
+        let tracked = Arc::new(TrackedWork::slot(self.settings));
         let mut registry: Vec<Arc<dyn Node>> = vec![Arc::clone(&tracked) as _];
         let mut links = Vec::new();
         // Without those that were tracked: nobody has a guard of them.
@@ -361,6 +361,11 @@ impl Life {
     }
 
     pub(crate) fn publish(&self, report: Arc<Report>) {
+        // Before: who has the report may end the process, and what exports the numbers with it. One at a time publishes.
+        #[cfg(feature = "metrics")]
+        if self.report.borrow().is_none() {
+            let _ = catch_unwind(AssertUnwindSafe(|| crate::numbers::count(&report)));
+        }
         // The state first: whoever has the report sees it. A waker that panics must not keep the report from the others.
         let _ = catch_unwind(AssertUnwindSafe(|| self.advance(State::Drained)));
         self.report.send_if_modified(|there| {
@@ -385,9 +390,9 @@ impl Life {
         self.registry().clone()
     }
 
-    pub(crate) fn register<R: Resource>(&self, name: String, resource: R, retry: Retry) -> Arc<Slot<R>> {
+    pub(crate) fn register<R: Resource>(&self, name: String, resource: R, settings: Settings) -> Arc<Slot<R>> {
         // Not under the lock: the resource is asked about itself here.
-        let slot = Arc::new(Slot::new(resource, name, retry));
+        let slot = Arc::new(Slot::new(resource, name, settings));
         {
             let mut registry = self.registry();
             if self.begun.borrow().is_none() {

@@ -7,7 +7,6 @@ use std::{
     fmt,
     future::{Future, IntoFuture, poll_fn},
     panic::Location,
-    pin::pin,
     sync::{Arc, Mutex, PoisonError},
     task::Poll,
     time::Duration,
@@ -127,13 +126,13 @@ impl Lifecycle {
     /// The same under another name, where two resources would have the same one in the report.
     #[must_use = "the guard is the way to the resource"]
     pub fn guard_as<R: Resource>(&self, name: impl Into<String>, resource: R) -> ShutdownGuard<R> {
-        ShutdownGuard { slot: self.shared.life().register(name.into(), resource, self.shared.retry) }
+        ShutdownGuard { slot: self.shared.life().register(name.into(), resource, self.shared.settings) }
     }
 
     /// Runs this once when the lifecycle drains: an async closure, or a [`Hook`] that says when. Once draining has begun
     /// it is too late, and the hook does not run.
     pub fn on_drain(&self, name: impl Into<String>, hook: impl Into<Hook>) {
-        self.shared.life().register(name.into(), hook.into(), self.shared.retry);
+        self.shared.life().register(name.into(), hook.into(), self.shared.settings);
     }
 
     /// Counts a piece of work that drain waits for.
@@ -212,6 +211,8 @@ impl Lifecycle {
     /// belongs. For the moment before a process stops running for a while, as at the end of a Lambda invocation; a drain
     /// flushes by itself.
     ///
+    /// With the feature `metrics` gauges are written first, as by `record_metrics`.
+    ///
     /// Waits for the slowest, and for a server that is away as long as it is away: put a timeout round it where that
     /// matters.
     ///
@@ -221,6 +222,9 @@ impl Lifecycle {
     /// # Errors
     /// The first error, after all have ended.
     pub async fn flush(&self) -> Result<(), Error> {
+        // Before: an exporter that is flushed has them.
+        #[cfg(feature = "metrics")]
+        self.record_metrics();
         let mut flushing: Vec<_> = self.shared.life().nodes().into_iter().map(Node::flush).collect();
         let mut outcome = Ok(());
         // In this task and not in others, so that what counts as a dependent here does so there.
@@ -238,6 +242,34 @@ impl Lifecycle {
         })
         .await;
         outcome
+    }
+
+    /// Writes how each resource stands to the recorder of the crate `metrics`, as gauges with the label `resource`: call it where
+    /// somebody asks for them, as at the scrape of an exporter. Nothing writes them by itself while nothing happens, and a
+    /// checkout does not either (C1, C2); [`flush`](Self::flush) does, and so does each Lambda invocation that flushes.
+    ///
+    /// | gauge | |
+    /// | --- | --- |
+    /// | `winddown_sessions_open`, `winddown_sessions_idle` | as [`Status`](crate::Status) has them; none where the adapter does not know, or it is not initialised |
+    /// | `winddown_checkouts_out`, `winddown_callers_waiting` | the same |
+    /// | `winddown_records_pending` | records that are buffered or being written, of what has records |
+    ///
+    /// When a drain is over it is counted by itself, from the rows of its report, before anybody gets that; rows that were never
+    /// initialised are left out:
+    ///
+    /// | counter | |
+    /// | --- | --- |
+    /// | `winddown_drains_total` | drains, with the label `outcome`: `drained`, `incomplete`, `failed`, `panicked`, `hung`, `not_reached` |
+    /// | `winddown_sessions_closed_total`, `winddown_sessions_unconfirmed_total`, `winddown_sessions_cut_total`, `winddown_sessions_left_behind_total` | sessions, by how they ended |
+    /// | `winddown_statements_cancelled_total` | statements that the server was asked to stop |
+    /// | `winddown_records_accepted_total`, `winddown_records_written_total`, `winddown_records_spilled_total`, `winddown_records_lost_total`, `winddown_records_in_doubt_total` | records, of what has records |
+    ///
+    /// and the histogram `winddown_drain_seconds` has what each drain took. All others are counts. An exporter that is to have
+    /// them must look after [`drained`](Self::drained) or [`run`](Self::run), and where a second signal ends the process none are
+    /// written. The recorder is the one that is installed then: it must not block.
+    #[cfg(feature = "metrics")]
+    pub fn record_metrics(&self) {
+        crate::numbers::write_gauges(&self.shared.life().nodes());
     }
 
     /// Drains now, and returns the report. Whoever calls it, and however often, it happens once (S3).
@@ -386,7 +418,8 @@ impl Lifecycle {
                 Ok(tracked) => {
                     let failed = |error: E| Error::new(ErrorKind::Work, "the work failed").with_source(error);
                     let work = async { work.into_future().await.map_err(failed) };
-                    let mut work = pin!(tracked.scope(panics::catch(work)));
+                    // Boxed, as it is once in a life: else it nests too deep for the compiler, with what it asks of a driver.
+                    let mut work = Box::pin(tracked.scope(panics::catch(work)));
                     tokio::select! {
                         biased;
                         result = &mut work => result,

@@ -535,6 +535,11 @@ impl Resource for Memory {
         drain.count_cancelled(self.server.cancel_all(&open));
         Ok(())
     }
+
+    fn size(&self, pool: &MemoryPool) -> Option<Size> {
+        let state = pool.state();
+        Some(Size { open: state.open.len(), idle: Some(state.idle.len()) })
+    }
 }
 
 impl Checkouts for Memory {
@@ -546,10 +551,5 @@ impl Checkouts for Memory {
 
     fn give_back(&self, pool: &MemoryPool, session: MemorySession) {
         pool.put(session);
-    }
-
-    fn size(&self, pool: &MemoryPool) -> Option<Size> {
-        let state = pool.state();
-        Some(Size { open: state.open.len(), idle: Some(state.idle.len()) })
     }
 }

@@ -15,7 +15,7 @@ use async_trait::async_trait;
 use tokio::time::{Instant, timeout_at};
 
 use crate::{
-    Capabilities, Error, ErrorKind, Resource, ResourceId, Step,
+    Capabilities, Error, ErrorKind, Resource, ResourceId, Status, Step,
     accounting::Accounting,
     dependent::with_dependent_access,
     drain::{Deadlines, Drain},
@@ -58,6 +58,9 @@ pub(crate) trait Node: Send + Sync {
     fn unfinished(&self) -> Option<Unfinished>;
     /// Ends it: there has been time enough.
     fn give_up(&self);
+    /// How its pool stands at this moment. Asks the resource for its size.
+    #[cfg(feature = "metrics")]
+    fn status(&self) -> Status;
     async fn flush(self: Arc<Self>) -> Result<(), Error>;
     /// What it is drained on, once.
     fn drainer(&self) -> io::Result<Standby<Own>>;
@@ -132,27 +135,36 @@ pub(crate) struct Slot<R: Resource> {
     /// What it says that it can do once it is initialised: a server may have told it more.
     capabilities: OnceLock<Capabilities>,
     gate: Arc<Gate>,
-    retry: Retry,
+    settings: Settings,
     drainer: Drainer,
     /// The same resource in the life after this one.
     next: OnceLock<Arc<Self>>,
 }
 
+/// What a lifecycle says of all its resources.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Settings {
+    /// How failed initialisations are tried again.
+    pub(crate) retry: Retry,
+    /// There is a warning of a checkout that is out for longer.
+    pub(crate) warn_after: Option<Duration>,
+}
+
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
 impl<R: Resource> Slot<R> {
-    pub(crate) fn new(resource: R, name: String, retry: Retry) -> Self {
+    pub(crate) fn new(resource: R, name: String, settings: Settings) -> Self {
         let order = if resource.drains_last() { Order::Last } else { Order::Normal };
-        Self::in_order(resource, name, order, retry)
+        Self::in_order(resource, name, order, settings)
     }
 
-    pub(crate) fn in_order(resource: R, name: String, order: Order, retry: Retry) -> Self {
+    pub(crate) fn in_order(resource: R, name: String, order: Order, settings: Settings) -> Self {
         // Relaxed: only uniqueness is asked of it.
         let id = ResourceId(NEXT_ID.fetch_add(1, Ordering::Relaxed));
-        Self::in_new_life(Arc::new(resource), id, name, order, retry)
+        Self::in_new_life(Arc::new(resource), id, name, order, settings)
     }
 
-    fn in_new_life(resource: Arc<R>, id: ResourceId, name: String, order: Order, retry: Retry) -> Self {
+    fn in_new_life(resource: Arc<R>, id: ResourceId, name: String, order: Order, settings: Settings) -> Self {
         let facts = Facts {
             id,
             name,
@@ -183,7 +195,7 @@ impl<R: Resource> Slot<R> {
             reserve,
             capabilities: OnceLock::new(),
             gate: Arc::new(Gate::new(Admits::Everyone)),
-            retry,
+            settings,
             drainer,
             next: OnceLock::new(),
         }
@@ -206,6 +218,10 @@ impl<R: Resource> Slot<R> {
         &self.resource
     }
 
+    pub(crate) fn settings(&self) -> Settings {
+        self.settings
+    }
+
     pub(crate) fn pool(&self) -> Option<&R::Pool> {
         self.pool.get()
     }
@@ -226,11 +242,12 @@ impl<R: Resource> Slot<R> {
         let ticket = Ticket::enter(&slot, Location::caller())?;
         ticket.is_not_a_checkout()?;
         *slot.trying() = Trying { since: Some(Instant::now()), failed: None };
-        let mut pauses = slot.retry.pauses();
+        let mut pauses = slot.settings.retry.pauses();
         loop {
             let attempt = async {
                 slot.drainer.prepare(needs(slot.facts.order)).map_err(cannot_be_drained)?;
-                panics::catch(slot.resource.init()).await
+                // Boxed, as it is once in a life: else it nests too deep for the compiler, with what a driver does to connect.
+                panics::catch(Box::pin(slot.resource.init())).await
             };
             let error = match attempt.await {
                 Ok(pool) => {
@@ -256,13 +273,22 @@ impl<R: Resource> Slot<R> {
         }
     }
 
+    /// How the pool stands at this moment.
+    pub(crate) fn status(&self) -> Status {
+        let size = self.pool().and_then(|pool| self.resource.size(pool));
+        let (size, idle) = size.map_or((None, None), |size| (Some(size.open), size.idle));
+        // An initialisation that is under way waits inside too, and is nobody's call.
+        let waiting = self.gate.waiting().saturating_sub(usize::from(self.is_trying()));
+        Status { size, idle, out: self.gate.out(), waiting }
+    }
+
     /// Why it is not initialised, where that was tried.
     fn why_not(&self) -> Option<Error> {
         self.unfinished().map(|unfinished| unfinished.error).or_else(|| self.trying().failed.clone())
     }
 
     /// Whether an initialisation is under way.
-    pub(crate) fn is_trying(&self) -> bool {
+    fn is_trying(&self) -> bool {
         self.trying().since.is_some()
     }
 
@@ -340,6 +366,11 @@ impl<R: Resource> Node for Slot<R> {
         self.pool.give_up();
     }
 
+    #[cfg(feature = "metrics")]
+    fn status(&self) -> Status {
+        Self::status(self)
+    }
+
     async fn flush(self: Arc<Self>) -> Result<(), Error> {
         // What is not initialised holds nothing.
         let Some(pool) = self.pool() else { return Ok(()) };
@@ -355,7 +386,7 @@ impl<R: Resource> Node for Slot<R> {
             return None;
         }
         let Facts { id, name, order, .. } = &self.facts;
-        let next = Arc::new(Self::in_new_life(Arc::clone(&self.resource), *id, name.clone(), *order, self.retry));
+        let next = Arc::new(Self::in_new_life(Arc::clone(&self.resource), *id, name.clone(), *order, self.settings));
         let node = Arc::clone(&next) as Arc<dyn Node>;
         let link = Box::new(move || {
             // One life begins at a time, so nobody has set it.

@@ -17,7 +17,8 @@ pub(crate) struct Reserve {
 pub(crate) const RESERVE_FLOOR: Duration = Duration::from_millis(50);
 
 /// What a server is given for them where the budget has it: it may have to write to a disk that is busy, or wait for a core,
-/// before it says that a statement is over. A statement that would have ended by itself in this time is rare in comparison.
+/// before it says that a statement is over. A statement that would have ended by itself in this time is rare in comparison. Whoever
+/// asks for more than the floor is given it too: that is for a disk.
 const RESERVE_WISH: Duration = Duration::from_millis(500);
 
 /// No server is that slow; a resource that says so must not upset the arithmetic of the others.
@@ -42,9 +43,10 @@ impl Reserve {
     /// What the resource asks for, and what its server's answers take, if it has one.
     pub(crate) fn new(least: Duration, latency: Option<Duration>) -> Self {
         let least = least.min(RESERVE_MOST);
-        let Some(latency) = latency else { return Self { need: least, wish: least } };
-        let need = latency.saturating_mul(RESERVE_ANSWERS).min(RESERVE_MOST).max(least);
-        Self { need, wish: need.max(RESERVE_WISH) }
+        let answers = latency.unwrap_or_default().saturating_mul(RESERVE_ANSWERS).min(RESERVE_MOST);
+        let need = answers.max(least);
+        let is_slow_at_times = latency.is_some() || least > RESERVE_FLOOR;
+        Self { need, wish: if is_slow_at_times { need.max(RESERVE_WISH) } else { need } }
     }
 }
 

@@ -126,7 +126,8 @@ pub trait Resource: Send + Sync + 'static {
     /// The time to keep at the least for what comes when settling has ended: cancelling and the last goodbyes, or whatever this
     /// resource does with what it could not end in order. Half of the budget is for that at most, of all resources together.
     ///
-    /// By default 50 ms. What a [server](Self::latency) needs is added by itself.
+    /// By default 50 ms. What a [server](Self::latency) needs is added by itself. Who asks for more than the default gets half a second
+    /// where the budget has that much.
     fn reserve(&self, pool: &Self::Pool) -> Duration {
         let _ = pool;
         RESERVE_FLOOR
@@ -164,6 +165,13 @@ pub trait Resource: Send + Sync + 'static {
     fn ledger(&self) -> Option<Arc<dyn Accounting>> {
         None
     }
+
+    /// How many sessions the pool has open, and how many of them are idle, where that is known: what
+    /// [`ShutdownGuard::status`](crate::ShutdownGuard::status) shows. Must not block. By default it is not known.
+    fn size(&self, pool: &Self::Pool) -> Option<Size> {
+        let _ = pool;
+        None
+    }
 }
 
 /// A resource whose guard hands out checkouts: what [`ShutdownGuard::get`](crate::ShutdownGuard::get) is for.
@@ -192,13 +200,6 @@ pub trait Checkouts: Resource {
     fn give_back(&self, pool: &Self::Pool, checkout: Self::Checkout) {
         let _ = pool;
         drop(checkout);
-    }
-
-    /// How many sessions the pool has open, and how many of them are idle, where that is known: what
-    /// [`ShutdownGuard::status`](crate::ShutdownGuard::status) shows. Must not block. By default it is not known.
-    fn size(&self, pool: &Self::Pool) -> Option<Size> {
-        let _ = pool;
-        None
     }
 }
 

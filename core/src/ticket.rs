@@ -6,12 +6,14 @@ use std::{
     panic::Location,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use crate::{
     Error,
     dependent::caller,
     gate::{Gate, Key},
+    overdue::Overdue,
 };
 
 /// What has a gate, and a name for errors.
@@ -55,6 +57,18 @@ impl<G: Gated> Ticket<G> {
 
     pub(crate) fn label(&self, name: Box<str>) {
         self.holder.gate().label(self.key, name);
+    }
+
+    /// A warning is due when it has been out for so long from now on. Not on the path of a checkout where none is asked for.
+    #[cold]
+    pub(crate) fn warn_after(&self, limit: Duration)
+    where
+        G: 'static,
+    {
+        let gate = self.holder.gate();
+        if let Some(overdue) = Overdue::after(limit, &self.holder, gate.site(self.key)) {
+            gate.keep(self.key, overdue);
+        }
     }
 
     pub(crate) fn hand_out(&self) -> Result<(), Error> {

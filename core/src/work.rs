@@ -9,10 +9,10 @@ use std::{
 };
 
 use crate::{
-    Capabilities, Error, Resource, ResourceId, Retry, ShutdownGuard,
+    Capabilities, Error, Resource, ResourceId, ShutdownGuard,
     drain::Drain,
     error::BoxError,
-    node::{Order, Slot},
+    node::{Order, Settings, Slot},
 };
 
 /// The name that tracked work has in reports.
@@ -24,8 +24,8 @@ pub(crate) struct TrackedWork;
 
 impl TrackedWork {
     /// The work that one life tracks.
-    pub(crate) fn slot(retry: Retry) -> Slot<Self> {
-        Slot::in_order(Self, TRACKED_WORK.to_owned(), Order::First, retry)
+    pub(crate) fn slot(settings: Settings) -> Slot<Self> {
+        Slot::in_order(Self, TRACKED_WORK.to_owned(), Order::First, settings)
     }
 }
 

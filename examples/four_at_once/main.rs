@@ -1,6 +1,6 @@
 //! PostgreSQL, MySQL, Redis and SQLite in one Lambda function: one SIGTERM, four goodbyes at once, one report.
 //!
-//! `cargo run --example four_at_once --features full,sim`
+//! `cargo run --example four_at_once --features buffer,lambda,mysql,postgres,redis,sim,sqlite`
 //!
 //! It starts the three servers in containers (`cargo xtask images` makes the images). The function (`function.rs`) is this
 //! program again, started by the simulator: each invocation writes one order into each of the four. After SIGTERM each

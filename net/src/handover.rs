@@ -124,6 +124,15 @@ impl<F: Future + Unpin> Handover<F> {
         Poll::Ready(Some(output))
     }
 
+    /// Does this unless it was taken over, and not while it is being polled or taken over: what whoever had it first still does to what
+    /// the future uses would else come behind what the other one has done to it.
+    pub(crate) fn unless_taken(&self, work: impl FnOnce()) {
+        let state = self.state();
+        if !state.is_taken {
+            work();
+        }
+    }
+
     /// From now on only the one who calls this polls it.
     pub(crate) fn take_over(&self) {
         self.state().is_taken = true;
@@ -204,6 +213,28 @@ mod models {
             // Without a wake it would wait for ever, which loom finds.
             block_on(poll_fn(|cx| session.poll(cx)));
             assert!(session.is_over());
+            application.join().unwrap();
+            server.join().unwrap();
+        });
+    }
+
+    /// The runtime of a session ends just when a drain takes the session over: its socket is not moved away from the drain.
+    #[test]
+    fn whoever_had_a_session_does_not_move_it_away_from_the_drain() {
+        loom::model(|| {
+            let answer = Arc::new(Answer::default());
+            let session = Arc::new(Handover::new(Session(Arc::clone(&answer))));
+            let application = {
+                let (session, answer) = (Arc::clone(&session), Arc::clone(&answer));
+                // A socket that was moved wakes nobody who has polled it before.
+                thread::spawn(move || session.unless_taken(|| drop(answer.waker.take_waker())))
+            };
+            session.take_over();
+            let server = thread::spawn(move || {
+                answer.is_there.store(true, Ordering::Release);
+                answer.waker.wake();
+            });
+            block_on(poll_fn(|cx| session.poll(cx)));
             application.join().unwrap();
             server.join().unwrap();
         });

@@ -3,11 +3,18 @@
 //! A driver has the socket of a session, and shows it to nobody. The kernel does: so a server's session is known by the address that
 //! its client has there, and its end is seen though somebody else has the socket.
 
+#[cfg(target_os = "linux")]
+mod netlink;
+mod proc;
+mod table;
+
 use std::{
     collections::HashSet,
-    fs,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
+    time::{Duration, Instant},
 };
+
+use self::table::{Row, State};
 
 /// A connection: our end and the other one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -19,25 +26,68 @@ pub struct Connection {
     pub remote: SocketAddr,
 }
 
+/// Whom a server has at the other end of a session.
+///
+/// A process may have the same end of its own in several connections, to one server each: so both ends are looked for, where the
+/// server's is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct Peer {
+    /// Where the server sees its client.
+    pub address: SocketAddr,
+    /// Where it has reached the server, if anybody says so. What translates addresses has another one for the client.
+    pub server: Option<SocketAddr>,
+}
+
+impl Peer {
+    /// The client at this address, of the server at that one.
+    #[must_use]
+    pub fn new(address: SocketAddr, server: Option<SocketAddr>) -> Self {
+        Self { address: canonical(address), server: server.map(canonical) }
+    }
+
+    /// The same, of the server at this address where that is not known.
+    #[must_use]
+    pub fn or_of(self, server: Option<SocketAddr>) -> Self {
+        Self { server: self.server.or_else(|| server.map(canonical)), ..self }
+    }
+
+    fn connection(&self) -> Option<Connection> {
+        Some(Connection { local: self.address, remote: self.server? })
+    }
+}
+
 /// The connections that this process has, at one moment.
-#[derive(Debug)]
-pub struct OwnSockets(HashSet<Connection>);
+#[derive(Debug, Default)]
+pub struct OwnSockets {
+    connections: HashSet<Connection>,
+    /// The ends that connections of other processes have here.
+    others: HashSet<SocketAddr>,
+}
 
 impl OwnSockets {
-    /// Those of this moment. Reading them takes the kernel some milliseconds, in which the thread does nothing else.
+    /// Those of this moment; none where they cannot be read, as in a process that has no descriptor left. Reading them takes the kernel
+    /// a moment, and milliseconds with thousands of sockets, in which the thread does nothing else.
     #[must_use]
     pub fn now() -> Self {
-        let Ok(descriptors) = fs::read_dir("/proc/self/fd") else { return Self(HashSet::new()) };
-        let links = descriptors.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
-        let inodes: HashSet<u64> =
-            links.filter_map(|link| link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()).collect();
-        let ours = |row: &Row| row.inode != 0 && inodes.contains(&row.inode);
-        Self(rows().into_iter().filter(ours).map(|row| row.connection).collect())
+        let mut sockets = Self::default();
+        let Ok(rows) = table::rows(&State::HELD) else { return sockets };
+        // Read last: what is opened meanwhile is not taken for another process's.
+        let inodes = proc::own_sockets();
+        // What nobody has any more has no number.
+        for Row { connection, inode } in rows.into_iter().filter(|row| row.inode != 0) {
+            if inodes.contains(&inode) {
+                sockets.connections.insert(connection);
+            } else {
+                sockets.others.insert(connection.local);
+            }
+        }
+        sockets
     }
 
     /// All of them.
     pub fn iter(&self) -> impl Iterator<Item = &Connection> {
-        self.0.iter()
+        self.connections.iter()
     }
 
     /// The sessions of a driver's pool that nobody else knows of: those that a server lists with one of our ends for their client, if
@@ -45,87 +95,97 @@ impl OwnSockets {
     ///
     /// # Errors
     /// How many could be these, where that is another number.
-    pub fn exactly<S>(
-        &self,
-        expected: usize,
-        listed: impl IntoIterator<Item = (S, SocketAddr)>,
-    ) -> Result<Vec<S>, usize> {
-        let ends: HashSet<_> = self.iter().map(|connection| connection.local).collect();
-        let ours = listed.into_iter().filter(|(_, client)| ends.contains(client));
-        let could_be: Vec<_> = ours.map(|(session, _)| session).collect();
+    pub fn exactly<S>(&self, expected: usize, listed: impl IntoIterator<Item = (S, Peer)>) -> Result<Vec<S>, usize> {
+        let could_be: Vec<_> =
+            listed.into_iter().filter_map(|(session, peer)| self.has(&peer).then_some(session)).collect();
         if could_be.len() == expected { Ok(could_be) } else { Err(could_be.len()) }
     }
 
-    /// The one whose own end this is. None where there is not exactly one.
+    /// Whether this is this process, and no other one.
     #[must_use]
-    pub fn from(&self, local: SocketAddr) -> Option<Connection> {
-        let mut found = self.0.iter().filter(|connection| connection.local == local);
-        let connection = *found.next()?;
-        found.next().is_none().then_some(connection)
+    pub fn has(&self, peer: &Peer) -> bool {
+        self.exact(peer).is_some()
+            || !self.others.contains(&peer.address) && self.with_end(peer.address).next().is_some()
+    }
+
+    /// The connection that this is of this process. None where it is none, or nobody can say which one it is.
+    #[must_use]
+    pub fn of(&self, peer: &Peer) -> Option<Connection> {
+        self.exact(peer).or_else(|| {
+            let mut found = self.with_end(peer.address);
+            let only = *found.next()?;
+            (found.next().is_none() && !self.others.contains(&peer.address)).then_some(only)
+        })
+    }
+
+    fn exact(&self, peer: &Peer) -> Option<Connection> {
+        peer.connection().filter(|connection| self.connections.contains(connection))
+    }
+
+    fn with_end(&self, local: SocketAddr) -> impl Iterator<Item = &Connection> {
+        self.connections.iter().filter(move |connection| connection.local == local)
     }
 }
 
-/// All connections whose other end has not closed its side, or had not before ours did.
+/// As the kernel's tables are read.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// Where a client is that a server names by an address and a port; none where it has another name.
 #[must_use]
-pub fn open() -> HashSet<Connection> {
-    rows().into_iter().filter(|row| row.state.waits_for_the_other_end()).map(|row| row.connection).collect()
+pub fn client(host: &str, port: impl TryInto<u16>) -> Option<SocketAddr> {
+    let host: IpAddr = host.parse().ok()?;
+    Some(canonical(SocketAddr::new(host, port.try_into().ok()?)))
 }
 
-struct Row {
-    connection: Connection,
-    state: State,
-    inode: u64,
+/// The same of one that is listed as `host:port`, without brackets around the host.
+#[must_use]
+pub fn listed_client(listed: &str) -> Option<SocketAddr> {
+    let (host, port) = listed.rsplit_once(':')?;
+    client(host, port.parse::<u16>().ok()?)
 }
 
-/// As `include/net/tcp_states.h` of Linux numbers them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct State(u8);
+/// How long a session may still be listed whose socket its server has closed, where a server does it in this order, as MySQL does.
+///
+/// What it does until then is the work of microseconds, and nobody is left to ask whether it is done. It is given twice as long as the
+/// goodbye took, from 1 to 100 ms: a server that waits for a core does so there, too.
+#[must_use]
+pub fn unlisting(goodbye_took: Duration) -> Duration {
+    (goodbye_took * 2).clamp(Duration::from_millis(1), Duration::from_millis(100))
+}
 
-impl State {
-    /// Open, or closed by us alone.
-    fn waits_for_the_other_end(self) -> bool {
-        const ESTABLISHED: u8 = 1;
-        const FIN_WAIT1: u8 = 4;
-        const FIN_WAIT2: u8 = 5;
-        matches!(self.0, ESTABLISHED | FIN_WAIT1 | FIN_WAIT2)
+/// The connections of the machine whose other end has not closed its side, or had not before ours did, at one moment.
+#[derive(Debug)]
+pub struct Open {
+    /// None where they could not be read.
+    connections: Option<HashSet<Connection>>,
+    took: Duration,
+}
+
+impl Open {
+    /// Those of this moment. Reading them takes the kernel a moment, and milliseconds with thousands of sockets, in which the thread does
+    /// nothing else.
+    #[must_use]
+    pub fn now() -> Self {
+        let began = Instant::now();
+        let rows = table::rows(&State::OPEN);
+        let connections = rows.ok().map(|rows| rows.into_iter().map(|row| row.connection).collect());
+        Self { connections, took: began.elapsed() }
     }
-}
 
-fn rows() -> Vec<Row> {
-    let tables = ["/proc/self/net/tcp", "/proc/self/net/tcp6"];
-    let mut rows = Vec::new();
-    for table in tables.iter().filter_map(|path| fs::read_to_string(path).ok()) {
-        // The first line names the columns.
-        rows.extend(table.lines().skip(1).filter_map(row));
+    /// Whether this is one of them, or may be: nothing has ended because nobody could look.
+    #[must_use]
+    pub fn contains(&self, connection: &Connection) -> bool {
+        self.connections.as_ref().is_none_or(|connections| connections.contains(connection))
     }
-    rows
-}
 
-/// `sl local_address rem_address st tx_queue:rx_queue tr:tm->when retrnsmt uid timeout inode ...`
-fn row(line: &str) -> Option<Row> {
-    let mut columns = line.split_ascii_whitespace().skip(1);
-    let (local, remote) = (address(columns.next()?)?, address(columns.next()?)?);
-    let state = State(u8::from_str_radix(columns.next()?, 16).ok()?);
-    let inode = columns.nth(5)?.parse().ok()?;
-    Some(Row { connection: Connection { local, remote }, state, inode })
-}
-
-/// Words of 32 bits in the machine's order, each of four bytes of the address, and the port.
-fn address(text: &str) -> Option<SocketAddr> {
-    let (host, port) = text.split_once(':')?;
-    let mut bytes = [0; 16];
-    let words = host.len() / 8;
-    for (word, bytes) in bytes.chunks_exact_mut(4).enumerate().take(words) {
-        let word = u32::from_str_radix(host.get(word * 8..word * 8 + 8)?, 16).ok()?;
-        bytes.copy_from_slice(&word.to_ne_bytes());
+    /// How long to wait at the least before looking again, by what this look has taken: no more than a fifth of the time goes into
+    /// looking, where there are many sockets or the machine is busy.
+    #[must_use]
+    pub fn rest(&self) -> Duration {
+        self.took * 4
     }
-    let host = match words {
-        1 => IpAddr::V4(Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3])),
-        // One that stands for an address of the older kind is that.
-        4 => Ipv6Addr::from(bytes).to_canonical(),
-        _ => return None,
-    };
-    Some(SocketAddr::new(host, u16::from_str_radix(port, 16).ok()?))
 }
 
 #[cfg(test)]
@@ -135,20 +195,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_of_the_table_is_read() {
-        let line =
-            "   3: 0100007F:D431 0100007F:1538 01 00000000:00000000 00:00000000 00000000  1000        0 46210 1 0";
-        let Row { connection, state, inode } = row(line).unwrap();
-        assert_eq!((state, inode), (State(1), 46210));
-        if cfg!(target_endian = "little") {
-            assert_eq!(connection.local, "127.0.0.1:54321".parse().unwrap());
-            assert_eq!(connection.remote, "127.0.0.1:5432".parse().unwrap());
-            let mapped = address("0000000000000000FFFF00000100007F:1538").unwrap();
-            assert_eq!(mapped, "127.0.0.1:5432".parse().unwrap());
+    fn a_client_is_an_address_or_not_known() {
+        for (listed, address) in [
+            ("10.0.0.1:4000", Some("10.0.0.1:4000")),
+            ("::1:4000", Some("[::1]:4000")),
+            ("::ffff:10.0.0.1:4000", Some("10.0.0.1:4000")),
+            ("localhost", None),
+            ("db.example:4000", None),
+            ("", None),
+        ] {
+            assert_eq!(listed_client(listed), address.map(|address| address.parse().unwrap()), "{listed}");
         }
-        for line in ["", "sl local", "0: 01:02 03:04 01 0 0 0 0 0 1", "0: 0100007F:D431 0100007F:1538 01"] {
-            assert!(row(line).is_none(), "{line}");
-        }
+        assert_eq!(client("10.0.0.1", 70_000_i32), None);
     }
 
     #[test]
@@ -157,13 +215,14 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (theirs, _) = listener.accept().unwrap();
-        let connection = OwnSockets::now().from(ours.local_addr().unwrap()).unwrap();
-        assert!(open().contains(&connection));
+        let peer = Peer::new(ours.local_addr().unwrap(), None);
+        let connection = OwnSockets::now().of(&peer).unwrap();
+        assert!(Open::now().contains(&connection));
         drop(ours);
-        assert!(open().contains(&connection), "the other side is open");
-        assert!(OwnSockets::now().from(connection.local).is_none());
+        assert!(Open::now().contains(&connection), "the other side is open");
+        assert!(OwnSockets::now().of(&peer).is_none());
         drop(theirs);
-        assert!(!open().contains(&connection));
+        assert!(!Open::now().contains(&connection));
     }
 
     #[test]
@@ -172,9 +231,56 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let ours = [(), ()].map(|()| TcpStream::connect(listener.local_addr().unwrap()).unwrap());
         let ends = ours.each_ref().map(|ours| ours.local_addr().unwrap());
-        let listed = || [(1, ends[0]), (2, ends[1]), (3, "192.0.2.1:4000".parse().unwrap())];
+        let ends = [ends[0], ends[1], "192.0.2.1:4000".parse().unwrap()];
+        let listed = || ends.map(|end| (end, Peer::new(end, None)));
         let own = OwnSockets::now();
-        assert_eq!(own.exactly(2, listed()), Ok(vec![1, 2]));
+        assert_eq!(own.exactly(2, listed()), Ok(vec![ends[0], ends[1]]));
         assert_eq!((own.exactly(1, listed()), own.exactly(3, listed())), (Err(2), Err(2)));
+    }
+    /// The kernel gives a port to several connections, if their other ends are not the same.
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn of_connections_with_the_same_end_here_it_is_the_one_to_its_server() {
+        let listeners = [(), ()].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+        let servers = listeners.each_ref().map(|listener| listener.local_addr().unwrap());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let connect = |local: SocketAddr, server| {
+            let socket = tokio::net::TcpSocket::new_v4().unwrap();
+            socket.set_reuseaddr(true).unwrap();
+            socket.bind(local).unwrap();
+            runtime.block_on(socket.connect(server)).unwrap()
+        };
+        let first = connect("127.0.0.1:0".parse().unwrap(), servers[0]);
+        let local = first.local_addr().unwrap();
+        let alone = OwnSockets::now();
+        let second = connect(local, servers[1]);
+        let both = OwnSockets::now();
+
+        let unknown = Peer::new(local, None);
+        assert_eq!(alone.of(&unknown), Some(Connection { local, remote: servers[0] }));
+        assert_eq!((both.of(&unknown), both.has(&unknown)), (None, true));
+        for remote in servers {
+            assert_eq!(both.of(&Peer::new(local, Some(remote))), Some(Connection { local, remote }));
+        }
+        // It has another address for us.
+        let translated = Peer::new(local, Some("192.0.2.1:5432".parse().unwrap()));
+        assert_eq!(alone.of(&translated), alone.of(&unknown));
+        assert_eq!(both.of(&translated), None);
+        drop((first, second));
+    }
+
+    #[test]
+    fn what_others_have_too_is_ours_only_at_both_ends() {
+        let local = "10.0.0.1:40000".parse().unwrap();
+        let [ours, theirs] = ["10.0.0.2:5432", "10.0.0.3:5432"].map(|remote| remote.parse().unwrap());
+        let own = OwnSockets {
+            connections: HashSet::from([Connection { local, remote: ours }]),
+            others: HashSet::from([local]),
+        };
+        for (server, is_ours) in [(None, false), (Some(theirs), false), (Some(ours), true)] {
+            let peer = Peer::new(local, server);
+            assert_eq!((own.has(&peer), own.of(&peer).is_some()), (is_ours, is_ours), "{server:?}");
+            assert_eq!(own.exactly(1, [((), peer)]).is_ok(), is_ours, "{server:?}");
+        }
     }
 }

@@ -12,6 +12,7 @@ mod task;
 use std::{
     collections::HashMap,
     fmt,
+    pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
@@ -37,6 +38,8 @@ pub struct Sessions<P> {
     outdated: Arc<Outdated>,
     /// Something on a session is not waited for any more.
     abandoned: Notify,
+    /// A session has ended, for all who wait for one.
+    ended: Notify,
 }
 
 /// What stands in the book.
@@ -97,6 +100,7 @@ impl<P> Default for Sessions<P> {
             latency: Arc::default(),
             outdated: Arc::default(),
             abandoned: Notify::new(),
+            ended: Notify::new(),
         }
     }
 }
@@ -151,6 +155,22 @@ impl<P: Send + Sync + 'static> Sessions<P> {
         }
     }
 
+    /// Ready when these have ended, whoever drives them.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn until_over(&self, these: &[Arc<Session<P>>]) {
+        loop {
+            let mut ended = pin!(self.ended.notified());
+            // Before it is looked at: an end that comes in between is heard.
+            ended.as_mut().enable();
+            if these.iter().all(|session| session.is_over()) {
+                return;
+            }
+            ended.await;
+        }
+    }
+
     /// Enters a session in the book. `driver` is what happens on it, given the session itself; nothing does before somebody
     /// [runs](Session::run) it. `None` once the drain is over: nothing is opened any more.
     pub fn enter(
@@ -190,6 +210,7 @@ impl<P: Send + Sync + 'static> Sessions<P> {
     fn over(&self, id: u64, end: End) {
         self.state().end(id, end);
         self.changed.notify_one();
+        self.ended.notify_waiters();
     }
 }
 

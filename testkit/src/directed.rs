@@ -195,6 +195,10 @@ impl<R: Resource> Resource for Directed<R> {
     fn ledger(&self) -> Option<Arc<dyn Accounting>> {
         self.resource.ledger()
     }
+
+    fn size(&self, pool: &R::Pool) -> Option<Size> {
+        self.resource.size(pool)
+    }
 }
 
 impl<R: Checkouts> Checkouts for Directed<R> {
@@ -207,9 +211,5 @@ impl<R: Checkouts> Checkouts for Directed<R> {
 
     fn give_back(&self, pool: &R::Pool, checkout: R::Checkout) {
         self.resource.give_back(pool, checkout);
-    }
-
-    fn size(&self, pool: &R::Pool) -> Option<Size> {
-        self.resource.size(pool)
     }
 }

@@ -18,6 +18,7 @@ mod harness;
 mod limit;
 mod logs;
 pub mod proxy;
+pub mod same_end;
 pub mod scene;
 mod servers;
 mod size;

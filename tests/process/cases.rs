@@ -140,7 +140,7 @@ fn buffered_records_are_written() {
 }
 
 fn the_example_with_a_spill_keeps_its_promise() {
-    // It has some seconds, and 80 ms of them for the disk: how often that is enough is the machine's business.
+    // It has some seconds, and a quarter of one for the disk: how often that is enough is the machine's business.
     once_of(10, || {
         let output = example("spill").output().unwrap();
         let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));

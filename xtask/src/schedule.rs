@@ -3,7 +3,7 @@
 /// How a job uses the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Class {
-    /// It waits most of its time: starts at once, beside everything else.
+    /// It waits most of its time: one for each core at a time, beside those that do not.
     Waits,
     /// It keeps a core busy: one for each core at a time.
     Works,
@@ -47,7 +47,8 @@ impl Schedule {
         }
         let working = || self.running.iter().filter(|(_, running)| *running != Class::Waits).count();
         match class {
-            Class::Waits => true,
+            // Their tests are some at once, and a server that starts keeps a core busy too.
+            Class::Waits => self.running.len() - working() < self.cores,
             Class::Works => working() < self.cores,
             Class::Locks(_) => working() < self.cores && self.running.iter().all(|(_, running)| *running != class),
             // the last: the others would wait for it
@@ -67,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn those_that_wait_start_at_once_beside_one_for_each_core() {
+    fn those_that_wait_start_beside_one_for_each_core() {
         use Class::{Waits, Works};
         let mut schedule = Schedule::new([Works, Works, Waits, Works, Waits], 2);
         assert_eq!(started(&mut schedule), [0, 1, 2, 4]);
@@ -75,6 +76,17 @@ mod tests {
         assert!(started(&mut schedule).is_empty(), "it kept no core");
         schedule.ended(1);
         assert_eq!(started(&mut schedule), [3]);
+    }
+
+    #[test]
+    fn of_those_that_wait_no_more_run_at_once_than_the_machine_has_room_for() {
+        use Class::{Waits, Works};
+        let mut schedule = Schedule::new([Waits, Waits, Waits, Works, Waits], 2);
+        assert_eq!(started(&mut schedule), [0, 1, 3]);
+        schedule.ended(3);
+        assert!(started(&mut schedule).is_empty());
+        schedule.ended(0);
+        assert_eq!(started(&mut schedule), [2]);
     }
 
     #[test]

@@ -5,6 +5,7 @@ mod build;
 mod times;
 
 use std::{
+    cmp::Reverse,
     ffi::OsString,
     sync::{Mutex, OnceLock, PoisonError},
 };
@@ -185,8 +186,9 @@ impl Run<'_> {
         }
     }
 
-    /// A job for each binary.
-    fn binaries(&self, binaries: Vec<Binary>) -> Vec<Job<'_>> {
+    /// A job for each binary. Those with the most tests are the first: the others end beside them.
+    fn binaries(&self, mut binaries: Vec<Binary>) -> Vec<Job<'_>> {
+        binaries.sort_by_key(|binary| Reverse(binary.tests.as_ref().map_or(0, Vec::len)));
         let pace = (self.size == Size::Soak).then_some(Pace::SOAK);
         let job = |binary: Binary| {
             let pace = pace.unwrap_or_else(|| Pace::of(binary.kind));

@@ -64,6 +64,27 @@ pub struct Config {
     ///
     /// Defaults to 500 ms.
     pub check_timeout: Duration,
+    /// How long a session lives at most, from when it was opened: then it says goodbye, and another one takes its place. For what a
+    /// server or a balancer ends by itself after some time, or to come to new servers. Each session's own limit is shorter by up to a
+    /// tenth, at random, so that those that were opened together do not all end at once.
+    ///
+    /// There is no timer: a session ends when it comes back, or when it would be handed out again and the pool is looked
+    /// through; a checkout keeps the one that it has. Time for which the process was frozen counts.
+    ///
+    /// Defaults to `None`: what the server has closed is seen by the check after a rest all the same.
+    pub max_lifetime: Option<Duration>,
+    /// How long a session may be idle, from when it was last handed out: then it says goodbye as soon as the pool is used
+    /// again, or up to a tenth of that time later while the pool is used all the time. Without a timer, as
+    /// [`max_lifetime`](Self::max_lifetime).
+    ///
+    /// Defaults to `None`.
+    pub idle_timeout: Option<Duration>,
+    /// Which sessions say goodbye when the lifecycle is [flushed](winddown_core::Lifecycle::flush), as at the end of a Lambda
+    /// invocation, before the process is frozen with all that it has open: those that were last handed out so long ago or longer,
+    /// all that nobody has with [`Duration::ZERO`]. The next checkout opens one.
+    ///
+    /// Defaults to `None`: they stay open.
+    pub idle_at_flush: Option<Duration>,
 }
 
 impl Config {
@@ -121,6 +142,9 @@ impl From<Opts> for Config {
             connect_timeout: Some(CONNECT_TIMEOUT),
             check_after: Duration::from_secs(1),
             check_timeout: Duration::from_millis(500),
+            max_lifetime: None,
+            idle_timeout: None,
+            idle_at_flush: None,
         }
     }
 }
@@ -175,7 +199,17 @@ fn split(url: &str) -> (String, Option<PathBuf>) {
 
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { driver, pool, credentials, connect_timeout, check_after, check_timeout } = self;
+        let Self {
+            driver,
+            pool,
+            credentials,
+            connect_timeout,
+            check_after,
+            check_timeout,
+            max_lifetime,
+            idle_timeout,
+            idle_at_flush,
+        } = self;
         f.debug_struct("Config")
             // Not its own `Debug`, which shows the password.
             .field("host", &driver.ip_or_hostname())
@@ -189,6 +223,9 @@ impl fmt::Debug for Config {
             .field("connect_timeout", connect_timeout)
             .field("check_after", check_after)
             .field("check_timeout", check_timeout)
+            .field("max_lifetime", max_lifetime)
+            .field("idle_timeout", idle_timeout)
+            .field("idle_at_flush", idle_at_flush)
             .finish()
     }
 }

@@ -15,10 +15,14 @@ use std::{
 
 use deadpool::managed::{self, Metrics, Object, RecycleError, RecycleResult};
 use mysql_async::{Conn, Opts, OptsBuilder, consts::StatusFlags, prelude::Queryable as _};
-use tokio::{runtime::Handle, sync::oneshot, time::timeout};
+use tokio::{
+    runtime::Handle,
+    sync::{oneshot, watch},
+    time::timeout,
+};
 use winddown_core::{
     CredentialsProvider, Error, ErrorKind,
-    adapter::{IdleCheck, Opening, Outdated, credentials},
+    adapter::{IdleCheck, Lifetime, Opening, Outdated, credentials},
 };
 use winddown_net::{Address, Endpoint, Options, Server, own_sockets::OwnSockets};
 
@@ -27,7 +31,7 @@ use crate::{
     home::{self, Home, Separately},
     origin::introduce,
     runtimes::{self, Life, Runtimes},
-    sessions::{BeingOpened, Key, LEAVE_PATIENCE, Sessions, Untidy},
+    sessions::{BeingOpened, Key, LEAVE_PATIENCE, NoAnswer, Sessions, Untidy},
     watcher::{self, Sight},
 };
 
@@ -46,7 +50,7 @@ const REOPEN_PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::f
 
 /// How long the driver goes on to wait for an answer that has come too late for whoever asked: a server that is slow is said
 /// goodbye to, one that is mute is not.
-const LATE_PATIENCE: Duration = Duration::from_secs(3);
+pub(crate) const LATE_PATIENCE: Duration = Duration::from_secs(3);
 
 /// Does one step of opening a session. Its error where the limit was there first is that of a connection: another address may do.
 pub(crate) async fn in_time<T, E: From<io::Error>>(
@@ -271,9 +275,37 @@ fn server(opts: &Opts) -> Server {
 pub struct Manager {
     pub(crate) connector: Arc<Connector>,
     pub(crate) idle_check: IdleCheck<()>,
+    pub(crate) lifetime: Lifetime,
     pub(crate) check_timeout: Duration,
     /// Whether sessions begin anew with each checkout.
     pub(crate) reset: bool,
+    pub(crate) tidying: Tidying,
+}
+
+/// How many connections are being tidied up.
+#[derive(Default)]
+pub(crate) struct Tidying(Arc<watch::Sender<usize>>);
+
+/// One of them, until this is dropped.
+struct OneTidied(Arc<watch::Sender<usize>>);
+
+impl Tidying {
+    fn one(&self) -> OneTidied {
+        self.0.send_modify(|tidying| *tidying += 1);
+        OneTidied(Arc::clone(&self.0))
+    }
+
+    /// Ready when none is.
+    async fn over(&self) {
+        // The sender is here.
+        let _ = self.0.subscribe().wait_for(|tidying| *tidying == 0).await;
+    }
+}
+
+impl Drop for OneTidied {
+    fn drop(&mut self) {
+        self.0.send_modify(|tidying| *tidying -= 1);
+    }
 }
 
 impl Manager {
@@ -281,7 +313,9 @@ impl Manager {
     /// caller who had it waits nor the next one.
     pub(crate) fn give_back(&self, connection: Connection) {
         let (sessions, key, reset) = (&self.connector.sessions, connection.key, self.reset);
-        let is_of_use = !connection.is_given_up && !connection.life.is_over() && !connection.is_disconnected();
+        let is_too_old = self.lifetime.is_too_old(Object::metrics(&connection).created);
+        let is_of_use =
+            !connection.is_given_up && !connection.life.is_over() && !connection.is_disconnected() && !is_too_old;
         if !is_of_use || !sessions.is_open() {
             drop(Object::take(connection));
             return;
@@ -289,7 +323,10 @@ impl Manager {
         // Without a runtime it is tidied up before it is handed out.
         let Ok(runtime) = Handle::try_current() else { return drop(connection) };
         let Some(needs_reset) = sessions.until_reset(key, Untidy::Own(connection)) else { return };
+        let tidying = self.tidying.one();
         runtime.spawn(async move {
+            // Until it is back.
+            let _tidying = tidying;
             let Some(Untidy::Own(mut connection)) = needs_reset.take() else { return };
             let answer = connection.tidy(reset).await;
             if !needs_reset.goes_back() || answer != Answer::Good {
@@ -297,6 +334,19 @@ impl Manager {
             }
         });
     }
+}
+
+/// Has those say goodbye that are to [leave at a flush](crate::Config::idle_at_flush), once those are back that are being tidied up.
+///
+/// # Cancel safety
+/// Cancel safe: those that have not left stay.
+pub(crate) async fn flush(pool: &Pool) {
+    let Manager { lifetime, tidying, .. } = pool.manager();
+    let Some(leaves) = lifetime.at_flush() else { return };
+    // Where others work on there may always be one.
+    let _ = timeout(TIDY_PATIENCE, tidying.over()).await;
+    // What is dropped says goodbye at once.
+    drop(pool.retain(|_, known| !leaves(known.created, known.recycled.unwrap_or(known.created))));
 }
 
 impl managed::Manager for Manager {
@@ -309,6 +359,9 @@ impl managed::Manager for Manager {
 
     async fn recycle(&self, session: &mut Session, metrics: &Metrics) -> RecycleResult<Error> {
         let used = metrics.recycled.unwrap_or(metrics.created);
+        if self.lifetime.is_over(metrics.created, used) {
+            return Err(RecycleError::message("the connection has lived for as long as it may"));
+        }
         if !session.is_usable() || session.life.is_over() || self.connector.outdated.is_outdated(metrics.created, used)
         {
             return Err(RecycleError::message("the connection is of no use any more"));
@@ -430,7 +483,7 @@ impl Session {
         let sessions = Arc::clone(&self.connector.sessions);
         tokio::spawn(async move {
             let outcome = {
-                let mut outcome = pin!(timeout(limit + LATE_PATIENCE, question.put(&mut asked)));
+                let mut outcome = pin!(sessions.answer_within(limit + LATE_PATIENCE, question.put(&mut asked)));
                 tokio::select! {
                     // First: what reads a long result uses up what the runtime lets a task do at a time, and who is asked after
                     // that says nothing.
@@ -453,7 +506,7 @@ impl Session {
                         sessions.is_broken(key);
                     }
                 }
-                Err(_) => sessions.is_mute(key),
+                Err(NoAnswer) => sessions.is_mute(key),
             }
         });
         let answer = timeout(limit, answer).await;

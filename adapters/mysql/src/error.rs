@@ -5,8 +5,7 @@ use std::{borrow::Cow, error::Error as StdError, io};
 use deadpool::managed::PoolError;
 use mysql_async::{DriverError, IoError};
 use winddown_core::{Error, ErrorKind};
-
-use crate::code::{Verdict, verdict};
+use winddown_sql::{Verdict, mysql};
 
 /// What the server says, by the numbers of its errors, which MySQL and MariaDB share:
 /// <https://dev.mysql.com/doc/mysql-errors/en/server-error-reference.html>.
@@ -58,7 +57,7 @@ fn passes(source: &(dyn StdError + 'static)) -> bool {
         return ours.is_retryable();
     }
     match source.downcast_ref::<mysql_async::Error>() {
-        Some(mysql_async::Error::Server(error)) => verdict(error) == Verdict::Passes,
+        Some(mysql_async::Error::Server(error)) => mysql::verdict(error.code, &error.state) == Verdict::Passes,
         Some(error) => is_connection(error),
         None => false,
     }

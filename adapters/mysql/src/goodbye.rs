@@ -14,13 +14,14 @@ use tokio::{
     task::JoinSet,
     time::{Instant, sleep, sleep_until, timeout},
 };
+use tracing::Instrument as _;
 use winddown_core::{Error, adapter::Drain};
 use winddown_net::own_sockets::OwnSockets;
 
 use crate::{
     connect::Connector,
     error,
-    sessions::{Asked, Key, News, Server, Sessions, Wanted, Whereabouts},
+    sessions::{Asked, Key, News, Server, Sessions, Wanted, Whereabouts, say_goodbye},
     watcher::{Kill, Sight, Watcher, cannot_watch, unproven},
 };
 
@@ -57,7 +58,7 @@ pub(crate) async fn say(connector: &Arc<Connector>, empty: impl Fn() + Send, dra
     let wanted = sessions.wanted();
     // Later than that there is no time to open a session first: all reserves together are at most half of the time.
     let now = Instant::now();
-    let half = now + drain.deadline().saturating_duration_since(now) / 2;
+    let half = drain.halfway();
     let grace = now + drain.grace();
     loop {
         empty();
@@ -67,7 +68,8 @@ pub(crate) async fn say(connector: &Arc<Connector>, empty: impl Fn() + Send, dra
             sessions.want(|wanted| wanted.left += returned.len());
         }
         for (key, conn) in returned.into_iter().filter_map(|(key, conn)| sessions.keep_spare(key, conn)) {
-            leaving.spawn(leave(Arc::clone(sessions), key, conn));
+            // What is said of it belongs to this drain.
+            leaving.spawn(leave(Arc::clone(sessions), key, conn).in_current_span());
         }
         if settled && held == 0 {
             sessions.want(|wanted| wanted.watch = true);
@@ -78,7 +80,7 @@ pub(crate) async fn say(connector: &Arc<Connector>, empty: impl Fn() + Send, dra
             let wants = prepare || now_wanted.asks() || (now_wanted.abandoned && abandoned);
             if wants && watched.insert(server.index) {
                 let watch = Watch::new(connector, Arc::clone(&server), drain.grace(), half);
-                watching.spawn(async move { (server.index, watch.run().await) });
+                watching.spawn(async move { (server.index, watch.run().await) }.in_current_span());
             }
         }
         let is_over = limit.is_some() || (settled && held == 0);
@@ -102,9 +104,8 @@ pub(crate) async fn say(connector: &Arc<Connector>, empty: impl Fn() + Send, dra
             () = sleep_until(grace), if !now_wanted.abandoned => sessions.want(|wanted| wanted.abandoned = true),
             () = drain.until_cut(), if limit.is_none() => {
                 sessions.want(|wanted| wanted.cut = true);
-                // Half of the time is for the server's answers, the rest for saying how that went.
-                let now = Instant::now();
-                limit = Some(now + drain.deadline().saturating_duration_since(now) / 2);
+                // For the server's answers.
+                limit = Some(drain.halfway());
             }
             () = sleep_until(limit.unwrap_or_else(Instant::now)), if limit.is_some() => break,
         }
@@ -128,9 +129,8 @@ impl Drop for Rest<'_> {
     }
 }
 
-/// Says goodbye, once what is left of results was read and the driver's own transaction rolled back.
 async fn leave(sessions: Arc<Sessions>, key: Key, conn: Conn) {
-    match conn.disconnect().await {
+    match say_goodbye(conn).await {
         Ok(()) => sessions.said(key),
         Err(failure) => sessions.failed(key, failure),
     }
@@ -356,7 +356,9 @@ impl Watch {
         let sessions = &self.connector.sessions;
         let Some(watcher) = self.watcher.as_mut().filter(|_| !wanted.cut && sessions.seeks()) else { return Ok(()) };
         let expected = sessions.unknown();
-        let Some(others) = watcher.others(&sessions.on(self.server.index)).await? else { return Ok(()) };
+        let Some(others) = watcher.others(&sessions.on(self.server.index), &self.server.address).await? else {
+            return Ok(());
+        };
         let found = OwnSockets::now().exactly(expected, others);
         // Where some have come back meanwhile it is asked anew.
         if sessions.unknown() == expected {

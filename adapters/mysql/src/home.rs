@@ -11,7 +11,7 @@ use std::{
 
 use mysql_async::{ChangeUserOpts, Conn, Error as Failure, Opts, prelude::Queryable as _};
 
-use crate::watcher::rows;
+use crate::{sessions::read_out, watcher::rows};
 
 /// What the driver says at each login that it speaks.
 const NAMES: &str = "SET NAMES utf8mb4 COLLATE utf8mb4_general_ci";
@@ -93,6 +93,7 @@ impl Home {
         reset: bool,
         separately: &Separately,
     ) -> Result<bool, Failure> {
+        read_out(conn).await;
         // Servers that have no other way: before MySQL 5.7 and MariaDB 10.2.
         let anew = ChangeUserOpts::default;
         if reset && !conn.reset().await? {

@@ -4,7 +4,6 @@
 
 #[cfg(feature = "buffer")]
 mod abandon;
-mod code;
 mod config;
 mod connect;
 mod error;

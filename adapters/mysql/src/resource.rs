@@ -8,12 +8,12 @@ use mysql_async::{Opts, OptsBuilder, Pool as DriverPool, prelude::Queryable as _
 use rustls::crypto::{CryptoProvider, ring};
 use winddown_core::{
     Capabilities, Checkouts, Error, ErrorKind, Resource,
-    adapter::{Drain, IdleCheck, Latency, Opening, Size, client_name},
+    adapter::{Drain, IdleCheck, Latency, Lifetime, Opening, Size, client_name},
 };
 
 use crate::{
     config::Config,
-    connect::{Connection, Connector, Manager, Pool, in_time},
+    connect::{Connection, Connector, Manager, Pool, Tidying, flush, in_time},
     error, goodbye,
     sessions::Sessions,
     wrapped::Wrapped,
@@ -60,7 +60,17 @@ impl Mysql {
     }
 
     fn open_pool(&self) -> Result<Pool, Error> {
-        let Config { driver, pool, credentials, connect_timeout, check_after, check_timeout } = &self.config;
+        let Config {
+            driver,
+            pool,
+            credentials,
+            connect_timeout,
+            check_after,
+            check_timeout,
+            max_lifetime,
+            idle_timeout,
+            idle_at_flush,
+        } = &self.config;
         let bad = |message: &'static str| Error::new(ErrorKind::Config, message);
         if pool.max_size == 0 {
             return Err(bad("a pool of 0 connections hands out nothing: set pool.max_size to 1 or more"));
@@ -80,8 +90,10 @@ impl Mysql {
         let manager = Manager {
             connector: Arc::new(connector),
             idle_check: IdleCheck::new(*check_after),
+            lifetime: Lifetime::new(*max_lifetime, *idle_timeout).idle_at_flush(*idle_at_flush),
             check_timeout: *check_timeout,
             reset: driver.pool_opts().reset_connection(),
+            tidying: Tidying::default(),
         };
         let builder = Pool::builder(manager).config(*pool).runtime(Runtime::Tokio1);
         let pool = builder.build().map_err(|error| bad("cannot build the pool").with_source(error))?;
@@ -141,6 +153,11 @@ impl Resource for Mysql {
         Ok(())
     }
 
+    async fn flush(&self, pool: &Pool) -> Result<(), Error> {
+        flush(pool).await;
+        Ok(())
+    }
+
     fn capabilities(&self) -> Capabilities {
         Capabilities::ALL
     }
@@ -154,22 +171,27 @@ impl Resource for Mysql {
         let tcp = || format!("{}:{}", driver.ip_or_hostname(), driver.tcp_port());
         Some(driver.socket().map_or_else(tcp, str::to_owned))
     }
+
+    fn size(&self, pool: &Pool) -> Option<Size> {
+        let status = pool.status();
+        Some(Size { open: status.size, idle: Some(status.available) })
+    }
 }
 
 impl Checkouts for Mysql {
     type Checkout = Connection;
 
     async fn checkout(&self, pool: &Pool) -> Result<Connection, Error> {
+        let lifetime = &pool.manager().lifetime;
+        if lifetime.is_sweep_due() {
+            // What is dropped says goodbye.
+            drop(pool.retain(|_, known| !lifetime.is_over(known.created, known.recycled.unwrap_or(known.created))));
+        }
         pool.get().await.map_err(error::checkout)
     }
 
     fn give_back(&self, pool: &Pool, connection: Connection) {
         pool.manager().give_back(connection);
-    }
-
-    fn size(&self, pool: &Pool) -> Option<Size> {
-        let status = pool.status();
-        Some(Size { open: status.size, idle: Some(status.available) })
     }
 }
 

@@ -29,12 +29,12 @@ use winddown_core::{
 
 pub(crate) use crate::sessions::{
     drain::{News, Whereabouts},
-    ending::LEAVE_PATIENCE,
+    ending::{LEAVE_PATIENCE, read_out, say_goodbye},
     entry::{Asked, Key},
     needs_reset::Untidy,
     opening::BeingOpened,
     server::Server,
-    wanted::Wanted,
+    wanted::{NoAnswer, Wanted},
 };
 use crate::{
     gauges::Gauges,

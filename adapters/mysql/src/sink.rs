@@ -11,13 +11,10 @@ use std::error::Error as StdError;
 use mysql_async::{DriverError, Error as Failure, Value, prelude::ToValue};
 use winddown_buffer::{WriteError, sql::Table, sql_tuples};
 use winddown_core::{BoxError, Error, ErrorKind};
+use winddown_sql::{Verdict, mysql};
 
 pub use self::{insert::Insert, load::LoadData};
-use crate::{
-    Session,
-    code::{self, Verdict},
-    error,
-};
+use crate::{Session, error};
 
 /// A record as a row: a tuple of values that the driver can send, or a type of the application.
 ///
@@ -83,7 +80,7 @@ mod number {
 /// Of an error before the commit of a batch of so many records.
 fn unwritten(failure: Failure, records: usize) -> WriteError {
     let verdict = match &failure {
-        Failure::Server(error) => code::verdict(error),
+        Failure::Server(error) => mysql::verdict(error.code, &error.state),
         failure if error::is_too_large(failure) => Verdict::TooLarge,
         // It went away; whatever it had of the transaction went with it.
         Failure::Io(_)
@@ -116,7 +113,7 @@ fn without_records(failure: Failure) -> WriteError {
 fn seen(checkout: &Session, written: Result<(), WriteError>) -> Result<(), WriteError> {
     if let Err(error) = &written
         && let Some(Failure::Server(said)) = cause(error.error())
-        && code::is_read_only(said)
+        && mysql::is_read_only(said.code, &said.message)
     {
         checkout.takes_no_writes();
     }

@@ -3,10 +3,7 @@
 //! In MySQL and in MariaDB a session is on the server's list until after its socket was closed, so that the end of a
 //! connection proves nothing: another session has to ask. It is opened when it is needed, on the drain's own runtime.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use mysql_async::{
     Conn, Opts, Row,
@@ -14,20 +11,18 @@ use mysql_async::{
 };
 use tokio::time::sleep;
 use winddown_core::{Error, ErrorKind, adapter::Opening};
-use winddown_net::Address;
+use winddown_net::{
+    Address,
+    own_sockets::{Peer, listed_client, unlisting},
+};
 
 use crate::{
     connect::in_time,
     error::{self, error},
     origin::{Origin, Relation, introduce},
     relay::Relay,
-    sessions::{Asked, Key},
+    sessions::{Asked, Key, read_out},
 };
-
-/// What a server still does when it has closed the last session's socket, until it does not list that session any more, is
-/// the work of microseconds; nobody is left to ask whether it is done. It is given twice as long as its goodbye took, within
-/// these limits: a server that waits for a core does so here, too.
-const UNLISTING: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(100));
 
 /// A session as the server lists it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,12 +105,6 @@ pub(crate) struct Found {
     pub(crate) listed: Listed,
 }
 
-/// Where a session's client is, where the server says it as an address and not by a name.
-fn client(listed: &str) -> Option<SocketAddr> {
-    let (host, port) = listed.rsplit_once(':')?;
-    Some(SocketAddr::new(host.parse::<IpAddr>().ok()?.to_canonical(), port.parse().ok()?))
-}
-
 /// A line of the server's list.
 pub(crate) struct Line {
     pub(crate) id: u64,
@@ -170,6 +159,7 @@ impl Watcher {
 
     /// Asks over a connection that is there already.
     pub(crate) async fn over(mut conn: Conn) -> Result<Self, mysql_async::Error> {
+        read_out(&mut conn).await;
         let origin = introduce(&mut conn).await?.origin;
         Ok(Self { conn, relay: None, origin })
     }
@@ -183,12 +173,13 @@ impl Watcher {
         look(&mut self.conn, self.origin.as_ref(), asked).await
     }
 
-    /// What the server lists of this user's besides those that are `known`, and where their clients are. `None` where nobody can say
+    /// What the server lists of this user's besides those that are `known`, and whom it has at their other end. `None` where nobody can say
     /// which they are: the server does not say which one it is, or some that are known are with another one.
     pub(crate) async fn others(
         &mut self,
         known: &[Asked],
-    ) -> Result<Option<Vec<(Found, SocketAddr)>>, mysql_async::Error> {
+        address: &Address,
+    ) -> Result<Option<Vec<(Found, Peer)>>, mysql_async::Error> {
         let Some(here) = self.origin.as_ref() else { return Ok(None) };
         if known.iter().any(|known| here.relation(known.origin.as_deref()) != Relation::Same) {
             return Ok(None);
@@ -200,9 +191,13 @@ impl Watcher {
         };
         let is_known = |line: &Line| known.iter().any(|known| u64::from(known.key.id) == line.id);
         let others = lines.into_iter().filter(|line| line.id != own && line.user == user && !is_known(line));
+        let server = match address {
+            Address::Tcp(server) => Some(*server),
+            Address::Unix(_) => None,
+        };
         let found = |line: Line| {
             let (id, origin) = (u32::try_from(line.id).ok()?, here.of_client(&line.client));
-            Some((Found { id, origin, listed: line.listed }, client(&line.client)?))
+            Some((Found { id, origin, listed: line.listed }, Peer::new(listed_client(&line.client)?, server)))
         };
         Ok(Some(others.filter_map(found).collect()))
     }
@@ -263,8 +258,7 @@ impl Watcher {
                 "the session that asked about the others was not seen to end",
             ));
         };
-        let (least, most) = UNLISTING;
-        sleep((ended.saturating_duration_since(began) * 2).clamp(least, most)).await;
+        sleep(unlisting(ended.saturating_duration_since(began))).await;
         Ok(())
     }
 }
@@ -285,23 +279,4 @@ pub(crate) fn unproven(address: &Address) -> Error {
          say. None of them was told to end there, and whether they have ended is not known"
     );
     Error::new(ErrorKind::Incomplete, text)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_client_is_an_address_or_not_known() {
-        for (listed, address) in [
-            ("10.0.0.1:4000", Some("10.0.0.1:4000")),
-            ("::1:4000", Some("[::1]:4000")),
-            ("::ffff:10.0.0.1:4000", Some("10.0.0.1:4000")),
-            ("localhost", None),
-            ("db.example:4000", None),
-            ("", None),
-        ] {
-            assert_eq!(client(listed), address.map(|address| address.parse().unwrap()), "{listed}");
-        }
-    }
 }

@@ -19,6 +19,7 @@ use tokio::{
     task::{JoinSet, yield_now},
     time::{sleep, timeout},
 };
+use tracing::Instrument as _;
 use winddown_core::{
     Capabilities, Checkouts, Error, ErrorKind, Resource,
     adapter::{Drain, IdleCheck, Latency},
@@ -27,13 +28,13 @@ use winddown_core::{
 pub(crate) use crate::wrapped::lent::LentConn;
 use crate::{
     config::CONNECT_TIMEOUT,
-    connect::{Connector, TIDY_PATIENCE},
+    connect::{Connector, LATE_PATIENCE, TIDY_PATIENCE},
     error,
     gauges::Gauges,
     goodbye,
     home::Home,
     runtimes::{self, Life},
-    sessions::{LEAVE_PATIENCE, Sessions, Untidy},
+    sessions::{LEAVE_PATIENCE, NoAnswer, Sessions, Untidy, say_goodbye},
     wrapped::{
         empty::Emptying,
         lent::{Lent, back},
@@ -109,17 +110,17 @@ impl Resource for Wrapped {
     async fn goodbye(&self, pool: &Pool, drain: &Drain) -> Result<(), Error> {
         let sessions = Arc::clone(&self.connector.sessions);
         let _draining = sessions.begin_drain();
-        let (now, gauges) = (tokio::time::Instant::now(), Gauges::of(pool));
+        let gauges = Gauges::of(pool);
         let emptying = Emptying {
             pool: pool.clone(),
             gauges: gauges.clone(),
             connector: Arc::clone(&self.connector),
             is_over: self.is_over(),
             grace: drain.grace(),
-            limit: now + drain.deadline().saturating_duration_since(now) / 2,
+            limit: drain.halfway(),
         };
         let mut emptied = JoinSet::new();
-        emptied.spawn(emptying.run(sessions.begin_opening()));
+        emptied.spawn(emptying.run(sessions.begin_opening()).in_current_span());
         goodbye::say(&self.connector, || {}, drain).await?;
         // What the driver does beside: its task may be on a runtime that does not run.
         let has_none = gauges.idle() + gauges.out() + sessions.moving() == 0;
@@ -240,9 +241,12 @@ impl Checkouts for Wrapped {
             let Some((mut conn, lent)) = conn.into_parts() else { return };
             let opts = &connector.opts;
             let home = Home::by(opts);
-            // Dropped at its limit, the connection is not used again.
+            // Dropped at its limit, the connection is closed without a goodbye: a server that is slow has longer than one that others
+            // wait for.
+            let limit = TIDY_PATIENCE + LATE_PATIENCE;
             let reset = opts.pool_opts().reset_connection();
-            let restored = timeout(TIDY_PATIENCE, home.restore(&mut conn, opts, reset, &connector.separately)).await;
+            let restoring = home.restore(&mut conn, opts, reset, &connector.separately);
+            let restored = connector.sessions.answer_within(limit, restoring).await;
             // Before somebody else may give it back.
             drop(needs_reset);
             match restored {
@@ -252,9 +256,9 @@ impl Checkouts for Wrapped {
                 }
                 Ok(Err(failure)) => {
                     tracing::debug!(session = conn.id(), error = %failure, "a connection is not used again");
-                    let _ = timeout(LEAVE_PATIENCE, conn.disconnect()).await;
+                    let _ = timeout(LEAVE_PATIENCE, say_goodbye(conn)).await;
                 }
-                Err(_) => {}
+                Err(NoAnswer) => {}
             }
         });
     }

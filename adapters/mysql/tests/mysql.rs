@@ -28,6 +28,8 @@ mod hosts;
 #[cfg(feature = "buffer")]
 #[path = "mysql/hung.rs"]
 mod hung;
+#[path = "mysql/life.rs"]
+mod life;
 #[path = "mysql/mute.rs"]
 mod mute;
 #[path = "mysql/rest.rs"]
@@ -92,7 +94,9 @@ fn main() -> ExitCode {
             cancelled:
                 a_statement_whose_session_was_replaced_is_stopped_by_the_drain
                 a_result_that_nobody_reads_ends_with_the_drain
-                a_result_that_was_given_back_half_read_is_stopped;
+                a_result_that_a_slow_server_stops_late_ends_with_a_goodbye
+                a_result_that_was_given_back_half_read_is_stopped
+                a_result_that_is_refused_in_the_end_does_not_cost_the_connection;
             credentials:
                 the_provider_is_asked_once_for_each_new_session
                 a_password_that_changes_is_followed
@@ -127,6 +131,13 @@ fn main() -> ExitCode {
             hosts:
                 sessions_with_another_server_behind_the_same_address_are_neither_killed_nor_called_closed
                 a_statement_is_cancelled_on_a_server_that_was_started_again;
+            life:
+                a_session_past_its_life_says_goodbye_and_is_replaced
+                a_session_that_comes_back_after_its_life_says_goodbye
+                what_was_idle_for_too_long_is_let_go_when_the_pool_is_used_again
+                what_nobody_has_says_goodbye_before_the_process_is_frozen
+                without_limits_a_session_is_kept
+                whoever_comes_while_sessions_end_gets_one_that_works;
             mute:
                 a_server_that_says_nothing_fails_the_initialisation
                 a_server_that_does_not_accept_fails_the_initialisation
@@ -178,6 +189,7 @@ fn main() -> ExitCode {
                 sessions_that_were_handed_out_are_seen_to_end
                 a_statement_of_a_checkout_is_cancelled
                 a_statement_that_nobody_waits_for_is_cancelled
+                a_result_that_a_slow_server_stops_late_ends_with_a_goodbye
                 a_result_that_was_given_back_half_read_is_stopped
                 what_was_taken_from_the_pool_directly_is_cancelled_and_says_goodbye
                 what_comes_back_to_the_pool_directly_says_goodbye

@@ -80,6 +80,27 @@ pub struct Config {
     ///
     /// Defaults to 500 ms.
     pub check_timeout: Duration,
+    /// How long a session lives at most, from when it was opened: then it says goodbye, and another one takes its place. For what a
+    /// server or a balancer ends by itself after some time, or to come to new servers. Each session's own limit is shorter by up to a
+    /// tenth, at random, so that those that were opened together do not all end at once.
+    ///
+    /// There is no timer: a session ends when it comes back, or when it would be handed out again and the pool is looked
+    /// through; a checkout keeps the one that it has. Time for which the process was frozen counts.
+    ///
+    /// Defaults to `None`: what the server has closed is seen by the check after a rest all the same.
+    pub max_lifetime: Option<Duration>,
+    /// How long a session may be idle, from when it was last handed out: then it says goodbye as soon as the pool is used
+    /// again, or up to a tenth of that time later while the pool is used all the time. Without a timer, as
+    /// [`max_lifetime`](Self::max_lifetime).
+    ///
+    /// Defaults to `None`.
+    pub idle_timeout: Option<Duration>,
+    /// Which sessions say goodbye when the lifecycle is [flushed](winddown_core::Lifecycle::flush), as at the end of a Lambda
+    /// invocation, before the process is frozen with all that it has open: those that were last handed out so long ago or longer,
+    /// all that nobody has with [`Duration::ZERO`]. The flush waits until the server has closed them; the next checkout opens one.
+    ///
+    /// Defaults to `None`: they stay open.
+    pub idle_at_flush: Option<Duration>,
 }
 
 impl Config {
@@ -143,6 +164,9 @@ impl From<tokio_postgres::Config> for Config {
             },
             check_after: Duration::from_secs(1),
             check_timeout: Duration::from_millis(500),
+            max_lifetime: None,
+            idle_timeout: None,
+            idle_at_flush: None,
         }
     }
 }
@@ -289,6 +313,9 @@ impl fmt::Debug for Config {
             connect_timeout,
             check_after,
             check_timeout,
+            max_lifetime,
+            idle_timeout,
+            idle_at_flush,
         } = self;
         let mut debug = f.debug_struct("Config");
         #[cfg(feature = "tls")]
@@ -304,6 +331,9 @@ impl fmt::Debug for Config {
             .field("connect_timeout", connect_timeout)
             .field("check_after", check_after)
             .field("check_timeout", check_timeout)
+            .field("max_lifetime", max_lifetime)
+            .field("idle_timeout", idle_timeout)
+            .field("idle_at_flush", idle_at_flush)
             .finish()
     }
 }

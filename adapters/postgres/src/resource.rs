@@ -11,11 +11,12 @@ use std::{
 
 use deadpool_postgres::{Client, Hook, HookError, Manager, ManagerConfig, Pool, Runtime, StatementCache};
 use tokio::{task::JoinSet, time::timeout};
+use tracing::Instrument as _;
 #[cfg(feature = "buffer")]
 use winddown_core::Checkout;
 use winddown_core::{
     Capabilities, Checkouts, Error, ErrorKind, Resource,
-    adapter::{Drain, IdleCheck, Latency, Size, client_name},
+    adapter::{Drain, IdleCheck, Latency, Lifetime, Size, client_name},
 };
 
 use crate::{
@@ -37,7 +38,12 @@ pub struct Postgres {
 }
 
 enum Source {
-    Config { config: Box<Config>, idle_check: Arc<IdleCheck<StatementCache>>, pooled: Arc<Pooled> },
+    Config {
+        config: Box<Config>,
+        idle_check: Arc<IdleCheck<StatementCache>>,
+        lifetime: Arc<Lifetime>,
+        pooled: Arc<Pooled>,
+    },
     Wrapped(Arc<Wrapped>),
 }
 
@@ -54,7 +60,9 @@ impl Postgres {
     pub fn new(config: impl Into<Config>) -> Self {
         let config = config.into();
         let idle_check = Arc::new(IdleCheck::new(config.check_after));
-        let source = Source::Config { config: Box::new(config), idle_check, pooled: Arc::default() };
+        let lifetime =
+            Arc::new(Lifetime::new(config.max_lifetime, config.idle_timeout).idle_at_flush(config.idle_at_flush));
+        let source = Source::Config { config: Box::new(config), idle_check, lifetime, pooled: Arc::default() };
         Self { source, sessions: Arc::default() }
     }
 
@@ -81,6 +89,7 @@ impl Postgres {
         &self,
         config: &Config,
         idle_check: &Arc<IdleCheck<StatementCache>>,
+        lifetime: &Arc<Lifetime>,
         pooled: &Arc<Pooled>,
     ) -> Result<Pool, Error> {
         let Config {
@@ -95,6 +104,9 @@ impl Postgres {
             connect_timeout,
             check_after: _,
             check_timeout,
+            max_lifetime: _,
+            idle_timeout: _,
+            idle_at_flush: _,
         } = config;
         let bad = |message: &'static str| Error::new(ErrorKind::Config, message);
         if pool.max_size == 0 {
@@ -111,13 +123,16 @@ impl Postgres {
             driver.application_name(name);
         }
         let manager = ManagerConfig { recycling_method: recycling_method.clone() };
-        let (idle_check, patience) = (Arc::clone(idle_check), *check_timeout);
+        let (idle_check, lifetime, patience) = (Arc::clone(idle_check), Arc::clone(lifetime), *check_timeout);
         let (entered, pooled) = (Arc::clone(pooled), Arc::clone(pooled));
         Pool::builder(Manager::from_connect(driver, connector, manager))
             .config(*pool)
             .runtime(Runtime::Tokio1)
             .pre_recycle(Hook::sync_fn(move |client, metrics| {
                 let used = metrics.recycled.unwrap_or(metrics.created);
+                if lifetime.is_over(metrics.created, used) {
+                    return Err(HookError::message("the connection has lived for as long as it may"));
+                }
                 if sessions.outdated().is_outdated(metrics.created, used) {
                     return Err(HookError::message("another connection has shown that this one is of no use"));
                 }
@@ -187,12 +202,12 @@ impl Resource for Postgres {
     }
 
     async fn init(&self) -> Result<Pool, Error> {
-        let (config, idle_check, pooled) = match &self.source {
-            Source::Config { config, idle_check, pooled } => (config, idle_check, pooled),
+        let (config, idle_check, lifetime, pooled) = match &self.source {
+            Source::Config { config, idle_check, lifetime, pooled } => (config, idle_check, lifetime, pooled),
             Source::Wrapped(wrapped) => return Ok(wrapped.pool().clone()),
         };
         self.sessions.restart();
-        let pool = self.open_pool(config, idle_check, pooled)?;
+        let pool = self.open_pool(config, idle_check, lifetime, pooled)?;
         let client = pool.get().await.map_err(|failure| error::open(failure.into()))?;
         let asked = Instant::now();
         client.simple_query("").await.map_err(|failure| error::open(failure.into()))?;
@@ -230,7 +245,8 @@ impl Resource for Postgres {
         for session in self.sessions.open() {
             if session.part().is_busy() {
                 let answers = session.part().answers();
-                asking.spawn(async move { session.part().cancel().await.map(|()| (session, answers)) });
+                asking
+                    .spawn(async move { session.part().cancel().await.map(|()| (session, answers)) }.in_current_span());
             }
         }
         let (mut asked, mut ending, mut result) = (Vec::new(), JoinSet::new(), Ok(()));
@@ -265,6 +281,18 @@ impl Resource for Postgres {
         result
     }
 
+    async fn flush(&self, pool: &Pool) -> Result<(), Error> {
+        let Source::Config { lifetime, pooled, .. } = &self.source else { return Ok(()) };
+        let leaving: Vec<_> = {
+            let Some(leaves) = lifetime.at_flush() else { return Ok(()) };
+            let kept = pool.retain(|_, known| !leaves(known.created, known.recycled.unwrap_or(known.created)));
+            // Without its client a connection says goodbye.
+            kept.removed.iter().filter_map(|client| pooled.session(client)).collect()
+        };
+        self.sessions.until_over(&leaving).await;
+        Ok(())
+    }
+
     fn capabilities(&self) -> Capabilities {
         match &self.source {
             Source::Config { .. } => Capabilities::ALL,
@@ -289,12 +317,23 @@ impl Resource for Postgres {
             Source::Wrapped(_) => None,
         }
     }
+
+    fn size(&self, pool: &Pool) -> Option<Size> {
+        let status = pool.status();
+        Some(Size { open: status.size, idle: Some(status.available) })
+    }
 }
 
 impl Checkouts for Postgres {
     type Checkout = Client;
 
     async fn checkout(&self, pool: &Pool) -> Result<Client, Error> {
+        if let Source::Config { lifetime, .. } = &self.source
+            && lifetime.is_sweep_due()
+        {
+            // Without its client a connection says goodbye.
+            drop(pool.retain(|_, known| !lifetime.is_over(known.created, known.recycled.unwrap_or(known.created))));
+        }
         loop {
             let client = match &self.source {
                 Source::Config { .. } => pool.get().await,
@@ -331,20 +370,18 @@ impl Checkouts for Postgres {
             return self.abandon(client);
         }
         match &self.source {
-            Source::Config { pooled, .. } => {
+            Source::Config { lifetime, pooled, .. } => {
                 // To a pool that is closed it says goodbye, which ends everything.
                 if !pool.is_closed() {
                     pooled.comes_back(&client);
+                    if lifetime.is_too_old(Client::metrics(&client).created) {
+                        return drop(Client::take(client));
+                    }
                 }
                 drop(client);
             }
             Source::Wrapped(wrapped) => wrapped.give_back(client),
         }
-    }
-
-    fn size(&self, pool: &Pool) -> Option<Size> {
-        let status = pool.status();
-        Some(Size { open: status.size, idle: Some(status.available) })
     }
 }
 

@@ -26,7 +26,7 @@ use crate::{
     pooled::send,
     token::CancelKey,
     wrapped::{
-        goodbye::Goodbye,
+        goodbye::{Goodbye, Held},
         server::{Listed, SessionId},
     },
 };
@@ -51,11 +51,13 @@ struct State {
     known: HashMap<usize, Known>,
     /// Those that the guard has handed out, and that are not back.
     out: HashSet<Id>,
+    /// How many the guard is giving back to the pool at this moment: neither out nor idle.
+    returning: usize,
     /// How many callers wait for one, or have left one behind that is being opened.
     getting: usize,
     /// Those that came back and carry nothing.
     clean: HashMap<Id, Clean>,
-    returned: Vec<ClientWrapper>,
+    returned: Vec<Held>,
 }
 
 /// A connection whose caller's transaction was ended.
@@ -74,7 +76,7 @@ enum Phase {
     Open,
     /// Draining: what comes back is taken over.
     Draining,
-    /// Draining: what comes back to the pool is taken from there, with what others have from it.
+    /// Draining: what comes back is taken over, and counts as out for the pool, from which is taken what others give back to it.
     Collecting,
     /// Drained: what comes back is closed as it is.
     Over,
@@ -225,13 +227,18 @@ impl Wrapped {
         state.clean.insert(id, Clean { times, answer, before });
         state.out.remove(&id);
         let phase = state.phase;
+        state.returning += 1;
         drop(state);
-        if phase == Phase::Draining {
-            let client = Client::take(client);
-            self.state().returned.push(client);
-        } else {
-            drop(client);
+        match phase {
+            Phase::Open | Phase::Over => drop(client),
+            Phase::Draining => {
+                let client = Client::take(client);
+                self.state().returned.push(Held::Taken(client));
+            }
+            // Not to the pool, which may be about to be closed, and would end it as it is.
+            Phase::Collecting => self.state().returned.push(Held::Pooled(client)),
         }
+        self.state().returning -= 1;
         self.changed.notify_one();
     }
 

@@ -20,6 +20,8 @@ mod hosts;
 #[cfg(feature = "buffer")]
 #[path = "postgres/hung.rs"]
 mod hung;
+#[path = "postgres/life.rs"]
+mod life;
 #[path = "postgres/opening.rs"]
 mod opening;
 #[path = "conformance/pgbouncer.rs"]
@@ -130,6 +132,13 @@ fn main() -> ExitCode {
                 a_server_that_does_not_allow_writes_is_passed_over_with_a_goodbye
                 random_balancing_reaches_every_host_and_none_the_first
                 a_statement_is_cancelled_on_the_server_that_runs_it;
+            life:
+                a_session_past_its_life_says_goodbye_and_is_replaced
+                a_session_that_comes_back_after_its_life_says_goodbye
+                what_was_idle_for_too_long_is_let_go_when_the_pool_is_used_again
+                without_limits_a_session_is_kept
+                what_nobody_has_says_goodbye_before_the_process_is_frozen
+                whoever_comes_while_sessions_end_gets_one_that_works;
             opening:
                 a_server_that_accepts_and_says_nothing_is_passed_over
                 a_server_that_says_nothing_fails_the_initialisation_and_the_step_is_named
@@ -170,12 +179,16 @@ fn main() -> ExitCode {
                 a_statement_that_nobody_waits_for_is_cancelled
                 checkouts_that_are_given_back_unused_do_not_queue_up_before_a_slow_server
                 what_was_taken_from_the_pool_directly_is_cancelled_and_says_goodbye
+                sessions_are_told_from_connections_to_others_that_have_the_same_end_here
                 what_comes_back_to_the_pool_directly_says_goodbye
+                a_checkout_that_comes_back_when_the_pool_was_just_closed_says_goodbye
+                a_drain_that_has_all_does_not_wait_for_callers_that_wait
                 what_is_not_proven_to_be_the_pools_is_left_alone
                 a_stranger_is_left_alone_where_ours_are_known
                 where_the_runtime_is_blocked_what_runs_is_cancelled_and_the_deadline_holds
                 where_the_runtime_is_gone_nothing_is_claimed
                 a_session_that_is_being_opened_when_the_drain_begins_says_goodbye
+                a_session_that_is_connected_when_others_have_left_is_seen_to_end_too
                 who_was_opened_to_stop_a_statement_leaves_when_that_is_over
                 over_tls_sessions_say_goodbye_and_statements_are_cancelled_as_the_pool_is_encrypted
                 where_the_server_sees_another_client_the_others_are_asked_about_and_the_last_is_unconfirmed

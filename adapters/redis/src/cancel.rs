@@ -385,14 +385,13 @@ impl Prepared {
     /// for a moment where it has not come to this resource yet.
     pub(crate) async fn close(&self, drain: Option<&Drain>) {
         let lines: Vec<_> = self.lines().values().cloned().collect();
-        let now = Instant::now();
-        let limit = drain.map_or(MOMENT, |drain| drain.deadline().saturating_duration_since(now) / 2);
+        let limit = drain.map_or_else(|| Instant::now() + MOMENT, Drain::halfway);
         let closing = lines.into_iter().map(|line| async move {
             // Held until they are closed: cancelling and the goodbye both come here, and whoever is second waits for the first.
             let mut line = line.lock().await;
             let Line { open, spoilt, .. } = std::mem::take(&mut *line);
             let closing = open.into_iter().chain(spoilt).map(|open| async move {
-                if timeout_at(now + limit, open.channel.close()).await.unwrap_or(false) {
+                if timeout_at(limit, open.channel.close()).await.unwrap_or(false) {
                     open.session.ended();
                 }
             });

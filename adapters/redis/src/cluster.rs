@@ -243,7 +243,8 @@ impl Cluster {
         let mut connection = self.connection().clone().ok_or_else(gone)?;
         let used = std::mem::replace(&mut *self.used.lock().unwrap_or_else(PoisonError::into_inner), Instant::now());
         if self.idle_check.is_suspect(used) {
-            self.check(&mut connection).await;
+            // Boxed, since it happens seldom: else it nests too deep for the compiler.
+            Box::pin(self.check(&mut connection)).await;
         }
         Ok(connection)
     }

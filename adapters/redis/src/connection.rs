@@ -52,7 +52,7 @@ pub(crate) enum Single {
 }
 
 /// The connection of one checkout. Given back, it goes into the pool again, but for one that is not as it was when it was opened
-/// and cannot be made so: that is closed.
+/// and cannot be made so, or has lived for as long as it may: that is closed.
 pub(crate) struct Own(Option<Object<Opener>>);
 
 impl From<Object<Opener>> for Own {
@@ -71,7 +71,9 @@ impl Deref for Own {
 
 impl Drop for Own {
     fn drop(&mut self) {
-        if self.is_changed() {
+        let Some(pooled) = &self.0 else { return };
+        let is_too_old = || Object::pool(pooled).is_some_and(|pool| pool.manager().is_too_old(pooled));
+        if pooled.is_changed() || is_too_old() {
             drop(self.0.take().map(Object::take));
         }
     }

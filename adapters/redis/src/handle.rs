@@ -101,6 +101,11 @@ impl Handle {
         self.line.mailbox.is_closed()
     }
 
+    /// When it was opened.
+    pub(crate) fn opened(&self) -> Instant {
+        self.line.mailbox.opened()
+    }
+
     /// Whether it is not to be handed out any more, because of what other sessions have shown; last handed out at this moment.
     pub(crate) fn is_outdated(&self, used: Instant) -> bool {
         self.line.mailbox.is_outdated(used)
@@ -122,18 +127,21 @@ impl Handle {
         self.line.mailbox.carried().is_changed()
     }
 
-    /// Undoes what its last user has left on it. Without a round trip where that is nothing.
+    /// What is to be sent so that nothing is left of what its last user did. Nothing, if there is nothing.
+    pub(crate) fn undoing(&self) -> Vec<redis::Pipeline> {
+        self.line.mailbox.carried().undoing(self.database())
+    }
+
+    /// [Undoes](Self::undoing) what its last user has left on it.
     ///
     /// # Errors
     /// That of the server, or of the session, which is of no more use then.
-    pub(crate) async fn undo(&self) -> RedisResult<()> {
-        let messages = self.line.mailbox.carried().undoing(self.database());
+    pub(crate) async fn undo(&self, messages: Vec<redis::Pipeline>) -> RedisResult<()> {
         let mut answers = Vec::new();
         for message in &messages {
             answers = self.pipeline(message, 0, message.len()).await?;
         }
         match answers.into_iter().find(|answer| *answer != Value::Okay) {
-            None if messages.is_empty() => Ok(()),
             None => {
                 self.line.mailbox.is_as_opened();
                 Ok(())

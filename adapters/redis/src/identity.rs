@@ -1,10 +1,9 @@
 //! Who a session is to its server, and how that is proven later: numbers begin again when a server is started again, and an
 //! address may lead to another server.
 
-#[cfg(feature = "deadpool")]
-use std::net::SocketAddr;
-
 use redis::{Cmd, Value, cmd, from_redis_value_ref};
+#[cfg(feature = "deadpool")]
+use winddown_net::own_sockets::Peer;
 
 /// How a server knows a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,10 +56,11 @@ impl Identity {
         others.map(|(client, _)| client).collect()
     }
 
-    /// The end of the connection that is not the server's.
+    /// Whom the server has at its other end.
     #[cfg(feature = "deadpool")]
-    pub(crate) fn client(&self) -> Option<SocketAddr> {
-        self.ends.as_ref()?.0.parse().ok()
+    pub(crate) fn peer(&self) -> Option<Peer> {
+        let (client, server) = self.ends.as_ref()?;
+        Some(Peer::new(client.parse().ok()?, server.as_ref().and_then(|server| server.parse().ok())))
     }
 
     /// Whether the client that a server lists under its number is it. `asking` is who asked, on a session that is open.
@@ -140,8 +140,8 @@ mod tests {
         );
         let others = asking.others(&listed);
         assert_eq!(
-            others.iter().map(|other| (other.id, other.client())).collect::<Vec<_>>(),
-            [(9, Some("[::1]:6".parse().unwrap()))]
+            others.iter().map(|other| (other.id, other.peer())).collect::<Vec<_>>(),
+            [(9, Some(Peer::new("[::1]:6".parse().unwrap(), "[::1]:6379".parse().ok())))]
         );
         assert_eq!(others[0].prove(&asking, &bulk("id=9 addr=[::1]:6 laddr=[::1]:6379")), Proof::Ours);
     }

@@ -89,6 +89,11 @@ impl Mailbox {
         }
     }
 
+    /// When it was opened.
+    pub(crate) fn opened(&self) -> Instant {
+        self.began
+    }
+
     /// Whether it is not to be handed out any more, last handed out at this moment.
     pub(crate) fn is_outdated(&self, used: Instant) -> bool {
         self.outdated.is_outdated(self.began, used.max(self.began))

@@ -12,7 +12,10 @@ use deadpool::{
     managed::{self, Metrics, PoolConfig, RecycleError, RecycleResult, Status},
 };
 use tokio::{sync::Mutex as AsyncMutex, time::timeout};
-use winddown_core::{Error, ErrorKind, adapter::IdleCheck};
+use winddown_core::{
+    Error, ErrorKind,
+    adapter::{IdleCheck, Lifetime},
+};
 use winddown_net::Server;
 
 #[cfg(feature = "cluster")]
@@ -23,6 +26,7 @@ use crate::{
     connect::{Connector, server},
     connection::{Connection, Own, Single},
     handle::Handle,
+    sessions::Session,
     together::Failures,
     wrapped::{Existing, one::Wrapped},
 };
@@ -87,7 +91,7 @@ impl Pool {
                 shared.checked().await?;
                 Ok(Connection::single(Single::Shared(Arc::clone(shared))))
             }
-            Source::Own(pool) => match pool.manager().failures.waits(pool.get()).await {
+            Source::Own(pool) => match from(pool).await {
                 Ok(handle) => Ok(Connection::single(Single::Own(Own::from(handle)))),
                 Err(managed::PoolError::Backend(error)) => Err(error),
                 Err(error) => Err(Error::new(ErrorKind::Checkout, "no connection").with_source(error)),
@@ -142,6 +146,20 @@ impl Pool {
         }
     }
 
+    /// Lets those go that are to leave at a flush.
+    pub(crate) fn flush(&self) -> Vec<Arc<Session>> {
+        match &self.source {
+            Source::Shared(shared) => shared.flush().into_iter().collect(),
+            Source::Own(pool) => {
+                let Some(leaves) = pool.manager().lifetime.at_flush() else { return Vec::new() };
+                let kept = pool.retain(|_, known| !leaves(known.created, known.recycled.unwrap_or(known.created)));
+                // What is dropped says goodbye.
+                kept.removed.iter().map(|handle| Arc::clone(handle.session())).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
     /// Idle connections are let go, and so are the others when they come back.
     pub(crate) fn close(&self) {
         match &self.source {
@@ -184,11 +202,22 @@ impl fmt::Debug for Pool {
     }
 }
 
+/// A connection of its own, after those are let go whose life is over.
+async fn from(pool: &managed::Pool<Opener>) -> Result<managed::Object<Opener>, managed::PoolError<Error>> {
+    let Opener { lifetime, failures, .. } = pool.manager();
+    if lifetime.is_sweep_due() {
+        // What is dropped says goodbye.
+        drop(pool.retain(|_, known| !lifetime.is_over(known.created, known.recycled.unwrap_or(known.created))));
+    }
+    failures.waits(pool.get()).await
+}
+
 /// Opens connections, and looks at those that have been idle.
 pub(crate) struct Opener {
     connector: Connector,
     server: Server,
     idle_check: IdleCheck<()>,
+    lifetime: Lifetime,
     failures: Failures,
 }
 
@@ -196,21 +225,32 @@ impl Opener {
     fn new(connector: Connector) -> Result<Self, Error> {
         let server = server(&connector.config.driver)?;
         let idle_check = IdleCheck::new(connector.config.check_after);
-        Ok(Self { connector, server, idle_check, failures: Failures::default() })
+        let config = &connector.config;
+        let lifetime = Lifetime::new(config.max_lifetime, config.idle_timeout).idle_at_flush(config.idle_at_flush);
+        Ok(Self { connector, server, idle_check, lifetime, failures: Failures::default() })
+    }
+
+    /// Whether a connection that comes back has lived for as long as it may.
+    pub(crate) fn is_too_old(&self, handle: &Handle) -> bool {
+        self.lifetime.is_too_old(handle.opened())
     }
 
     async fn open(&self) -> Result<Handle, Error> {
-        self.connector.open(&self.server).await
+        // Boxed, since it happens seldom: inline it would make the future of every checkout larger, and nest too deep for the compiler.
+        Box::pin(self.connector.open(&self.server)).await
     }
 
     /// Whether nothing is left on it of what its last user did.
     async fn is_undone(&self, handle: &Handle) -> bool {
-        matches!(timeout(self.connector.config.check_timeout, handle.undo()).await, Ok(Ok(())))
+        let undoing = handle.undoing();
+        // Boxed, as below.
+        undoing.is_empty()
+            || matches!(timeout(self.connector.config.check_timeout, Box::pin(handle.undo(undoing))).await, Ok(Ok(())))
     }
 
     /// Whether a connection that was last handed out at this moment can be handed out again.
     async fn works(&self, handle: &Handle, used: Instant) -> bool {
-        if handle.is_outdated(used) {
+        if handle.is_outdated(used) || self.lifetime.is_over(handle.opened(), used) {
             return false;
         }
         if handle.is_doubtful() || self.idle_check.is_suspect(used) {
@@ -239,8 +279,7 @@ impl managed::Manager for Opener {
         if let Some(error) = self.failures.told() {
             return Err(error);
         }
-        // Boxed, since it happens seldom: inline it would make the future of every checkout larger.
-        let opened = Box::pin(self.open()).await.inspect_err(|error| self.failures.failed(error))?;
+        let opened = self.open().await.inspect_err(|error| self.failures.failed(error))?;
         self.failures.worked();
         Ok(opened)
     }
@@ -392,6 +431,20 @@ impl SharedHandle {
         {
             handle.distrust();
         }
+    }
+
+    /// Lets the connection go where it is to leave at a flush; what is under way on it ends first.
+    fn flush(&self) -> Option<Arc<Session>> {
+        let leaves = self.opener.lifetime.at_flush()?;
+        let slot = self.slot().ok()?;
+        let handle = slot.get()?;
+        let used = self.current().used;
+        if !leaves(handle.opened(), used) {
+            return None;
+        }
+        let session = Arc::clone(handle.session());
+        self.replace(&slot);
+        Some(session)
     }
 
     /// The connection in this slot is done with.

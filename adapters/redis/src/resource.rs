@@ -266,6 +266,12 @@ impl Resource for Redis {
         Ok(())
     }
 
+    async fn flush(&self, pool: &Pool) -> Result<(), Error> {
+        let leaving = pool.flush();
+        self.sessions.until_over(&leaving).await;
+        Ok(())
+    }
+
     fn capabilities(&self) -> Capabilities {
         match &self.source {
             Source::Config(_) if self.prepared.can_stop() => Capabilities::ALL,
@@ -312,6 +318,11 @@ impl Resource for Redis {
             Source::Pool(_) => None,
         }
     }
+
+    fn size(&self, pool: &Pool) -> Option<Size> {
+        let status = pool.status()?;
+        Some(Size { open: status.size, idle: Some(status.available) })
+    }
 }
 
 impl Checkouts for Redis {
@@ -326,11 +337,6 @@ impl Checkouts for Redis {
                 if passes { error.retryable() } else { error }
             }
         })
-    }
-
-    fn size(&self, pool: &Pool) -> Option<Size> {
-        let status = pool.status()?;
-        Some(Size { open: status.size, idle: Some(status.available) })
     }
 }
 

@@ -13,11 +13,7 @@ use std::{
     },
 };
 
-use tokio::{
-    runtime::Handle,
-    task::JoinSet,
-    time::{Instant, timeout_at},
-};
+use tokio::{runtime::Handle, task::JoinSet, time::timeout_at};
 use winddown_core::adapter::Drain;
 
 use crate::{
@@ -98,12 +94,10 @@ impl Waits {
         if !self.prepared.is_open() {
             return;
         }
-        let now = Instant::now();
-        let limit = now + drain.deadline().saturating_duration_since(now) / 2;
         let mut tasks = mem::take(&mut self.state().tasks);
         let settling = async { while tasks.join_next().await.is_some() {} };
         // What is left then was not seen to end, and is counted as that.
-        let _ = timeout_at(limit, settling).await;
+        let _ = timeout_at(drain.halfway(), settling).await;
     }
 
     /// What was ended, cut and taken is in the report when this is dropped.

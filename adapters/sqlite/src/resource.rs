@@ -38,8 +38,9 @@ use crate::{
 /// A database file as a resource.
 ///
 /// Its goodbye closes every connection for real, and the last one to close moves what is in the write-ahead log into
-/// the database file: afterwards there is neither a `-wal` nor a `-shm` file beside it. A log that is too large for the
-/// budget stays as it is, with all that was committed, and the report names it with its size; that is no failure.
+/// the database file: afterwards there is neither a `-wal` nor a `-shm` file beside it, unless other processes have it open:
+/// then the last of them to close it does that. A log that is too large for the budget stays as it is, with all that was
+/// committed, and the report names it with its size; that is no failure.
 pub struct Sqlite {
     source: Source,
     sessions: Arc<Sessions>,
@@ -251,6 +252,11 @@ impl Resource for Sqlite {
             Source::Wrapped { .. } => None,
         }
     }
+
+    fn size(&self, pool: &Pool) -> Option<Size> {
+        let status = pool.status();
+        Some(Size { open: status.size, idle: Some(status.available) })
+    }
 }
 
 impl Checkouts for Sqlite {
@@ -274,11 +280,6 @@ impl Checkouts for Sqlite {
 
     fn give_back(&self, _: &Pool, connection: Connection) {
         self.sessions.give_back(connection.object, connection.number, connection.is_left);
-    }
-
-    fn size(&self, pool: &Pool) -> Option<Size> {
-        let status = pool.status();
-        Some(Size { open: status.size, idle: Some(status.available) })
     }
 }
 

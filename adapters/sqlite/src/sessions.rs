@@ -577,10 +577,15 @@ pub(crate) fn checkpoint(connection: &rusqlite::Connection) {
     let _ = connection.query_row("PRAGMA wal_checkpoint(passive)", [], |_| Ok(()));
 }
 
+/// How often the database is opened and closed for its log to go. Others that close it at the same moment keep the log there
+/// for each other, and each time fewer of them; what is there after this many times stays for another reason. An odd number: the
+/// last time is one that takes the index along.
+const SWEEPS: usize = 15;
+
 /// Sees to it that no log is left behind once all is closed.
 ///
 /// # Errors
-/// [`ErrorKind::Incomplete`] naming the file when it is there although nobody else has the database open.
+/// [`ErrorKind::Incomplete`] naming the file when it is there although nobody else has the database open, as far as can be seen.
 pub(crate) fn sweep(path: &Path) -> Result<(), Error> {
     let remains = || ["-wal", "-shm"].into_iter().find_map(|end| Some(beside(path, end)).filter(|file| file.exists()));
     if remains().is_none() {
@@ -600,23 +605,76 @@ pub(crate) fn sweep(path: &Path) -> Result<(), Error> {
         checkpoint(&connection);
         connection.close().map_err(|(_, error)| error)
     };
-    once_more("").map_err(failed)?;
-    if remains().is_none() {
-        return Ok(());
+    // Every second time it is to be had alone, which it is not while somebody else has it open. That leaves the file with the
+    // index where it is, so there is a time after that.
+    for pragma in ["", "PRAGMA locking_mode = exclusive"].into_iter().cycle().take(SWEEPS) {
+        match once_more(pragma) {
+            // The log is theirs then. They may have the database alone for a moment, as whoever closes it last has.
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => return Ok(()),
+            Err(error) => return Err(failed(error)),
+            Ok(()) if remains().is_none() => return Ok(()),
+            Ok(()) => {}
+        }
     }
-    // Somebody else has the database open, and then the log is theirs, if it cannot be had alone.
-    match once_more("PRAGMA locking_mode = exclusive") {
-        Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => Ok(()),
-        Err(error) => Err(failed(error)),
-        Ok(()) => match remains() {
-            None => Ok(()),
-            Some(file) => {
-                let file = file.display();
-                Err(Error::new(
-                    ErrorKind::Incomplete,
-                    format!("all is closed, but {file} is left: see its permissions"),
-                ))
-            }
-        },
+    let file = remains().unwrap_or_else(|| path.to_owned());
+    let message = format!("all is closed, but {} is left: see its permissions", file.display());
+    Err(Error::new(ErrorKind::Incomplete, message))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_that_somebody_else_has_alone_is_theirs() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("test.db");
+        let log = beside(&path, "-wal");
+        let open = || rusqlite::Connection::open(&path).unwrap();
+        let before = open();
+        before.execute_batch("PRAGMA journal_mode = wal; CREATE TABLE t(x)").unwrap();
+        before.close().unwrap();
+
+        // As whoever closes the database last has it, for that moment.
+        let other = open();
+        other.execute_batch("PRAGMA locking_mode = exclusive; INSERT INTO t VALUES (1)").unwrap();
+        assert!(log.exists());
+        sweep(&path).unwrap();
+        assert!(log.exists());
+        other.close().unwrap();
+        assert!(!log.exists());
+    }
+
+    #[test]
+    fn the_index_of_a_log_is_swept_where_there_is_no_log() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("test.db");
+        let made = rusqlite::Connection::open(&path).unwrap();
+        made.execute_batch("PRAGMA journal_mode = wal; CREATE TABLE t(x)").unwrap();
+        made.close().unwrap();
+        // Those that close at the same moment may leave it.
+        let index = beside(&path, "-shm");
+        std::fs::write(&index, []).unwrap();
+        sweep(&path).unwrap();
+        assert!(!index.exists());
+    }
+
+    #[test]
+    fn a_log_that_nobody_has_is_swept() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("test.db");
+        let open = || rusqlite::Connection::open(&path).unwrap();
+        let (writer, reader) = (open(), open());
+        writer.execute_batch("PRAGMA journal_mode = wal; CREATE TABLE t(x); INSERT INTO t VALUES (1)").unwrap();
+        let count = |of: &rusqlite::Connection| of.query_row("SELECT count(*) FROM t", [], |row| row.get::<_, i64>(0));
+        assert_eq!(count(&reader).unwrap(), 1);
+        let keep = |of: &rusqlite::Connection| of.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
+        assert!(keep(&writer).unwrap() && keep(&reader).unwrap());
+        writer.close().unwrap();
+        reader.close().unwrap();
+        assert!(beside(&path, "-wal").exists());
+        sweep(&path).unwrap();
+        assert!(!beside(&path, "-wal").exists());
+        assert_eq!(count(&open()).unwrap(), 1);
     }
 }

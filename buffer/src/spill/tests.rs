@@ -18,12 +18,12 @@ use winddown_core::{Checkout, Error, ErrorKind, Lifecycle, Outcome, Records, Rep
 use super::{Disk, Folder, RealDisk, Spill, Writing, file_name, write_to_log};
 use crate::{Batch, BatchWriter, Delivery, Push as _, WriteError, WriteWith};
 
-/// Drains have 900 ms of it, and the pool keeps the last 50 ms of these and 25 ms for the buffer's answer.
-const BUDGET: Duration = ms(1000);
-const END: Duration = ms(825);
+/// Drains have 936 ms of it, and the pool keeps the last 50 ms of these and 26 ms for the buffer's answer.
+const BUDGET: Duration = ms(1040);
+const END: Duration = ms(860);
 
-/// What a spill to files is given for a few records.
-const GIVEN: Duration = ms(100);
+/// What a spill to files is given of that: half of what is left when settling has ended, after 494 ms.
+const GIVEN: Duration = ms(183);
 
 const fn ms(milliseconds: u64) -> Duration {
     Duration::from_millis(milliseconds)
@@ -66,7 +66,11 @@ struct Scene {
 
 impl Scene {
     async fn new(directory: &Path) -> Self {
-        let lifecycle = Lifecycle::builder().signals(false).budget(BUDGET).build().unwrap();
+        Self::within(BUDGET, directory).await
+    }
+
+    async fn within(budget: Duration, directory: &Path) -> Self {
+        let lifecycle = Lifecycle::builder().signals(false).budget(budget).build().unwrap();
         let db = lifecycle.guard(winddown_core::Client::opened("db", ()));
         let away =
             WriteWith::new(Delivery::ExactlyOnce, |_: &mut Checkout<winddown_core::Client<()>>, _: &Batch<u64>| {
@@ -110,12 +114,26 @@ fn files(directory: &Path) -> usize {
 }
 
 #[tokio::test(start_paused = true)]
-async fn writing_goes_on_until_a_spill_of_what_is_left_needs_the_rest() {
+async fn writing_goes_on_until_half_of_what_is_kept_is_left_for_the_spill() {
     let directory = tempfile::tempdir().unwrap();
     let mut scene = Scene::new(directory.path()).await;
     let lifecycle = scene.lifecycle.clone();
     let drain = tokio::spawn(async move { lifecycle.drain_in_tasks().await });
     assert_eq!(scene.begun().await, END - GIVEN);
+    drop(scene);
+    assert_eq!(drain.await.unwrap().resource("audit").unwrap().records.unwrap().spilled, 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_short_budget_keeps_for_the_disk_what_a_spill_needs() {
+    // Of 225 ms, half of what it has, the pool keeps 33 ms, and the buffer's answer 8 ms.
+    let (budget, end, needed) = (ms(500), ms(450 - 33 - 8), ms(100));
+    let directory = tempfile::tempdir().unwrap();
+    let mut scene = Scene::within(budget, directory.path()).await;
+    let lifecycle = scene.lifecycle.clone();
+    let drain = tokio::spawn(async move { lifecycle.drain_in_tasks().await });
+    let begun = scene.begun().await;
+    assert!(begun.abs_diff(end - needed) <= ms(1), "{begun:?}");
     drop(scene);
     assert_eq!(drain.await.unwrap().resource("audit").unwrap().records.unwrap().spilled, 3);
 }

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 use crate::{
-    Error, ErrorKind, Outcome, ResourceReport,
+    Error, ErrorKind, Outcome, Records, ResourceReport,
     node::{Ended, Node, Order},
     report::in_words,
     tally::{AtCut, Known, Tally},
@@ -82,12 +82,36 @@ impl Row {
         }
     }
 
-    /// The row of the report; none for tracked work where there was none.
-    pub(super) fn report(self) -> Option<ResourceReport> {
+    /// One whose drain has just ended, beside the one of the report.
+    pub(super) fn over(node: Arc<dyn Node>, tally: Arc<Tally>, began: Instant, finished: Finished) -> Self {
+        let mut row = Self { node, tally, state: Progress::Running { began } };
+        row.end(finished);
+        row
+    }
+
+    /// How its drain ended, of one that is [over](Self::over).
+    pub(super) fn into_finished(self) -> Finished {
+        match self.state {
+            Progress::Over { finished, .. } => finished,
+            // Not asked of one that is not over.
+            Progress::Waiting | Progress::Running { .. } => Ok(Ended::Hung),
+        }
+    }
+
+    /// The row of the report; none for tracked work where there was none. Ends the accounting of what has records.
+    pub(super) fn report(&self) -> Option<ResourceReport> {
+        self.row(self.node.facts().ledger.as_ref().map(|ledger| ledger.close()))
+    }
+
+    /// The same before the report is made: records may still be pending.
+    pub(super) fn so_far(&self) -> Option<ResourceReport> {
+        self.row(self.node.facts().ledger.as_ref().map(|ledger| ledger.records()))
+    }
+
+    fn row(&self, records: Option<Records>) -> Option<ResourceReport> {
         let facts = self.node.facts();
         let Known { step, mut sessions, open, stragglers, at_cut, mut reasons, is_incomplete, error } =
             self.tally.known();
-        let records = facts.ledger.as_ref().map(|ledger| ledger.close());
         let (took, left_out) = match &self.state {
             Progress::Waiting => (Duration::ZERO, self.node.gate().out()),
             Progress::Running { began } => (began.elapsed(), self.node.gate().out()),
@@ -108,7 +132,7 @@ impl Row {
             sessions.unconfirmed += std::mem::take(&mut sessions.closed);
         }
         let [refused, refused_tracked] = self.node.gate().refusals();
-        let (outcome, error) = match self.state {
+        let (outcome, error) = match &self.state {
             Progress::Waiting => (Outcome::NotReached, error),
             // Cut short by a second signal.
             Progress::Running { .. } => (Outcome::Hung, error),
@@ -120,8 +144,8 @@ impl Row {
                     (if lost || is_incomplete || !ended { Outcome::Incomplete } else { Outcome::Drained }, error)
                 }
                 Ok(Ended::Hung) => (Outcome::Hung, error),
-                Err(Failure { panicked: true, message }) => (Outcome::Panicked, Some(message)),
-                Err(Failure { panicked: false, message }) => (Outcome::Failed, Some(message)),
+                Err(Failure { panicked: true, message }) => (Outcome::Panicked, Some(message.clone())),
+                Err(Failure { panicked: false, message }) => (Outcome::Failed, Some(message.clone())),
             },
         };
         // Tracked work that there was none of.

@@ -11,7 +11,7 @@ use super::{Lifecycle, own_process};
 use crate::{
     Budget, Error, ErrorKind, Platform, ReportFormat, Retry,
     life::{Life, LifecycleState, Lives},
-    node::Node,
+    node::{Node, Settings},
     platform::BUDGET_VARIABLE,
     signals,
     work::TrackedWork,
@@ -29,6 +29,7 @@ pub struct Builder {
     /// `None`: as `signals` decides.
     report: Option<Option<ReportFormat>>,
     retry: Retry,
+    warn_after: Option<Duration>,
     init_limit: Option<Duration>,
     work_share: f64,
     exit_after: Duration,
@@ -50,6 +51,7 @@ impl Default for Builder {
             embedded: false,
             report: None,
             retry: Retry::default(),
+            warn_after: None,
             init_limit: None,
             work_share: WORK_SHARE,
             exit_after: EXIT_AFTER,
@@ -126,6 +128,19 @@ impl Builder {
         self
     }
 
+    /// Warns, through `tracing`, of each checkout that is out for longer than this: once, with the resource and the line that made
+    /// it, which has forgotten to give it back or holds it across something slow. From when it is handed out; tracked work and
+    /// hooks are none.
+    ///
+    /// Each checkout then has a timer of its own on the runtime that it is made on, which goes when it comes back: some hundred
+    /// nanoseconds and an allocation. Outside of a runtime, and where the runtime has no timers or has ended, there is no warning.
+    ///
+    /// Defaults to none, which costs a checkout nothing.
+    pub fn warn_after(mut self, limit: Duration) -> Self {
+        self.warn_after = Some(limit);
+        self
+    }
+
     /// How long the platform lets [`init`](Lifecycle::init) and [`run`](Lifecycle::run) take to initialise everything: see
     /// [`Lifecycle::init_within`].
     ///
@@ -164,8 +179,20 @@ impl Builder {
     /// for and another lifecycle of this process has them, one of them [cannot begin a drain](Self::stop_on), some are added and none
     /// are received, or the [share of the work](Self::work_share) is not from 0 to 1.
     pub fn build(self) -> Result<Lifecycle, Error> {
-        let Self { budget, platform, signals, further, embedded, report, retry, init_limit, work_share, exit_after } =
-            self;
+        let Self {
+            budget,
+            platform,
+            signals,
+            further,
+            embedded,
+            report,
+            retry,
+            warn_after,
+            init_limit,
+            work_share,
+            exit_after,
+        } = self;
+        let settings = Settings { retry, warn_after };
         let platform = platform.unwrap_or_else(Platform::detect);
         let variable = std::env::var_os(BUDGET_VARIABLE).map(|value| value.to_string_lossy().into_owned());
         // A variable that cannot be used is an error even where the builder overrides it: somebody meant something.
@@ -183,7 +210,7 @@ impl Builder {
             let text = format!("work_share is {work_share}: give it a part of the budget, from 0 to 1");
             return Err(Error::new(ErrorKind::Config, text));
         }
-        let tracked = Arc::new(TrackedWork::slot(retry));
+        let tracked = Arc::new(TrackedWork::slot(settings));
         let life = Arc::new(Life::new(vec![Arc::clone(&tracked) as Arc<dyn Node>], tracked));
         life.prepare(signals);
         let shared = Arc::new(LifecycleState {
@@ -193,7 +220,7 @@ impl Builder {
             owns_process: signals,
             signals: signals::all(&further)?,
             embedded,
-            retry,
+            settings,
             init_limit,
             work_share,
             exit_after,

@@ -66,9 +66,10 @@ impl Manager for Sessions {
         for left in self.book.returned() {
             tokio::spawn(left.goodbye());
         }
-        let (address, book) = (Arc::clone(&self.address), Arc::clone(&self.book));
+        // In the book at once: a drain that begins before the task does waits for it.
+        let (address, entry) = (Arc::clone(&self.address), self.book.enter());
         // In a task: who gives up while it connects drops a session that is open, and not half of one.
-        tokio::spawn(async move { Session::open(&address, &book).await }).await?
+        tokio::spawn(async move { Session::open(&address, entry).await }).await?
     }
 
     async fn recycle(&self, session: &mut Session, _: &Metrics) -> RecycleResult<io::Error> {
@@ -111,6 +112,11 @@ impl Resource for Memcached {
     fn address(&self) -> Option<String> {
         Some(self.address.clone())
     }
+
+    fn size(&self, pool: &Self::Pool) -> Option<Size> {
+        let status = pool.status();
+        Some(Size { open: status.size, idle: Some(status.available) })
+    }
 }
 
 impl Checkouts for Memcached {
@@ -118,11 +124,6 @@ impl Checkouts for Memcached {
 
     async fn checkout(&self, pool: &Self::Pool) -> Result<Self::Checkout, Error> {
         pool.get().await.map_err(|error| failed(ErrorKind::Checkout, error))
-    }
-
-    fn size(&self, pool: &Self::Pool) -> Option<Size> {
-        let status = pool.status();
-        Some(Size { open: status.size, idle: Some(status.available) })
     }
 }
 

@@ -2,7 +2,7 @@
 
 mod commands;
 
-use std::{io, sync::Arc};
+use std::io;
 
 use tokio::{
     io::{AsyncWriteExt as _, BufReader},
@@ -11,10 +11,7 @@ use tokio::{
 };
 use winddown_core::{Error, ErrorKind, adapter::End};
 
-use crate::{
-    PATIENCE,
-    book::{Book, Entry},
-};
+use crate::{PATIENCE, book::Entry};
 
 /// A session. Dropped, it is left to the book of its pool, where the goodbye finds it.
 #[derive(Debug)]
@@ -36,8 +33,7 @@ impl Drop for Session {
 }
 
 impl Session {
-    pub(crate) async fn open(address: &str, book: &Arc<Book>) -> io::Result<Self> {
-        let entry = book.enter();
+    pub(crate) async fn open(address: &str, entry: Entry) -> io::Result<Self> {
         let opening = async {
             let stream = TcpStream::connect(address).await?;
             #[cfg(target_os = "linux")]

@@ -17,6 +17,9 @@ fn main() -> ExitCode {
     Suite::new()
         .harness::<Memcached16>()
         .tests(None, trials!(guide: its_snippets_are_this_crate;))
-        .tests(containers::skipped(), trials!(adapter: values_are_stored_and_found;))
+        .tests(
+            containers::skipped(),
+            trials!(adapter: values_are_stored_and_found what_is_about_to_be_opened_is_in_the_book;),
+        )
         .run()
 }

@@ -61,13 +61,12 @@ impl<P: Send + Sync + 'static> Draining<'_, P> {
             return Ok(());
         }
 
-        // What is still held by somebody. Half of the time is for its goodbye, the rest for saying how that went.
+        // What is still held by somebody.
         let mut ending = JoinSet::new();
         for session in sessions.open() {
             ending.spawn(end(session));
         }
-        let now = tokio::time::Instant::now();
-        let limit = now + drain.deadline().saturating_duration_since(now) / 2;
+        let limit = drain.halfway();
         tokio::select! {
             () = async { while ending.join_next().await.is_some() {} } => {}
             () = sleep_until(limit) => {}

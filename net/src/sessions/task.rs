@@ -63,7 +63,8 @@ impl<P: Send + Sync + 'static> Drop for Running<P> {
             session.cut_with(session.driver.end_unless_taken());
         } else if let Some(runtime) = orphans::runtime() {
             if let Some(link) = session.link.upgrade() {
-                link.move_to(&runtime);
+                // A drain that takes it over now has moved it to a runtime of its own.
+                session.driver.unless_taken(|| link.move_to(&runtime));
             }
             session.run_on(&runtime, *leaves);
         }

@@ -464,12 +464,16 @@ impl Running {
             match self.docker.pause_container(&self.id).await {
                 // its processes were too busy to be frozen, and go on
                 Err(Error::DockerResponseServerError { message, .. })
-                    if message.contains("unable to freeze") && tries < FREEZES =>
+                    if message.contains("unable to freeze") && tries < FREEZES => {}
+                // so they were the time before, and the engine has noted that it is paused all the same
+                Err(Error::DockerResponseServerError { message, .. })
+                    if message.contains("already paused") && (2..FREEZES).contains(&tries) =>
                 {
-                    tries += 1;
+                    self.docker.unpause_container(&self.id).await.context("cannot pause once more")?;
                 }
                 paused => return paused.context("cannot pause"),
             }
+            tries += 1;
         }
     }
 

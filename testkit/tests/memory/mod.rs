@@ -25,8 +25,10 @@ pub(crate) struct InMemory {
 }
 
 impl InMemory {
-    fn strangers(&self) -> usize {
-        self.strangers.load(Ordering::SeqCst)
+    /// How many of these are the resource's.
+    fn without_strangers(&self, listed: usize) -> Result<usize, BoxError> {
+        let strangers = self.strangers.load(Ordering::SeqCst);
+        listed.checked_sub(strangers).ok_or_else(|| format!("{listed} are listed, and {strangers} are others'").into())
     }
 }
 
@@ -85,11 +87,11 @@ impl Harness for InMemory {
     }
 
     async fn sessions(&self) -> Result<usize, BoxError> {
-        Ok(self.server.sessions() - self.strangers())
+        self.without_strangers(self.server.sessions())
     }
 
     async fn running(&self) -> Result<usize, BoxError> {
-        Ok(self.server.running() - self.strangers())
+        self.without_strangers(self.server.running())
     }
 
     async fn pause(&self) -> Result<(), BoxError> {

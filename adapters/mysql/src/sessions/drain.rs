@@ -89,6 +89,8 @@ impl Sessions {
             (mem::take(&mut state.ended), (mem::take(&mut state.returned), mem::take(&mut state.spare)))
         };
         drop(kept);
+        // Also where none of it was left to be cut: nobody waits for an answer any more.
+        self.want(|wanted| wanted.cut = true);
         ended
     }
 

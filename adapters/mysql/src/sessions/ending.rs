@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mysql_async::Conn;
+use mysql_async::{Conn, QueryResult, TextProtocol, prelude::Queryable as _};
 use tokio::{runtime::Handle, time::timeout};
 use winddown_core::{Error, adapter::End};
 
@@ -14,6 +14,23 @@ use crate::{error, watcher::Listed};
 
 /// How long a session that nobody wants any more may go on opening, or take to say goodbye.
 pub(crate) const LEAVE_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Reads what is left of results. The driver does so before whatever it is asked next, and takes a refusal among them, as of a statement
+/// that was stopped, for one of that: it was not sent then.
+pub(crate) async fn read_out(conn: &mut Conn) {
+    // By which protocol they come the driver alone knows.
+    let left = QueryResult::<TextProtocol>::new(&mut *conn);
+    let read = if left.is_empty() { left.drop_result().await } else { conn.ping().await };
+    if let Err(failure) = read {
+        tracing::trace!(error = %failure, "what was left of results has ended");
+    }
+}
+
+/// Says goodbye, once what is left of results was read and the driver's own transaction rolled back.
+pub(crate) async fn say_goodbye(mut conn: Conn) -> Result<(), mysql_async::Error> {
+    read_out(&mut conn).await;
+    conn.disconnect().await
+}
 
 /// What becomes of its connection.
 impl Sessions {
@@ -48,7 +65,7 @@ impl Sessions {
             drop(conn);
             return self.dropped();
         }
-        let mut goodbye = Box::pin(conn.disconnect());
+        let mut goodbye = Box::pin(say_goodbye(conn));
         // Most need no more than this, and where the runtime ends nobody would poll it again.
         let is_said = goodbye.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready();
         if let (false, Ok(runtime)) = (is_said, Handle::try_current()) {
@@ -98,8 +115,7 @@ impl Sessions {
             }
             entry.holder = Holder::Nobody;
             match failure {
-                // Of what was left of results: a statement that was stopped, for one. The driver takes it for the goodbye's, and has
-                // closed the connection instead.
+                // Of the driver's own rollback: it takes it for the goodbye's, and has closed the connection instead.
                 mysql_async::Error::Server(_) => {
                     (entry.standing, entry.dropped) = (Standing::Left, Some(Instant::now()));
                 }

@@ -1,6 +1,8 @@
 //! What a drain wants of those who watch the servers.
 
-use tokio::sync::watch;
+use std::{future::Future, pin::pin, time::Duration};
+
+use tokio::{select, sync::watch, time::timeout};
 
 use super::Sessions;
 
@@ -28,7 +30,34 @@ impl Wanted {
     }
 }
 
+/// It did not come in time.
+pub(crate) struct NoAnswer;
+
 impl Sessions {
+    /// What a server answers within this time, or while a drain goes on: that has it stopped what it still does, and after that the
+    /// connection has a goodbye to say.
+    ///
+    /// # Errors
+    /// [`NoAnswer`] after that time, or when the drain cuts what is left.
+    pub(crate) async fn answer_within<T>(
+        &self,
+        limit: Duration,
+        answer: impl Future<Output = T>,
+    ) -> Result<T, NoAnswer> {
+        let mut answer = pin!(answer);
+        if let Ok(answer) = timeout(limit, &mut answer).await {
+            return Ok(answer);
+        }
+        if self.is_open() {
+            return Err(NoAnswer);
+        }
+        let mut wanted = self.wanted();
+        select! {
+            answer = answer => Ok(answer),
+            _ = wanted.wait_for(|wanted| wanted.cut) => Err(NoAnswer),
+        }
+    }
+
     /// What is wanted now, and whenever that changes.
     pub(crate) fn wanted(&self) -> watch::Receiver<Wanted> {
         self.wanted.subscribe()

@@ -4,13 +4,10 @@
 use mysql_async::{Conn, Error as Failure, prelude::Queryable as _};
 use winddown_buffer::sql::Table;
 use winddown_core::{Error, ErrorKind};
+use winddown_sql::{Verdict, mysql};
 
 use super::number;
-use crate::{
-    code::{self, Verdict},
-    error,
-    watcher::rows,
-};
+use crate::{error, watcher::rows};
 
 /// Whether this statement, with a value for each column, would find what it needs.
 pub(super) async fn at_target(conn: &mut Conn, at: &Table, sql: &str) -> Result<(), Error> {
@@ -55,7 +52,7 @@ pub(super) fn unanswered(failure: Failure) -> Error {
 
 pub(super) fn passes(failure: &Failure) -> bool {
     match failure {
-        Failure::Server(error) => code::verdict(error) == Verdict::Passes,
+        Failure::Server(error) => mysql::verdict(error.code, &error.state) == Verdict::Passes,
         failure => error::is_connection(failure),
     }
 }

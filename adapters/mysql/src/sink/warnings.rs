@@ -2,12 +2,10 @@
 
 use mysql_async::{Transaction, prelude::Queryable as _};
 use winddown_buffer::WriteError;
+use winddown_sql::mysql::{self, Warned};
 
 use super::{rolled_back, unwritten};
-use crate::{
-    code::{self, Warned},
-    watcher::rows,
-};
+use crate::watcher::rows;
 
 /// A warning as the server lists it: its level, its number, and a text.
 type Listed = (String, u32, String);
@@ -46,7 +44,7 @@ async fn changed(
         if level == "Note" {
             continue;
         }
-        match code::warned(*number) {
+        match mysql::warned(*number) {
             Warned::Changed => return Ok(Some(std::mem::take(text))),
             Warned::ByState if asked.iter().all(|(other, _)| other != number) => asked.push((*number, index)),
             Warned::ByState | Warned::Nothing => {}
@@ -61,7 +59,7 @@ async fn changed(
         let state: Vec<Option<String>> = rows(transaction, &format!("SELECT @winddown_{asked}")).await?;
         let state = state.into_iter().next().flatten();
         // One that cannot be told is taken for the worst.
-        if state.is_none_or(|state| code::is_of_record(&state)) {
+        if state.is_none_or(|state| mysql::is_of_record(&state)) {
             return Ok(Some(std::mem::take(&mut listed[*index].2)));
         }
     }

@@ -12,6 +12,7 @@ use tokio::{
     task::{JoinSet, unconstrained},
     time::{Instant, sleep, timeout, timeout_at},
 };
+use tracing::Instrument as _;
 use winddown_core::Error;
 
 use crate::{
@@ -93,14 +94,15 @@ impl Emptying {
                 match self.next() {
                     Given::Idle(conn) => match sessions.key_of_returned(&conn) {
                         Some(key) => sessions.came_back(key, conn, false),
-                        None => drop(adopting.spawn(adopt(connector, conn, limit, false))),
+                        None => drop(adopting.spawn(adopt(connector, conn, limit, false).in_current_span())),
                     },
                     Given::Opening(opening) => {
-                        adopting.spawn(async move {
+                        let opened = async move {
                             if let Ok(Ok(conn)) = timeout_at(limit, opening).await {
                                 adopt(connector, conn, limit, true).await;
                             }
-                        });
+                        };
+                        adopting.spawn(opened.in_current_span());
                         break;
                     }
                     Given::Nothing => break,

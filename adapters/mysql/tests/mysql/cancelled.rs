@@ -3,7 +3,7 @@
 use std::{future::Future, pin::pin, time::Duration};
 
 use tokio::sync::Mutex;
-use winddown_core::Outcome;
+use winddown_core::{Checkouts, Outcome};
 use winddown_mysql::{
     Mysql,
     mysql_async::{
@@ -11,10 +11,10 @@ use winddown_mysql::{
         prelude::{Protocol, Queryable as _},
     },
 };
-use winddown_testkit::Harness as _;
+use winddown_testkit::{Harness as _, proxy::Proxy, scene};
 
 use crate::{
-    scene::{QUICK, Scene, Speaks, config, start, until},
+    scene::{AsConn, QUICK, Scene, Speaks, assert_nothing_left, config, config_at, mysql, start, until},
     server::{Line, MariaDb, MySql, Tenancy, Version, listed},
 };
 
@@ -166,6 +166,53 @@ pub(crate) async fn a_result_that_was_given_back_half_read_is_stopped() {
     half_read::<MariaDb, BinaryProtocol>().await;
 }
 
+/// Its last row is an error: more rows before that than the server keeps for itself.
+const REFUSED_IN_THE_END: &str = "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 1000) \
+                                  SELECT REPEAT('x', 1000), IF(n < 1000, n, (SELECT n UNION SELECT n + 1)) FROM n";
+
+pub(crate) async fn a_result_that_is_refused_in_the_end_does_not_cost_the_connection() {
+    let server = start::<MySql>().await;
+    let mut config = config(&server);
+    config.pool.max_size = 1;
+    let scene = Scene::patient(Mysql::new(config));
+    let mut connection = scene.get().await;
+    let first = connection.id();
+    let mut rows = connection.query_iter(REFUSED_IN_THE_END).await.unwrap();
+    rows.next().await.unwrap().expect("there are many");
+    drop(rows);
+    drop(connection);
+    assert_eq!(scene.get().await.id(), first);
+    scene.drain().await.assert_clean(1);
+    assert_nothing_left(&server).await;
+    server.end().await.unwrap();
+}
+
+pub(crate) async fn a_result_that_a_slow_server_stops_late_ends_with_a_goodbye() {
+    let server = mysql().await;
+    let proxy = Proxy::start(server.server.address).await.unwrap();
+    stopped_late(&server, &proxy, Mysql::new(config_at(&server, proxy.address()))).await;
+    server.end().await.unwrap();
+}
+
+/// By a drain that has it stopped later than its reset would have been given up.
+pub(crate) async fn stopped_late<R: Checkouts>(server: &Tenancy<MySql>, proxy: &Proxy, resource: R)
+where
+    R::Checkout: AsConn,
+{
+    let scene = scene::Scene::new(resource);
+    let mut connection = scene.get().await;
+    let mut rows = connection.conn().query_iter(ROWS).await.unwrap();
+    rows.next().await.unwrap().expect("there are many");
+    drop(rows);
+    proxy.set_delay(Duration::from_millis(600));
+    drop(connection);
+    let drained = scene.drain().await;
+    let row = drained.row();
+    let ended = (row.outcome, row.sessions.cancelled, drained.ended());
+    assert_eq!(ended, (Outcome::Drained, 1, (1, 0)), "{}", drained.report);
+    assert_nothing_left(server).await;
+}
+
 /// When a result is given back half read.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Moment {
@@ -202,10 +249,10 @@ async fn half_read<V: Version, W: Way>() {
             drained
         };
         drained.assert_in_time();
-        assert_eq!(server.sessions().await.unwrap(), 0, "{moment:?}: {}", drained.report);
         let row = drained.row();
         let ended = (row.outcome, row.sessions.cancelled, drained.ended());
         assert_eq!(ended, (Outcome::Drained, 1, (1, 0)), "{moment:?}: {}", drained.report);
+        assert_nothing_left(&server).await;
     }
     server.end().await.unwrap();
 }

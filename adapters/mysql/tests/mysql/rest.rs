@@ -131,9 +131,11 @@ pub(crate) async fn an_answer_that_comes_too_late_costs_no_goodbye() {
     let server = mysql().await;
     let (proxy, scene) = always_checked(&server, Duration::from_millis(100)).await;
 
+    // A busy machine may have made it one of several before.
+    let before = proxy.accepted();
     proxy.set_delay(Duration::from_millis(300));
     let replaced = scene.get().await;
-    assert_eq!(proxy.accepted(), 2);
+    assert_eq!(proxy.accepted(), before + 1);
     drop(replaced);
     scene.drain().await;
     assert_nothing_left(&server).await;

@@ -16,7 +16,7 @@ use winddown_testkit::{
 };
 
 use crate::{
-    cancelled::ROWS,
+    cancelled::{ROWS, stopped_late},
     scene::{
         ENDLESS, QUICK, abandon_statement, assert_nothing_left, config, config_at, drain_under_a_statement, in_full,
         mysql, ping, until, until_running,
@@ -137,6 +137,7 @@ pub(crate) async fn a_result_that_was_given_back_half_read_is_stopped() {
     for before in [None, Some(Duration::from_millis(100))] {
         let scene = Scene::patient(wrap(&server));
         let mut connection = scene.get().await;
+        drop(scene.get().await);
         let mut rows = connection.query_iter(ROWS).await.unwrap();
         rows.next().await.unwrap().expect("there are many");
         drop(rows);
@@ -146,17 +147,27 @@ pub(crate) async fn a_result_that_was_given_back_half_read_is_stopped() {
             scene.drain().await
         } else {
             let given_back = async {
-                scene.lifecycle.draining().await;
+                until("what is idle has ended", || async { server.sessions().await.unwrap() == 1 }).await;
                 drop(connection);
             };
             tokio::join!(scene.drain(), given_back).0
         };
         drained.assert_in_time();
-        assert_nothing_left(&server).await;
         let row = drained.row();
         let ended = (row.outcome, row.sessions.cancelled, drained.ended());
-        assert_eq!(ended, (Outcome::Drained, 1, (1, 0)), "{before:?}: {}", drained.report);
+        assert_eq!(ended, (Outcome::Drained, 1, (2, 0)), "{before:?}: {}", drained.report);
+        assert_nothing_left(&server).await;
     }
+    server.end().await.unwrap();
+}
+
+pub(crate) async fn a_result_that_a_slow_server_stops_late_ends_with_a_goodbye() {
+    let server = mysql().await;
+    let proxy = Proxy::start(server.server.address).await.unwrap();
+    let mut config = config_at(&server, proxy.address());
+    config.pool.max_size = 1;
+    let (pool, opts) = wrapped_pool::pool(config);
+    stopped_late(&server, &proxy, Mysql::wrap(pool, opts)).await;
     server.end().await.unwrap();
 }
 

@@ -11,6 +11,7 @@ use tokio_postgres::{
 };
 use winddown_buffer::{Batch, Delivery, Sink, WriteError};
 use winddown_core::{Checkout, Error, ErrorKind};
+use winddown_sql::Verdict;
 
 use super::{
     Parameters, Table,
@@ -20,7 +21,7 @@ use super::{
     keys::Keys,
     settings,
     transaction::{Key, Transaction},
-    verdict::{Verdict, verdict_of_value},
+    verdict::verdict_of_value,
     without_records, write_error,
 };
 use crate::Postgres;
@@ -171,7 +172,7 @@ fn put_row(values: &[&(dyn ToSql + Sync)], types: &[Type], buffer: &mut BytesMut
         let text = "a record cannot be sent";
         let failed = |source| Error::new(ErrorKind::Write, text).with_source(source);
         let is_null = value.to_sql_checked(r#type, buffer).map_err(|source| match verdict_of_value(&*source) {
-            Verdict::Failed => WriteError::Failed(failed(source)),
+            Verdict::Fails => WriteError::Failed(failed(source)),
             _ => WriteError::Rejected(failed(source)),
         })?;
         if matches!(is_null, IsNull::No) {

@@ -16,14 +16,15 @@ use deadpool::managed::Manager as _;
 use deadpool_postgres::{Client, ClientWrapper, Pool, Timeouts};
 use tokio::{
     task::JoinSet,
-    time::{Instant, error::Elapsed, sleep, sleep_until, timeout},
+    time::{Instant, error::Elapsed, sleep, sleep_until, timeout, timeout_at},
 };
 use tokio_postgres::CancelToken;
+use tracing::Instrument as _;
 use winddown_core::{
     Error, ErrorKind,
     adapter::{Drain, Ends},
 };
-use winddown_net::own_sockets::{self, Connection, OwnSockets};
+use winddown_net::own_sockets::{Connection, Open, OwnSockets};
 
 use crate::{
     error::error,
@@ -37,7 +38,7 @@ use crate::{
 };
 
 /// A connection that the drain has.
-enum Held {
+pub(super) enum Held {
     /// Not the pool's any more.
     Taken(ClientWrapper),
     /// The pool's still: given up it would make room there for another one.
@@ -149,6 +150,8 @@ pub(super) struct Goodbye<'a> {
     ended: Vec<Held>,
     /// Once somebody has answered: looking takes the kernel some milliseconds, in which nobody else gets on here.
     own: Option<OwnSockets>,
+    /// Those that were not among them at first.
+    looked_for: HashSet<SessionId>,
     look_at: Instant,
     look_pause: Duration,
     is_asking: bool,
@@ -189,6 +192,7 @@ impl<'a> Goodbye<'a> {
             pooled: 0,
             ended: Vec::new(),
             own: None,
+            looked_for: HashSet::new(),
             look_at: now,
             look_pause: PAUSES.0,
             is_asking: false,
@@ -211,7 +215,9 @@ impl<'a> Goodbye<'a> {
     }
 
     pub(super) async fn say(mut self) -> Result<(), Error> {
-        self.begin();
+        while !self.begin() {
+            self.wrapped.changed.notified().await;
+        }
         let mut settled = false;
         loop {
             self.take_over();
@@ -243,23 +249,40 @@ impl<'a> Goodbye<'a> {
 
     /// Takes over what is idle. What is out with the guard's checkouts comes back through the guard. Where others have taken
     /// something from the pool, the pool stays open until that is back: a closed one ends it without a goodbye.
-    fn begin(&mut self) {
+    ///
+    /// `false`, and nothing is begun, while the guard gives one back to the pool: it would be taken for one that somebody else has.
+    fn begin(&mut self) -> bool {
+        {
+            let mut state = self.wrapped.state();
+            if state.returning > 0 {
+                return false;
+            }
+            // What the guard has given back is idle, and what it gives back from now on comes here.
+            state.phase = Phase::Draining;
+        }
         self.take_idle();
-        let (status, by_guard) = (self.pool().status(), self.wrapped.state().out.len());
+        let by_guard = {
+            let state = self.wrapped.state();
+            state.out.len() + state.returning
+        };
+        // Asked for last: what comes here meanwhile is the pool's no more.
+        let status = self.pool().status();
         if status.size <= by_guard {
-            self.wrapped.state().phase = Phase::Draining;
-            return self.pool().close();
+            self.pool().close();
+            return true;
         }
         self.wrapped.state().phase = Phase::Collecting;
         if status.max_size <= status.size {
-            return self.collect();
+            self.collect();
+            return true;
         }
         // There is room for more, which nobody is to have. The pool gives it up when it has one more connection than it may have:
         // so one is opened, for this.
         let pool = self.pool().clone();
         let at_once = Timeouts { wait: Some(Duration::ZERO), create: None, recycle: None };
         self.is_opening = true;
-        self.tasks.spawn(async move { Event::Reserved(pool.timeout_get(&at_once).await.ok()) });
+        self.spawn(async move { Event::Reserved(pool.timeout_get(&at_once).await.ok()) });
+        true
     }
 
     fn take_idle(&mut self) {
@@ -268,18 +291,33 @@ impl<'a> Goodbye<'a> {
         }
     }
 
+    fn spawn(&mut self, task: impl Future<Output = Event> + Send + 'static) {
+        self.tasks.spawn(task.in_current_span());
+    }
+
     /// Waits for what comes back to the pool.
     fn collect(&mut self) {
         let pool = self.pool().clone();
         let whenever = Timeouts { wait: None, create: None, recycle: None };
-        self.tasks.spawn(async move { Event::CameBack(pool.timeout_get(&whenever).await.ok()) });
+        self.spawn(async move { Event::CameBack(pool.timeout_get(&whenever).await.ok()) });
     }
 
     fn take_over(&mut self) {
         let returned = std::mem::take(&mut self.wrapped.state().returned);
-        for client in returned {
-            self.ask_for_the_last_answer(Held::Taken(client));
+        for held in returned {
+            self.ask_for_the_last_answer(held);
         }
+        let collects = self.wrapped.state().phase == Phase::Collecting;
+        if collects && !self.is_opening && self.out() == 0 {
+            // Whoever waits for one is told.
+            self.close_pool();
+        }
+    }
+
+    /// What comes back from now on comes from the guard.
+    fn close_pool(&self) {
+        self.pool().close();
+        self.wrapped.state().phase = Phase::Draining;
     }
 
     /// The answer comes when all is over that runs on it.
@@ -296,7 +334,7 @@ impl<'a> Goodbye<'a> {
         self.next += 1;
         let (number, token, session) = (self.next, known.token.clone(), Arc::clone(&known.session));
         self.waiting.insert(number, Waiting { known, since: Instant::now(), is_stopped: false });
-        self.tasks.spawn(async move {
+        self.spawn(async move {
             let answer = match session.get() {
                 Some(session) => held.simple_query("").await.map(|_| *session),
                 None => match identify(&held, &token).await {
@@ -418,8 +456,7 @@ impl<'a> Goodbye<'a> {
         // Some have not said yet which session they are, as those that are in the middle of a statement.
         let pids = ids.iter().map(|id| id.pid).chain(unwanted.iter().filter_map(Known::pid)).collect();
         self.is_asking = true;
-        self.tasks
-            .spawn(async move { Event::Listed(ids, timeout(patience, server::list(&held, &pids, &ports)).await) });
+        self.spawn(async move { Event::Listed(ids, timeout(patience, server::list(&held, &pids, &ports)).await) });
     }
 
     fn is_unprepared(&self) -> bool {
@@ -447,7 +484,7 @@ impl<'a> Goodbye<'a> {
         }
         self.is_opening = true;
         let pool = self.pool().clone();
-        self.tasks.spawn(async move {
+        self.spawn(async move {
             let opened = async {
                 let client = pool.manager().create().await.map_err(cannot_ask)?;
                 let session = identify(&client, &client.cancel_token()).await.map_err(cannot_ask)?;
@@ -469,7 +506,7 @@ impl<'a> Goodbye<'a> {
         let is_first = self.asked_by_secret.insert(known.cache.as_ptr().addr());
         if is_first {
             let token = known.token.clone();
-            self.tasks.spawn(async move { Event::AskedBySecret(cancel_by_secret(&token).await) });
+            self.spawn(async move { Event::AskedBySecret(cancel_by_secret(&token).await) });
         }
         is_first
     }
@@ -490,10 +527,8 @@ impl<'a> Goodbye<'a> {
             Event::Reserved(opened) => {
                 self.is_opening = false;
                 let Some(opened) = opened else {
-                    // Those that come back now end without a goodbye.
-                    self.pool().close();
-                    self.wrapped.state().phase = Phase::Draining;
-                    return;
+                    // Those that come back to it now end without a goodbye.
+                    return self.close_pool();
                 };
                 self.take_idle();
                 self.pool().resize(self.pool().status().size.saturating_sub(1));
@@ -505,7 +540,7 @@ impl<'a> Goodbye<'a> {
                     return self.ask_for_the_last_answer(Held::Taken(client));
                 }
                 self.is_opening = true;
-                self.tasks.spawn(async move {
+                self.spawn(async move {
                     let token = client.cancel_token();
                     let session = identify(&client, &token).await.map_err(cannot_ask);
                     Event::Opened(session.map(|session| (client, session)))
@@ -517,8 +552,7 @@ impl<'a> Goodbye<'a> {
             }
             Event::CameBack(None) => {
                 // Closed, or it gives nothing any more.
-                self.pool().close();
-                self.wrapped.state().phase = Phase::Draining;
+                self.close_pool();
             }
             Event::Listed(asked, Ok(Ok(listed))) => self.on_list(&asked, &listed),
             Event::Cancelled(statements, Ok(taken)) => {
@@ -582,7 +616,6 @@ impl<'a> Goodbye<'a> {
             return self.leaves_unseen(held);
         };
         self.cannot_open = None;
-        self.own = None;
         // Seen now: that takes the kernel some time, which may not be there when it is to leave.
         self.connection(&listed);
         self.met.insert(listed.id);
@@ -637,7 +670,15 @@ impl<'a> Goodbye<'a> {
 
     /// Where the end of this session is seen, if it is.
     fn connection(&mut self, listed: &Listed) -> Option<Connection> {
-        listed.client.and_then(|client| self.own.get_or_insert_with(OwnSockets::now).from(client))
+        let peer = listed.peer?;
+        if let Some(connection) = self.own.as_ref().and_then(|own| own.of(&peer)) {
+            return Some(connection);
+        }
+        // It may have been connected since.
+        if self.looked_for.insert(listed.id) {
+            self.own = Some(OwnSockets::now());
+        }
+        self.own.as_ref()?.of(&peer)
     }
 
     /// Says goodbye, and is seen to end or asked about.
@@ -661,14 +702,20 @@ impl<'a> Goodbye<'a> {
         if !self.sees_ends() || Instant::now() < self.look_at {
             return;
         }
-        let open = own_sockets::open();
+        let open = Open::now();
         let is_over = |leaving: &Leaving| leaving.connection.is_some_and(|connection| !open.contains(&connection));
         let over: Vec<_> = self.leaving.extract_if(|_, leaving| is_over(leaving)).collect();
         self.look_pause = if over.is_empty() { (self.look_pause * 2).min(PAUSES.1) } else { PAUSES.0 };
-        self.look_at = Instant::now() + self.look_pause;
+        self.look_at = Instant::now() + self.look_pause.max(open.rest());
         for (_, leaving) in over {
             self.has_ended(leaving);
         }
+    }
+
+    /// For the last time, before what is left is called cut: it may have ended since the look before.
+    fn look_now(&mut self) {
+        self.look_at = Instant::now();
+        self.look();
     }
 
     fn has_ended(&mut self, leaving: Leaving) {
@@ -726,7 +773,7 @@ impl<'a> Goodbye<'a> {
             let held = Arc::clone(&asker.held);
             let statements = again.iter().map(|id| (*id, listed[id].statement)).collect();
             self.is_asking = true;
-            self.tasks.spawn(async move { Event::Cancelled(statements, server::cancel(&held, &again).await) });
+            self.spawn(async move { Event::Cancelled(statements, server::cancel(&held, &again).await) });
         }
     }
 
@@ -742,7 +789,7 @@ impl<'a> Goodbye<'a> {
         let known: HashSet<i32> = here.filter_map(Known::pid).collect();
         let could_be = listed
             .filter(|listed| !self.met.contains(&listed.id) && !known.contains(&listed.id.pid))
-            .filter_map(|listed| Some((listed.id, listed.client?)));
+            .filter_map(|listed| Some((listed.id, listed.peer?)));
         let found = OwnSockets::now().exactly(expected, could_be);
         if let (Err(could_be), false) = (&found, self.is_left_alone) {
             self.is_left_alone = true;
@@ -807,33 +854,34 @@ impl<'a> Goodbye<'a> {
         self.close();
         // What was opened for the drain has done what it could.
         self.tasks.shutdown().await;
+        self.look_now();
         if let Some(asker) = self.asker.take_if(|asker| !asker.is_counted) {
             self.dismiss(asker);
-            let now = Instant::now();
-            // A look that has begun then is not broken off, on a machine that is busy.
-            let third = self.drain.deadline().saturating_duration_since(now) / 3;
-            // Those of the pool have had their time.
-            let _ = timeout(third, async {
+            // Those of the pool have had their time. A look that has begun then is not broken off.
+            let _ = timeout_at(self.drain.halfway(), async {
                 while self.leaving.values().any(|leaving| !leaving.is_counted && leaving.connection.is_some()) {
                     sleep_until(self.look_at).await;
                     self.look();
                 }
             })
             .await;
+            self.look_now();
         }
         self.count();
     }
 
     /// Whoever waits for a connection is told, and what comes back is not taken any more.
     fn close(&mut self) {
-        self.out_at_end = Some(self.out());
-        self.pool().close();
         let returned = {
             let mut state = self.wrapped.state();
             state.phase = Phase::Over;
             std::mem::take(&mut state.returned)
         };
-        self.drain.count_cut(returned.len());
+        // Those that the pool still counts are in the count of what is out.
+        let taken = returned.iter().filter(|held| matches!(held, Held::Taken(_))).count();
+        self.out_at_end = Some(self.out());
+        self.pool().close();
+        self.drain.count_cut(taken);
         if let Some(failure) = self.cannot_open.take() {
             self.drain.note(&failure);
         }

@@ -2,13 +2,10 @@
 //!
 //! In the simple protocol, whose answers are text, so that nothing is prepared, and one round trip is enough.
 
-use std::{
-    collections::HashSet,
-    fmt::Display,
-    net::{IpAddr, SocketAddr},
-};
+use std::{collections::HashSet, fmt::Display};
 
 use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
+use winddown_net::own_sockets::{self, Peer};
 
 /// Names one session for good: a process id is used again, and no session that has it later began at the same time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -22,8 +19,8 @@ pub(super) struct SessionId {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Listed {
     pub(super) id: SessionId,
-    /// Our end of its connection, as the server sees it. None over a Unix socket.
-    pub(super) client: Option<SocketAddr>,
+    /// Whom the server has at its other end. None over a Unix socket.
+    pub(super) peer: Option<Peer>,
     pub(super) is_busy: bool,
     /// When its last statement began, which tells one from the next.
     pub(super) statement: Option<i64>,
@@ -43,7 +40,8 @@ const BUSY: &str = "state IN ('active', 'fastpath function call') AND query NOT 
 fn select(condition: &str) -> String {
     let statement = microseconds!("query_start");
     format!(
-        "/* winddown asks */ SELECT pid, {BEGAN}, host(client_addr), client_port, {BUSY}, {statement} FROM pg_stat_activity WHERE {condition}"
+        "/* winddown asks */ SELECT pid, {BEGAN}, host(client_addr), client_port, {BUSY}, {statement}, host(inet_server_addr()), \
+         inet_server_port() FROM pg_stat_activity WHERE {condition}"
     )
 }
 
@@ -96,10 +94,10 @@ fn session_id(row: &SimpleQueryRow) -> Option<SessionId> {
 /// None where it is no row, or one of a session that this user is not shown.
 pub(super) fn listed(message: &SimpleQueryMessage) -> Option<Listed> {
     let SimpleQueryMessage::Row(row) = message else { return None };
-    let address = column::<IpAddr>(row, 2).map(|address| address.to_canonical());
-    let client = address.zip(column(row, 3)).map(|(address, port)| SocketAddr::new(address, port));
+    let address = |host, port| own_sockets::client(row.try_get(host).ok()??, column::<u16>(row, port)?);
+    let peer = address(2, 3).map(|client| Peer::new(client, address(6, 7)));
     let is_busy = row.try_get(4).ok().flatten() == Some("t");
-    Some(Listed { id: session_id(row)?, client, is_busy, statement: column(row, 5) })
+    Some(Listed { id: session_id(row)?, peer, is_busy, statement: column(row, 5) })
 }
 
 fn column<T: std::str::FromStr>(row: &SimpleQueryRow, index: usize) -> Option<T> {

@@ -101,7 +101,7 @@ fn rows(answer: Vec<SimpleQueryMessage>) -> Vec<SimpleQueryRow> {
 pub(crate) struct PgBouncer {
     server: Leased<Server>,
     bouncer: Leased<Bouncer>,
-    tenant: Tenant,
+    pub(crate) tenant: Tenant,
     proxy: Option<Proxy>,
     console: Mutex<Arc<Client>>,
     superuser: Client,
@@ -226,7 +226,9 @@ impl Harness for PgBouncer {
         let log = self.bouncer.container.lock().await.logs().await?;
         let ours = format!("/{}@", self.tenant.name);
         let closing = log.lines().filter(|line| line.contains(&ours) && line.contains("closing because"));
-        let bad = closing.filter(|line| !line.contains("client close request"));
+        // As a client said, or what it was told to stop was passed on.
+        let good = ["client close request", "successfully sent cancel request"];
+        let bad = closing.filter(|line| !good.iter().any(|good| line.contains(good)));
         Ok(bad.map(ToOwned::to_owned).collect())
     }
 

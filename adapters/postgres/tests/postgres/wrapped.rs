@@ -2,8 +2,15 @@
 
 use std::{net::SocketAddr, process::ExitCode, sync::Arc, thread, time::Duration};
 
-use deadpool_postgres::{Client, Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
-use tokio::{runtime::Builder, task::JoinHandle, time::timeout};
+use deadpool_postgres::{Client, ConfigConnectImpl, Connect, Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
+use futures_util::future::BoxFuture;
+use tokio::{
+    runtime::Builder,
+    sync::{Semaphore, watch},
+    task::{JoinHandle, JoinSet},
+    time::timeout,
+};
+use tokio_postgres::NoTls;
 use tokio_postgres_rustls::MakeRustlsConnect;
 use winddown_core::Outcome;
 use winddown_postgres::{
@@ -15,6 +22,7 @@ use winddown_testkit::{
     certificates::Authority,
     child::{self, Child},
     proxy::Proxy,
+    same_end,
 };
 
 use crate::{
@@ -68,6 +76,24 @@ pub(crate) async fn a_pool_is_drained_though_it_was_never_used_through_the_guard
         assert_eq!(drained.row().cannot, ["see every session"]);
         assert!(pool.is_closed());
     }
+    server.end().await.unwrap();
+}
+
+pub(crate) async fn sessions_are_told_from_connections_to_others_that_have_the_same_end_here() {
+    let server = seventeen().await;
+    let pool = pool(&server);
+    let mut others = Vec::new();
+    let clients = [pool.get().await.unwrap(), pool.get().await.unwrap()];
+    for client in &clients {
+        let end = client.query_one("SELECT host(inet_client_addr()) || ':' || inet_client_port()", &[]).await.unwrap();
+        others.push(same_end::connect(end.get::<_, String>(0).parse().unwrap()).await.unwrap());
+    }
+    drop(clients);
+    let drained = Scene::new(Postgres::wrap(pool)).drain().await;
+    drained.assert_clean(2);
+    assert_nothing_left(&server).await;
+    assert_eq!(drained.row().sessions.unconfirmed, 0, "{}", drained.report);
+    drop(others);
     server.end().await.unwrap();
 }
 
@@ -194,6 +220,69 @@ pub(crate) async fn what_comes_back_to_the_pool_directly_says_goodbye() {
     server.end().await.unwrap();
 }
 
+/// The pool would end it without a goodbye.
+pub(crate) async fn a_checkout_that_comes_back_when_the_pool_was_just_closed_says_goodbye() {
+    let server = seventeen().await;
+    let pool = pool(&server);
+    let scene = Scene::new(Postgres::wrap(pool.clone()));
+    let by_guard = scene.get().await;
+    ping(&by_guard).await;
+    let mut by_others = Vec::new();
+    while pool.status().size < pool.status().max_size {
+        by_others.push(pool.get().await.unwrap());
+    }
+    let (drained, ()) = tokio::join!(scene.drain(), async {
+        scene.lifecycle.draining().await;
+        // The second one comes back when the drain has seen that others have some.
+        for (client, left) in by_others.into_iter().zip([3, 2, 1]) {
+            drop(client);
+            until("it has left", || async { server.sessions().await.unwrap() == left }).await;
+        }
+        pool.close();
+        drop(by_guard);
+    });
+    drained.assert_clean(4);
+    assert_nothing_left(&server).await;
+    server.end().await.unwrap();
+}
+
+/// Whoever waits for a connection waits in vain then.
+pub(crate) async fn a_drain_that_has_all_does_not_wait_for_callers_that_wait() {
+    let server = seventeen().await;
+    let mut took = Vec::new();
+    // Once it is quick on any machine; waiting for them would take as long each time.
+    for _ in 0..3 {
+        let pool = pool(&server);
+        let scene = Scene::new(Postgres::wrap(pool.clone()));
+        let by_guard = scene.get().await;
+        let mut by_others = Vec::new();
+        while pool.status().size < pool.status().max_size {
+            by_others.push(pool.get().await.unwrap());
+        }
+        // One more than others have, and give back.
+        let mut waiting = JoinSet::new();
+        for _ in 0..=by_others.len() {
+            let db = scene.db.clone();
+            waiting.spawn(async move { db.get().await });
+        }
+        let callers = waiting.len();
+        until("they wait", || async { pool.status().waiting == callers }).await;
+        let (drained, ()) = tokio::join!(scene.drain(), async {
+            until("the drain waits too", || async { pool.status().waiting == callers + 1 }).await;
+            drop(by_guard);
+            drop(by_others);
+        });
+        for refused in waiting.join_all().await {
+            assert!(refused.unwrap_err().is_shutting_down());
+        }
+        drained.assert_clean(4);
+        assert_nothing_left(&server).await;
+        took.push(drained.took);
+    }
+    assert!(took.iter().any(|took| *took < Duration::from_secs(3)), "{took:?}");
+    server.end().await.unwrap();
+}
+
 pub(crate) async fn what_is_not_proven_to_be_the_pools_is_left_alone() {
     let server = seventeen().await;
     let pool = pool(&server);
@@ -304,6 +393,53 @@ pub(crate) async fn a_session_that_is_being_opened_when_the_drain_begins_says_go
         assert!(drained.report.is_clean(), "after {steps} steps: {}", drained.report);
         assert_nothing_left(&server).await;
     }
+    server.end().await.unwrap();
+}
+
+/// Connects once, and when nobody is held any more; how many have asked for it.
+struct Held(Arc<Semaphore>, watch::Sender<usize>);
+
+impl Connect for Held {
+    fn connect(
+        &self,
+        config: &tokio_postgres::Config,
+    ) -> BoxFuture<'_, Result<(tokio_postgres::Client, JoinHandle<()>), tokio_postgres::Error>> {
+        let config = config.clone();
+        Box::pin(async move {
+            self.1.send_modify(|asked| *asked += 1);
+            if let Ok(first) = self.0.acquire().await {
+                first.forget();
+            }
+            ConfigConnectImpl { tls: NoTls }.connect(&config).await
+        })
+    }
+}
+
+pub(crate) async fn a_session_that_is_connected_when_others_have_left_is_seen_to_end_too() {
+    let server = seventeen().await;
+    let (connects, asked) = (Arc::new(Semaphore::new(1)), watch::Sender::new(0));
+    let mut asks = asked.subscribe();
+    let settings = ManagerConfig { recycling_method: RecyclingMethod::Fast };
+    let manager = Manager::from_connect(config(&server).driver, Held(Arc::clone(&connects), asked), settings);
+    let pool = Pool::builder(manager).max_size(2).runtime(Runtime::Tokio1).build().unwrap();
+    let scene = Scene::new(Postgres::wrap(pool.clone()));
+    let first = pool.get().await.unwrap();
+    ping(&first).await;
+    let mut caller = Box::pin(scene.db.get());
+    tokio::select! {
+        _ = &mut caller => panic!("nobody has connected it"),
+        asked = asks.wait_for(|asked| *asked == 2) => drop(asked.unwrap()),
+    }
+    let (drained, ()) = tokio::join!(scene.drain(), async {
+        assert!(caller.await.unwrap_err().is_shutting_down());
+        drop(first);
+        until("the first one has left", || async { server.sessions().await.unwrap() == 0 }).await;
+        // And whoever is opened to ask, as on a machine that is slow.
+        connects.close();
+    });
+    drained.assert_clean(2);
+    assert_nothing_left(&server).await;
+    assert_eq!(drained.row().sessions.unconfirmed, 0, "{}", drained.report);
     server.end().await.unwrap();
 }
 

@@ -428,7 +428,7 @@ impl WrappedPool {
                 .collect()
         };
         let could_be = clients.into_iter().filter(|client| !met.contains(&client.id));
-        let could_be = could_be.filter_map(|client| client.client().map(|address| (client, address)));
+        let could_be = could_be.filter_map(|client| client.peer().map(|peer| (client, peer)));
         let found = own.exactly(expected, could_be);
         state.left_alone = match found {
             Ok(found) => {

@@ -7,6 +7,7 @@ use winddown_redis::{Config, Redis, redis};
 use winddown_testkit::{Harness as _, scene::until};
 
 use crate::{
+    outage::until_seen,
     scene::{Scene, Server, Speaks as _, assert_nothing_left, config, config_at, redis_8, start},
     server::{Redis8, Valkey8, Version},
 };
@@ -123,6 +124,8 @@ pub(crate) async fn subscriptions_get_their_messages_and_end_with_the_drain() {
                 publish.query_async::<usize>(&mut server.superuser().await).await.unwrap() == 0
             })
             .await;
+            // The server has let it go before it has closed its side.
+            until_seen(&scene).await;
         }
         scene.drain().await.assert_clean(if own { 0 } else { 1 });
         let heard: usize = publish.query_async(&mut server.superuser().await).await.unwrap();

@@ -27,7 +27,7 @@ async fn held(server: &Server) -> (Proxy, Scene, Vec<Checkout<Directed<Redis>>>)
     (proxy, scene, held)
 }
 
-async fn until_seen(scene: &Scene) {
+pub(crate) async fn until_seen(scene: &Scene) {
     until("somebody has seen it", || async { format!("{:?}", scene.db.resource()).contains("open: 0") }).await;
 }
 

@@ -1,26 +1,11 @@
-//! What the server's errors say of what was to be done, by the servers' own classes.
+//! MySQL and MariaDB: by the servers' own numbers and classes.
 //!
 //! An error has a number, which MySQL and MariaDB share below 1900, and an SQLSTATE, whose first two characters are its class:
 //! "MySQL Error Message Reference", <https://dev.mysql.com/doc/mysql-errors/en/server-error-reference.html>, and "MariaDB
 //! Error Codes". The class decides, but for the numbers here: most errors have the general class HY, and 42 is the statement's
 //! fault as well as a limit that was reached. Names are the servers' own.
 
-use mysql_async::ServerError;
-
-/// What is to be thought of an error.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Verdict {
-    /// The same may go well later.
-    Passes,
-    /// A limit of time, memory or locks was reached, which less work would keep.
-    MuchWork,
-    /// A limit of size was reached, which fewer records would keep; where there is one alone, nothing will.
-    TooLarge,
-    /// It is in what was written.
-    OfRecord,
-    /// It will be the same again.
-    Fails,
-}
+use crate::Verdict;
 
 const NET_PACKET_TOO_LARGE: u16 = 1153;
 
@@ -164,25 +149,20 @@ const BY_NUMBER: &[(Verdict, &[u16])] = &[
     ),
 ];
 
-/// What is to be thought of this error.
-pub(crate) fn verdict(error: &ServerError) -> Verdict {
-    judge(error.code, &error.state)
-}
-
 /// Whether it says that the server takes no writes: it is no primary any more, or never was. One that says so of a transaction
 /// alone, which the application has begun as one that only reads, says nothing of itself.
-#[cfg(feature = "buffer")]
-pub(crate) fn is_read_only(error: &ServerError) -> bool {
-    match error.code {
+pub fn is_read_only(number: u16, message: &str) -> bool {
+    match number {
         // Of all options that prevent something: --read-only, --super-read-only, --innodb-read-only. Options are the same in
         // each language.
-        1290 => error.message.contains("read-only") || error.message.contains("read_only"),
+        1290 => message.contains("read-only") || message.contains("read_only"),
         1836 | 1874 | 3100 => true,
         _ => false,
     }
 }
 
-pub(crate) fn judge(code: u16, state: &str) -> Verdict {
+/// What is to be thought of the error that has this number and this SQLSTATE.
+pub fn verdict(code: u16, state: &str) -> Verdict {
     let class = |class| state.starts_with(class);
     // A transaction that was rolled back for the sake of another, whoever says so.
     if class("40") || class("XA1") {
@@ -202,14 +182,14 @@ pub(crate) fn judge(code: u16, state: &str) -> Verdict {
 }
 
 /// Of values, of constraints, of a view's condition, and what triggers raise.
-pub(crate) fn is_of_record(state: &str) -> bool {
+pub fn is_of_record(state: &str) -> bool {
     ["22", "23", "44", "45"].into_iter().any(|class| state.starts_with(class))
 }
 
 /// What a warning says, by its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg(feature = "buffer")]
-pub(crate) enum Warned {
+#[expect(clippy::exhaustive_enums, reason = "whoever asks must know what to do with each")]
+pub enum Warned {
     /// A value is not in the table as it was sent.
     Changed,
     /// Nothing of what was written.
@@ -219,8 +199,7 @@ pub(crate) enum Warned {
 }
 
 /// What a warning says that has this number.
-#[cfg(feature = "buffer")]
-pub(crate) fn warned(number: u32) -> Warned {
+pub fn warned(number: u32) -> Warned {
     const CHANGED: &[u32] = &[
         1260, // CUT_VALUE_GROUP_CONCAT
         1261, // WARN_TOO_FEW_RECORDS: of one line
@@ -241,7 +220,7 @@ pub(crate) fn warned(number: u32) -> Warned {
     if NOTHING.contains(&number) {
         return Warned::Nothing;
     }
-    let is_of_record = |number| judge(number, "") == Verdict::OfRecord;
+    let is_of_record = |number| verdict(number, "") == Verdict::OfRecord;
     if CHANGED.contains(&number) || u16::try_from(number).is_ok_and(is_of_record) {
         return Warned::Changed;
     }
@@ -251,7 +230,7 @@ pub(crate) fn warned(number: u32) -> Warned {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use Verdict::*;
+    use crate::Verdict::*;
 
     #[test]
     fn what_passes_and_what_is_in_a_record_is_told_by_the_servers_classes_and_numbers() {
@@ -325,8 +304,8 @@ mod tests {
             (3105, "HY000", "ER_NON_DEFAULT_VALUE_FOR_GENERATED_COLUMN", Fails),
             (9999, "HY000", "one that is not known", Fails),
         ];
-        for (code, state, name, verdict) in cases {
-            assert_eq!(judge(code, state), verdict, "{code} {name}");
+        for (code, state, name, expected) in cases {
+            assert_eq!(verdict(code, state), expected, "{code} {name}");
         }
         let numbers: Vec<u16> = BY_NUMBER.iter().flat_map(|(_, codes)| codes.iter().copied()).collect();
         let mut once = numbers.clone();
@@ -336,10 +315,8 @@ mod tests {
     }
 
     #[test]
-    #[cfg(feature = "buffer")]
     fn a_server_that_takes_no_writes_is_told_from_what_else_says_so() {
-        let said =
-            |code, message: &str| is_read_only(&ServerError { code, message: message.into(), state: "HY000".into() });
+        let said = is_read_only;
         let running =
             |option| format!("The server is running with the --{option} option so it cannot execute this statement");
         assert!(said(1290, &running("read-only")) && said(1290, &running("super-read-only")));
@@ -349,7 +326,6 @@ mod tests {
     }
 
     #[test]
-    #[cfg(feature = "buffer")]
     fn warnings_of_syntax_are_none_of_what_was_written() {
         let cases = [
             (1265, Warned::Changed),
