@@ -8,6 +8,8 @@ use std::{
 };
 
 use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::UnixStream,
     runtime::{Builder, Runtime},
     task::spawn_blocking,
 };
@@ -174,6 +176,18 @@ pub async fn until<F: Future<Output = bool>>(what: &str, mut is_so: impl FnMut()
         assert!(began.elapsed() < PATIENCE, "not so after {PATIENCE:?}: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+}
+
+/// Until whoever waits for a socket on this runtime is told of what has come in it until now: the kernel may have known of that for a
+/// while, and who asks whether a connection is open is told what the runtime knows.
+///
+/// # Panics
+/// Where the system gives no two sockets that are connected.
+pub async fn until_events_are_seen() {
+    // The kernel tells in the order in which things happen, and this is the last one.
+    let (mut ours, mut theirs) = UnixStream::pair().expect("there are descriptors left");
+    theirs.write_all(b"!").await.expect("the other end is here");
+    ours.read_exact(&mut [0]).await.expect("the other end is here");
 }
 
 /// The error with all that is behind it.

@@ -8,11 +8,12 @@ use winddown_mysql::{
     Config, Mysql, Wrapped,
     mysql_async::{Conn, Opts, Pool, prelude::Queryable as _},
 };
+use winddown_net::own_sockets::{Open, OwnSockets};
 use winddown_testkit::{
     Harness as _, InProcess as _,
     child::{self, Child},
     proxy::Proxy,
-    scene,
+    scene::{self, until_events_are_seen},
 };
 
 use crate::{
@@ -337,7 +338,8 @@ pub(crate) async fn another_process_with_the_same_user_is_left_alone() {
 pub(crate) async fn what_the_server_has_ended_while_it_was_idle_is_in_no_count() {
     let server = mysql().await;
     for by_guard in [false, true] {
-        let (pool, opts) = pool(&server);
+        let proxy = Proxy::start(server.address()).await.unwrap();
+        let (pool, opts) = wrapped_pool::pool(config_at(&server, proxy.address()));
         let scene = Scene::new(Mysql::wrap(pool.clone(), opts));
         if by_guard {
             let mut out = (scene.get().await, scene.get().await);
@@ -351,6 +353,13 @@ pub(crate) async fn what_the_server_has_ended_while_it_was_idle_is_in_no_count()
             server.sessions().await.unwrap() == 0
         })
         .await;
+        // The driver takes one for open until it has heard of its end.
+        until("the kernel knows", || async {
+            let open = Open::now();
+            OwnSockets::now().iter().all(|own| own.remote != proxy.address() || !open.contains(own))
+        })
+        .await;
+        until_events_are_seen().await;
         // The driver opens one to have one, which is none of the pool's then.
         let drained = scene.drain().await;
         drained.assert_clean(0);
