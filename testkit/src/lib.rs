@@ -15,6 +15,7 @@ mod directed;
 #[cfg(feature = "load")]
 pub mod frozen;
 mod harness;
+pub mod life;
 mod limit;
 mod logs;
 pub mod proxy;

@@ -86,7 +86,7 @@ fn main() -> ExitCode {
     }
     let left_out = containers::skipped();
     let suite = Suite::new().harness::<Tenancy<MySql>>().harness::<Tenancy<MariaDb>>().harness::<WrappedPool>();
-    let suite = suite.tests(
+    let suite = suite.tests(left_out, winddown_testkit::life::trials::<Tenancy<MySql>>()).tests(
         left_out,
         trials! {
             blocked:
@@ -131,13 +131,6 @@ fn main() -> ExitCode {
             hosts:
                 sessions_with_another_server_behind_the_same_address_are_neither_killed_nor_called_closed
                 a_statement_is_cancelled_on_a_server_that_was_started_again;
-            life:
-                a_session_past_its_life_says_goodbye_and_is_replaced
-                a_session_that_comes_back_after_its_life_says_goodbye
-                what_was_idle_for_too_long_is_let_go_when_the_pool_is_used_again
-                what_nobody_has_says_goodbye_before_the_process_is_frozen
-                without_limits_a_session_is_kept
-                whoever_comes_while_sessions_end_gets_one_that_works;
             mute:
                 a_server_that_says_nothing_fails_the_initialisation
                 a_server_that_does_not_accept_fails_the_initialisation

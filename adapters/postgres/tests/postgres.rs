@@ -85,7 +85,7 @@ fn main() -> ExitCode {
         .harness::<PostgreSql<Eighteen>>()
         .harness::<PgBouncer>()
         .harness::<WrappedPool>();
-    let suite = suite.tests(
+    let suite = suite.tests(left_out, winddown_testkit::life::trials::<PostgreSql<Seventeen>>()).tests(
         left_out,
         trials! {
             cancelled:
@@ -132,13 +132,6 @@ fn main() -> ExitCode {
                 a_server_that_does_not_allow_writes_is_passed_over_with_a_goodbye
                 random_balancing_reaches_every_host_and_none_the_first
                 a_statement_is_cancelled_on_the_server_that_runs_it;
-            life:
-                a_session_past_its_life_says_goodbye_and_is_replaced
-                a_session_that_comes_back_after_its_life_says_goodbye
-                what_was_idle_for_too_long_is_let_go_when_the_pool_is_used_again
-                without_limits_a_session_is_kept
-                what_nobody_has_says_goodbye_before_the_process_is_frozen
-                whoever_comes_while_sessions_end_gets_one_that_works;
             opening:
                 a_server_that_accepts_and_says_nothing_is_passed_over
                 a_server_that_says_nothing_fails_the_initialisation_and_the_step_is_named

@@ -136,7 +136,7 @@ fn main() -> ExitCode {
                 a_session_that_is_being_opened_when_the_drain_begins_says_goodbye;
         },
     );
-    let suite = suite.tests(
+    let suite = suite.tests(left_out, winddown_testkit::life::trials::<scene::Server>()).tests(
         left_out,
         trials! {
             acl:
@@ -181,13 +181,7 @@ fn main() -> ExitCode {
                 a_session_that_is_given_up_before_the_goodbye_begins_is_counted
                 a_command_that_cannot_be_unblocked_is_killed;
             life:
-                a_session_past_its_life_says_goodbye_and_is_replaced
-                a_session_that_comes_back_after_its_life_says_goodbye
-                what_was_idle_for_too_long_is_let_go_when_the_pool_is_used_again
-                without_limits_a_session_is_kept
-                what_nobody_has_says_goodbye_before_the_process_is_frozen
                 the_connection_that_all_share_says_goodbye_before_the_process_is_frozen
-                whoever_comes_while_sessions_end_gets_one_that_works
                 the_connection_that_all_share_is_replaced_too;
             outage:
                 all_who_wait_for_a_server_that_is_gone_share_one_series_of_tries

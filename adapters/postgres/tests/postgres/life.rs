@@ -1,164 +1,28 @@
-//! How long sessions live, and how long they may be idle: the server says which there are.
-
-use std::time::Duration;
+//! How long sessions live, and how long they may be idle.
 
 use deadpool_postgres::Client;
-use tokio::{
-    task::JoinSet,
-    time::{Instant, sleep},
-};
-use winddown_postgres::{Config, Postgres};
-use winddown_testkit::Harness as _;
+use winddown_postgres::Postgres;
+use winddown_testkit::life::{Limits, Lives};
 
 use crate::{
-    scene::{Scene, Speaks, assert_nothing_left, config, ping, seventeen, until},
+    scene::config,
     server::{PostgreSql, Seventeen},
 };
 
-/// Long enough for a machine that is busy to use a session twice.
-const LIMIT: Duration = Duration::from_secs(2);
+impl Lives for PostgreSql<Seventeen> {
+    const FLUSH_SEES_THE_END: bool = true;
 
-pub(crate) async fn a_session_past_its_life_says_goodbye_and_is_replaced() {
-    let server = seventeen().await;
-    let mut config = four(&server);
-    config.max_lifetime = Some(LIMIT);
-    // A caller who comes too early waits for it.
-    config.pool.max_size = 1;
-    let scene = Scene::new(Postgres::new(config));
-    let opened = Instant::now();
-    let first = id(&scene).await;
-    let again = id(&scene).await;
-    assert!(again == first || opened.elapsed() >= LIMIT.mul_f64(0.9), "it is used again while it lives");
-    sleep(LIMIT).await;
-    assert_eq!(server.sessions().await.unwrap(), 1, "nothing ends it while nobody comes");
-    let second = id(&scene).await;
-    assert_ne!(second, first, "the caller has another one, which works");
-    until("the server lists the new one alone", || async { server.sessions().await.unwrap() == 1 }).await;
-    assert_drains_clean(&scene).await;
-    assert_nothing_left(&server).await;
-    server.end().await.unwrap();
-}
-
-pub(crate) async fn a_session_that_comes_back_after_its_life_says_goodbye() {
-    let server = seventeen().await;
-    let mut config = four(&server);
-    config.max_lifetime = Some(LIMIT);
-    let scene = Scene::new(Postgres::new(config));
-    let out = scene.out(3).await;
-    sleep(LIMIT).await;
-    assert_eq!(server.sessions().await.unwrap(), 3, "whoever has one keeps it");
-    for client in &out {
-        ping(client).await;
+    fn limited(&self, size: usize, limits: Limits) -> Postgres {
+        let mut config = config(self);
+        config.pool.max_size = size;
+        config.max_lifetime = limits.max_lifetime;
+        config.idle_timeout = limits.idle_timeout;
+        config.idle_at_flush = limits.idle_at_flush;
+        Postgres::new(config)
     }
-    drop(out);
-    until("the server lists none", || async { server.sessions().await.unwrap() == 0 }).await;
-    scene.ping().await;
-    assert_drains_clean(&scene).await;
-    assert_nothing_left(&server).await;
-    server.end().await.unwrap();
-}
 
-pub(crate) async fn what_was_idle_for_too_long_is_let_go_when_the_pool_is_used_again() {
-    let server = seventeen().await;
-    let mut config = four(&server);
-    config.idle_timeout = Some(LIMIT);
-    let scene = Scene::new(Postgres::new(config));
-    drop(scene.out(4).await);
-    sleep(LIMIT).await;
-    assert_eq!(server.sessions().await.unwrap(), 4, "there is no timer");
-    scene.ping().await;
-    until("the server lists the one that is used", || async { server.sessions().await.unwrap() == 1 }).await;
-    assert_drains_clean(&scene).await;
-    assert_nothing_left(&server).await;
-    server.end().await.unwrap();
-}
-
-pub(crate) async fn without_limits_a_session_is_kept() {
-    let server = seventeen().await;
-    let scene = Scene::new(Postgres::new(four(&server)));
-    let first = id(&scene).await;
-    sleep(LIMIT).await;
-    assert_eq!(id(&scene).await, first);
-    scene.drain().await.assert_clean(1);
-    server.end().await.unwrap();
-}
-
-pub(crate) async fn what_nobody_has_says_goodbye_before_the_process_is_frozen() {
-    let server = seventeen().await;
-    let mut config = four(&server);
-    config.idle_at_flush = Some(Duration::ZERO);
-    let scene = Scene::new(Postgres::new(config));
-    let mut out = scene.out(3).await;
-    let kept = out.pop().unwrap();
-    drop(out);
-    scene.lifecycle.flush().await.unwrap();
-    assert_eq!(server.sessions().await.unwrap(), 1, "whoever has one keeps it");
-    ping(&kept).await;
-    drop(kept);
-    scene.lifecycle.flush().await.unwrap();
-    assert_eq!(server.sessions().await.unwrap(), 0, "it was seen to end");
-    scene.lifecycle.flush().await.unwrap();
-    scene.ping().await;
-    scene.drain().await.assert_clean(1);
-    assert_nothing_left(&server).await;
-    server.end().await.unwrap();
-}
-
-/// Sessions end all the time, each at its own moment, and nobody notices.
-pub(crate) async fn whoever_comes_while_sessions_end_gets_one_that_works() {
-    const SHORT: Duration = Duration::from_millis(20);
-    let server = seventeen().await;
-    let mut config = four(&server);
-    (config.max_lifetime, config.idle_timeout) = (Some(SHORT), Some(SHORT / 2));
-    let scene = Scene::new(Postgres::new(config));
-    let mut callers = JoinSet::new();
-    for caller in 0..8u64 {
-        let db = scene.db.clone();
-        callers.spawn(async move {
-            let mut seen = Vec::new();
-            for round in 0..25 {
-                let one = db.get().await.unwrap();
-                seen.push(session(&one).await);
-                drop(one);
-                // Not all at the same moments.
-                sleep(Duration::from_millis((caller + round) % 8)).await;
-            }
-            seen
-        });
+    async fn session(client: &mut Client) -> i64 {
+        let number: i32 = client.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
+        number.into()
     }
-    let mut seen: Vec<_> = callers.join_all().await.into_iter().flatten().collect();
-    assert_eq!(seen.len(), 200);
-    seen.sort_unstable();
-    seen.dedup();
-    assert!(seen.len() > 4, "{} sessions", seen.len());
-    // On a busy machine the last one has been idle for too long before the drain begins.
-    let drained = scene.drain().await;
-    assert!(drained.report.is_clean(), "{}", drained.report);
-    assert_nothing_left(&server).await;
-    server.end().await.unwrap();
-}
-
-/// Four sessions at most.
-fn four(server: &PostgreSql<Seventeen>) -> Config {
-    let mut config = config(server);
-    config.pool.max_size = 4;
-    config
-}
-
-/// The server may list a session no more before its end is seen here: then the drain counts it too.
-async fn assert_drains_clean(scene: &Scene) {
-    let drained = scene.drain().await;
-    assert!(drained.report.is_clean(), "{}", drained.report);
-    assert!(drained.row().sessions.closed >= 1, "{}", drained.report);
-}
-
-/// Which session the next checkout has.
-async fn id(scene: &Scene) -> i32 {
-    let one = scene.get().await;
-    session(&one).await
-}
-
-/// Which session this is, as the server has it.
-async fn session(client: &Client) -> i32 {
-    client.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0)
 }
