@@ -60,6 +60,14 @@ struct State {
     returned: Vec<Held>,
 }
 
+impl State {
+    /// Whether the drain is to take one over yet. One that is being opened for a caller who has gone comes back too, and may have come
+    /// since the drain last took over what had: all of that is asked at one moment.
+    fn is_one_coming_back(&self) -> bool {
+        self.getting > 0 || self.returning > 0 || !self.returned.is_empty()
+    }
+}
+
 /// A connection whose caller's transaction was ended.
 struct Clean {
     /// How often it had been handed out by then, whoever asked for it.

@@ -370,8 +370,7 @@ impl<'a> Goodbye<'a> {
 
     fn is_over(&self) -> bool {
         let nobody = self.waiting.is_empty() && self.leaving.is_empty() && self.stopping.is_empty();
-        // One that is being opened for a caller who has gone comes back too.
-        let comes_back = self.out() > 0 || self.wrapped.state().getting > 0;
+        let comes_back = self.out() > 0 || self.wrapped.state().is_one_coming_back();
         nobody && !self.is_opening && !self.is_asking && !comes_back
     }
 
