@@ -34,8 +34,8 @@ const SENTINEL_PORT: u16 = 26379;
 /// seconds.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// After what time without an answer a primary is replaced: no case of the suite is about that.
-const PATIENT: Duration = Duration::from_secs(600);
+/// After what time without an answer a primary is replaced where nothing is about that: one that is slow on a busy machine is not.
+pub(crate) const PATIENT: Duration = Duration::from_secs(600);
 
 /// Groups of servers are slow to start, and each has several containers.
 static SERVERS: Servers<Watched> = Servers::new(RedisSentinel::NAME, 3);
@@ -49,7 +49,7 @@ pub(crate) struct Watched {
 
 impl Watched {
     /// A primary that has not answered for `down_after` is replaced.
-    pub(crate) async fn start(down_after: Duration) -> Result<Self, BoxError> {
+    async fn start(down_after: Duration) -> Result<Self, BoxError> {
         let network = Network::create().await?;
         // Else a replica waits five seconds for others to come.
         let server = || containers::Setup::image(IMAGE).args(["--repl-diskless-sync-delay", "0"]).network(&network);
@@ -77,7 +77,7 @@ impl Watched {
     }
 
     /// Waits until each sentinel knows the replica and the others: before that none can make it fail over.
-    pub(crate) async fn can_fail_over(&self) -> Result<(), BoxError> {
+    async fn can_fail_over(&self) -> Result<(), BoxError> {
         for sentinel in &self.sentinels.servers {
             let container = sentinel.container.lock().await;
             container.wait_for(["+slave slave"], LIMIT).await?;
@@ -142,7 +142,14 @@ pub(crate) struct RedisSentinel {
 }
 
 impl RedisSentinel {
-    pub(crate) async fn of(watched: Leased<Watched>) -> Result<Self, BoxError> {
+    /// Servers that nobody else will have, where a primary is replaced that does not answer for so long, or when a sentinel is told to.
+    pub(crate) async fn open(down_after: Duration) -> Result<Self, BoxError> {
+        let watched = Watched::start(down_after).await?;
+        watched.can_fail_over().await?;
+        Self::of(Leased::once(watched)).await
+    }
+
+    async fn of(watched: Leased<Watched>) -> Result<Self, BoxError> {
         let watch = Watch::start(Arc::clone(&watched.servers)).await?;
         let feeder = Feeder::start(watched.servers.servers[0].address)?;
         let harness = Self { watched, watch, witnesses: Default::default(), feeder };

@@ -6,11 +6,11 @@ use redis::{RedisResult, cmd};
 use tokio::{io::copy_bidirectional, net::TcpListener, net::TcpStream, sync::watch, task::JoinSet};
 use winddown_core::ErrorKind;
 use winddown_redis::{Config, Connection, Redis, redis};
-use winddown_testkit::{Harness as _, Leased, Setup};
+use winddown_testkit::{Harness as _, Setup};
 
 use crate::{
     scene::{Scene, Server, Speaks as _, config_at, own, until},
-    sentinel::{RedisSentinel, Watched},
+    sentinel::{PATIENT, RedisSentinel},
     server,
 };
 
@@ -177,9 +177,7 @@ pub(crate) async fn who_reads_from_a_replica_keeps_its_sessions() {
 }
 
 pub(crate) async fn writers_find_the_primary_that_sentinels_have_made() {
-    let watched = Watched::start(Duration::from_secs(600)).await.unwrap();
-    watched.can_fail_over().await.unwrap();
-    let harness = RedisSentinel::of(Leased::once(watched)).await.unwrap();
+    let harness = RedisSentinel::open(PATIENT).await.unwrap();
     let mut config = harness.config(&Setup::default());
     // It does not rest: nothing but what is answered says that the server is another.
     config.check_after = Duration::from_secs(600);

@@ -5,20 +5,16 @@ use std::time::Duration;
 use redis::cmd;
 use winddown_core::ErrorKind;
 use winddown_redis::{Config, Redis, redis};
-use winddown_testkit::{Harness, Leased, ServerUse, Setup};
+use winddown_testkit::{Harness, ServerUse, Setup};
 
 use crate::{
     scene::{Drained, QUICK, Scene, Speaks as _, in_full, until},
-    sentinel::{PRIMARY, RedisSentinel, Watched},
+    sentinel::{PATIENT, PRIMARY, RedisSentinel},
     server::Listed,
 };
 
-/// Servers that nobody else will have, where a primary that does not answer for a second is replaced.
-async fn impatient() -> RedisSentinel {
-    let watched = Watched::start(Duration::from_secs(1)).await.unwrap();
-    watched.can_fail_over().await.unwrap();
-    RedisSentinel::of(Leased::once(watched)).await.unwrap()
-}
+/// Where one that does not answer is to be replaced.
+const IMPATIENT: Duration = Duration::from_secs(1);
 
 fn scene(harness: &RedisSentinel) -> Scene {
     // A caller does not get a session that has ended meanwhile.
@@ -69,7 +65,7 @@ async fn works(scene: &Scene) {
 }
 
 pub(crate) async fn a_failover_is_followed_and_no_session_is_left_on_either_server() {
-    let harness = impatient().await;
+    let harness = RedisSentinel::open(PATIENT).await.unwrap();
     let scene = scene(&harness);
     drop(scene.out(2).await);
     assert_eq!(listed(&harness).await, [2, 0]);
@@ -93,7 +89,7 @@ pub(crate) async fn a_failover_is_followed_and_no_session_is_left_on_either_serv
 }
 
 pub(crate) async fn a_primary_that_was_killed_is_replaced_and_its_successor_is_drained() {
-    let harness = impatient().await;
+    let harness = RedisSentinel::open(IMPATIENT).await.unwrap();
     let scene = scene(&harness);
     drop(scene.out(2).await);
     harness.watched.servers.servers[0].container.lock().await.kill().await.unwrap();
@@ -106,7 +102,7 @@ pub(crate) async fn a_primary_that_was_killed_is_replaced_and_its_successor_is_d
 }
 
 pub(crate) async fn a_drain_in_the_middle_of_a_failover_is_not_held_up() {
-    let harness = impatient().await;
+    let harness = RedisSentinel::open(IMPATIENT).await.unwrap();
     let scene = scene(&harness);
     drop(scene.out(2).await);
     harness.watched.servers.servers[0].container.lock().await.kill().await.unwrap();
