@@ -69,8 +69,9 @@ pub fn trial<H: Harness>(name: &str, server: ServerUse, claim: Claim<H>) -> Tria
         let soak = async {
             let harness = H::start(server).await?;
             let figures = claim(&harness).await;
-            harness.end().await?;
-            figures
+            let ended = harness.end().await;
+            // What the claim says comes first: what is left then follows from it.
+            figures.and_then(|figures| ended.map(|()| figures))
         };
         let outcome: Option<Result<String, BoxError>> =
             runtime.block_on(Arc::<Clock>::default().run(within(limit, soak)));

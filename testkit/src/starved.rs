@@ -25,7 +25,7 @@ use crate::{
     CheckoutOf, InProcess, ServerUse,
     child::{self, Child, Ended},
     gone,
-    scene::until,
+    scene::{LONG, until},
     soak::trial,
 };
 
@@ -69,9 +69,6 @@ const FREE_ONES: [usize; 7] = [0, 1, 2, 3, 5, 8, 12];
 
 /// Not used up by any machine.
 const BUDGET: Duration = Duration::from_secs(60);
-
-/// Settles for most of it.
-const SHORT: Duration = Duration::from_secs(4);
 
 /// Runs the program that this process is, if it is the one here.
 #[must_use]
@@ -240,7 +237,7 @@ async fn left<H: Starved>(harness: &H) -> Result<String, BoxError> {
 
 /// Somebody waits for what runs until its time is over.
 async fn held<H: Starved>(harness: &H) -> Result<String, BoxError> {
-    let cases = FREE_ONES.map(|free| Case { idle: 2, busy: 2, free, held: true, budget: SHORT });
+    let cases = FREE_ONES.map(|free| Case { idle: 2, busy: 2, free, held: true, budget: LONG });
     let (mut cancelled, mut cut) = (0, 0);
     for (case, ended) in cases.iter().zip(run(harness, &cases).await?) {
         let row = ended.report().resource("db").ok_or("it was registered")?;

@@ -142,12 +142,28 @@ fn live(config: Config) -> (Record, Vec<String>) {
         assert_eq!(server.ticks(), ticks, "nothing runs in a frozen environment");
         assert!(sim.invoke(json!({})).await.unwrap().ok);
         server.ticks_on(ticks).await;
-        // As Lambda does, when the function has asked for its next invocation: a signal that comes right before that question
-        // may not be heard in the middle of it.
+        // As Lambda does, when the function has asked for its next invocation, and waits for it: Python hears no signal that comes in
+        // the moment before it waits.
         sim.freeze().await.unwrap();
+        sim.thaw();
+        until_it_waits(sim.function_pid().expect("it runs")).await;
         let record = sim.shutdown(Reason::Spindown).await;
         (record, server.end())
     })
+}
+
+/// Waits until the first thread of a process waits for something. There is no event for that.
+async fn until_it_waits(pid: u32) {
+    let patience = Instant::now() + AMPLE;
+    loop {
+        // proc(5): the state follows the command's name, which is in parentheses.
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        if stat.rsplit_once(')').is_some_and(|(_, fields)| fields.starts_with(" S")) {
+            return;
+        }
+        assert!(Instant::now() < patience, "the function does not wait: {stat}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 const WORK: [&str; 4] = ["hello", "query", "query", "query"];
