@@ -5,7 +5,7 @@
 //! 20 ms, `query` for each invocation, `bye` on SIGTERM.
 
 use std::{
-    env,
+    env, fs,
     io::{BufRead, BufReader},
     net::{Ipv4Addr, SocketAddr, TcpListener},
     path::Path,
@@ -17,7 +17,7 @@ use std::{
 
 use serde_json::json;
 use winddown::sim::{Config, ErrorKind, Reason, Record, Sim};
-use winddown_testkit::child::ROLE;
+use winddown_testkit::{child::ROLE, scene::until};
 
 use crate::{
     cases::cases,
@@ -154,16 +154,12 @@ fn live(config: Config) -> (Record, Vec<String>) {
 
 /// Waits until the first thread of a process waits for something. There is no event for that.
 async fn until_it_waits(pid: u32) {
-    let patience = Instant::now() + AMPLE;
-    loop {
+    until("the function waits", || async {
         // proc(5): the state follows the command's name, which is in parentheses.
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-        if stat.rsplit_once(')').is_some_and(|(_, fields)| fields.starts_with(" S")) {
-            return;
-        }
-        assert!(Instant::now() < patience, "the function does not wait: {stat}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        stat.rsplit_once(')').is_some_and(|(_, fields)| fields.starts_with(" S"))
+    })
+    .await;
 }
 
 const WORK: [&str; 4] = ["hello", "query", "query", "query"];
