@@ -65,7 +65,7 @@ pub use crate::{
     init::Retry,
     life::State,
     lifecycle::{Builder, Lifecycle},
-    platform::{BUDGET_VARIABLE, Budget, PLATFORMS, Platform},
+    platform::{BUDGET_VARIABLE, Budget, PLATFORMS, Platform, listen_address},
     report::{Outcome, Reason, Records, Report, ResourceReport, SessionCounts, Step, Straggler},
     resource::{Checkouts, Resource, ResourceId},
     tracked::Tracked,

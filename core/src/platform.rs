@@ -18,6 +18,8 @@ pub struct Platform {
     pub name: Cow<'static, str>,
     /// The time between SIGTERM and SIGKILL.
     pub budget: Duration,
+    /// Whether one request to stop can be SIGTERM more than once: a later one then does not end the wait, as it does elsewhere.
+    pub repeats_sigterm: bool,
     recognised_by: &'static [Sign],
 }
 
@@ -26,6 +28,8 @@ pub struct Platform {
 enum Sign {
     /// The variable is set.
     Variable(&'static str),
+    /// The variable is not set.
+    Unset(&'static str),
     /// The variable has this value.
     Value(&'static str, &'static str),
     /// The folder exists and has an entry.
@@ -36,8 +40,13 @@ enum Sign {
 
 /// Every platform that is recognised, with its budget and where that number comes from.
 ///
-/// When several rows fit, the smallest budget wins: ending early costs a little, being killed costs the goodbye.
+/// When several rows fit, the smallest budget wins: ending early costs a little, being killed costs the goodbye. What a
+/// deployment has set otherwise (the `stopTimeout` of ECS, the `terminationGracePeriodSeconds` of a pod, the `kill_timeout` of
+/// Fly.io) no process can see, not even by the downward API of Kubernetes: say it with `WINDDOWN_BUDGET_MS`.
 pub const PLATFORMS: &[Platform] = &[
+    // AWS Lambda Developer Guide, "Execution environment lifecycle" of Web Functions: SIGTERM without any extension, and at
+    // most 1 s. They have the Runtime API's address, too, which other functions are known by.
+    Platform::row("lambda web functions", 1_000, &[Sign::Variable(HTTP_ENDPOINT)]),
     // Not documented; the smaller of what is known for Lambda without external extensions.
     Platform::row(
         "lambda managed instances",
@@ -47,14 +56,22 @@ pub const PLATFORMS: &[Platform] = &[
     // AWS Lambda Developer Guide, "Lambda execution environment lifecycle", shutdown phase: 500 ms for a runtime with
     // an internal extension, 300 ms for the runtime when an external extension is registered too. With no extension
     // there is no SIGTERM at all.
-    Platform::row("lambda", 500, &[Sign::Variable("AWS_LAMBDA_RUNTIME_API")]),
+    Platform::row("lambda", 500, &[Sign::Variable("AWS_LAMBDA_RUNTIME_API"), Sign::Unset(HTTP_ENDPOINT)]),
     Platform::row(
         "lambda with an external extension",
         300,
-        &[Sign::Variable("AWS_LAMBDA_RUNTIME_API"), Sign::Entries("/opt/extensions")],
+        &[Sign::Variable("AWS_LAMBDA_RUNTIME_API"), Sign::Entries("/opt/extensions"), Sign::Unset(HTTP_ENDPOINT)],
     ),
+    // Google Cloud, "Runtime environment variables" of functions: they are Cloud Run services, with a variable more.
+    Platform::row("google cloud functions", 10_000, &[Sign::Variable("K_SERVICE"), Sign::Variable("FUNCTION_TARGET")]),
     // Cloud Run, "Container runtime contract": 10 s between SIGTERM and SIGKILL.
     Platform::row("cloud run", 10_000, &[Sign::Variable("K_SERVICE")]),
+    // Fly.io, "App configuration", `kill_timeout`: 5 s unless it is set. The signal is SIGINT unless `kill_signal` says another.
+    Platform::row("fly.io", 5_000, &[Sign::Variable("FLY_MACHINE_ID")]),
+    // Heroku Dev Center, "Dyno shutdown behavior": SIGTERM to every process, maybe more than once, and 30 s.
+    Platform::row_that_repeats_sigterm("heroku", 30_000, &[Sign::Variable("DYNO")]),
+    // Azure Container Apps, "Application lifecycle management": `terminationGracePeriodSeconds` is 30 unless set.
+    Platform::row("azure container apps", 30_000, &[Sign::Variable("CONTAINER_APP_NAME")]),
     // Amazon ECS, task definition parameter `stopTimeout`: 30 s unless it is set.
     Platform::row("ecs", 30_000, &[Sign::Variable("ECS_CONTAINER_METADATA_URI_V4")]),
     // Kubernetes, "Pod Lifecycle": terminationGracePeriodSeconds is 30 unless set, and includes the preStop hook.
@@ -66,13 +83,19 @@ pub const PLATFORMS: &[Platform] = &[
     Platform::row("terminal", 10_000, &[Sign::Terminal]),
 ];
 
+/// Where a Web Function of Lambda has to listen, as `host:port`.
+const HTTP_ENDPOINT: &str = "AWS_LAMBDA_HTTP_ENDPOINT";
+
+/// On which port a server has to listen, on all addresses.
+const PORT: &str = "PORT";
+
 /// What is assumed where no row fits: `docker stop` leaves 10 s.
 const ANYWHERE: Platform = Platform::row("process", 10_000, &[]);
 
 impl Platform {
     /// A platform of your own.
     pub fn new(name: impl Into<Cow<'static, str>>, budget: Duration) -> Self {
-        Self { name: name.into(), budget, recognised_by: &[] }
+        Self { name: name.into(), budget, repeats_sigterm: false, recognised_by: &[] }
     }
 
     /// The platform this process runs on, with the smallest budget of all rows of [`PLATFORMS`] that fit.
@@ -91,7 +114,48 @@ impl Platform {
     }
 
     const fn row(name: &'static str, budget_ms: u64, recognised_by: &'static [Sign]) -> Self {
-        Self { name: Cow::Borrowed(name), budget: Duration::from_millis(budget_ms), recognised_by }
+        let budget = Duration::from_millis(budget_ms);
+        Self { name: Cow::Borrowed(name), budget, repeats_sigterm: false, recognised_by }
+    }
+
+    const fn row_that_repeats_sigterm(name: &'static str, budget_ms: u64, recognised_by: &'static [Sign]) -> Self {
+        let budget = Duration::from_millis(budget_ms);
+        Self { name: Cow::Borrowed(name), budget, repeats_sigterm: true, recognised_by }
+    }
+}
+
+/// Where the platform wants a server to listen, as `host:port`; `otherwise` where it does not say.
+///
+/// Lambda's Web Functions say it in `AWS_LAMBDA_HTTP_ENDPOINT` (AWS Lambda Developer Guide, "Environment variables" of Web
+/// Functions), and wait 10 s for the server to be there. Cloud Run, Heroku and others say only a port, in `PORT`: there it is all
+/// addresses of IPv4, as they ask for (Cloud Run, "Container runtime contract").
+///
+/// ```
+/// # async fn listen() -> Result<(), winddown_core::BoxError> {
+/// let listener = tokio::net::TcpListener::bind(winddown_core::listen_address("127.0.0.1:8080")?).await?;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+/// [`ErrorKind::Config`] when the variable has something else than that.
+pub fn listen_address(otherwise: &str) -> Result<String, Error> {
+    listen_address_in(&RealEnvironment, otherwise)
+}
+
+fn listen_address_in(environment: &impl Environment, otherwise: &str) -> Result<String, Error> {
+    let is_port = |text: &str| text.parse::<u16>().is_ok_and(|port| port > 0);
+    let wrong = |name, value, what| {
+        Error::new(ErrorKind::Config, format!("{name}={value:?} is not {what}: set it to one, or unset it"))
+    };
+    if let Some(endpoint) = environment.variable(HTTP_ENDPOINT) {
+        let is_endpoint = endpoint.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && is_port(port));
+        return if is_endpoint { Ok(endpoint) } else { Err(wrong(HTTP_ENDPOINT, &endpoint, "a host and a port")) };
+    }
+    match environment.variable(PORT) {
+        None => Ok(otherwise.to_owned()),
+        Some(port) if is_port(&port) => Ok(format!("0.0.0.0:{port}")),
+        Some(port) => Err(wrong(PORT, &port, "a port")),
     }
 }
 
@@ -172,6 +236,7 @@ trait Environment {
     fn has(&self, sign: Sign) -> bool {
         match sign {
             Sign::Variable(name) => self.variable(name).is_some(),
+            Sign::Unset(name) => self.variable(name).is_none(),
             Sign::Value(name, value) => self.variable(name).as_deref() == Some(value),
             Sign::Entries(folder) => self.has_entries(folder),
             Sign::Terminal => self.is_terminal(),
@@ -252,8 +317,52 @@ mod tests {
     }
 
     #[test]
+    fn web_functions_leave_1_s_though_they_have_what_other_functions_are_known_by() {
+        const VARIABLES: &[(&str, &str)] =
+            &[LAMBDA[0], ("AWS_LAMBDA_INITIALIZATION_TYPE", "native-http"), (HTTP_ENDPOINT, "0.0.0.0:3000")];
+        let variables = VARIABLES;
+        assert_eq!(detected(Fake { variables, ..Fake::default() }), ("lambda web functions".into(), 1_000));
+        assert_eq!(detected(Fake { variables, extensions: true, ..Fake::default() }).1, 1_000);
+    }
+
+    #[test]
+    fn only_heroku_sends_one_request_to_stop_as_several_signals() {
+        let repeating = PLATFORMS.iter().filter(|platform| platform.repeats_sigterm).map(|it| it.name.as_ref());
+        assert_eq!(repeating.collect::<Vec<_>>(), ["heroku"]);
+    }
+
+    #[test]
+    fn a_server_listens_where_the_platform_says() {
+        let found = |variables| listen_address_in(&Fake { variables, ..Fake::default() }, "127.0.0.1:0");
+        assert_eq!(found(&[]).unwrap(), "127.0.0.1:0");
+        assert_eq!(found(&[(PORT, "8080")]).unwrap(), "0.0.0.0:8080");
+        assert_eq!(found(&[(PORT, "8080"), (HTTP_ENDPOINT, "0.0.0.0:3000")]).unwrap(), "0.0.0.0:3000");
+        assert_eq!(found(&[(HTTP_ENDPOINT, "[::1]:3000")]).unwrap(), "[::1]:3000");
+        for variables in [
+            &[(PORT, "")],
+            &[(PORT, "http")],
+            &[(PORT, "65536")],
+            &[(HTTP_ENDPOINT, "")],
+            &[(HTTP_ENDPOINT, ":3000")],
+            &[(HTTP_ENDPOINT, "0.0.0.0")],
+            &[(HTTP_ENDPOINT, "0.0.0.0:0")],
+        ] {
+            let error = found(variables).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Config, "{variables:?}");
+            assert!(error.to_string().contains(variables[0].0), "{error}");
+        }
+    }
+
+    #[test]
     fn each_container_platform_has_its_row() {
         let found = |variables| detected(Fake { variables, ..Fake::default() });
+        assert_eq!(found(&[("FLY_MACHINE_ID", "m")]), ("fly.io".into(), 5_000));
+        assert_eq!(found(&[("DYNO", "web.1")]), ("heroku".into(), 30_000));
+        assert_eq!(
+            found(&[("CONTAINER_APP_NAME", "a"), ("KUBERNETES_SERVICE_HOST", "h")]),
+            ("azure container apps".into(), 30_000)
+        );
+        assert_eq!(found(&[("K_SERVICE", "s"), ("FUNCTION_TARGET", "f")]), ("google cloud functions".into(), 10_000));
         assert_eq!(found(&[("K_SERVICE", "s")]), ("cloud run".into(), 10_000));
         assert_eq!(found(&[("ECS_CONTAINER_METADATA_URI_V4", "u")]), ("ecs".into(), 30_000));
         assert_eq!(found(&[("KUBERNETES_SERVICE_HOST", "h")]), ("kubernetes".into(), 30_000));

@@ -50,6 +50,7 @@ cases![
     a_stop_during_a_slow_init_is_heeded,
     a_failed_init_is_rolled_back_and_exits_1,
     l5_a_second_signal_ends_the_wait_at_once,
+    where_the_platform_repeats_sigterm_only_another_signal_ends_the_wait,
     one_request_that_arrives_as_several_signals_does_not_force,
     an_application_that_listens_for_the_signal_too_is_drained,
     a_signal_during_a_drain_that_was_asked_for_does_not_cut_it_short,
@@ -280,6 +281,19 @@ fn l5_a_second_signal_ends_the_wait_at_once() {
     assert!(report.forced && !report.is_clean(), "{report}");
     assert_eq!(outcome(&ended, "faulty"), Outcome::Hung);
     assert_eq!(outcome(&ended, "db"), Outcome::Drained);
+}
+
+fn where_the_platform_repeats_sigterm_only_another_signal_ends_the_wait() {
+    let budget = AMPLE.as_millis().to_string();
+    let heroku = [("DYNO", "web.1"), ("WINDDOWN_BUDGET_MS", &budget)];
+    let child = Child::start_with("hangs", &heroku).ready().terminate();
+    thread::sleep(Duration::from_secs(1));
+    let child = child.terminate();
+    // Where it forced, the process would end within this, with the first signal's status.
+    thread::sleep(Duration::from_secs(2));
+    let ended = child.signal(Signal::INT).end();
+    assert_eq!((ended.code, ended.signal), (Some(128 + 2), None), "{}", ended.stderr);
+    assert!(ended.report().forced, "{}", ended.report());
 }
 
 fn one_request_that_arrives_as_several_signals_does_not_force() {

@@ -8,7 +8,7 @@ use tokio::{
     time::Instant,
 };
 
-use crate::signals;
+use crate::{Platform, signals};
 
 /// One request to stop may arrive as several signals: `timeout(1)` and shells send them to the process and to its group.
 /// What comes within this time of the first is the same request.
@@ -33,6 +33,10 @@ pub(super) struct Received {
 impl Received {
     fn now(kind: SignalKind) -> Self {
         Self { name: signals::name(kind), number: kind.as_raw_value(), at: Instant::now() }
+    }
+
+    fn is_sigterm(&self) -> bool {
+        self.number == SignalKind::terminate().as_raw_value()
     }
 
     /// As shells report a process that a signal ended.
@@ -86,14 +90,15 @@ impl Signals {
     }
 
     /// The signal that repeats a request to stop. The first one since the drain began otherwise is that request, and is
-    /// written to `stop`.
+    /// written to `stop`. Where the platform repeats SIGTERM by itself, a further one says nothing new.
     ///
     /// # Cancel safety
     /// Cancel safe: what it has learnt is in `stop`.
-    pub(super) async fn second(&mut self, stop: &mut Option<Instant>) -> Received {
+    pub(super) async fn second(&mut self, stop: &mut Option<Instant>, platform: &Platform) -> Received {
         loop {
             let signal = self.next().await;
             match *stop {
+                Some(_) if platform.repeats_sigterm && signal.is_sigterm() => {}
                 Some(at) if signal.at.saturating_duration_since(at) >= SAME_REQUEST => return signal,
                 Some(_) => {}
                 None => *stop = Some(signal.at),

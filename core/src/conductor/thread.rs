@@ -146,7 +146,7 @@ async fn conduct_life(shared: &Arc<LifecycleState>, life: &Arc<Life>, signals: &
 
     // L5: the signal after the one that said stop.
     let mut second = None;
-    let forced = async { second = Some(signals.second(&mut stop).await) };
+    let forced = async { second = Some(signals.second(&mut stop, &shared.platform).await) };
     let report = Arc::new(conduct(shared, &begun, Place::Thread, forced).await);
     let clean = report.is_clean();
     if let (Some(format), Some(lines)) = (shared.report_format, &mut lines) {
@@ -190,7 +190,7 @@ async fn conduct_life(shared: &Arc<LifecycleState>, life: &Arc<Life>, signals: &
     let last_moment = stop_at + shared.budget.total() - shared.budget.margin() / ANSWER_SHARE;
     let status = tokio::select! {
         biased;
-        signal = signals.second(&mut stop) => signal.exit_status(),
+        signal = signals.second(&mut stop, &shared.platform) => signal.exit_status(),
         () = sleep_until(last_moment) => if clean { 0 } else { EXIT_AT_DEADLINE },
         failed = held_up(shared), if clean => i32::from(failed),
     };
