@@ -36,6 +36,9 @@ struct Arguments {
     /// The time from SIGTERM to SIGKILL, in milliseconds; Lambda's own without it.
     #[arg(long)]
     budget_ms: Option<u64>,
+    /// The size of the function's memory in MB, which limits its CPU too; all of this machine without it.
+    #[arg(long)]
+    memory_mb: Option<u32>,
 }
 
 fn main() -> ExitCode {
@@ -57,7 +60,7 @@ async fn live(arguments: &Arguments) -> Result<ExitCode> {
     let function = servers.variables().into_iter().fold(function, |function, (name, value)| function.env(name, value));
 
     eprintln!("cold start");
-    let sim = Sim::start(with_budget(function, arguments.budget_ms)).await?;
+    let sim = Sim::start(limited(function, arguments)).await?;
     for order in 0..arguments.invocations {
         sim.invoke(json!({ "order": order })).await?;
     }
@@ -113,10 +116,13 @@ fn promise(record: &Record, report: Option<&Report>, before: &[Left], after: &[L
     Ok(())
 }
 
-/// The function is killed after so long, and is told so, instead of after Lambda's own time.
-fn with_budget(function: Config, budget_ms: Option<u64>) -> Config {
-    match budget_ms {
-        Some(ms) => function.budget(Duration::from_millis(ms)).env("WINDDOWN_BUDGET_MS", ms.to_string()),
-        None => function,
+/// The function has what was asked for, and is told so by the simulator.
+fn limited(mut function: Config, arguments: &Arguments) -> Config {
+    if let Some(ms) = arguments.budget_ms {
+        function = function.budget(Duration::from_millis(ms));
     }
+    if let Some(size) = arguments.memory_mb {
+        function = function.memory_mb(size);
+    }
+    function
 }

@@ -8,6 +8,7 @@ mod differential;
 mod ending;
 mod foreign;
 mod lambda;
+mod memory;
 mod platform;
 mod programs;
 mod scripted;
@@ -22,16 +23,25 @@ fn main() -> ExitCode {
     if let Some(program) = winddown_testkit::child::role() {
         return programs::run(&program);
     }
-    let all =
-        [cases::ALL, lambda::ALL, platform::ALL, foreign::ALL, differential::ALL, ending::ALL, stops::ALL, spills::ALL]
-            .concat();
+    let all = [
+        cases::ALL,
+        lambda::ALL,
+        platform::ALL,
+        foreign::ALL,
+        differential::ALL,
+        ending::ALL,
+        stops::ALL,
+        spills::ALL,
+        memory::ALL,
+    ]
+    .concat();
     let trials = all.into_iter().map(|(name, case)| {
         let trial = Trial::test(name, move || {
             case();
             Ok(())
         });
         // What needs something of the machine can be left out, and only by saying so.
-        let left_out = lambda::left_out(name).or_else(|| foreign::left_out(name));
+        let left_out = lambda::left_out(name).or_else(|| foreign::left_out(name)).or_else(|| memory::left_out(name));
         if let Some(reason) = &left_out {
             println!("{name} is left out: {reason}");
         }

@@ -31,10 +31,19 @@ pub(crate) enum Command {
 #[derive(Debug, Args)]
 pub(crate) struct Run {
     /// An event: JSON, or @ and the name of a file that holds JSON. Can be repeated [default: {} once]
-    #[arg(long = "invoke", value_name = "JSON|@FILE", allow_hyphen_values = true)]
+    #[arg(long = "invoke", value_name = "JSON|@FILE", allow_hyphen_values = true, conflicts_with = "web")]
     events: Vec<String>,
 
-    /// How many times the list of events is gone through; 0 for init and shutdown only
+    /// Run as a Web Function: an HTTP server that listens where AWS_LAMBDA_HTTP_ENDPOINT says, within 10s. It gets requests,
+    /// --max-concurrency of them at once (64 unless that is given), then SIGTERM, and has 1s from then
+    #[arg(long, conflicts_with_all = ["freeze", "interval", "snap_start", "reinit", "externals"])]
+    web: bool,
+
+    /// A request for a Web Function: method, path, and after another space its body. Can be repeated [default: GET / once]
+    #[arg(long = "request", value_name = "METHOD PATH [BODY]", requires = "web")]
+    requests: Vec<String>,
+
+    /// How many times the list of events or requests is gone through; 0 for init and shutdown only
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) times: usize,
 
@@ -46,9 +55,9 @@ pub(crate) struct Run {
     #[arg(long, value_name = "DUR", value_parser = humantime::parse_duration)]
     pub(crate) freeze: Option<Duration>,
 
-    /// Run as Managed Instances do: up to N invocations at once, never frozen
+    /// Run as Managed Instances do: up to N invocations at once, never frozen. With --web, up to N requests at once
     #[arg(long, value_name = "N", conflicts_with_all = ["freeze", "interval", "snap_start"])]
-    pub(crate) max_concurrency: Option<usize>,
+    max_concurrency: Option<usize>,
 
     /// Run as SnapStart does: stop at the snapshot after init, restore it for the first invocation
     #[arg(long)]
@@ -62,9 +71,17 @@ pub(crate) struct Run {
     #[arg(long, value_name = "REASON", default_value = "spindown", value_parser = reason())]
     pub(crate) shutdown: Reason,
 
-    /// Time from SIGTERM to SIGKILL [default: Lambda's: 500ms, or 300ms with an external extension]
+    /// Time from SIGTERM to SIGKILL [default: Lambda's: 500ms, 300ms with an external extension, 1s with --web]
+    ///
+    /// The function is told, in WINDDOWN_BUDGET_MS where that is not set
     #[arg(long, value_name = "DUR", value_parser = humantime::parse_duration)]
     budget: Option<Duration>,
+
+    /// The size of the function's memory, 128 to 10240: it has no more, and the share of a CPU that Lambda gives for it
+    ///
+    /// 1769 is one CPU. Needs cgroups in which this process may make some; root may
+    #[arg(long = "memory", value_name = "MB")]
+    memory_mb: Option<u32>,
 
     /// The function's timeout for one invocation
     #[arg(long, value_name = "DUR", default_value = "3s", value_parser = humantime::parse_duration)]
@@ -104,6 +121,20 @@ impl Run {
         given.iter().map(|event| read_event(event)).collect()
     }
 
+    /// How many are under way at once, where they may be more than one.
+    pub(crate) fn at_once(&self) -> Option<usize> {
+        self.max_concurrency.or_else(|| self.web.then_some(REQUESTS_AT_ONCE))
+    }
+
+    /// What a Web Function is sent; `None` where it is none.
+    pub(crate) fn requests(&self) -> Result<Option<Vec<Request>>, String> {
+        if !self.web {
+            return Ok(None);
+        }
+        let given: &[String] = if self.requests.is_empty() { &["GET /".to_owned()] } else { &self.requests };
+        given.iter().map(|request| read_request(request)).collect::<Result<_, _>>().map(Some)
+    }
+
     pub(crate) fn config(&self) -> Result<Config, String> {
         // clap requires one
         let (program, args) = self.command.split_first().ok_or("no command: give it after --")?;
@@ -111,8 +142,11 @@ impl Run {
         if let Some(limit) = self.init_timeout {
             config = config.init_timeout(limit);
         }
-        if let Some(n) = self.max_concurrency {
-            config = config.managed_instances(n);
+        if let Some(n) = self.at_once() {
+            config = if self.web { config.web_function(n) } else { config.managed_instances(n) };
+        }
+        if let Some(size) = self.memory_mb {
+            config = config.memory_mb(size);
         }
         if self.reinit {
             config = config.reinit();
@@ -160,6 +194,22 @@ impl Run {
     }
 }
 
+/// One request for a Web Function.
+#[derive(Clone, Debug)]
+pub(crate) struct Request {
+    pub(crate) method: String,
+    pub(crate) target: String,
+    pub(crate) body: String,
+}
+
+fn read_request(request: &str) -> Result<Request, String> {
+    let mut words = request.splitn(3, ' ').map(str::to_owned);
+    match (words.next(), words.next().filter(|target| target.starts_with('/'))) {
+        (Some(method), Some(target)) => Ok(Request { method, target, body: words.next().unwrap_or_default() }),
+        _ => Err(format!("--request: '{request}' has no method and path: write them like 'GET /'")),
+    }
+}
+
 fn read_event(event: &str) -> Result<String, String> {
     let (text, what) = match event.strip_prefix('@') {
         Some(path) => match fs::read_to_string(path) {
@@ -183,3 +233,6 @@ fn reason() -> impl TypedValueParser<Value = Reason> {
         _ => Reason::Spindown,
     })
 }
+
+/// AWS: "Scaling behavior for Lambda Web Functions", `maxConcurrencyPerEnvironment` where a revision sets none.
+const REQUESTS_AT_ONCE: usize = 64;

@@ -3,6 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Write};
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -27,6 +28,7 @@ pub struct Config {
     init_timeout: Option<Duration>,
     pub(crate) timeout: Duration,
     pub(crate) budget: Option<Duration>,
+    memory_mb: Option<u32>,
     pub(crate) function_name: String,
     pub(crate) invoke_for_internal: bool,
     pub(crate) abort_in_flight: bool,
@@ -47,6 +49,7 @@ impl Config {
             init_timeout: None,
             timeout: FUNCTION_TIMEOUT,
             budget: None,
+            memory_mb: None,
             function_name: "function".to_owned(),
             invoke_for_internal: true,
             abort_in_flight: false,
@@ -107,6 +110,18 @@ impl Config {
         self
     }
 
+    /// Runs the program as a Web Function: an HTTP server, which gets up to `max_concurrency` requests at once by
+    /// [`Sim::request`](crate::Sim::request), and is never frozen.
+    ///
+    /// `AWS_LAMBDA_HTTP_ENDPOINT` says where it has to listen, on loopback; init is over when it does. It gets SIGTERM without any
+    /// extension, and has 1 s from then. Lambda's own limit of requests is 64 unless a revision sets another, from 1 to 128.
+    /// Not together with external extensions, and [`reinit`](Self::reinit).
+    #[must_use]
+    pub fn web_function(mut self, max_concurrency: usize) -> Self {
+        self.mode = Mode::WebFunction { max_concurrency };
+        self
+    }
+
     /// Runs the function as SnapStart does: init ends with a snapshot, which [`Sim::restore`](crate::Sim::restore) or the first
     /// invocation restores.
     ///
@@ -138,11 +153,27 @@ impl Config {
 
     /// How long after SIGTERM the function is killed.
     ///
-    /// Defaults to Lambda's own: 500 ms with internal extensions only, 300 ms with an external one. Without any extension
-    /// there is no SIGTERM, whatever is set here.
+    /// Defaults to Lambda's own: 500 ms with internal extensions only, 300 ms with an external one, 1 s for a Web Function. Without
+    /// any extension there is no SIGTERM, whatever is set here, but for a Web Function.
+    ///
+    /// The function is told, in `WINDDOWN_BUDGET_MS` where that is not set: it could not know otherwise. So it is with an external
+    /// extension, which on Lambda it sees in `/opt/extensions`.
     #[must_use]
     pub fn budget(mut self, budget: Duration) -> Self {
         self.budget = Some(budget.min(LONGEST));
+        self
+    }
+
+    /// The size of the function's memory in MB, from 128 to 10,240: the environment has no more than that, and the share of a CPU
+    /// that Lambda gives for it.
+    ///
+    /// 1,769 MB is one vCPU (AWS: "Configure Lambda function memory"), which is enforced in periods of 20 ms. Whoever needs more
+    /// memory is killed, and the invocation fails with `Runtime.OutOfMemory`. This takes cgroups, of Linux and of either version, in
+    /// which this process may make some: as root, or where they have been delegated to its user. Without it the function is told
+    /// 128 MB, Lambda's default, and has all of this machine.
+    #[must_use]
+    pub fn memory_mb(mut self, size: u32) -> Self {
+        self.memory_mb = Some(size);
         self
     }
 
@@ -216,22 +247,52 @@ impl Config {
         self
     }
 
-    /// Whether several invocations are handed out at once, and nothing is ever frozen.
+    /// Whether it runs on Managed Instances.
     pub(crate) fn is_managed(&self) -> bool {
         matches!(self.mode, Mode::ManagedInstances { .. })
+    }
+
+    /// Whether it is a Web Function.
+    pub(crate) fn is_web(&self) -> bool {
+        matches!(self.mode, Mode::WebFunction { .. })
+    }
+
+    /// How large the function is told that it is.
+    pub(crate) fn memory_size(&self) -> u32 {
+        self.memory_mb.unwrap_or(DEFAULT_MEMORY_MB)
+    }
+
+    /// The size that is enforced, if one is.
+    pub(crate) fn memory_limit(&self) -> Option<u32> {
+        self.memory_mb
+    }
+
+    /// How long the function has from SIGTERM on, as far as is known before it has started.
+    pub(crate) fn budget_of(&self, external_extension: bool) -> Duration {
+        self.budget.unwrap_or_else(|| self.own_budget(external_extension))
+    }
+
+    /// Lambda's budget, whatever is set.
+    pub(crate) fn own_budget(&self, external_extension: bool) -> Duration {
+        match self.mode {
+            Mode::WebFunction { .. } => BUDGET_OF_WEB_FUNCTIONS,
+            Mode::ManagedInstances { .. } => BUDGET_OF_MANAGED_INSTANCES,
+            Mode::OnDemand | Mode::SnapStart if external_extension => BUDGET_WITH_EXTERNAL,
+            Mode::OnDemand | Mode::SnapStart => BUDGET_WITH_INTERNAL,
+        }
     }
 
     /// How many invocations may be under way at once.
     pub(crate) fn concurrency(&self) -> usize {
         match self.mode {
-            Mode::ManagedInstances { max_concurrency } => max_concurrency,
+            Mode::ManagedInstances { max_concurrency } | Mode::WebFunction { max_concurrency } => max_concurrency,
             Mode::OnDemand | Mode::SnapStart => 1,
         }
     }
 
     pub(crate) fn init_limit(&self) -> Duration {
         self.init_timeout.unwrap_or_else(|| match self.mode {
-            Mode::OnDemand => INIT_TIMEOUT,
+            Mode::OnDemand | Mode::WebFunction { .. } => INIT_TIMEOUT,
             Mode::SnapStart | Mode::ManagedInstances { .. } => self.timeout.min(LONGEST_TIMEOUT).max(LONG_INIT_TIMEOUT),
         })
     }
@@ -246,8 +307,17 @@ impl Config {
             let message = format!("{} invocations at once: ask for 1 to {MAX_CONCURRENCY}", self.concurrency());
             return Err(Error::new(ErrorKind::Start, message));
         }
-        if self.reinit && self.is_managed() {
-            let message = "Managed Instances are not started again: leave out reinit, or start another environment";
+        if self.reinit && (self.is_managed() || self.is_web()) {
+            let message = "Managed Instances and Web Functions are not started again: leave out reinit, or start another environment";
+            return Err(Error::new(ErrorKind::Start, message));
+        }
+        if self.is_web() && !self.externals.is_empty() {
+            let message = "a Web Function has no external extensions: leave them out";
+            return Err(Error::new(ErrorKind::Start, message));
+        }
+        if let Some(size) = self.memory_mb.filter(|size| !MEMORY_MB.contains(size)) {
+            let (least, most) = MEMORY_MB.into_inner();
+            let message = format!("{size} MB of memory: Lambda has from {least} to {most}, ask for one of them");
             return Err(Error::new(ErrorKind::Start, message));
         }
         let mut names = Vec::new();
@@ -268,7 +338,7 @@ impl Config {
         Ok(())
     }
 
-    pub(crate) fn function_command(&self, api: SocketAddr) -> Result<Command, Error> {
+    pub(crate) fn function_command(&self, api: SocketAddr, endpoint: Option<SocketAddr>) -> Result<Command, Error> {
         let mut command = self.command(&self.program, &self.args)?;
         // the part of the environment that extensions do not see (AWS: "Lambda Extensions API", environment variables)
         command
@@ -278,8 +348,18 @@ impl Config {
         if let Mode::ManagedInstances { max_concurrency } = self.mode {
             command.env("AWS_LAMBDA_MAX_CONCURRENCY", max_concurrency.to_string());
         }
+        if let Some(endpoint) = endpoint {
+            command.env("AWS_LAMBDA_HTTP_ENDPOINT", endpoint.to_string());
+        }
         if let Ok(directory) = std::env::current_dir() {
             command.env("LAMBDA_TASK_ROOT", directory);
+        }
+        // what is set here, and what Lambda would show in a folder that this machine's function does not look into
+        if std::env::var_os(BUDGET_VARIABLE).is_none() && (self.budget.is_some() || !self.externals.is_empty()) {
+            let budget = self.budget_of(!self.externals.is_empty());
+            // no shorter and no longer one can be told
+            let told = budget.clamp(SHORTEST_TOLD, LONGEST_TOLD).as_millis();
+            command.env(BUDGET_VARIABLE, told.to_string());
         }
         Ok(self.finish_env(command, api))
     }
@@ -313,14 +393,14 @@ impl Config {
         }
         // set by whoever runs the simulator inside Lambda or another emulator: not true of the environment made here
         // (Lambda leaves AWS_EXECUTION_ENV unset for OS-only runtimes; AWS: "Lambda environment variables")
-        for variable in ["AWS_EXECUTION_ENV", "AWS_LAMBDA_MAX_CONCURRENCY", "_X_AMZN_TRACE_ID"] {
+        for variable in ["AWS_EXECUTION_ENV", "AWS_LAMBDA_HTTP_ENDPOINT", "AWS_LAMBDA_MAX_CONCURRENCY", "_X_AMZN_TRACE_ID"] {
             command.env_remove(variable);
         }
         let region = self.region();
         command
             .env("AWS_LAMBDA_FUNCTION_NAME", &self.function_name)
             .env("AWS_LAMBDA_FUNCTION_VERSION", FUNCTION_VERSION)
-            .env("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", MEMORY_MB.to_string())
+            .env("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", self.memory_size().to_string())
             .env("AWS_LAMBDA_INITIALIZATION_TYPE", self.mode.initialization_type())
             .env("AWS_REGION", &region)
             .env("AWS_DEFAULT_REGION", &region)
@@ -370,6 +450,7 @@ pub(crate) enum Mode {
     OnDemand,
     SnapStart,
     ManagedInstances { max_concurrency: usize },
+    WebFunction { max_concurrency: usize },
 }
 
 impl Mode {
@@ -378,6 +459,7 @@ impl Mode {
             Self::OnDemand => "on-demand",
             Self::SnapStart => "snap-start",
             Self::ManagedInstances { .. } => "lambda-managed-instances",
+            Self::WebFunction { .. } => "native-http",
         }
     }
 }
@@ -392,7 +474,23 @@ enum Output {
 pub(crate) const FUNCTION_VERSION: &str = "$LATEST";
 pub(crate) const HANDLER: &str = "bootstrap";
 /// Lambda's default.
-pub(crate) const MEMORY_MB: u32 = 128;
+const DEFAULT_MEMORY_MB: u32 = 128;
+/// AWS: "Lambda quotas", function memory allocation.
+const MEMORY_MB: RangeInclusive<u32> = 128..=10_240;
+/// What `winddown` takes the place of its own table's row by.
+const BUDGET_VARIABLE: &str = "WINDDOWN_BUDGET_MS";
+/// The least and the most that can be said in it.
+const SHORTEST_TOLD: Duration = Duration::from_millis(10);
+const LONGEST_TOLD: Duration = Duration::from_secs(24 * 60 * 60);
+/// AWS: "Lambda execution environment lifecycle", a function with internal extensions only.
+const BUDGET_WITH_INTERNAL: Duration = Duration::from_millis(500);
+/// The same, for a function with an external extension: the rest of the 2,000 ms is the extensions'.
+const BUDGET_WITH_EXTERNAL: Duration = Duration::from_millis(300);
+/// `defaultRuntimeShutdownTimeout` in AWS's own emulator (`lambda-managed-instances/rapid/shutdown.go`); the documentation
+/// gives none.
+const BUDGET_OF_MANAGED_INSTANCES: Duration = Duration::from_millis(600);
+/// AWS: "Execution environment lifecycle" of Web Functions, shutdown.
+const BUDGET_OF_WEB_FUNCTIONS: Duration = Duration::from_secs(1);
 /// The account number AWS uses in its own emulator.
 pub(crate) const ACCOUNT_ID: &str = "012345678912";
 /// AWS: "Lambda Extensions API", register.

@@ -14,11 +14,13 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::api::ApiState;
+use crate::cgroup::Group;
 use crate::config::extension_name;
 use crate::error::{Error, ErrorKind};
 use crate::process::{Exit, Process, Spawned, read_lines};
 use crate::record::OutputLine;
 use crate::shutdown::EXIT_WAIT;
+use crate::sim::web::{self, Requests};
 use crate::state::{External, SimState};
 use crate::telemetry::Category;
 use crate::tree::{Family, Tree};
@@ -31,6 +33,11 @@ pub(crate) struct Environment {
     /// Held during an invocation and while freezing: one at a time, but on Managed Instances.
     pub(crate) turns: Semaphore,
     family: Family,
+    /// What all of it may use, where that is limited.
+    pub(crate) group: Option<Arc<Group>>,
+    /// Where a Web Function has to listen.
+    pub(crate) endpoint: Option<SocketAddr>,
+    pub(crate) requests: Requests,
     children: Mutex<Children>,
 }
 
@@ -45,9 +52,16 @@ pub(crate) struct Children {
 }
 
 impl Environment {
-    pub(crate) fn new(shared: Arc<ApiState>, family: Family, launched: Instant) -> Self {
+    pub(crate) fn new(
+        shared: Arc<ApiState>,
+        family: Family,
+        group: Option<Arc<Group>>,
+        endpoint: Option<SocketAddr>,
+        launched: Instant,
+    ) -> Self {
         let turns = Semaphore::new(shared.config.concurrency());
-        Self { shared, address: family.api, launched, turns, family, children: Mutex::default() }
+        shared.world.update(|state| state.runtime.endpoint = endpoint);
+        Self { shared, address: family.api, launched, turns, family, group, endpoint, requests: web::requests(), children: Mutex::default() }
     }
 
     /// Starts everything.
@@ -113,16 +127,24 @@ impl Environment {
     }
 
     fn start_function(&self) -> Result<(), Error> {
-        let command = self.shared.config.function_command(self.address)?;
+        let command = self.shared.config.function_command(self.address, self.endpoint)?;
         let life = self.life();
+        let group = self.group.clone();
         let on_exit = move |state: &mut SimState, exit: Exit| {
-            state.note(format!("exit {}", exit.describe()));
+            let out_of_memory = exit.is_sigkill_of_others() && group.is_some_and(|group| group.has_killed());
+            let why = if out_of_memory { ", out of memory" } else { "" };
+            state.note(format!("exit {}{why}", exit.describe()));
             if state.life == life {
                 state.runtime.ready = false;
                 state.runtime.exit = Some(exit);
+                state.runtime.out_of_memory = out_of_memory;
             }
         };
-        self.start(command, FUNCTION, on_exit, |children, process| children.function = Some(process))
+        self.start(command, FUNCTION, on_exit, |children, process| children.function = Some(process))?;
+        if let Some(endpoint) = self.endpoint {
+            tokio::spawn(web::until_it_listens(Arc::clone(&self.shared), endpoint));
+        }
+        Ok(())
     }
 
     /// Starts the function when every external extension has registered, as AWS's own emulator does.
@@ -261,7 +283,7 @@ impl Environment {
         }
         let shared = Arc::clone(&self.shared);
         let on_exit = move |exit| shared.world.update(|state| on_exit(state, exit));
-        let spawned = Process::spawn(command, self.family.mark, on_exit);
+        let spawned = Process::spawn(command, self.family.mark, self.group.as_ref(), on_exit);
         let Spawned { process, pipes } = spawned.map_err(|cause| cannot_start(&program, cause))?;
         store(&mut children, process);
         for (stream, pipe) in pipes {

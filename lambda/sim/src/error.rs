@@ -82,7 +82,8 @@ pub enum ErrorKind {
     InitTimeout,
     /// The function could not be restored from its snapshot: it reported an error, it exited, or it took more than 10 s.
     Restore,
-    /// There is no such thing in this environment: Managed Instances are never frozen, and only SnapStart has a snapshot.
+    /// There is no such thing in this environment: Managed Instances are never frozen, only SnapStart has a snapshot, only a Web
+    /// Function has requests. Or this machine does not allow it, such as cgroups.
     Unsupported,
     /// The event is larger than Lambda takes: 6 MiB.
     TooLarge,

@@ -32,7 +32,7 @@
 //! - Those that have subscribed to telemetry are told of init, invocations and log lines, the last before they are to end.
 //! - A freeze stops the whole tree of processes, and shutdown ends it.
 //!
-//! [`Config::managed_instances`] and [`Config::snap_start`] have rules of their own. Where all of them come from, and where
+//! [`Config::managed_instances`], [`Config::web_function`] and [`Config::snap_start`] have rules of their own. Where all of them come from, and where
 //! the simulator differs from Lambda, is in `docs/sim-fidelity.md` of the repository.
 //!
 //! # What it needs
@@ -42,6 +42,7 @@
 
 mod adoption;
 mod api;
+mod cgroup;
 mod config;
 mod environment;
 mod error;

@@ -10,9 +10,9 @@ use std::sync::Arc;
 use clap::Parser;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
-use winddown_sim::{Record, Sim};
+use winddown_sim::{Error, Invocation, Record, Sim};
 
-use crate::cli::{Cli, Command, Run};
+use crate::cli::{Cli, Command, Request, Run};
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -28,6 +28,7 @@ async fn main() -> ExitCode {
 
 async fn execute(run: &Run) -> Result<(), Failure> {
     let events = run.events().map_err(Failure::usage)?;
+    let requests = run.requests().map_err(Failure::usage)?;
     let config = run.config().map_err(Failure::usage)?;
     let record_file = run.record_file().map_err(Failure::usage)?;
     // before the first process, so that no signal can leave one behind
@@ -36,7 +37,7 @@ async fn execute(run: &Run) -> Result<(), Failure> {
     let sim = Arc::new(Sim::launch(config).await.map_err(|error| Failure::usage(error.to_string()))?);
     progress("started, waiting for init");
     let mut outcome = tokio::select! {
-        outcome = live(&sim, run, &events) => outcome,
+        outcome = live(&sim, run, &events, requests.as_deref()) => outcome,
         () = interrupts.next() => Err(Failure::interrupted()),
     };
     progress(match &outcome {
@@ -57,7 +58,12 @@ async fn execute(run: &Run) -> Result<(), Failure> {
 }
 
 /// Everything between start and shutdown.
-async fn live(sim: &Arc<Sim>, run: &Run, events: &[String]) -> Result<(), Failure> {
+async fn live(
+    sim: &Arc<Sim>,
+    run: &Run,
+    events: &[String],
+    requests: Option<&[Request]>,
+) -> Result<(), Failure> {
     sim.ready().await.map_err(|error| Failure::function(error.to_string()))?;
     progress("init done");
     if run.snap_start {
@@ -65,8 +71,23 @@ async fn live(sim: &Arc<Sim>, run: &Run, events: &[String]) -> Result<(), Failur
         progress("snapshot taken, restoring it");
         sim.restore().await.map_err(|error| Failure::function(error.to_string()))?;
     }
-    if let Some(n) = run.max_concurrency {
-        return live_at_once(sim, n, events.iter().cycle().take(events.len().saturating_mul(run.times))).await;
+    if let Some(n) = run.at_once() {
+        return match requests {
+            Some(requests) => {
+                let calls = repeated(requests, run.times).map(|Request { method, target, body }| {
+                    let sim = Arc::clone(sim);
+                    async move { sim.request(&method, &target, body).await }
+                });
+                live_at_once(sim, n, calls).await
+            }
+            None => {
+                let calls = repeated(events, run.times).map(|event| {
+                    let sim = Arc::clone(sim);
+                    async move { sim.invoke_raw(event).await }
+                });
+                live_at_once(sim, n, calls).await
+            }
+        };
     }
     // gone through lazily: it may be a long run
     let total = events.len().saturating_mul(run.times);
@@ -106,17 +127,23 @@ async fn live(sim: &Arc<Sim>, run: &Run, events: &[String]) -> Result<(), Failur
     Ok(())
 }
 
-/// The invocations of Managed Instances: `n` at a time, and the next when one is over.
-async fn live_at_once(sim: &Arc<Sim>, n: usize, events: impl Iterator<Item = &String>) -> Result<(), Failure> {
-    let mut events = events.cloned();
+/// The whole list, so many times.
+fn repeated<T: Clone>(list: &[T], times: usize) -> impl Iterator<Item = T> {
+    list.iter().cycle().take(list.len().saturating_mul(times)).cloned()
+}
+
+/// Invocations of Managed Instances, or requests: `n` at a time, and the next when one is over.
+async fn live_at_once<F>(sim: &Sim, n: usize, mut calls: impl Iterator<Item = F>) -> Result<(), Failure>
+where
+    F: Future<Output = Result<Invocation, Error>> + Send + 'static,
+{
     let mut running = JoinSet::new();
     let (mut done, mut failed) = (0_usize, 0_usize);
     loop {
         while running.len() < n
-            && let Some(event) = events.next()
+            && let Some(call) = calls.next()
         {
-            let sim = Arc::clone(sim);
-            running.spawn(async move { sim.invoke_raw(event).await });
+            running.spawn(call);
         }
         let Some(over) = running.join_next().await else { break };
         let invocation = over
@@ -155,12 +182,12 @@ fn judge(record: &Record) -> Result<(), Failure> {
     }
     let message = if record.shutdown.overran {
         "the function was still running at the end of its budget and was killed: make its shutdown shorter"
-    } else if record.extensions.is_empty() {
-        "the function was killed without SIGTERM: register an extension, only then does Lambda send one"
-    } else if record.function.exit_code.is_some() && record.shutdown.sigterm_sent {
+    } else if record.shutdown.sigterm_sent && record.function.exit_code.is_some() {
         "the function reported a failure with its exit code: its output says why"
     } else if record.shutdown.sigterm_sent {
-        "the function did not handle SIGTERM: install a handler before the first /next"
+        "the function did not handle SIGTERM: install a handler before the first /next, or before it listens"
+    } else if record.function.killed && record.extensions.is_empty() {
+        "the function was killed without SIGTERM: register an extension, only then does Lambda send one"
     } else {
         "the function had ended before shutdown: its output says why"
     };

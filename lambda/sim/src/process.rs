@@ -16,6 +16,7 @@ use std::time::Instant;
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 
+use crate::cgroup::Group;
 use crate::mark::Mark;
 use crate::record::Stream;
 
@@ -32,30 +33,36 @@ struct Signals {
 }
 
 impl Process {
-    /// Starts `command` in a new process group, and marks it. `on_exit` is called once, from another thread.
+    /// Starts `command` in a new process group, marks it, and limits what it and its children may use. `on_exit` is called once,
+    /// from another thread.
     ///
     /// # Errors
     ///
-    /// When the program cannot be executed, or no thread can be had to wait for it. Nothing is left running then.
+    /// When the program cannot be executed or limited, or no thread can be had to wait for it. Nothing is left running then.
     pub(crate) fn spawn(
         mut command: Command,
         mark: Option<Mark>,
+        group: Option<&Arc<Group>>,
         on_exit: impl FnOnce(Exit) + Send + 'static,
     ) -> io::Result<Spawned> {
         let mut child = command.process_group(0).spawn()?;
         // at once: it is still being loaded. One that has changed its user meanwhile is known by what else it has.
         let _ = mark.map(|mark| mark.put_on(Pid::from_child(&child)));
+        let limited = group.map_or(Ok(()), |group| group.take_in(Pid::from_child(&child)));
         let stdout = child.stdout.take().map(|pipe| Box::new(pipe) as Box<dyn Read + Send>);
         let stderr = child.stderr.take().map(|pipe| Box::new(pipe) as Box<dyn Read + Send>);
         let process = Arc::new(Self { group: Pid::from_child(&child), state: Mutex::default() });
 
         let reaped = Arc::clone(&process);
+        // the group of cgroups lives until the last of its processes is gone
+        let group = group.cloned();
         let waiting = thread::Builder::new().name("winddown-sim-wait".to_owned()).spawn(move || {
             let exit = reaped.reap(child);
             on_exit(exit);
+            drop(group);
         });
-        if let Err(error) = waiting {
-            // the child went with the closure and cannot be waited for any more; at least it does not run on
+        if let Err(error) = waiting.map(drop).and(limited) {
+            // without a thread the child went with the closure and cannot be waited for any more; at least it does not run on
             process.signal(Signal::KILL);
             return Err(error);
         }
@@ -137,6 +144,11 @@ impl Exit {
         let code = status.and_then(|status| status.code());
         let signal = status.and_then(|status| status.signal());
         Self { at, code, signal, killed: kill_sent && signal == Some(Signal::KILL.as_raw()) }
+    }
+
+    /// Whether somebody else's SIGKILL did it, such as the kernel's.
+    pub(crate) fn is_sigkill_of_others(&self) -> bool {
+        self.signal == Some(Signal::KILL.as_raw()) && !self.killed
     }
 
     /// `0`, or `signal 9`.

@@ -56,6 +56,9 @@ impl Environment {
         let Children { function, externals, .. } = self.close();
         // a stopped process would not see SIGTERM; Lambda thaws before it shuts down, too
         self.thaw();
+        // no more are sent from here on; zero where it is no Web Function
+        let answered = self.shared.world.wait(|state| (state.runtime.requests == 0).then_some(()));
+        let _ = timeout(REQUESTS_WAIT, answered).await;
         let budget = self.budget();
         let pid = function.as_ref().map(|process| process.id());
         let shutdown = self.end_function(function, reason, budget).await;
@@ -71,25 +74,18 @@ impl Environment {
         self.shared.world.update(|state| state.record = Some(record(state, pid, shutdown)));
     }
 
-    /// How long the function has after SIGTERM; zero without extensions, which means no SIGTERM at all.
+    /// How long the function has after SIGTERM; zero where it gets none.
     fn budget(&self) -> Duration {
-        let (any, external) = self.shared.world.read(|state| {
-            let external = state.extensions.iter().any(|it| it.kind == ExtensionKind::External);
-            (!state.extensions.is_empty(), external)
-        });
-        match (any, external) {
-            (false, _) => Duration::ZERO,
-            (true, external) => self.shared.config.budget.unwrap_or_else(|| self.own_budget(external)),
+        if !self.sends_sigterm() {
+            return Duration::ZERO;
         }
+        let is_external = |state: &SimState| state.extensions.iter().any(|it| it.kind == ExtensionKind::External);
+        self.shared.config.budget_of(self.shared.world.read(is_external))
     }
 
-    /// Lambda's budget for a function with extensions.
-    fn own_budget(&self, external: bool) -> Duration {
-        match external {
-            _ if self.shared.config.is_managed() => BUDGET_OF_MANAGED_INSTANCES,
-            true => BUDGET_WITH_EXTERNAL,
-            false => BUDGET_WITH_INTERNAL,
-        }
+    /// Whether Lambda sends SIGTERM: to a Web Function, and to others with an extension.
+    fn sends_sigterm(&self) -> bool {
+        self.shared.config.is_web() || self.shared.world.read(|state| !state.extensions.is_empty())
     }
 
     async fn end_function(&self, function: Option<Arc<Process>>, reason: Reason, budget: Duration) -> ShutdownRecord {
@@ -102,16 +98,16 @@ impl Environment {
             strays: 0,
         };
         let Some(function) = function else { return shutdown };
-        let with_extensions = self.shared.world.read(|state| !state.extensions.is_empty());
+        let sends_sigterm = self.sends_sigterm();
         let mut over = false;
         let signalled = Instant::now();
         // a function that was killed by hand, or has ended, gets no signal
         if !function.kill_sent() && self.exit().is_none() {
-            if with_extensions {
+            if sends_sigterm {
                 shutdown.sigterm_sent = self.signal_function(&function, Signal::TERM, "SIGTERM");
                 over = timeout_at((signalled + budget).into(), self.exited()).await.is_err();
             }
-            if over || !with_extensions {
+            if over || !sends_sigterm {
                 self.signal_function(&function, Signal::KILL, "SIGKILL");
             }
         }
@@ -134,7 +130,7 @@ impl Environment {
             return;
         }
         // a longer budget for the function is not taken from the extensions
-        let deadline = begun + SHUTDOWN_LIMIT + budget.saturating_sub(self.own_budget(true));
+        let deadline = begun + SHUTDOWN_LIMIT + budget.saturating_sub(self.shared.config.own_budget(true));
         let event = api::shutdown_event(reason, epoch_ms(deadline));
         for (name, process) in externals {
             let told = self.shared.world.update(|state| {
@@ -167,7 +163,7 @@ impl Environment {
         }
         // the function's last lines are still in its pipes
         let read = world.wait(|state| (state.function_pipes == 0).then_some(()));
-        let more = budget.saturating_sub(self.own_budget(true));
+        let more = budget.saturating_sub(self.shared.config.own_budget(true));
         let _ = timeout(OUTPUT_WAIT + more / 2, read).await;
         let flushed = world.read(|state| state.telemetry.flush());
         let _ = timeout(FLUSH_WAIT + more / 2, async {
@@ -252,18 +248,14 @@ fn record(state: &SimState, pid: Option<u32>, shutdown: ShutdownRecord) -> Recor
     }
 }
 
-/// AWS: "Lambda execution environment lifecycle", a function with internal extensions only.
-const BUDGET_WITH_INTERNAL: Duration = Duration::from_millis(500);
-/// The same, for a function with an external extension: the rest of the 2,000 ms is the extensions'.
-const BUDGET_WITH_EXTERNAL: Duration = Duration::from_millis(300);
-/// `defaultRuntimeShutdownTimeout` in AWS's own emulator (`lambda-managed-instances/rapid/shutdown.go`); the documentation
-/// gives none.
-const BUDGET_OF_MANAGED_INSTANCES: Duration = Duration::from_millis(600);
 /// AWS: "Lambda execution environment lifecycle", the whole of shutdown.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(2);
 /// How long a killed process may take to be gone, `maxProcessExitWait` in AWS's own emulator. Longer means that it hangs in
 /// the kernel, and then the record says that no end is known.
 pub(crate) const EXIT_WAIT: Duration = Duration::from_secs(2);
+/// How long requests in flight may take to be answered before SIGTERM. AWS says "best effort", and no time: "Execution environment
+/// lifecycle" of Web Functions.
+const REQUESTS_WAIT: Duration = Duration::from_secs(1);
 /// `EventsAPI.Flush` in AWS's own emulator (`lambda-managed-instances`).
 const FLUSH_WAIT: Duration = Duration::from_secs(1);
 /// Reading what is in a pipe takes less than a millisecond; this is for a busy machine.

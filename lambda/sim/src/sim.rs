@@ -2,6 +2,7 @@
 
 mod invocations;
 mod snap_start;
+pub(crate) mod web;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use uuid::Uuid;
 
 use crate::adoption::Adoption;
 use crate::api::{self, ApiState};
+use crate::cgroup::Group;
 use crate::config::Config;
 use crate::environment::Environment;
 use crate::error::{Error, ErrorKind};
@@ -65,7 +67,7 @@ impl Sim {
     ///
     /// [`ErrorKind::Start`] when a program cannot be started. Without external extensions that includes the function; with
     /// them, [`ready`](Self::ready) says so. [`ErrorKind::Unsupported`] beside another environment of this process, if one of the
-    /// two has [`Config::adopt_orphans`].
+    /// two has [`Config::adopt_orphans`], and where [`Config::memory_mb`] cannot be enforced.
     pub async fn launch(config: Config) -> Result<Self, Error> {
         config.check()?;
         let adoption = Adoption::begin(config.adopts_orphans)?;
@@ -77,11 +79,13 @@ impl Sim {
         let address = listener.local_addr().map_err(cannot_listen)?;
 
         let launched = Instant::now();
-        let world = World::new(launched, config.mode.initialization_type());
+        let endpoint = if config.is_web() { Some(web::endpoint().map_err(cannot_listen)?) } else { None };
+        let group = config.memory_limit().map(Group::new).transpose()?.map(Arc::new);
+        let world = World::new(launched, &config);
         let shared = Arc::new(ApiState { world, config });
         let server = tokio::spawn(api::serve(listener, Arc::clone(&shared)));
         let family = Family { api: address, mark: Mark::new(), adoption };
-        let environment = Arc::new(Environment::new(shared, family, launched));
+        let environment = Arc::new(Environment::new(shared, family, group, endpoint, launched));
         // from here on, an early return drops `sim`, which kills what was started
         let sim = Self { environment: Arc::clone(&environment), server };
 
@@ -199,10 +203,14 @@ impl Sim {
     /// # Errors
     ///
     /// [`ErrorKind::Ended`] when the environment has ended or is ending; init errors when init was not over yet;
-    /// [`ErrorKind::Unsupported`] with [`Config::managed_instances`], which Lambda does not freeze.
+    /// [`ErrorKind::Unsupported`] with [`Config::managed_instances`] and [`Config::web_function`], which are not known to be frozen.
     pub async fn freeze(&self) -> Result<(), Error> {
         if self.config().is_managed() {
             let message = "Managed Instances are never frozen: use Config without managed_instances to see a freeze";
+            return Err(Error::new(ErrorKind::Unsupported, message));
+        }
+        if self.config().is_web() {
+            let message = "a Web Function is never frozen: use Config without web_function to see a freeze";
             return Err(Error::new(ErrorKind::Unsupported, message));
         }
         self.ready().await?;
@@ -218,7 +226,7 @@ impl Sim {
 
     /// Shuts the environment down and returns the record of its life.
     ///
-    /// In this order: thaw; SIGTERM to the function's group if an extension is registered; SIGKILL when the budget is over, or
+    /// In this order: thaw; SIGTERM to the function's group if an extension is registered, or if it is a Web Function; SIGKILL when the budget is over, or
     /// at once without extensions; then the SHUTDOWN event to external extensions that asked for it, SIGKILL to the others;
     /// SIGKILL to what is left 2,000 ms after the beginning; and SIGKILL to what has left the groups, such as daemons.
     ///
@@ -316,7 +324,8 @@ impl Drop for Sim {
 /// Why no answer will come, in the words of Lambda.
 fn lost(state: &SimState) -> Option<(&'static str, String)> {
     if let Some(exit) = &state.runtime.exit {
-        return Some((RUNTIME_EXIT, format!("Runtime exited with {}", exit.describe())));
+        let error_type = if state.runtime.out_of_memory { OUT_OF_MEMORY } else { RUNTIME_EXIT };
+        return Some((error_type, format!("Runtime exited with {}", exit.describe())));
     }
     // during shutdown, extensions are meant to exit
     let (name, exit) = state.exited_external().filter(|_| state.ending.is_none())?;
@@ -332,6 +341,7 @@ fn ended() -> Error {
 }
 
 const TIMED_OUT: &str = "Sandbox.Timedout";
+const OUT_OF_MEMORY: &str = "Runtime.OutOfMemory";
 const RUNTIME_EXIT: &str = "Runtime.ExitError";
 const EXTENSION_CRASH: &str = "Extension.Crash";
 const EXTENSION_INIT: &str = "Extension.InitError";

@@ -1,6 +1,7 @@
 //! Everything the API handlers, the processes and the public API know in common, and a way to wait for it to change.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::net::SocketAddr;
 use std::time::Instant;
 
 use axum::body::Bytes;
@@ -8,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::sync::{oneshot, watch};
 use uuid::Uuid;
 
-use crate::config::{FUNCTION_VERSION, MEMORY_MB};
+use crate::config::{Config, FUNCTION_VERSION};
 use crate::process::Exit;
 use crate::record::{
     EventType, ExtensionKind, Invocation, InvocationError, OutputLine, Reason, Record, Reset, TimelineEntry,
@@ -22,8 +23,8 @@ pub(crate) struct World {
 }
 
 impl World {
-    pub(crate) fn new(started: Instant, initialization_type: &'static str) -> Self {
-        Self { state: watch::Sender::new(SimState::new(started, initialization_type)) }
+    pub(crate) fn new(started: Instant, config: &Config) -> Self {
+        Self { state: watch::Sender::new(SimState::new(started, config)) }
     }
 
     /// Looks at the state.
@@ -99,6 +100,8 @@ pub(crate) struct SimState {
     pub(crate) init_ms: Option<f64>,
     /// How Lambda calls the way this environment begins.
     initialization_type: &'static str,
+    /// How large the function's memory is.
+    memory_mb: u32,
     pub(crate) invocations_begun: u64,
     pub(crate) invocations: Vec<Invocation>,
     pub(crate) timeline: Vec<TimelineEntry>,
@@ -128,12 +131,23 @@ pub(crate) struct Runtime {
     pub(crate) timed_out: HashSet<String>,
     pub(crate) init_error: Option<InvocationError>,
     pub(crate) exit: Option<Exit>,
+    /// It was killed because it needed more memory than it has.
+    pub(crate) out_of_memory: bool,
+    /// Where a Web Function has to listen.
+    pub(crate) endpoint: Option<SocketAddr>,
+    /// It listens there.
+    pub(crate) listens: bool,
+    /// How many requests it has not answered yet.
+    pub(crate) requests: usize,
 }
 
 impl Runtime {
     /// It has come to the end of its init: registration is closed.
     pub(crate) fn is_initialised(&self) -> bool {
-        self.polled || self.restore != Restore::NotAsked
+        match self.endpoint {
+            Some(_) => self.listens,
+            None => self.polled || self.restore != Restore::NotAsked,
+        }
     }
 }
 
@@ -214,7 +228,7 @@ pub(crate) enum Init {
 }
 
 impl SimState {
-    fn new(started: Instant, initialization_type: &'static str) -> Self {
+    fn new(started: Instant, config: &Config) -> Self {
         Self {
             started,
             runtime: Runtime::default(),
@@ -233,7 +247,8 @@ impl SimState {
             function_pipes: 0,
             telemetry: Telemetry::default(),
             init_ms: None,
-            initialization_type,
+            initialization_type: config.mode.initialization_type(),
+            memory_mb: config.memory_size(),
             invocations_begun: 0,
             invocations: Vec::new(),
             timeline: Vec::new(),
@@ -277,7 +292,7 @@ impl SimState {
             "functionName": function_name,
             "functionVersion": FUNCTION_VERSION,
             "instanceId": Uuid::new_v4().to_string(),
-            "instanceMaxMemory": u64::from(MEMORY_MB) * 1024 * 1024,
+            "instanceMaxMemory": u64::from(self.memory_mb) * 1024 * 1024,
         });
         self.tell("platform.initStart", record);
     }
@@ -352,7 +367,10 @@ impl SimState {
             .map(|it| format!("external extension {} to register under its file name", it.name))
             .collect();
         if missing.is_empty() && !self.runtime.is_initialised() {
-            missing.push("the function to GET /2018-06-01/runtime/invocation/next".to_owned());
+            missing.push(match self.runtime.endpoint {
+                Some(endpoint) => format!("the function to listen on {endpoint}, its AWS_LAMBDA_HTTP_ENDPOINT"),
+                None => "the function to GET /2018-06-01/runtime/invocation/next".to_owned(),
+            });
         }
         let silent = self.extensions.iter().filter(|it| !it.polled);
         missing.extend(silent.map(|it| format!("extension {} to GET /2020-01-01/extension/event/next", it.name)));

@@ -19,6 +19,9 @@ use crate::state::{Answer, Job, Restore};
 
 /// `GET /runtime/invocation/next`: waits for an event. The first call closes registration.
 pub(super) async fn next(State(shared): State<Arc<ApiState>>) -> Response {
+    if shared.config.is_web() {
+        return forbidden("a Web Function has no events: listen on AWS_LAMBDA_HTTP_ENDPOINT instead");
+    }
     let limit = if shared.config.is_managed() { shared.config.concurrency() } else { usize::MAX };
     let refusal = shared.world.update(|state| {
         let runtime = &mut state.runtime;

@@ -8,9 +8,9 @@ use tokio::sync::oneshot;
 use tokio::time::timeout_at;
 use uuid::Uuid;
 
-use super::{EXTENSION_CRASH, EXTENSION_EXIT, RUNTIME_EXIT, Sim, TIMED_OUT, ended, lost};
+use super::{EXTENSION_CRASH, EXTENSION_EXIT, OUT_OF_MEMORY, RUNTIME_EXIT, Sim, TIMED_OUT, ended, lost};
 use crate::api;
-use crate::config::{FUNCTION_VERSION, MEMORY_MB};
+use crate::config::FUNCTION_VERSION;
 use crate::environment::epoch_ms;
 use crate::error::{Error, ErrorKind};
 use crate::record::{EventType, INVOKE, Invocation, InvocationError, RESPONSE, Reason};
@@ -31,7 +31,8 @@ impl Sim {
     /// # Errors
     ///
     /// [`ErrorKind::Ended`] when the environment has ended or is ending; init errors when init was not over yet;
-    /// [`ErrorKind::Restore`] when the snapshot could not be restored; [`ErrorKind::TooLarge`] for an event above 6 MiB.
+    /// [`ErrorKind::Restore`] when the snapshot could not be restored; [`ErrorKind::TooLarge`] for an event above 6 MiB;
+    /// [`ErrorKind::Unsupported`] for a Web Function, which has [requests](Self::request).
     ///
     /// # Cancel safety
     ///
@@ -54,6 +55,10 @@ impl Sim {
                 event.len()
             );
             return Err(Error::new(ErrorKind::TooLarge, message));
+        }
+        if self.config().is_web() {
+            let message = "a Web Function has no events: send it requests, with Sim::request (--request)";
+            return Err(Error::new(ErrorKind::Unsupported, message));
         }
         self.ready().await?;
         let _turn = self.turn().await;
@@ -98,9 +103,12 @@ impl Sim {
             }
         });
         self.finish(deadline).await;
+        let size = self.config().memory_size();
+        let used = self.environment.group.as_ref().and_then(|group| group.most_used_mb()).unwrap_or(size.into());
+        let memory = Memory { size, used };
         self.world().update(|state| {
             let init_ms = state.init_ms.take();
-            state.tell("platform.report", report(&invocation, begun.elapsed(), init_ms));
+            state.tell("platform.report", report(&invocation, begun.elapsed(), init_ms, memory));
         });
         Ok(invocation)
     }
@@ -202,7 +210,7 @@ fn status(invocation: &Invocation) -> &'static str {
     match invocation.error.as_ref().map(|error| error.error_type.as_str()) {
         None => "success",
         Some(TIMED_OUT) => "timeout",
-        Some(RUNTIME_EXIT | EXTENSION_EXIT | EXTENSION_CRASH) => "failure",
+        Some(OUT_OF_MEMORY | RUNTIME_EXIT | EXTENSION_EXIT | EXTENSION_CRASH) => "failure",
         Some(_) => "error",
     }
 }
@@ -219,15 +227,21 @@ fn runtime_done(invocation: &Invocation, bytes: usize) -> Value {
     record
 }
 
-fn report(invocation: &Invocation, took: Duration, init_ms: Option<f64>) -> Value {
+/// In MB: what the function has, and what it has used at most. Where that is not measured, all of it.
+struct Memory {
+    size: u32,
+    used: u64,
+}
+
+fn report(invocation: &Invocation, took: Duration, init_ms: Option<f64>, memory: Memory) -> Value {
     let mut record = json!({
         "requestId": invocation.request_id,
         "status": status(invocation),
         "metrics": {
             "durationMs": millis(took),
             "billedDurationMs": millis(took).ceil() as u64,
-            "memorySizeMB": MEMORY_MB,
-            "maxMemoryUsedMB": MEMORY_MB,
+            "memorySizeMB": memory.size,
+            "maxMemoryUsedMB": memory.used,
         },
     });
     if let Some(init_ms) = init_ms {
