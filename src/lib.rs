@@ -13,7 +13,7 @@ pub use winddown_core::{
     Credentials, CredentialsFuture, CredentialsProvider, EXIT_AT_DEADLINE, Error, ErrorKind, Hook, HookResult, Itself,
     Lifecycle, Outcome, PLATFORMS, Platform, Reason, Records, Report, ReportFormat, Resource, ResourceId,
     ResourceReport, Retry, SessionCounts, ShutdownGuard, SignalKind, State, Status, Step, Straggler, Tracked,
-    TrackedBody, adapter, memory,
+    TrackedBody, adapter, listen_address, memory,
 };
 
 /// The write buffer: records in, batches out, flushed before its pool is drained.

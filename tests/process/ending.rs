@@ -116,7 +116,7 @@ async fn events() -> Result<(), Error> {
     lifecycle.run(axum::serve(listener, app).with_graceful_shutdown(lifecycle.draining())).await.map(drop)
 }
 
-async fn track(State(lifecycle): State<Lifecycle>, request: Request, next: Next) -> Response {
+pub(crate) async fn track(State(lifecycle): State<Lifecycle>, request: Request, next: Next) -> Response {
     let name = format!("{} {}", request.method(), request.uri().path());
     let Ok(tracked) = lifecycle.track_as(name) else { return StatusCode::SERVICE_UNAVAILABLE.into_response() };
     let response = with_dependent_access(next.run(request)).await;

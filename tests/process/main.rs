@@ -14,6 +14,7 @@ mod programs;
 mod scripted;
 mod spills;
 mod stops;
+mod web;
 
 use std::process::ExitCode;
 
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         stops::ALL,
         spills::ALL,
         memory::ALL,
+        web::ALL,
     ]
     .concat();
     let trials = all.into_iter().map(|(name, case)| {

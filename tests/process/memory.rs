@@ -62,7 +62,11 @@ fn a_function_gets_no_more_of_a_cpu_than_its_memory_size_has() {
 fn soak_a_cpus_share_grows_with_the_memory_size() {
     for _ in 0..rounds(5, 1) {
         let (least, one) = (share(128, Duration::from_secs(4)), share(1769, Duration::from_secs(4)));
-        println!("{least:.4} of a CPU with 128 MB, {one:.4} with 1769 MB: {:.2} times, by the quotas {:.2}", one / least, 1.0 / share_of(128));
+        println!(
+            "{least:.4} of a CPU with 128 MB, {one:.4} with 1769 MB: {:.2} times, by the quotas {:.2}",
+            one / least,
+            1.0 / share_of(128)
+        );
         assert!(one > least, "{one} with more memory, {least} with less");
     }
 }
@@ -94,7 +98,8 @@ fn a_memory_size_that_lambda_has_not_is_refused() {
 /// 7 % of a CPU. By hand it takes 80 ms.
 fn with_the_least_memory_lambda_has_four_backends_say_goodbye_in_seconds() {
     let stdout = four_at_once(&["--memory-mb", "128"]);
-    let took = stdout.lines().find_map(|line| line.strip_prefix("winddown: drained in ")?.split(' ').next()?.parse().ok());
+    let took =
+        stdout.lines().find_map(|line| line.strip_prefix("winddown: drained in ")?.split(' ').next()?.parse().ok());
     let took: f64 = took.unwrap_or_else(|| panic!("no report in {stdout}"));
     println!("drained in {took} ms");
     assert!(took < 5_000.0, "{stdout}");

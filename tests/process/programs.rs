@@ -34,7 +34,7 @@ use winddown::{
 
 use winddown_testkit::{Director, child::ready};
 
-use crate::{ending, platform, scripted, spills, stops};
+use crate::{ending, platform, scripted, spills, stops, web};
 
 /// Longer than any budget here.
 const FOR_EVER: Duration = Duration::from_secs(3600);
@@ -81,7 +81,10 @@ pub(crate) fn run(program: &str) -> ExitCode {
                 Some(ended) => ended,
                 None => match spills::run(other).await {
                     Some(ended) => ended,
-                    None => stops::program(other).await,
+                    None => match web::run(other).await {
+                        Some(ended) => ended,
+                        None => stops::program(other).await,
+                    },
                 },
             },
         }

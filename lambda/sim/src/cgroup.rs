@@ -189,7 +189,9 @@ impl Place {
         for line in groups.lines() {
             // hierarchy:controllers:path
             let mut fields = line.splitn(3, ':');
-            let (Some(_), Some(controllers), Some(path)) = (fields.next(), fields.next(), fields.next()) else { continue };
+            let (Some(_), Some(controllers), Some(path)) = (fields.next(), fields.next(), fields.next()) else {
+                continue;
+            };
             if controllers.split(',').any(|it| it == controller) {
                 let mounted = mounts.lines().find_map(|mount| mounted_at(mount, path, "cgroup", Some(controller)))?;
                 return Some(Self { version: Version::One, parents: vec![mounted.own] });
@@ -285,7 +287,10 @@ mod tests {
         let group = Group::made("4:memory:/own\n2:cpu,cpuacct:/\n0::/\n", &mounts, "new", 128).expect("made");
         assert_eq!((&group.cpu.path, &group.memory.path), (&at("cpu/new"), &at("memory/own/new")));
         let written = |file: &str| fs::read_to_string(root.path().join(file)).expect("written");
-        assert_eq!((written("cpu/new/cpu.cfs_period_us"), written("cpu/new/cpu.cfs_quota_us")), ("20000".into(), "1447".into()));
+        assert_eq!(
+            (written("cpu/new/cpu.cfs_period_us"), written("cpu/new/cpu.cfs_quota_us")),
+            ("20000".into(), "1447".into())
+        );
         assert_eq!(written("memory/own/new/memory.limit_in_bytes"), (128 * MB).to_string());
     }
 

@@ -393,7 +393,9 @@ impl Config {
         }
         // set by whoever runs the simulator inside Lambda or another emulator: not true of the environment made here
         // (Lambda leaves AWS_EXECUTION_ENV unset for OS-only runtimes; AWS: "Lambda environment variables")
-        for variable in ["AWS_EXECUTION_ENV", "AWS_LAMBDA_HTTP_ENDPOINT", "AWS_LAMBDA_MAX_CONCURRENCY", "_X_AMZN_TRACE_ID"] {
+        for variable in
+            ["AWS_EXECUTION_ENV", "AWS_LAMBDA_HTTP_ENDPOINT", "AWS_LAMBDA_MAX_CONCURRENCY", "_X_AMZN_TRACE_ID"]
+        {
             command.env_remove(variable);
         }
         let region = self.region();

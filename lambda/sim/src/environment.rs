@@ -61,7 +61,17 @@ impl Environment {
     ) -> Self {
         let turns = Semaphore::new(shared.config.concurrency());
         shared.world.update(|state| state.runtime.endpoint = endpoint);
-        Self { shared, address: family.api, launched, turns, family, group, endpoint, requests: web::requests(), children: Mutex::default() }
+        Self {
+            shared,
+            address: family.api,
+            launched,
+            turns,
+            family,
+            group,
+            endpoint,
+            requests: web::requests(),
+            children: Mutex::default(),
+        }
     }
 
     /// Starts everything.

@@ -58,12 +58,7 @@ async fn execute(run: &Run) -> Result<(), Failure> {
 }
 
 /// Everything between start and shutdown.
-async fn live(
-    sim: &Arc<Sim>,
-    run: &Run,
-    events: &[String],
-    requests: Option<&[Request]>,
-) -> Result<(), Failure> {
+async fn live(sim: &Arc<Sim>, run: &Run, events: &[String], requests: Option<&[Request]>) -> Result<(), Failure> {
     sim.ready().await.map_err(|error| Failure::function(error.to_string()))?;
     progress("init done");
     if run.snap_start {

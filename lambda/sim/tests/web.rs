@@ -35,7 +35,8 @@ async fn it_is_told_where_it_listens_and_what_it_is() {
     let sim = Sim::start(web()).await.expect("init");
     let pid = sim.function_pid().expect("it runs");
     let environment = std::fs::read_to_string(format!("/proc/{pid}/environ")).expect("its variables");
-    let value = |name: &str| environment.split('\0').find_map(|it| it.strip_prefix(name)?.strip_prefix('=')).map(str::to_owned);
+    let value =
+        |name: &str| environment.split('\0').find_map(|it| it.strip_prefix(name)?.strip_prefix('=')).map(str::to_owned);
     assert_eq!(value("AWS_LAMBDA_INITIALIZATION_TYPE").as_deref(), Some("native-http"));
     assert!(value("AWS_LAMBDA_HTTP_ENDPOINT").is_some_and(|endpoint| endpoint.starts_with("127.")), "{environment}");
     assert!(value("AWS_LAMBDA_RUNTIME_API").is_some());
@@ -141,13 +142,15 @@ fn the_command_sends_requests_and_ends_with_0() {
     };
     let limit = format!("{}s", AMPLE.as_secs());
     let ample = ["--budget", &limit, "--init-timeout", &limit, "--timeout", &limit];
-    let requests = ["--request", "GET /slow?ms=20", "--request", "POST / two words", "--times", "50", "--max-concurrency", "8"];
+    let requests =
+        ["--request", "GET /slow?ms=20", "--request", "POST / two words", "--times", "50", "--max-concurrency", "8"];
     let output = run(&[&ample[..], &requests].concat(), "");
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{stderr}");
     assert!(stderr.contains("100 invocations, 0 failed"), "{stderr}");
     let record: Value = serde_json::from_slice(&output.stdout).expect("the record");
-    let bodies = record["invocations"].as_array().expect("a list").iter().filter(|it| it["payload"]["body"] == "two words");
+    let bodies =
+        record["invocations"].as_array().expect("a list").iter().filter(|it| it["payload"]["body"] == "two words");
     assert_eq!(bodies.count(), 50);
 
     let output = run(&["--budget", "50ms"], "stay");

@@ -182,7 +182,10 @@ async fn whole(
         .map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into()))
         .collect();
     let status = head.status.as_u16();
-    Ok(Whole { status, value: json!({"statusCode": status, "headers": headers, "body": String::from_utf8_lossy(&body)}) })
+    Ok(Whole {
+        status,
+        value: json!({"statusCode": status, "headers": headers, "body": String::from_utf8_lossy(&body)}),
+    })
 }
 
 /// The error and its causes: what a connection died of is in the last one.
