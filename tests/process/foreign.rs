@@ -38,13 +38,13 @@ const SKIP: &str = "WINDDOWN_SKIP_FOREIGN";
 
 /// Why a case is to be left out, where somebody has asked for that.
 pub(crate) fn left_out(case: &str) -> Option<String> {
-    let foreign =
-        case.contains("_on_node_") || case.contains("_on_awslambdaric_") || case.ends_with("whatever_its_language");
+    let foreign = ["_on_node_", "_on_awslambdaric_", "_on_boto3_"].iter().any(|it| case.contains(it))
+        || case.ends_with("whatever_its_language");
     (foreign && env::var_os(SKIP).is_some()).then(|| format!("{SKIP} is set"))
 }
 
 /// A program: from `cargo xtask test`, or found now.
-fn program(variable: &str, task: &str) -> String {
+pub(crate) fn program(variable: &str, task: &str) -> String {
     if let Ok(path) = env::var(variable) {
         return path;
     }
@@ -70,7 +70,7 @@ fn plain() -> Config {
     Config::new(env::current_exe().unwrap()).env(ROLE, "plain")
 }
 
-fn functions(file: &str) -> std::path::PathBuf {
+pub(crate) fn functions(file: &str) -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/process/functions").join(file)
 }
 

@@ -7,6 +7,7 @@ mod cases;
 mod differential;
 mod ending;
 mod foreign;
+mod front_door;
 mod lambda;
 mod memory;
 mod platform;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         spills::ALL,
         memory::ALL,
         web::ALL,
+        front_door::ALL,
     ]
     .concat();
     let trials = all.into_iter().map(|(name, case)| {

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -26,6 +27,14 @@ pub(crate) enum Command {
     /// timeline to standard output and progress to standard error. The exit status is 0 only if the function ended by
     /// itself inside the budget; 1 if it did not, 2 if it could not be run as asked, 130 after Ctrl-C.
     Run(Run),
+    /// Keep a function, and take invocations for it over HTTP
+    ///
+    /// Is an endpoint of the Lambda API, for the SDKs and the command line of AWS (--endpoint-url); every other request becomes an
+    /// event as a Function URL or an HTTP API makes it, and the answer becomes a response. An environment that has nothing to do
+    /// is frozen, and ended after a while. SIGHUP replaces every environment gracefully, and so does a change of the program's file,
+    /// which is seen at the next invocation. At Ctrl-C all are shut down; the exit status is 0 only if every one of them has ended
+    /// by itself inside the budget.
+    Serve(Serve),
 }
 
 #[derive(Debug, Args)]
@@ -71,6 +80,21 @@ pub(crate) struct Run {
     #[arg(long, value_name = "REASON", default_value = "spindown", value_parser = reason())]
     pub(crate) shutdown: Reason,
 
+    /// Put what the function and the extensions print into the record, not on the terminal
+    #[arg(long, requires = "json")]
+    capture: bool,
+
+    /// Write the record to FILE; - for standard output, which then holds nothing else
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<String>,
+
+    #[command(flatten)]
+    function: Function,
+}
+
+/// What is the same however the function lives.
+#[derive(Debug, Args)]
+struct Function {
     /// Time from SIGTERM to SIGKILL [default: Lambda's: 500ms, 300ms with an external extension, 1s with --web]
     ///
     /// The function is told, in WINDDOWN_BUDGET_MS where that is not set
@@ -101,17 +125,81 @@ pub(crate) struct Run {
     #[arg(long = "env", value_name = "KEY=VALUE")]
     env: Vec<String>,
 
-    /// Put what the function and the extensions print into the record, not on the terminal
-    #[arg(long, requires = "json")]
-    capture: bool,
-
-    /// Write the record to FILE; - for standard output, which then holds nothing else
-    #[arg(long, value_name = "FILE")]
-    pub(crate) json: Option<String>,
-
     /// The function's program and its arguments
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<OsString>,
+}
+
+impl Function {
+    fn config(&self) -> Result<Config, String> {
+        // clap requires one
+        let (program, args) = self.command.split_first().ok_or("no command: give it after --")?;
+        let mut config = Config::new(program).args(args).timeout(self.timeout);
+        if let Some(limit) = self.init_timeout {
+            config = config.init_timeout(limit);
+        }
+        if let Some(size) = self.memory_mb {
+            config = config.memory_mb(size);
+        }
+        if let Some(budget) = self.budget {
+            config = config.budget(budget);
+        }
+        for external in &self.externals {
+            let mut words = external.split_whitespace();
+            let program = words.next().ok_or("--external-extension: empty, name a program")?;
+            config = config.external_extension(program, words);
+        }
+        for variable in &self.env {
+            let (key, value) = variable
+                .split_once('=')
+                .filter(|(key, _)| !key.is_empty())
+                .ok_or_else(|| format!("--env: '{variable}' has no name and value: write KEY=VALUE"))?;
+            config = config.env(key, value);
+        }
+        Ok(config)
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Serve {
+    /// Where to listen
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9000")]
+    pub(crate) listen: String,
+
+    /// How many environments there can be. A further invocation waits until one is free
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_one())]
+    pub(crate) max_environments: usize,
+
+    /// For how long an environment is kept that has nothing to do
+    #[arg(long, value_name = "DUR", default_value = "5m", value_parser = humantime::parse_duration)]
+    pub(crate) idle: Duration,
+
+    /// Run as Managed Instances do: up to N invocations at once in each environment, never frozen
+    #[arg(long, value_name = "N", value_parser = at_least_one())]
+    pub(crate) max_concurrency: Option<usize>,
+
+    #[command(flatten)]
+    function: Function,
+}
+
+impl Serve {
+    pub(crate) fn config(&self) -> Result<Config, String> {
+        let config = self.function.config()?;
+        Ok(match self.max_concurrency {
+            Some(n) => config.managed_instances(n),
+            // a timeout or a crash costs one invocation, as on Lambda
+            None => config.reinit(),
+        })
+    }
+
+    /// The program as it was given: a path, or a name that is looked up.
+    pub(crate) fn program(&self) -> PathBuf {
+        self.function.command.first().map(PathBuf::from).unwrap_or_default()
+    }
+}
+
+fn at_least_one() -> impl TypedValueParser<Value = usize> {
+    clap::value_parser!(u32).range(1..).map(|number| usize::try_from(number).unwrap_or(usize::MAX))
 }
 
 impl Run {
@@ -136,38 +224,16 @@ impl Run {
     }
 
     pub(crate) fn config(&self) -> Result<Config, String> {
-        // clap requires one
-        let (program, args) = self.command.split_first().ok_or("no command: give it after --")?;
-        let mut config = Config::new(program).args(args).timeout(self.timeout).adopt_orphans();
-        if let Some(limit) = self.init_timeout {
-            config = config.init_timeout(limit);
-        }
+        // the one environment of this process: all orphans are its own
+        let mut config = self.function.config()?.adopt_orphans();
         if let Some(n) = self.at_once() {
             config = if self.web { config.web_function(n) } else { config.managed_instances(n) };
-        }
-        if let Some(size) = self.memory_mb {
-            config = config.memory_mb(size);
         }
         if self.reinit {
             config = config.reinit();
         }
         if self.snap_start {
             config = config.snap_start();
-        }
-        if let Some(budget) = self.budget {
-            config = config.budget(budget);
-        }
-        for external in &self.externals {
-            let mut words = external.split_whitespace();
-            let program = words.next().ok_or("--external-extension: empty, name a program")?;
-            config = config.external_extension(program, words);
-        }
-        for variable in &self.env {
-            let (key, value) = variable
-                .split_once('=')
-                .filter(|(key, _)| !key.is_empty())
-                .ok_or_else(|| format!("--env: '{variable}' has no name and value: write KEY=VALUE"))?;
-            config = config.env(key, value);
         }
         if self.capture {
             config = config.capture_output();

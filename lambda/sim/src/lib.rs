@@ -58,7 +58,7 @@ mod tree;
 pub use config::Config;
 pub use error::{Error, ErrorKind};
 pub use record::{
-    EventType, ExtensionKind, ExtensionRecord, FunctionRecord, Invocation, InvocationError, OutputLine, Reason, Record,
-    Reset, ShutdownRecord, Stream, TimelineEntry,
+    EventType, ExtensionKind, ExtensionRecord, FunctionRecord, Invocation, InvocationError, OutputLine, Part, Reason,
+    Record, Reset, ShutdownRecord, Stream, TimelineEntry,
 };
 pub use sim::Sim;

@@ -1,6 +1,7 @@
 //! The command `winddown-sim`: takes a function through a Lambda lifecycle and says how it ended.
 
 mod cli;
+mod serve;
 
 use std::io::{self, Write};
 use std::pin::pin;
@@ -16,8 +17,11 @@ use crate::cli::{Cli, Command, Request, Run};
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let Command::Run(run) = Cli::parse().command;
-    match execute(&run).await {
+    let outcome = match Cli::parse().command {
+        Command::Run(run) => execute(&run).await,
+        Command::Serve(options) => serve::serve(&options).await,
+    };
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure { status, message }) => {
             progress(&message);
@@ -193,26 +197,37 @@ fn judge(record: &Record) -> Result<(), Failure> {
 struct Interrupts {
     interrupt: Signal,
     terminate: Signal,
-    hangup: Signal,
+    /// Where it does not mean something else.
+    hangup: Option<Signal>,
 }
 
 impl Interrupts {
     fn listen() -> Result<Self, Failure> {
-        let listen = |kind| signal(kind).map_err(|error| Failure::usage(format!("cannot listen for signals: {error}")));
-        Ok(Self {
-            interrupt: listen(SignalKind::interrupt())?,
-            terminate: listen(SignalKind::terminate())?,
-            hangup: listen(SignalKind::hangup())?,
-        })
+        Ok(Self { hangup: Some(listen_for(SignalKind::hangup())?), ..Self::without_hangup()? })
+    }
+
+    fn without_hangup() -> Result<Self, Failure> {
+        let (interrupt, terminate) = (listen_for(SignalKind::interrupt())?, listen_for(SignalKind::terminate())?);
+        Ok(Self { interrupt, terminate, hangup: None })
     }
 
     async fn next(&mut self) {
+        let hangup = async {
+            match &mut self.hangup {
+                Some(hangup) => hangup.recv().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
-            _ = self.hangup.recv() => {}
+            _ = hangup => {}
         }
     }
+}
+
+fn listen_for(kind: SignalKind) -> Result<Signal, Failure> {
+    signal(kind).map_err(|error| Failure::usage(format!("cannot listen for signals: {error}")))
 }
 
 /// Why the exit status is not 0.

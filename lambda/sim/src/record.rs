@@ -184,6 +184,21 @@ pub struct Invocation {
     pub error: Option<InvocationError>,
 }
 
+/// A piece of what a function answers, as it sends it. See [`Sim::invoke_streamed`](crate::Sim::invoke_streamed).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Part<'a> {
+    /// The response begins.
+    Head {
+        /// It is a streamed one.
+        streamed: bool,
+        /// What the function calls it.
+        content_type: Option<&'a str>,
+    },
+    /// Some of its bytes, or of the document that says how the handler failed.
+    Data(&'a [u8]),
+}
+
 /// Why an invocation failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]

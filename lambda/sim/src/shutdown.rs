@@ -210,7 +210,7 @@ fn abort_in_flight(state: &mut SimState) {
             message: format!("RequestId: {request_id} Error: the environment is being shut down"),
         };
         // a caller that has gone away needs no answer
-        let _ = waiting.send(Answer::failed(error));
+        let _ = waiting.answer.send(Answer::failed(error));
     }
 }
 

@@ -1,7 +1,9 @@
 //! Everything the API handlers, the processes and the public API know in common, and a way to wait for it to change.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::fmt;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Instant;
 
 use axum::body::Bytes;
@@ -12,7 +14,7 @@ use uuid::Uuid;
 use crate::config::{Config, FUNCTION_VERSION};
 use crate::process::Exit;
 use crate::record::{
-    EventType, ExtensionKind, Invocation, InvocationError, OutputLine, Reason, Record, Reset, TimelineEntry,
+    EventType, ExtensionKind, Invocation, InvocationError, OutputLine, Part, Reason, Record, Reset, TimelineEntry,
 };
 use crate::telemetry::{Category, Telemetry};
 
@@ -124,7 +126,7 @@ pub(crate) struct Runtime {
     pub(crate) restore: Restore,
     pub(crate) queue: VecDeque<Job>,
     /// Who waits for the answer, by request id.
-    pub(crate) in_flight: HashMap<String, oneshot::Sender<Answer>>,
+    pub(crate) in_flight: HashMap<String, Waiting>,
     /// Answered, and the next event not asked for yet: a second answer is a different mistake from an unknown id.
     pub(crate) answered: HashSet<String>,
     /// Failed by the timeout, where the environment lives on: so is a late answer.
@@ -162,6 +164,30 @@ pub(crate) enum Restore {
     /// It has been told, and has not asked for its first event yet.
     Told,
     Failed(InvocationError),
+}
+
+/// Who waits for an answer.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    pub(crate) answer: oneshot::Sender<Answer>,
+    /// Who wants to have it as it comes.
+    pub(crate) listener: Option<Listener>,
+}
+
+/// Is told each part of an answer.
+#[derive(Clone)]
+pub(crate) struct Listener(pub(crate) Arc<dyn Fn(Part<'_>) + Send + Sync>);
+
+impl Listener {
+    pub(crate) fn tell(&self, part: Part<'_>) {
+        (self.0)(part);
+    }
+}
+
+impl fmt::Debug for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Listener")
+    }
 }
 
 /// An event for the function.

@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use super::{ApiState, accepted, failure};
 use crate::config::Mode;
-use crate::record::InvocationError;
+use crate::record::{InvocationError, Part};
 use crate::state::{Answer, Job, Restore};
 
 /// `GET /runtime/invocation/next`: waits for an event. The first call closes registration.
@@ -95,6 +95,10 @@ async fn receive(shared: &ApiState, id: &str, headers: &HeaderMap, mut body: Bod
         }
     };
     let limit = if streamed { MAX_STREAMED } else { MAX_RESPONSE };
+    let listener = shared.world.read(|state| state.runtime.in_flight.get(id)?.listener.clone());
+    let tell = |part: Part<'_>| listener.as_ref().map_or((), |listener| listener.tell(part));
+    let content_type = header(headers, "content-type");
+    tell(Part::Head { streamed, content_type: content_type.as_deref() });
     let (mut payload, mut first_byte, mut trailers) = (Vec::new(), None, HeaderMap::new());
     while let Some(frame) = body.frame().await {
         let Ok(frame) = frame else {
@@ -112,6 +116,7 @@ async fn receive(shared: &ApiState, id: &str, headers: &HeaderMap, mut body: Bod
             Ok(data) => {
                 first_byte.get_or_insert_with(Instant::now);
                 payload.extend_from_slice(&data);
+                tell(Part::Data(&data));
             }
             Err(frame) => trailers.extend(frame.into_trailers().unwrap_or_default()),
         }
@@ -145,6 +150,9 @@ pub(super) async fn error(
     body: Bytes,
 ) -> Response {
     let error = error_of(&headers, &body);
+    if let Some(listener) = shared.world.read(|state| state.runtime.in_flight.get(&id)?.listener.clone()) {
+        listener.tell(Part::Data(&body));
+    }
     let failed = Answer { payload: json_or_text(&body), bytes: body.len(), ..Answer::failed(error) };
     answer(&shared, &id, failed).map_or_else(|refusal| refusal, |()| accepted())
 }
@@ -218,7 +226,7 @@ fn answer(shared: &ApiState, id: &str, answer: Answer) -> Result<(), Response> {
                 state.runtime.answered.insert(id.to_owned());
             }
             // a caller that gave up does not make the function's answer wrong
-            let _ = waiting.send(answer);
+            let _ = waiting.answer.send(answer);
             return Ok(());
         }
         if state.runtime.timed_out.remove(id) {

@@ -1,5 +1,6 @@
 //! One invocation, from its event to its record.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
@@ -13,8 +14,8 @@ use crate::api;
 use crate::config::FUNCTION_VERSION;
 use crate::environment::epoch_ms;
 use crate::error::{Error, ErrorKind};
-use crate::record::{EventType, INVOKE, Invocation, InvocationError, RESPONSE, Reason};
-use crate::state::{Answer, Job, SimState, millis};
+use crate::record::{EventType, INVOKE, Invocation, InvocationError, Part, RESPONSE, Reason};
+use crate::state::{Answer, Job, Listener, SimState, Waiting, millis};
 
 /// AWS: "Lambda quotas", invocation payload, with the slack of AWS's own emulator (`interop.MaxPayloadSize`).
 const MAX_EVENT: usize = 6 * 1024 * 1024 + 100;
@@ -48,7 +49,27 @@ impl Sim {
     ///
     /// Those of [`invoke`](Self::invoke).
     pub async fn invoke_raw(&self, event: impl Into<Vec<u8>> + Send) -> Result<Invocation, Error> {
-        let event = Bytes::from(event.into());
+        self.invoke_for(Bytes::from(event.into()), None).await
+    }
+
+    /// Like [`invoke_raw`](Self::invoke_raw), and calls `on_part` with what the function answers as it comes: a streamed response in
+    /// many pieces, any other in one, and each byte as the function has sent it.
+    ///
+    /// `on_part` must neither block nor call this simulator. What it was given counts only if the invocation turns out to be
+    /// [`ok`](Invocation::ok).
+    ///
+    /// # Errors
+    ///
+    /// Those of [`invoke`](Self::invoke).
+    pub async fn invoke_streamed(
+        &self,
+        event: impl Into<Vec<u8>> + Send,
+        on_part: impl Fn(Part<'_>) + Send + Sync + 'static,
+    ) -> Result<Invocation, Error> {
+        self.invoke_for(Bytes::from(event.into()), Some(Listener(Arc::new(on_part)))).await
+    }
+
+    async fn invoke_for(&self, event: Bytes, listener: Option<Listener>) -> Result<Invocation, Error> {
         if event.len() > MAX_EVENT {
             let message = format!(
                 "413: an event of {} bytes, Lambda takes {MAX_EVENT}: send where the data is, instead",
@@ -82,7 +103,7 @@ impl Sim {
 
         let begun = Instant::now();
         let deadline = again.unwrap_or(begun + limit);
-        let (number, request_id, answered) = self.hand_over(event, deadline)?;
+        let (number, request_id, answered) = self.hand_over(event, deadline, listener)?;
         let answer = self.answer(&request_id, answered, deadline).await;
         let error_type = answer.error.as_ref().map(|error| error.error_type.as_str());
         let event = format!("{RESPONSE}{number} {}", error_type.unwrap_or("ok"));
@@ -118,6 +139,7 @@ impl Sim {
         &self,
         payload: Bytes,
         deadline: Instant,
+        listener: Option<Listener>,
     ) -> Result<(u64, String, oneshot::Receiver<Answer>), Error> {
         let request_id = Uuid::new_v4().to_string();
         let job = Job {
@@ -143,7 +165,7 @@ impl Sim {
                 extension.queue.push_back(api::invoke_event(&job));
             }
             state.runtime.ready = false;
-            state.runtime.in_flight.insert(request_id.clone(), answer);
+            state.runtime.in_flight.insert(request_id.clone(), Waiting { answer, listener });
             state.runtime.queue.push_back(job);
             Ok((number, request_id, answered))
         })
@@ -169,6 +191,10 @@ impl Sim {
         if let Ok(answer) = answered.try_recv() {
             return answer;
         }
+        // nobody listens any more; whether an answer that comes all the same is accepted is another matter
+        self.world().update(|state| {
+            state.runtime.in_flight.get_mut(request_id).map(|waiting| waiting.listener.take());
+        });
         match error_type {
             // the code goes on running, and so does the environment
             TIMED_OUT if self.config().is_managed() => self.world().update(|state| {

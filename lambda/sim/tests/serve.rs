@@ -1,0 +1,341 @@
+//! The front door: the Lambda API and plain HTTP, environments that are started, frozen, replaced and ended.
+
+mod common;
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::process::{Child, ChildStderr, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+
+use common::{AMPLE, COMMAND, assert_process_gone, assert_soon, example, state};
+
+/// The command with `sim_front_door` behind it.
+struct Door {
+    command: Child,
+    /// What it has said, as it says it.
+    said: BufReader<ChildStderr>,
+    address: String,
+}
+
+struct Reply {
+    status: u16,
+    head: String,
+    body: String,
+}
+
+impl Reply {
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.body))
+    }
+
+    fn pid(&self) -> u32 {
+        self.json()["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()).unwrap_or_else(|| panic!("{}", self.body))
+    }
+}
+
+impl Door {
+    fn open(options: &[&str]) -> Self {
+        Self::open_for(&example("sim_front_door").to_string_lossy(), options)
+    }
+
+    fn open_for(function: &str, options: &[&str]) -> Self {
+        let mut command = Command::new(COMMAND);
+        command.args(["serve", "--listen", "127.0.0.1:0", "--budget", "60s", "--init-timeout", "60s"]);
+        if !options.contains(&"--timeout") {
+            command.args(["--timeout", "60s"]);
+        }
+        let mut command =
+            command.args(options).arg("--").arg(function).stderr(Stdio::piped()).spawn().expect("the command runs");
+        let said = BufReader::new(command.stderr.take().expect("piped"));
+        let mut door = Self { command, said, address: String::new() };
+        let line = door.line("listening on http://");
+        let address = line.split("http://").nth(1).and_then(|rest| rest.split(',').next()).expect("an address");
+        door.address = address.to_owned();
+        door
+    }
+
+    /// Reads on until it says this.
+    fn line(&mut self, wanted: &str) -> String {
+        let mut seen = String::new();
+        loop {
+            let mut line = String::new();
+            assert!(self.said.read_line(&mut line).expect("readable") > 0, "never '{wanted}', but\n{seen}");
+            if line.contains(wanted) {
+                return line.trim().to_owned();
+            }
+            seen.push_str(&line);
+        }
+    }
+
+    fn send(&self, method: &str, target: &str, headers: &str, body: &str) -> Reply {
+        let mut stream = TcpStream::connect(&self.address).expect("it listens");
+        let length = body.len();
+        let request = format!(
+            "{method} {target} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n{body}",
+            self.address
+        );
+        stream.write_all(request.as_bytes()).expect("it reads");
+        let mut reply = Vec::new();
+        stream.read_to_end(&mut reply).expect("it answers");
+        let reply = String::from_utf8_lossy(&reply).into_owned();
+        let (head, body) = reply.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no response: {reply:?}"));
+        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
+        Reply { status, head: head.to_lowercase(), body: body.to_owned() }
+    }
+
+    fn invoke(&self, event: &Value) -> Reply {
+        self.send("POST", INVOKE, "", &event.to_string())
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(i32::try_from(self.command.id()).expect("a process id")).expect("a process id");
+        kill_process(pid, signal).expect("it runs");
+    }
+
+    /// Ctrl-C. Returns the exit status, and the rest of what it has said.
+    fn close(mut self) -> (Option<i32>, String) {
+        self.signal(Signal::INT);
+        let mut rest = String::new();
+        self.said.read_to_string(&mut rest).expect("readable");
+        (self.command.wait().expect("it ends").code(), rest)
+    }
+}
+
+/// Ends with its test, however that ends.
+impl Drop for Door {
+    fn drop(&mut self) {
+        // it may have ended, and been waited for
+        if self.command.try_wait().is_ok_and(|ended| ended.is_none()) {
+            self.signal(Signal::TERM);
+            let _ = self.command.wait();
+        }
+    }
+}
+
+const INVOKE: &str = "/2015-03-31/functions/function/invocations";
+
+#[test]
+fn an_invocation_is_answered_with_what_the_function_said() {
+    let door = Door::open(&[]);
+    let reply = door.invoke(&json!({"z": 1, "a": 1.50}));
+    assert_eq!((reply.status, &reply.json()["event"]), (200, &json!({"z": 1, "a": 1.5})));
+    assert!(reply.head.contains("x-amz-executed-version: $latest") && reply.head.contains("x-amzn-requestid: "));
+    assert!(!reply.head.contains("x-amz-function-error"), "{}", reply.head);
+
+    let failed = door.invoke(&json!({"fail": "no stock"}));
+    assert_eq!((failed.status, &failed.json()["errorMessage"]), (200, &json!("no stock")));
+    assert!(failed.head.contains("x-amz-function-error: unhandled"), "{}", failed.head);
+
+    let exited = door.invoke(&json!({"exit": 3}));
+    assert_eq!(exited.json()["errorType"], "Runtime.ExitError", "Lambda's own words where the function has none");
+    assert_eq!(door.invoke(&json!({})).status, 200, "it is started again");
+
+    assert_eq!(door.send("POST", INVOKE, "x-amz-invocation-type: DryRun\r\n", "{}").status, 204);
+    let wrong = door.send("POST", INVOKE, "x-amz-invocation-type: Later\r\n", "{}");
+    assert!(wrong.status == 400 && wrong.head.contains("invalidparametervalueexception"), "{}", wrong.head);
+    let large = door.send("POST", INVOKE, "", &"x".repeat(6 * 1024 * 1024 + 101));
+    assert!(large.status == 413 && large.head.contains("requesttoolargeexception"), "{}", large.head);
+    let (code, said) = door.close();
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("1 of 1 environments ended by themselves"), "{said}");
+}
+
+#[test]
+fn an_asynchronous_invocation_is_accepted_and_its_failure_is_said() {
+    let mut door = Door::open(&[]);
+    let accepted = door.send("POST", INVOKE, "x-amz-invocation-type: Event\r\n", r#"{"fail":"too late"}"#);
+    assert_eq!((accepted.status, accepted.body.as_str()), (202, ""));
+    assert!(door.line("an asynchronous invocation failed").contains("too late"));
+    assert_eq!(door.close().0, Some(0));
+}
+
+#[test]
+fn a_plain_request_becomes_an_event_and_the_answer_a_response() {
+    let door = Door::open(&[]);
+    let reply = door.send("PUT", "/orders/1?a=b%20c", "cookie: x=y\r\n", "hello");
+    assert_eq!((reply.status, reply.body.as_str()), (202, "PUT|/orders/1|a=b%20c|hello"));
+    assert!(reply.head.contains("x-words: 4") && reply.head.contains("set-cookie: a=1"), "{}", reply.head);
+
+    let streamed = door.send("GET", "/stream", "", "");
+    assert_eq!(streamed.status, 201);
+    assert!(streamed.head.contains("x-streamed: yes") && streamed.head.contains("transfer-encoding: chunked"));
+    for piece in 1..=3 {
+        assert!(streamed.body.contains(&format!("piece {piece} ")), "{}", streamed.body);
+    }
+    assert_eq!(door.close().0, Some(0));
+}
+
+#[test]
+fn as_many_environments_as_allowed_run_at_once_and_the_next_invocation_waits() {
+    let door = Door::open(&["--max-environments", "3"]);
+    let pids = thread::scope(|scope| {
+        let calls: Vec<_> = (0..12).map(|_| scope.spawn(|| door.invoke(&json!({"ms": 300})).pid())).collect();
+        calls.into_iter().map(|call| call.join().expect("it is answered")).collect::<Vec<_>>()
+    });
+    let mut different = pids.clone();
+    different.sort_unstable();
+    different.dedup();
+    assert_eq!(different.len(), 3, "{pids:?}");
+    let (code, said) = door.close();
+    assert!(code == Some(0) && said.contains("3 of 3 environments ended by themselves"), "{said}");
+}
+
+#[test]
+fn several_invocations_run_at_once_in_one_environment_where_that_is_wanted() {
+    let door = Door::open(&["--max-concurrency", "4"]);
+    // the function takes them one by one; what counts is that one environment has them all
+    let pids = thread::scope(|scope| {
+        let calls: Vec<_> = (0..4).map(|_| scope.spawn(|| door.invoke(&json!({"ms": 20})).pid())).collect();
+        calls.into_iter().map(|call| call.join().expect("it is answered")).collect::<Vec<_>>()
+    });
+    assert!(pids.iter().all(|pid| *pid == pids[0]), "{pids:?}");
+    assert_eq!(door.close().0, Some(0));
+}
+
+#[test]
+fn an_idle_environment_is_frozen_and_then_ended() {
+    let mut door = Door::open(&["--idle", "2s"]);
+    let first = door.invoke(&json!({})).pid();
+    assert_soon(|| state(first) == Some('T'), "it is not frozen");
+    assert_eq!(door.invoke(&json!({})).pid(), first, "and thawed");
+    door.line("environment 1, function: exit code 0");
+    assert_process_gone(first);
+    assert_ne!(door.invoke(&json!({})).pid(), first, "a cold start");
+    assert_eq!(door.close().0, Some(0));
+}
+
+#[test]
+fn sighup_replaces_every_environment_and_loses_nothing() {
+    let mut door = Door::open(&[]);
+    let first = door.invoke(&json!({})).pid();
+    let slow = thread::scope(|scope| {
+        assert_soon(|| state(first) == Some('T'), "it is not frozen");
+        let slow = scope.spawn(|| door.invoke(&json!({"ms": 1500})));
+        assert_soon(|| state(first) != Some('T'), "it never began");
+        door.signal(Signal::HUP);
+        slow.join().expect("it is answered")
+    });
+    assert_eq!((slow.status, slow.pid()), (200, first), "what it had begun it has ended");
+    door.line("SIGHUP: every environment is replaced");
+    door.line("environment 1, function: exit code 0");
+    assert_ne!(door.invoke(&json!({})).pid(), first);
+    let (code, said) = door.close();
+    assert!(code == Some(0) && said.contains("2 of 2 environments ended by themselves"), "{said}");
+}
+
+#[test]
+fn a_program_that_has_changed_is_what_runs_next() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let program = folder.path().join("bootstrap");
+    // written beside it and moved there, as a build does: a program that runs cannot be written to
+    let install = || {
+        let new = folder.path().join("new");
+        std::fs::copy(example("sim_front_door"), &new).expect("a copy");
+        std::fs::rename(new, &program).expect("moved");
+    };
+    install();
+    let mut door = Door::open_for(&program.to_string_lossy(), &[]);
+    let first = door.invoke(&json!({})).pid();
+    assert_eq!(door.invoke(&json!({})).pid(), first);
+    install();
+    assert_ne!(door.invoke(&json!({})).pid(), first);
+    door.line("the program has changed");
+    door.line("environment 1, function: exit code 0");
+    assert_eq!(door.close().0, Some(0));
+}
+
+#[test]
+fn what_is_under_way_at_ctrl_c_is_answered() {
+    let door = Door::open(&[]);
+    let pid = door.invoke(&json!({})).pid();
+    thread::scope(|scope| {
+        assert_soon(|| state(pid) == Some('T'), "it is not frozen");
+        let slow = scope.spawn(|| door.invoke(&json!({"ms": 1000})));
+        assert_soon(|| state(pid) != Some('T'), "it never began");
+        // the function exits at SIGTERM at once, and so this is the answer
+        door.signal(Signal::INT);
+        let answer = slow.join().expect("it is answered");
+        assert_eq!((answer.status, &answer.json()["errorType"]), (200, &json!("Runtime.ExitError")));
+    });
+    assert_process_gone(pid);
+}
+
+#[test]
+fn a_function_that_does_not_end_by_itself_is_exit_status_1() {
+    let ignores = example("sim_misbehave");
+    let script = tempfile::tempdir().expect("a folder");
+    let program = script.path().join("bootstrap");
+    std::fs::write(&program, format!("#!/bin/sh\nexec {} ignore-sigterm\n", ignores.display())).expect("written");
+    std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("executable");
+    let mut command = Command::new(COMMAND);
+    command.args(["serve", "--listen", "127.0.0.1:0", "--budget", "100ms", "--init-timeout", "60s", "--"]).arg(program);
+    let mut command = command.stderr(Stdio::piped()).spawn().expect("the command runs");
+    let mut said = BufReader::new(command.stderr.take().expect("piped"));
+    let mut line = String::new();
+    while !line.contains("listening") {
+        line.clear();
+        assert!(said.read_line(&mut line).expect("readable") > 0, "it never listens");
+    }
+    let pid = Pid::from_raw(i32::try_from(command.id()).expect("a process id")).expect("a process id");
+    kill_process(pid, Signal::TERM).expect("it runs");
+    let mut rest = String::new();
+    said.read_to_string(&mut rest).expect("readable");
+    assert_eq!(command.wait().expect("it ends").code(), Some(1), "{rest}");
+    assert!(rest.contains("0 of 1 environments ended by themselves"), "{rest}");
+}
+
+#[test]
+fn what_cannot_be_served_is_exit_status_2() {
+    for (options, says) in [
+        (&["--listen", "127.0.0.1:0", "--max-environments", "0"][..], "0 is not in 1.."),
+        (&["--listen", "nowhere:0"], "choose another one with --listen"),
+    ] {
+        let output = Command::new(COMMAND).arg("serve").args(options).args(["--", "true"]).output().expect("it runs");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(2) && stderr.contains(says), "{stderr}");
+    }
+    let output =
+        Command::new(COMMAND).args(["serve", "--listen", "127.0.0.1:0", "--", "./missing"]).output().expect("it runs");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(2) && stderr.contains("check the path"), "{stderr}");
+}
+
+#[test]
+fn pieces_are_passed_on_as_they_come() {
+    let door = Door::open(&[]);
+    let mut stream = TcpStream::connect(&door.address).expect("it listens");
+    let event = r#"{"pieces":100}"#;
+    let path = "/2021-11-15/functions/function/response-streaming-invocations";
+    let request = format!(
+        "POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{event}",
+        event.len()
+    );
+    stream.write_all(request.as_bytes()).expect("it reads");
+    let begun = Instant::now();
+    let (mut seen, mut first) = (Vec::new(), None);
+    let mut buffer = [0; 4096];
+    loop {
+        let read = stream.read(&mut buffer).expect("it answers");
+        if read == 0 {
+            break;
+        }
+        seen.extend_from_slice(&buffer[..read]);
+        if first.is_none() && seen.windows(8).any(|window| window == b"piece 1 ") {
+            first = Some(begun.elapsed());
+        }
+    }
+    let text = String::from_utf8_lossy(&seen);
+    assert!(text.contains("application/vnd.amazon.eventstream") && text.contains("InvokeComplete"), "{text}");
+    assert!(text.contains("piece 100 "), "{text}");
+    // all of it takes 2 s
+    let (first, last) = (first.expect("the first piece"), begun.elapsed());
+    assert!(
+        last - first > Duration::from_secs(1) && last < AMPLE,
+        "the first after {first:?}, the last after {last:?}"
+    );
+    assert_eq!(door.close().0, Some(0));
+}
