@@ -15,7 +15,9 @@ use axum::{
     routing::get,
 };
 use futures_util::{StreamExt, stream};
-use winddown::{Error, ErrorKind, Lifecycle, ShutdownGuard, adapter::with_dependent_access, sqlite::Sqlite};
+use winddown::{
+    Error, ErrorKind, Lifecycle, ShutdownGuard, adapter::with_dependent_access, listen_address, sqlite::Sqlite,
+};
 
 #[tokio::main]
 async fn main() -> Result<(), Error> {
@@ -30,7 +32,8 @@ async fn main() -> Result<(), Error> {
         .layer(middleware::from_fn_with_state(lifecycle.clone(), track))
         .with_state(db);
 
-    let address = std::env::var("ADDRESS").unwrap_or_else(|_| "127.0.0.1:0".into());
+    // Where the platform says, as Lambda does for Web Functions, and Cloud Run.
+    let address = listen_address("127.0.0.1:0")?;
     let listener = tokio::net::TcpListener::bind(&address).await.map_err(|error| no_address(&address, error))?;
     println!("listening on {}", listener.local_addr().map_err(|error| no_address(&address, error))?);
     lifecycle.run(axum::serve(listener, app).with_graceful_shutdown(lifecycle.draining())).await.map(drop)
@@ -73,5 +76,5 @@ async fn pages(State(db): State<ShutdownGuard<Sqlite>>) -> Body {
 }
 
 fn no_address(address: &str, error: std::io::Error) -> Error {
-    Error::new(ErrorKind::Config, format!("cannot listen on {address}: set ADDRESS to a free one")).with_source(error)
+    Error::new(ErrorKind::Config, format!("cannot listen on {address}: set PORT to a free one")).with_source(error)
 }

@@ -125,7 +125,8 @@ impl Sim {
         });
         self.finish(deadline).await;
         let size = self.config().memory_size();
-        let used = self.environment.group.as_ref().and_then(|group| group.most_used_mb()).unwrap_or(size.into());
+        let used =
+            self.environment.group.as_ref().and_then(|group| group.most_used_mb()).unwrap_or_else(|| size.into());
         let memory = Memory { size, used };
         self.world().update(|state| {
             let init_ms = state.init_ms.take();
