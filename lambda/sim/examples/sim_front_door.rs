@@ -1,8 +1,8 @@
 //! A function for the front door: it answers what an event asks for, and ends on SIGTERM as `sim_graceful` does.
 //!
 //! An HTTP event is answered with its method, path, query and body as text; for `/stream` in pieces, with 201 and a header. Another
-//! event is answered with itself and the process's id; with `{"pieces": N}` in pieces, one each 20 ms, with `{"ms": N}` after that
-//! time, with `{"fail": TEXT}` with an error, with `{"exit": CODE}` not at all.
+//! event is answered with itself and the process's id; with `{"pieces": N}` in pieces, one each 20 ms, with `{"ms": N}` it says `begun` and
+//! answers after that time, with `{"fail": TEXT}` with an error, with `{"exit": CODE}` not at all.
 
 use std::time::Duration;
 
@@ -33,6 +33,7 @@ async fn handler(event: LambdaEvent<Value>) -> Result<FunctionResponse<Value, Bo
         return Err(message.into());
     }
     if let Some(time) = event["ms"].as_u64() {
+        println!("begun");
         tokio::time::sleep(Duration::from_millis(time)).await;
     }
     let context = &event["requestContext"];
