@@ -1,13 +1,8 @@
 //! What the tests with functions in other languages need: Node.js, and a Python that has Lambda's own runtime for it.
 
-use std::{
-    env,
-    fs::{self, File},
-    path::PathBuf,
-    process::Command,
-};
+use std::{env, path::PathBuf, process::Command};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
 use crate::{debian, python, run, workspace::Workspace};
 
@@ -56,42 +51,7 @@ pub(crate) fn python(workspace: &Workspace) -> Result<PathBuf> {
     if let Some(own) = own(PYTHON_VARIABLE)? {
         return Ok(own);
     }
-    let folder = workspace.target.join("awslambdaric");
-    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    // several test binaries can ask at once: the first fetches, the others wait for it
-    let lock = File::create(folder.join("lock")).context("cannot make the lock file of awslambdaric")?;
-    lock.lock().context("cannot lock the folder of awslambdaric")?;
-
-    let requirements = workspace.root.join(REQUIREMENTS);
-    let wanted = fs::read(&requirements).with_context(|| format!("cannot read {}", requirements.display()))?;
-    let environment = folder.join("environment");
-    let python = environment.join("bin/python");
-    // written last: what was interrupted is done again, and so is one of other versions
-    let stamp = folder.join("requirements.txt");
-    if fs::read(&stamp).is_ok_and(|made| made == wanted) && run::works(Command::new(&python).arg("--version")) {
-        return Ok(python);
-    }
-
-    let host = python::with_pip(SKIP_VARIABLE)?;
-    // without a pip of its own: Debian keeps what that needs in another package
-    let mut make = Command::new(&host);
-    make.args(["-m", "venv", "--clear", "--without-pip"]).arg(&environment);
-    run::status_aside(&mut make).context("cannot make a Python environment")?;
-    let mut install = Command::new(&host);
-    install
-        .args(["-m", "pip", "--python"])
-        .arg(&python)
-        .args(["install", "--quiet", "--disable-pip-version-check", "--only-binary=:all:", "--require-hashes"])
-        .arg("--requirement")
-        .arg(&requirements);
-    run::status_aside(&mut install).with_context(|| {
-        format!(
-            "cannot install awslambdaric from the Python package index: Python 3.10 or newer is needed, or set \
-             {SKIP_VARIABLE}=1 to do without"
-        )
-    })?;
-    fs::write(&stamp, wanted).with_context(|| format!("cannot write {}", stamp.display()))?;
-    Ok(python)
+    python::environment(workspace, "awslambdaric", REQUIREMENTS, SKIP_VARIABLE)
 }
 
 /// The program that the caller has named.

@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use crate::{
-    deny,
+    deny, deploy,
     jobs::{self, Done, Job},
     leftovers, run, rust_version,
     schedule::Class,
@@ -32,6 +32,9 @@ pub(crate) fn jobs(workspace: &Workspace) -> Vec<Job<'_>> {
         component("format", Class::Works, "fmt", "rustfmt", workspace, &["--all", "--check"]),
         Job::new("dependencies", Class::Locks(DENY_LOCK), |progress| deny::check(workspace, progress)),
         Job::new("advisories", Class::Locks(DENY_LOCK), |progress| deny::advisories(workspace, progress)),
+        Job::new("deploy, budgets", Class::Works, |_| found(deploy::budgets(workspace))),
+        Job::new("deploy, templates", Class::Works, |progress| deploy::check(workspace, progress)),
+        Job::new("deploy, systemd", Class::Works, |progress| deploy::check_unit(workspace, progress)),
     ];
     let all = ["--locked", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"];
     jobs.push(component("clippy", Class::Locks(CARGO_LOCK), "clippy", "clippy", workspace, &all));

@@ -8,6 +8,7 @@ mod containers;
 mod counts;
 mod debian;
 mod deny;
+mod deploy;
 mod failures;
 mod foreign;
 mod groups;
@@ -51,7 +52,7 @@ enum Task {
         #[arg(long)]
         quick: bool,
     },
-    /// Formatting, clippy, each feature alone, documentation, dependencies, leftovers such as links to nowhere
+    /// Formatting, clippy, each feature alone, documentation, dependencies, templates, leftovers such as links to nowhere
     Lint,
     /// Whether it compiles with the lowest version of each dependency that it allows
     MinimalVersions,
