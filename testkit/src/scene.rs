@@ -2,6 +2,7 @@
 
 use std::{
     error::Error as StdError,
+    fmt,
     future::Future,
     sync::Arc,
     time::{Duration, Instant},
@@ -176,6 +177,16 @@ pub async fn until<F: Future<Output = bool>>(what: &str, mut is_so: impl FnMut()
         assert!(began.elapsed() < PATIENCE, "not so after {PATIENCE:?}: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+}
+
+/// Until a resource knows of so many open sessions, as its `Debug` shows its book: a server's list changes before the client has heard of
+/// it, and until then a drain counts what was ended as its own.
+///
+/// # Panics
+/// When it is not so in time.
+pub async fn until_open(resource: &impl fmt::Debug, sessions: usize) {
+    let text = format!("open: {sessions} ");
+    until("the book has so many", || async { format!("{resource:?}").contains(&text) }).await;
 }
 
 /// Until whoever waits for a socket on this runtime is told of what has come in it until now: the kernel may have known of that for a

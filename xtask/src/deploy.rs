@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::{
     jobs::{Done, Progress},
@@ -43,6 +43,16 @@ pub(crate) fn check(workspace: &Workspace, progress: &Progress) -> Done {
         Ok(commands) => run_all(commands, progress),
         Err(error) => Done::failed(format!("{error:#}")),
     }
+}
+
+/// How the files of Terraform are written, where that is.
+pub(crate) fn check_format(workspace: &Workspace, progress: &Progress) -> Done {
+    if !run::works(Command::new("terraform").arg("version")) {
+        return Done::new(Outcome::Skipped("no terraform".into()));
+    }
+    let mut format = Command::new("terraform");
+    format.current_dir(&workspace.root).args(["fmt", "-check", "-diff", "-recursive", "deploy/terraform"]);
+    run_all(vec![format], progress)
 }
 
 /// The service of systemd, where that is.
@@ -97,11 +107,6 @@ fn commands(workspace: &Workspace, tools: &Path) -> Result<Vec<Command>> {
     let checkov =
         ["--directory", "deploy/terraform", "--framework", "terraform", "--compact", "--quiet", "--skip-download"];
     commands.push(tool("checkov", &checkov));
-    if run::works(Command::new("terraform").arg("version")) {
-        let mut format = Command::new("terraform");
-        format.current_dir(&workspace.root).args(["fmt", "-check", "-diff", "-recursive", "deploy/terraform"]);
-        commands.push(format);
-    }
     commands.push(tool("cfn-lint", &["deploy/sam/template.yaml"]));
     let mut validate = tool("kubernetes-validate", &["--strict"]);
     validate.args(of_kind("kubernetes", "yaml")?);
@@ -132,12 +137,15 @@ pub(crate) fn budgets(workspace: &Workspace) -> Result<Vec<String>> {
     let of = |file: &str| read(&workspace.root.join("deploy").join(file));
     let kubernetes = of("kubernetes/deployment.yaml")?;
     let (ecs, systemd) = (of("ecs/task-definition.json")?, of("systemd/app.service")?);
-    serde_json::from_str::<serde_json::Value>(&ecs).context("ecs/task-definition.json is not JSON")?;
+    let task: serde_json::Value = serde_json::from_str(&ecs).context("ecs/task-definition.json is not JSON")?;
+    let container = &task["containerDefinitions"][0];
+    let stop = container["stopTimeout"].as_i64().context("ecs/task-definition.json has no stopTimeout")?;
+    let variables = container["environment"].to_string();
     let pod =
         number(&kubernetes, "\n      terminationGracePeriodSeconds:")? - number(&kubernetes, "\n              sleep:")?;
     let given = [
         ("kubernetes/deployment.yaml", pod, &kubernetes),
-        ("ecs/task-definition.json", number(&ecs, "\"stopTimeout\":")?, &ecs),
+        ("ecs/task-definition.json", stop, &variables),
         ("systemd/app.service", number(&systemd, "\nTimeoutStopSec=")?, &systemd),
     ];
     let mut wrong = Vec::new();
@@ -163,6 +171,8 @@ fn files(folder: &Path, extension: &str) -> Result<Vec<PathBuf>> {
     let mut files = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
     files.retain(|file| file.extension().is_some_and(|it| it == extension));
     files.sort();
+    // a check of nothing would pass
+    ensure!(!files.is_empty(), "no .{extension} in {}", folder.display());
     Ok(files)
 }
 

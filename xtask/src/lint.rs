@@ -34,6 +34,7 @@ pub(crate) fn jobs(workspace: &Workspace) -> Vec<Job<'_>> {
         Job::new("advisories", Class::Locks(DENY_LOCK), |progress| deny::advisories(workspace, progress)),
         Job::new("deploy, budgets", Class::Works, |_| found(deploy::budgets(workspace))),
         Job::new("deploy, templates", Class::Works, |progress| deploy::check(workspace, progress)),
+        Job::new("deploy, terraform format", Class::Works, |progress| deploy::check_format(workspace, progress)),
         Job::new("deploy, systemd", Class::Works, |progress| deploy::check_unit(workspace, progress)),
     ];
     let all = ["--locked", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"];

@@ -7,6 +7,7 @@ mod invoke;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -20,6 +21,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::SignalKind;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use winddown_sim::{ErrorKind, Invocation, Part};
 
 use crate::cli::Serve;
@@ -39,7 +41,11 @@ pub(crate) async fn serve(options: &Serve) -> Result<(), Failure> {
     let address = listener.local_addr().map_err(cannot_listen)?;
     let fleet = Arc::new(Fleet::new(config, options));
     // a program that cannot be started is known before anybody asks for it
-    fleet.warm_up().await.map_err(|error| Failure::usage(error.to_string()))?;
+    tokio::select! {
+        warm = fleet.warm_up() => warm.map_err(|error| Failure::usage(error.to_string()))?,
+        // what has been started is killed when this is dropped
+        () = interrupts.next() => return Err(Failure::interrupted()),
+    }
     progress(&format!("listening on http://{address}, and as the endpoint of the Lambda API"));
 
     let served = axum::serve(listener, router(&fleet).into_make_service_with_connect_info::<SocketAddr>());
@@ -70,6 +76,8 @@ pub(crate) async fn serve(options: &Serve) -> Result<(), Failure> {
             return Err(Failure::interrupted());
         }
     };
+    // no invocation is under way any more; what is still to be sent of the answers is a matter of a moment
+    let _ = timeout(ANSWERS, serving).await;
     progress(&format!("{} of {} environments ended by themselves", ended.well, ended.all));
     if ended.well == ended.all {
         return Ok(());
@@ -116,9 +124,14 @@ async fn function_url(
     ([("content-type", content_type)], call.body(Vec::new())).into_response()
 }
 
+/// How long a caller may take to read the rest of its answer when everything else is over.
+const ANSWERS: Duration = Duration::from_secs(2);
+
 /// One invocation, and what of its answer has come.
 pub(crate) struct Call {
     parts: mpsc::UnboundedReceiver<Piece>,
+    /// What has come already, and belongs to the answer.
+    first: Option<Vec<u8>>,
     outcome: JoinHandle<Result<Invocation, Refused>>,
 }
 
@@ -147,18 +160,16 @@ impl Call {
             };
             fleet.invoke(event, on_part).await
         });
-        Self { parts, outcome }
+        Self { parts, first: None, outcome }
     }
 
     /// Waits for the beginning of the answer. What a streamed one is called; nothing where it comes as a whole, or not at all.
     pub(crate) async fn streamed(&mut self) -> Option<Option<String>> {
         match self.parts.recv().await {
             Some(Piece::Head { streamed: true, content_type }) => Some(content_type),
+            // the document of an error has no head
             Some(Piece::Data(data)) => {
-                // of the document of an error, which has no head: kept for `whole`
-                let (sender, parts) = mpsc::unbounded_channel();
-                let _ = sender.send(Piece::Data(data));
-                self.parts = parts;
+                self.first = Some(data);
                 None
             }
             _ => None,
@@ -167,10 +178,12 @@ impl Call {
 
     /// Some bytes of it, or nothing at its end.
     pub(crate) async fn next(&mut self) -> Option<Vec<u8>> {
+        if let Some(first) = self.first.take() {
+            return Some(first);
+        }
         loop {
-            match self.parts.recv().await? {
-                Piece::Data(data) => return Some(data),
-                Piece::Head { .. } => {}
+            if let Piece::Data(data) = self.parts.recv().await? {
+                return Some(data);
             }
         }
     }

@@ -26,7 +26,7 @@ use crate::{
     pgbouncer::PgBouncer,
     scene::{
         ENDLESS, QUICK, Scene, Speaks, abandon_statement, assert_nothing_left, config, config_at,
-        drain_under_a_statement, seventeen, until, until_running,
+        drain_under_a_statement, seventeen, until, until_open, until_running,
     },
     server::{PostgreSql, Seventeen, run},
 };
@@ -135,11 +135,6 @@ async fn log_on_without_key(client: &mut TcpStream, server: &mut TcpStream) -> i
     }
 }
 
-async fn until_the_book_has(scene: &Scene, sessions: usize) {
-    let text = format!("open: {sessions} ");
-    until("the book has so many", || async { format!("{:?}", scene.db.resource()).contains(&text) }).await;
-}
-
 /// One whose check fails as long as its last user's statement runs.
 fn replacing(server: &PostgreSql<Seventeen>, address: SocketAddr) -> Postgres {
     let mut config = config_at(server, address);
@@ -153,7 +148,7 @@ pub(crate) async fn a_statement_whose_session_was_replaced_is_stopped_before_it_
     let scene = Scene::new(replacing(&server, server.server.address));
     abandon_statement(&server, &scene.db).await;
     scene.ping().await;
-    until_the_book_has(&scene, 1).await;
+    until_open(scene.db.resource(), 1).await;
     assert_eq!(server.running().await.unwrap(), 0, "no drain would know of it");
     scene.drain().await.assert_clean(1);
     assert_nothing_left(&server).await;
@@ -177,7 +172,7 @@ pub(crate) async fn a_statement_that_could_not_be_stopped_before_the_drain_is_in
     let scene = Scene::new(replacing(&server, relay.address));
     abandon_statement(&server, &scene.db).await;
     scene.ping().await;
-    until_the_book_has(&scene, 1).await;
+    until_open(scene.db.resource(), 1).await;
     let drained = scene.drain().await;
     assert_eq!(server.running().await.unwrap(), 1, "what the report says");
     drained.assert_clean(1);
@@ -195,7 +190,7 @@ pub(crate) async fn a_statement_whose_connection_broke_is_stopped() {
     run_until_reset(&server, &scene, &proxy).await;
     until("the server has stopped it", || async { server.running().await.unwrap() == 0 }).await;
     until("the server has ended it", || async { server.sessions().await.unwrap() == 0 }).await;
-    until_the_book_has(&scene, 0).await;
+    until_open(scene.db.resource(), 0).await;
     scene.drain().await.assert_clean(0);
 
     // The same in the middle of a drain, which waits for that.
@@ -288,7 +283,7 @@ pub(crate) async fn where_the_server_gave_no_key_a_statement_is_let_end_and_nobo
     let scene = Scene::new(replacing(&server, relay.address));
     abandon_statement(&server, &scene.db).await;
     scene.ping().await;
-    until_the_book_has(&scene, 1).await;
+    until_open(scene.db.resource(), 1).await;
     let drained = scene.drain().await;
     let error = drained.row().error.clone().unwrap_or_default();
     assert!(error.contains("gave no key"), "{}", drained.report);

@@ -7,7 +7,7 @@ use winddown_core::{Checkout, Checkouts, Error, ShutdownGuard};
 use winddown_postgres::{Config, Postgres, tokio_postgres};
 #[cfg(feature = "buffer")]
 pub(crate) use winddown_testkit::scene::lifecycle;
-pub(crate) use winddown_testkit::scene::{Drained, ENDLESS, QUICK, chain, in_full, until};
+pub(crate) use winddown_testkit::scene::{Drained, ENDLESS, QUICK, chain, in_full, until, until_open};
 use winddown_testkit::{Directed, Harness, ServerUse, Setup, scene};
 
 use crate::server::{PostgreSql, Seventeen, Version, run};

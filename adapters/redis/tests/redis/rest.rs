@@ -7,7 +7,9 @@ use winddown_redis::{Config, Redis};
 use winddown_testkit::{Harness as _, Setup, proxy::Proxy, wire::Wire};
 
 use crate::{
-    scene::{QUICK, Scene, Speaks as _, abandon_command, assert_nothing_left, config, config_at, redis_8, until},
+    scene::{
+        QUICK, Scene, Speaks as _, abandon_command, assert_nothing_left, config, config_at, redis_8, until, until_open,
+    },
     server::{Mode as _, OfItsOwn, SharedByAll},
 };
 
@@ -87,7 +89,7 @@ pub(crate) async fn a_network_that_is_cut_holds_a_checkout_up_for_the_check_time
         assert!((TIMEOUT..TIMEOUT + QUICK).contains(&took), "{took:?}");
 
         // Neither that session nor the one that was being opened stays in the book: nothing is left to wait for.
-        until("the book is empty", || async { format!("{:?}", scene.db.resource()).contains("open: 0") }).await;
+        until_open(scene.db.resource(), 0).await;
         let gave_up = began.elapsed() - took;
         assert!(gave_up < QUICK, "{gave_up:?}");
 
@@ -109,6 +111,7 @@ pub(crate) async fn a_session_that_is_still_busy_is_not_handed_out_again() {
     assert!(began.elapsed() < QUICK, "it waited with the other one: {:?}", began.elapsed());
     // What its last user has left is given a moment, and then ended.
     until("only the new one is listed", || async { server.sessions().await.unwrap() == 1 }).await;
+    until_open(scene.db.resource(), 1).await;
     scene.drain().await.assert_clean(1);
     assert_nothing_left(&server).await;
     server.end().await.unwrap();

@@ -5,7 +5,7 @@ use std::{future::Future, net::SocketAddr, pin::pin};
 use redis::{AsyncCommands as _, RedisError, aio::ConnectionLike, cmd};
 use winddown_core::{Checkout, Checkouts, Error, ShutdownGuard};
 use winddown_redis::{Config, Connection, Redis, redis};
-pub(crate) use winddown_testkit::scene::{Drained, QUICK, chain, in_full, until};
+pub(crate) use winddown_testkit::scene::{Drained, QUICK, chain, in_full, until, until_open};
 use winddown_testkit::{Directed, Harness, ServerUse, Setup, scene};
 
 use crate::server::{OfItsOwn, Redis8, RedisServer, Version};

@@ -7,7 +7,7 @@ use tokio::task::JoinSet;
 use winddown_redis::{Redis, redis};
 use winddown_testkit::{Harness as _, proxy::Proxy};
 
-use crate::scene::{Scene, Speaks as _, assert_nothing_left, config_at, own, ping, redis_8, until};
+use crate::scene::{Scene, Speaks as _, assert_nothing_left, config_at, own, ping, redis_8, until, until_open};
 
 pub(crate) async fn a_connection_that_was_closed_is_opened_anew_once_for_all() {
     let server = redis_8().await;
@@ -41,6 +41,7 @@ pub(crate) async fn a_connection_that_somebody_has_waited_for_in_vain_is_replace
     scene.ping().await;
     drop(connection);
     until("the other one is gone", || async { server.sessions().await.unwrap() == 1 }).await;
+    until_open(scene.db.resource(), 1).await;
     scene.drain().await.assert_clean(1);
     assert_nothing_left(&server).await;
     server.end().await.unwrap();
