@@ -184,7 +184,7 @@ pub async fn until<F: Future<Output = bool>>(what: &str, mut is_so: impl FnMut()
 ///
 /// # Panics
 /// When it is not so in time.
-pub async fn until_open(resource: &impl fmt::Debug, sessions: usize) {
+pub async fn until_open(resource: &(impl fmt::Debug + Sync), sessions: usize) {
     let text = format!("open: {sessions} ");
     until("the book has so many", || async { format!("{resource:?}").contains(&text) }).await;
 }
