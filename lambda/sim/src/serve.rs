@@ -71,10 +71,8 @@ pub(crate) async fn serve(options: &Serve) -> Result<(), Failure> {
     progress("shutting down (once more to kill)");
     let ended = tokio::select! {
         ended = fleet.shut_down() => ended,
-        () = interrupts.next() => {
-            fleet.kill();
-            return Err(Failure::interrupted());
-        }
+        // what is left is killed when the tasks that wait for it are dropped, at the end of the runtime
+        () = interrupts.next() => return Err(Failure::interrupted()),
     };
     // no invocation is under way any more; what is still to be sent of the answers is a matter of a moment
     let _ = timeout(ANSWERS, serving).await;

@@ -42,19 +42,21 @@ impl Reply {
 
 impl Door {
     fn open(options: &[&str]) -> Self {
-        Self::open_for(&example("sim_front_door").to_string_lossy(), options)
+        Self::open_for(&[&example("sim_front_door").to_string_lossy()], options)
     }
 
-    fn open_for(function: &str, options: &[&str]) -> Self {
+    fn open_for(function: &[&str], options: &[&str]) -> Self {
         let mut command = Command::new(COMMAND);
-        command.args(["serve", "--listen", "127.0.0.1:0", "--budget", "60s", "--init-timeout", "60s"]);
-        if !options.contains(&"--timeout") {
-            command.args(["--timeout", "60s"]);
+        command.args(["serve", "--listen", "127.0.0.1:0"]);
+        for limit in ["--budget", "--init-timeout", "--timeout"] {
+            if !options.contains(&limit) {
+                command.args([limit, "60s"]);
+            }
         }
         let mut command = command
             .args(options)
             .arg("--")
-            .arg(function)
+            .args(function)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -114,8 +116,12 @@ impl Door {
     }
 
     /// Ctrl-C. Returns the exit status, and the rest of what it has said.
-    fn close(mut self) -> (Option<i32>, String) {
-        self.signal(Signal::INT);
+    fn close(self) -> (Option<i32>, String) {
+        self.close_by(Signal::INT)
+    }
+
+    fn close_by(mut self, signal: Signal) -> (Option<i32>, String) {
+        self.signal(signal);
         let mut rest = String::new();
         self.said.read_to_string(&mut rest).expect("readable");
         (self.command.wait().expect("it ends").code(), rest)
@@ -262,7 +268,7 @@ fn a_program_that_has_changed_is_what_runs_next() {
         std::fs::rename(new, &program).expect("moved");
     };
     install();
-    let mut door = Door::open_for(&program.to_string_lossy(), &[]);
+    let mut door = Door::open_for(&[&program.to_string_lossy()], &[]);
     let first = door.invoke(&json!({})).pid();
     assert_eq!(door.invoke(&json!({})).pid(), first);
     install();
@@ -290,25 +296,24 @@ fn what_is_under_way_at_ctrl_c_is_answered() {
 #[test]
 fn a_function_that_does_not_end_by_itself_is_exit_status_1() {
     let ignores = example("sim_misbehave");
-    let script = tempfile::tempdir().expect("a folder");
-    let program = script.path().join("bootstrap");
-    std::fs::write(&program, format!("#!/bin/sh\nexec {} ignore-sigterm\n", ignores.display())).expect("written");
-    std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("executable");
-    let mut command = Command::new(COMMAND);
-    command.args(["serve", "--listen", "127.0.0.1:0", "--budget", "100ms", "--init-timeout", "60s", "--"]).arg(program);
-    let mut command = command.stderr(Stdio::piped()).spawn().expect("the command runs");
-    let mut said = BufReader::new(command.stderr.take().expect("piped"));
-    let mut line = String::new();
-    while !line.contains("listening") {
-        line.clear();
-        assert!(said.read_line(&mut line).expect("readable") > 0, "it never listens");
-    }
-    let pid = Pid::from_raw(i32::try_from(command.id()).expect("a process id")).expect("a process id");
-    kill_process(pid, Signal::TERM).expect("it runs");
-    let mut rest = String::new();
-    said.read_to_string(&mut rest).expect("readable");
-    assert_eq!(command.wait().expect("it ends").code(), Some(1), "{rest}");
-    assert!(rest.contains("0 of 1 environments ended by themselves"), "{rest}");
+    let door = Door::open_for(&[&ignores.to_string_lossy(), "ignore-sigterm"], &["--budget", "100ms"]);
+    let (code, said) = door.close_by(Signal::TERM);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("0 of 1 environments ended by themselves"), "{said}");
+}
+
+#[test]
+fn a_second_ctrl_c_kills_what_does_not_end() {
+    let ignores = example("sim_misbehave");
+    let mut door = Door::open_for(&[&ignores.to_string_lossy(), "ignore-sigterm"], &[]);
+    // whichever thread has started it
+    let children = std::fs::read_dir(format!("/proc/{}/task", door.command.id())).expect("its threads").flatten();
+    let children = children.map(|thread| std::fs::read_to_string(thread.path().join("children")).unwrap_or_default());
+    let pid = children.collect::<String>().trim().parse().expect("one child");
+    door.signal(Signal::INT);
+    door.line("shutting down");
+    assert_eq!(door.close().0, Some(130));
+    assert_process_gone(pid);
 }
 
 #[test]

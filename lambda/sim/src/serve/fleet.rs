@@ -126,13 +126,6 @@ impl Fleet {
         self.state().ended
     }
 
-    /// Kills every environment.
-    pub(crate) fn kill(&self) {
-        let mut state = self.state();
-        state.closed = true;
-        state.members.iter().for_each(|member| member.sim.kill());
-    }
-
     /// Ready when it has begun to shut down.
     pub(crate) async fn closed(&self) {
         // the sender is in `self`, so it cannot be closed
